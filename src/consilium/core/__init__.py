@@ -1,0 +1,1 @@
+"""What every other part of Consilium builds on; it knows nothing else of the package."""

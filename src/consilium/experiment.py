@@ -1,0 +1,42 @@
+"""The config root, and ``train``: the one place where sections meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from consilium.core.config import Config, apply_overrides, build, read_tree
+from consilium.data.config import DataConfig
+from consilium.evaluation.config import EvaluationConfig, ReportConfig
+from consilium.tasks.config import TaskConfig
+from consilium.training.config import (
+    AdamConfig,
+    CosineConfig,
+    OptimizerConfig,
+    OutputConfig,
+    ScheduleConfig,
+    TrainerConfig,
+)
+
+
+class Experiment(Config):
+    """One experiment: what is learned, from what, how, and where it goes."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    task: TaskConfig
+    data: DataConfig
+    optimizer: OptimizerConfig = AdamConfig(kind="adamw")
+    schedule: ScheduleConfig = CosineConfig(warmup=0.05)
+    trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
+    output: OutputConfig = OutputConfig()
+
+    @classmethod
+    def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Experiment:
+        """The experiment in a YAML file, with dotted overrides; problems are one ConfigError."""
+        tree = apply_overrides(read_tree(Path(path)), overrides)
+        return build(cls, tree, origin=str(path))

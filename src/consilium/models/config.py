@@ -1,0 +1,61 @@
+"""Config of towers and heads; imports no model library."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from consilium.core.config import Config
+
+Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class FreezeConfig(Config):
+    """Which parts of the tower learn. A frozen part keeps its BatchNorm statistics.
+
+    ``none``: all learns. ``tower``: only the head learns. ``all_but_last_blocks``: the head and the last
+    ``blocks`` of the tower, in the tower's own sense of a block. ``warmup_epochs`` freezes the whole
+    tower for the first epochs, whatever the rest says.
+    """
+
+    kind: Literal["none", "tower", "all_but_last_blocks"] = "none"
+    blocks: int | None = Field(default=None, ge=1)
+    warmup_epochs: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _blocks_belong(self) -> FreezeConfig:
+        if (self.kind == "all_but_last_blocks") != (self.blocks is not None):
+            raise ValueError("kind: all_but_last_blocks and blocks: N belong together; give both or neither")
+        return self
+
+
+class VisionConfig(Config):
+    """An image encoder: any timm model by name, or a short name such as resnet50 or vit_b_16."""
+
+    name: str = "resnet50"
+    pretrained: bool | str = Field(default=True, description="true, false, or a local weights file or folder.")
+    pooling: Literal["default", "avg", "max", "concat"] = Field(
+        default="default", description="default: the model's own; concat: avg and max side by side."
+    )
+    drop_path: Dropout = 0.0
+    freeze: FreezeConfig = FreezeConfig()
+
+
+class LinearHeadConfig(Config):
+    """Dropout, then one linear layer."""
+
+    kind: Literal["linear"] = "linear"
+    dropout: Dropout = 0.0
+
+
+class MLPHeadConfig(Config):
+    """Hidden layers, each linear + activation + dropout, then one linear layer."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field(default=[256], min_length=1)
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "gelu"
+    dropout: Dropout = 0.1
+
+
+HeadConfig = Annotated[LinearHeadConfig | MLPHeadConfig, Field(discriminator="kind")]

@@ -1,0 +1,22 @@
+"""Config of tasks; imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from consilium.core.config import Config
+from consilium.losses.config import ClassificationLossConfig, CrossEntropyConfig
+from consilium.models.config import HeadConfig, LinearHeadConfig, VisionConfig
+
+
+class ClassifyConfig(Config):
+    """Images into classes: one label a case, or any number with ``multi_label``."""
+
+    kind: Literal["classify"] = "classify"
+    multi_label: bool = False
+    vision: VisionConfig = VisionConfig()
+    head: HeadConfig = LinearHeadConfig()
+    loss: ClassificationLossConfig = CrossEntropyConfig()
+
+
+TaskConfig = ClassifyConfig

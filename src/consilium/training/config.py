@@ -1,0 +1,118 @@
+"""Config of optimization and of the run; imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from consilium.core.config import Config
+
+Rate = Annotated[float, Field(gt=0.0)]
+
+
+class OptimizerBase(Config):
+    """What every optimizer has; ``head_learning_rate`` null means the same as the tower's."""
+
+    learning_rate: Rate = 1e-3
+    head_learning_rate: Rate | None = None
+    weight_decay: float = Field(default=0.01, ge=0.0, description="Not applied to biases and norms.")
+
+
+class AdamConfig(OptimizerBase):
+    """Adam (weight decay added to the gradient) or AdamW (decoupled)."""
+
+    kind: Literal["adamw", "adam"]
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0.0)
+
+
+class SGDConfig(OptimizerBase):
+    """Stochastic gradient descent with momentum."""
+
+    kind: Literal["sgd"]
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    nesterov: bool = False
+
+
+OptimizerConfig = Annotated[AdamConfig | SGDConfig, Field(discriminator="kind")]
+
+
+class ScheduleBase(Config):
+    """Warm-up, linear from 0: steps (1 or more) or a fraction of all steps (below 1)."""
+
+    warmup: float = Field(default=0.0, ge=0.0)
+
+
+class ConstantConfig(ScheduleBase):
+    """The rate stays."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class CosineConfig(ScheduleBase):
+    """Half a cosine from the rate to ``floor`` (SGDR without restarts, arXiv:1608.03983)."""
+
+    kind: Literal["cosine"] = "cosine"
+    floor: float = Field(default=0.0, ge=0.0, le=1.0, description="Last rate as a fraction of the first.")
+
+
+class StepConfig(ScheduleBase):
+    """The rate times ``factor`` every ``every_epochs`` epochs."""
+
+    kind: Literal["step"] = "step"
+    every_epochs: int = Field(default=10, ge=1)
+    factor: float = Field(default=0.1, gt=0.0, lt=1.0)
+
+
+class PlateauConfig(ScheduleBase):
+    """The rate times ``factor`` when the monitored metric has not improved for ``patience`` evaluations."""
+
+    kind: Literal["plateau"] = "plateau"
+    patience: int = Field(default=3, ge=0)
+    factor: float = Field(default=0.1, gt=0.0, lt=1.0)
+    floor: float = Field(default=0.0, ge=0.0, le=1.0)
+
+
+ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig | PlateauConfig, Field(discriminator="kind")]
+
+
+class TrainerConfig(Config):
+    """How long, how precisely, and what is kept."""
+
+    max_epochs: int = Field(default=10, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, description="Stop after this many optimizer steps.")
+    accumulate: int = Field(default=1, ge=1, description="Batches per optimizer step.")
+    clip_norm: float | None = Field(default=None, gt=0.0)
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 where it is faster.")
+    compile: bool = False
+    deterministic: bool = Field(default=False, description="Deterministic kernels: slower, bit for bit repeatable.")
+    device: str = Field(default="auto", description="auto, cpu, cuda, mps.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of this process; null: torch's default.")
+    validate_every: float = Field(default=1.0, gt=0.0, description="Epochs between validations; below 1: a fraction.")
+    monitor: str = Field(default="macro_f1", description="Validation metric that chooses the best checkpoint.")
+    patience: int | None = Field(default=None, ge=1, description="Stop after this many validations without a gain.")
+    save_every: int = Field(default=1, ge=1, description="Epochs between resumable checkpoints.")
+    keep_last: int = Field(default=1, ge=1, description="Resumable checkpoints kept.")
+    log_every: int = Field(default=10, ge=1, description="Steps between lines of the log.")
+    init_from: str | None = Field(default=None, description="A bundle or weights file to start from.")
+    num_runs: int = Field(default=1, ge=1, description="Runs with seeds seed, seed + 1, ...; mean and deviation.")
+    wandb: bool = Field(default=False, description="Also log to Weights & Biases (extra: wandb).")
+
+    @model_validator(mode="after")
+    def _device_is_known(self) -> TrainerConfig:
+        if self.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+            raise ValueError(f"device is '{self.device}'; expected auto, cpu, cuda, cuda:N or mps")
+        return self
+
+
+class OutputConfig(Config):
+    """Where a run goes: ``{root}/{name}/{variation}-{time}``."""
+
+    root: str = "runs"
+    variation: str = "default"
+    if_exists: Literal["new", "resume", "refuse", "replace"] = Field(
+        default="new",
+        description="A folder of this name and variation exists: start another, resume the latest unfinished one, "
+        "stop with an error, or remove it.",
+    )
