@@ -6,7 +6,7 @@ Axes in names: B case in a batch, N case in a set, V view, C channel, H height, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ class Batch:
     transform. ``view_mask_BV`` is False where a case has fewer views than the longest in the batch.
     ``targets`` is int64 [B] (single label) or float32 [B, K] (multi-label), None when unknown.
     ``rows_B`` are row numbers of the case table; ``draws_B`` number the draws of a whole training,
-    and key everything random about a case.
+    and key everything random about a case. ``global_cases`` counts the cases of this batch over all
+    processes; ``share`` is the weight of this process's mean loss in the mean over processes.
     """
 
     images_BVCHW: Tensor
@@ -30,6 +31,8 @@ class Batch:
     rows_B: Tensor
     draws_B: Tensor
     targets: Tensor | None = None
+    global_cases: int = 0
+    share: float = 1.0
 
     def __len__(self) -> int:
         return int(self.rows_B.shape[0])
@@ -37,11 +40,10 @@ class Batch:
     def to(self, device: Any) -> Batch:
         """The same batch on ``device``."""
         move = {"device": device, "non_blocking": True}
-        return Batch(
+        return replace(
+            self,
             images_BVCHW=self.images_BVCHW.to(**move),
             view_mask_BV=self.view_mask_BV.to(**move),
-            rows_B=self.rows_B,
-            draws_B=self.draws_B,
             targets=None if self.targets is None else self.targets.to(**move),
         )
 

@@ -1,0 +1,178 @@
+"""Which training row comes when: a pure function of (seed, epoch), known before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from consilium.core.errors import DataError
+from consilium.data.config import MixtureConfig, Source
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rows that are drawn together, shuffled, each once before any comes again."""
+
+    name: str
+    rows: np.ndarray  # int64 row numbers of the case table
+    weight: float
+
+
+@dataclass(frozen=True)
+class MixtureRow:
+    """What one source gives to a training."""
+
+    source: str
+    rows: int
+    weight: float  # share of the draws that the config asks for
+    draws: int  # realised, over all epochs
+    share: float  # realised share of the draws
+    seen: int  # different rows drawn at least once
+    coverage: float  # seen / rows
+
+
+class Mixture:
+    """The order of training rows.
+
+    Every slot draws a pool with probability weight / sum of weights; inside a pool the rows come in
+    a fresh random order every epoch and every pass. ``first_exhausted`` ends an epoch with the last
+    row of the pool that runs out first, ``all_exhausted`` when every pool has been used up (smaller
+    ones start over), ``steps`` after a fixed number of slots. Pools that are drawn class-balanced
+    start over too; an epoch then has as many slots as there are rows.
+    """
+
+    def __init__(self, pools: Sequence[Pool], *, stop: str, slots: int | None, seed: int) -> None:
+        empty = [pool.name for pool in pools if not len(pool.rows)]
+        if empty or not pools:
+            raise DataError(
+                f"no training rows in: {', '.join(empty) or 'any source'}. Check the split fractions and the "
+                "filters, or take the source out of data.sources."
+            )
+        self.pools = list(pools)
+        self.stop = stop
+        self.slots = slots
+        self.seed = seed
+        weights = np.array([pool.weight for pool in pools], dtype=np.float64)
+        self.probabilities = weights / weights.sum()
+        self._sizes = np.array([len(pool.rows) for pool in pools])
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+        self._lengths: dict[int, int] = {}
+
+    def length(self, epoch: int) -> int:
+        """How many rows the epoch draws."""
+        if epoch not in self._lengths:
+            self._lengths[epoch] = len(self._pool_sequence(epoch))
+        return self._lengths[epoch]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """Row numbers [slots] of an epoch, in order."""
+        sequence = self._pool_sequence(epoch)
+        rows = np.empty(len(sequence), dtype=np.int64)
+        for number, pool in enumerate(self.pools):
+            places = np.flatnonzero(sequence == number)
+            passes = -(-len(places) // len(pool.rows))
+            orders = [
+                np.random.default_rng([self.seed, epoch, 1, number, turn]).permutation(pool.rows)
+                for turn in range(passes)
+            ]
+            if orders:
+                rows[places] = np.concatenate(orders)[: len(places)]
+        return rows
+
+    def _pool_sequence(self, epoch: int) -> np.ndarray:
+        """Pool numbers [slots] of an epoch."""
+        random = np.random.default_rng([self.seed, epoch, 0])
+        total = int(self._sizes.sum())
+        if self.slots is not None:
+            return random.choice(len(self.pools), size=self.slots, p=self.probabilities)
+        if len(self.pools) == 1:
+            return np.zeros(total, dtype=np.int64)
+        sequence = np.empty(0, dtype=np.int64)
+        while True:
+            sequence = np.concatenate([sequence, random.choice(len(self.pools), size=total, p=self.probabilities)])
+            # The slot (counted from 1) with which each pool gives its last row; none: not yet.
+            ends = [places[size - 1] + 1 if len(places) >= size else None for places, size in self._places(sequence)]
+            reached = [end for end in ends if end is not None]
+            if self.stop == "first_exhausted" and reached:
+                return sequence[: min(reached)]
+            if len(reached) == len(self.pools):
+                return sequence[: max(reached)]
+
+    def _places(self, sequence: np.ndarray) -> list[tuple[np.ndarray, int]]:
+        return [(np.flatnonzero(sequence == number), int(size)) for number, size in enumerate(self._sizes)]
+
+
+def build_mixture(
+    rows: np.ndarray,
+    *,
+    row_sources: Sequence[str],
+    row_classes: Sequence[int],
+    sources: Sequence[Source],
+    config: MixtureConfig,
+    batch_size: int,
+    seed: int,
+) -> Mixture:
+    """The mixture of training ``rows``; ``row_sources`` and ``row_classes`` belong to the same rows.
+
+    Without weights all sources form one pool. ``class_balanced`` splits every pool by class and draws
+    the classes of a pool equally.
+    """
+    names = np.asarray(row_sources, dtype=object)
+    classes = np.asarray(row_classes)
+    if all(source.weight is None for source in sources):
+        pools = [Pool("all", rows, 1.0)]
+    else:
+        pools = [Pool(source.name, rows[names == source.name], source.weight or 0.0) for source in sources]
+    slots = config.steps * batch_size if config.steps is not None else None
+    if config.sampling == "class_balanced":
+        slots = slots or len(rows)
+        class_of = dict(zip(rows.tolist(), classes.tolist(), strict=True))
+        pools = [part for pool in pools for part in _by_class(pool, class_of)]
+    return Mixture(pools, stop=config.stop, slots=slots, seed=seed)
+
+
+def _by_class(pool: Pool, class_of: dict[int, int]) -> list[Pool]:
+    classes = np.array([class_of[row] for row in pool.rows.tolist()])
+    present = np.unique(classes)
+    return [Pool(f"{pool.name}/{k}", pool.rows[classes == k], pool.weight / len(present)) for k in present] or [pool]
+
+
+def mixture_table(
+    mixture: Mixture,
+    *,
+    epochs: int,
+    rows: np.ndarray,
+    row_sources: Sequence[str],
+    sources: Sequence[Source],
+) -> list[MixtureRow]:
+    """Expected and realised draws of every source over a whole training."""
+    names = np.asarray(row_sources, dtype=object)
+    draws = np.zeros(int(rows.max()) + 1, dtype=np.int64)
+    for epoch in range(epochs):
+        draws += np.bincount(mixture.epoch(epoch), minlength=len(draws))
+    total_weight = sum(source.weight or 0.0 for source in sources)
+    table = []
+    for source in sources:
+        own = rows[names == source.name]
+        weight = (source.weight or 0.0) / total_weight if total_weight else len(own) / len(rows)
+        drawn, seen = int(draws[own].sum()), int((draws[own] > 0).sum())
+        share = drawn / max(int(draws.sum()), 1)
+        table.append(MixtureRow(source.name, len(own), weight, drawn, share, seen, seen / max(len(own), 1)))
+    return table
+
+
+def coverage_warnings(table: Sequence[MixtureRow]) -> list[str]:
+    """What to say when most of the data, or most of one source, is never seen."""
+    rows, seen = sum(row.rows for row in table), sum(row.seen for row in table)
+    advice = "Raise its weight or max_epochs, or set data.mixture.stop: all_exhausted."
+    warnings = [
+        f"source '{row.source}': only {row.coverage:.0%} of its {row.rows} training rows are ever seen. {advice}"
+        for row in table
+        if row.coverage < 0.5
+    ]
+    if seen < 0.5 * rows:
+        warnings.insert(0, f"the whole training sees only {seen} of {rows} training rows ({seen / rows:.0%}).")
+    return warnings

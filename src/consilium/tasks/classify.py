@@ -1,0 +1,111 @@
+"""The classify task: images of a case into one class, or into any number of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from consilium.core.contracts import Batch, ParameterGroup, Prediction, StepOutput
+from consilium.core.labels import LabelTree
+from consilium.losses.classification import build_loss
+from consilium.models.heads import build_head
+from consilium.models.vision import VisionTower, build_vision
+from consilium.models.weights import freeze_tower, keep_frozen_in_eval
+from consilium.tasks.config import ClassifyConfig
+
+
+class Classify(nn.Module):
+    """A vision tower and a head; several views of a case are averaged as features."""
+
+    def __init__(
+        self, config: ClassifyConfig, *, labels: LabelTree, tower: VisionTower, head: nn.Module, loss: nn.Module
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.labels = labels
+        self.tower = tower
+        self.head = head
+        self.loss = loss
+        self.set_epoch(0)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Scores [B, K] before softmax (single label) or sigmoid (multi-label)."""
+        mask_BV = batch.view_mask_BV
+        if mask_BV.shape[1] == 1:
+            features_BF = self.tower(batch.images_BVCHW[:, 0])
+        else:
+            # Only real views pass the tower: padding would shift batch statistics.
+            features_NF = self.tower(batch.images_BVCHW[mask_BV])
+            case_N = mask_BV.nonzero()[:, 0]
+            sums_BF = features_NF.new_zeros(len(mask_BV), features_NF.shape[1]).index_add_(0, case_N, features_NF)
+            features_BF = sums_BF / mask_BV.sum(1, keepdim=True).to(sums_BF.dtype)
+        logits_BK: Tensor = self.head(features_BF)
+        return logits_BK
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Same as ``step``, so that distributed wrappers see the training computation."""
+        return self.step(batch)
+
+    def step(self, batch: Batch) -> StepOutput:
+        """The training loss of a batch."""
+        logits_BK = self.logits(batch)
+        loss = self.loss(logits_BK, batch.targets)
+        return StepOutput(loss=loss)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Prediction:
+        """``logits`` and ``probabilities``, both [B, K]."""
+        logits_BK = self.logits(batch).float()
+        probabilities_BK = logits_BK.sigmoid() if self.config.multi_label else logits_BK.softmax(1)
+        return Prediction({"logits": logits_BK, "probabilities": probabilities_BK})
+
+    def records(self, prediction: Prediction, *, threshold: float = 0.5) -> list[dict[str, Any]]:
+        """Per case: ``label`` (or ``labels``, from ``threshold`` on) and all ``probabilities``."""
+        records = []
+        for row in prediction.arrays["probabilities"].tolist():
+            named = dict(zip(self.labels.leaves, (round(value, 6) for value in row), strict=True))
+            if self.config.multi_label:
+                chosen = [label for label, value in named.items() if value >= threshold]
+                records.append({"labels": chosen, "probabilities": named})
+            else:
+                best = max(range(len(row)), key=row.__getitem__)
+                answer = {"label": self.labels.leaves[best], "probability": round(row[best], 6)}
+                records.append({**answer, "probabilities": named})
+        return records
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The tower's and the head's parameters."""
+        return [
+            ParameterGroup("tower", list(self.tower.parameters())),
+            ParameterGroup("head", list(self.head.parameters())),
+        ]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Freeze what the config says for this epoch."""
+        freeze_tower(self.tower, self.config.vision.freeze, epoch=epoch)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Classify:
+        """As ``nn.Module.train``, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            keep_frozen_in_eval(self)
+        return self
+
+
+def build_classify(
+    config: ClassifyConfig,
+    *,
+    labels: LabelTree,
+    image_size: tuple[int, int],
+    class_counts: Sequence[int],
+    weights: bool = True,
+) -> Classify:
+    """The task of a config; ``weights=False`` skips pretrained weights (a bundle brings its own)."""
+    tower = build_vision(config.vision, image_size=image_size, weights=weights)
+    head = build_head(config.head, in_features=tower.num_features, classes=len(labels))
+    loss = build_loss(config.loss, labels=labels, multi_label=config.multi_label, class_counts=class_counts)
+    return Classify(config, labels=labels, tower=tower, head=head, loss=loss)

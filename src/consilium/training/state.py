@@ -1,0 +1,85 @@
+"""Resumable checkpoints: everything a run needs to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from consilium.core.contracts import Progress
+from consilium.core.errors import RunFolderError
+from consilium.core.files import atomic_folder
+
+MODEL, TRAINER, BEST = "model.safetensors", "trainer.pt", "best"
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator that training may touch."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, numbers, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": [version, list(numbers), gauss],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Undo everything random that happened since ``random_state``."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+
+
+def model_state(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers on the CPU, without shared storage (safetensors refuses it)."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def save_weights(folder: Path, module: nn.Module) -> None:
+    """Write a folder with the weights only; an older one stays until the new one is whole."""
+    with atomic_folder(folder) as temporary:
+        save_file(model_state(module), temporary / MODEL)
+
+
+def save_checkpoint(
+    folder: Path, *, module: nn.Module, trainer: dict[str, Any], progress: Progress, keep_last: int
+) -> Path:
+    """Write ``folder/step-N`` whole or not at all, then remove the oldest beyond ``keep_last``."""
+    target = folder / f"step-{progress.step:08d}"
+    with atomic_folder(target) as temporary:
+        save_file(model_state(module), temporary / MODEL)
+        torch.save({**trainer, "progress": asdict(progress)}, temporary / TRAINER)
+    for old in checkpoints(folder)[:-keep_last]:
+        shutil.rmtree(old)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete resumable checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / TRAINER).is_file())
+
+
+def load_checkpoint(path: Path, *, module: nn.Module) -> tuple[dict[str, Any], Progress]:
+    """Put the weights of a checkpoint into ``module``; returns its trainer state and progress."""
+    try:
+        module.load_state_dict(load_file(path / MODEL))
+        trainer = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
+        return trainer, Progress(**trainer.pop("progress"))
+    except Exception as error:
+        raise RunFolderError(
+            f"checkpoint {path} cannot be resumed: {error}. Remove this folder to resume from the one before it, "
+            "or start a new run."
+        ) from error
