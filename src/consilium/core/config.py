@@ -22,6 +22,7 @@ class Config(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+_PYDANTIC_PART = re.compile(r"(function-|is-instance|tuple|list|dict|literal|constrained)\S*")
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -153,7 +154,7 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     dotted = ".".join(str(key) for key in keys)
     if problem["type"] == "extra_forbidden":
         parent = ".".join(str(key) for key in keys[:-1]) or "the config"
-        return f"`{keys[-1]}` is not a key of `{parent}`{_nearest(str(keys[-1]), section)}"
+        return f"`{keys[-1]}` is not a key of `{parent}`{nearest(str(keys[-1]), section)}"
     if problem["type"] == "missing":
         return f"`{dotted}` is missing; it has no default, so give it a value."
     if problem["type"].startswith("union_tag"):
@@ -175,7 +176,7 @@ def _walk(model: type[BaseModel], location: list[Any]) -> tuple[list[Any], list[
         if tagged and not any(part in m.model_fields for m in sections):
             sections = tagged
             continue
-        if isinstance(part, str) and re.fullmatch(r"(function-|is-instance|tuple|list|dict|literal|constrained)\S*", part):
+        if isinstance(part, str) and _PYDANTIC_PART.fullmatch(part):
             continue
         keys.append(part)
         if sections:
@@ -197,9 +198,10 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
-def _nearest(key: str, names: Sequence[str]) -> str:
+def nearest(key: str, names: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or else all of them."""
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else f"; its keys are: {', '.join(names)}."
+    return f"; did you mean `{close[0]}`?" if close else f"; it is one of: {', '.join(names)}."
 
 
 def to_yaml(config: Config) -> str:

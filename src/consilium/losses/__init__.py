@@ -1,0 +1,1 @@
+"""Losses: from logits and targets to one number."""

@@ -1,0 +1,141 @@
+"""Classification losses: cross entropy and focal, for one label a case or any number.
+
+Axes in names: B case, K class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from consilium.core.config import nearest
+from consilium.core.errors import ConfigError, DataError
+from consilium.core.labels import LabelTree
+from consilium.losses.config import ClassificationLossConfig, ClassWeights, FocalConfig
+
+
+class ClassificationLoss(nn.Module):
+    """Cross entropy that can down-weight easy cases (focal), smooth targets and weigh classes.
+
+    ``logits_BK`` are raw scores of any float type; everything inside is float32, whatever autocast
+    says. The result is a scalar in nats.
+
+    One label a case: ``targets`` is int64 [B] with ids in [0, K). The loss of a case is softmax cross
+    entropy with ``label_smoothing`` spread evenly over the K classes, times ``(1 - p) ** gamma`` where p
+    is the probability of the true class. ``weights_K`` multiplies the term of each class, and the mean
+    divides by the sum of the true classes' weights, as ``torch.nn.CrossEntropyLoss`` does: a batch of
+    one class has the same loss whatever the weight of this class.
+
+    Multi-label: ``targets`` is float [B, K] in {0, 1}. The loss of an element is binary cross entropy
+    with the target moved towards 0.5 by ``label_smoothing``, times ``(1 - p) ** gamma`` where p is the
+    probability of what the target says. ``weights_K`` multiplies the positive term of each class (torch's
+    ``pos_weight``), and the mean divides by B x K, so it does change the scale of the loss.
+
+    ``gamma`` 0 is plain cross entropy. Focal loss: Lin et al., Focal Loss for Dense Object Detection,
+    2017, arXiv:1708.02002 (its alpha is the class weight here). Label smoothing: Szegedy et al., 2016,
+    arXiv:1512.00567.
+    """
+
+    weights_K: Tensor | None
+
+    def __init__(
+        self, *, multi_label: bool, gamma: float = 0.0, label_smoothing: float = 0.0, weights_K: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.multi_label = multi_label
+        self.gamma = gamma
+        self.label_smoothing = label_smoothing
+        self.register_buffer("weights_K", weights_K)
+
+    def forward(self, logits_BK: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch."""
+        logits_BK = logits_BK.float()
+        return self._binary(logits_BK, targets.float()) if self.multi_label else self._softmax(logits_BK, targets)
+
+    def _softmax(self, logits_BK: Tensor, targets_B: Tensor) -> Tensor:
+        losses_B = functional.cross_entropy(
+            logits_BK, targets_B, weight=self.weights_K, label_smoothing=self.label_smoothing, reduction="none"
+        )
+        if self.gamma > 0:
+            log_p_B = -functional.cross_entropy(logits_BK, targets_B, reduction="none")
+            losses_B = losses_B * self._focal_factor(log_p_B)
+        return losses_B.mean() if self.weights_K is None else losses_B.sum() / self.weights_K[targets_B].sum()
+
+    def _binary(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+        smoothed_BK = targets_BK * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
+        losses_BK = functional.binary_cross_entropy_with_logits(
+            logits_BK, smoothed_BK, pos_weight=self.weights_K, reduction="none"
+        )
+        if self.gamma > 0:
+            log_p_BK = -functional.binary_cross_entropy_with_logits(logits_BK, targets_BK, reduction="none")
+            losses_BK = losses_BK * self._focal_factor(log_p_BK)
+        return losses_BK.mean()
+
+    def _focal_factor(self, log_p: Tensor) -> Tensor:
+        # 1 - p is taken from log p, which stays exact near p = 1; the floor keeps the slope of a root finite there.
+        return (-torch.expm1(log_p)).clamp_min(1e-12) ** self.gamma
+
+
+def build_loss(
+    config: ClassificationLossConfig,
+    *,
+    labels: LabelTree,
+    multi_label: bool,
+    class_counts: Sequence[int],
+    cases: int | None = None,
+) -> ClassificationLoss:
+    """The loss that ``config`` describes.
+
+    ``class_counts`` are training cases per class in the order of ``labels``. ``cases`` is the number of
+    training cases, which balanced weights of a multi-label task need (counts overlap there); None: the sum of the
+    counts. A given weight for an unknown label, or a label without one, is a ConfigError; balanced weights
+    of a class without a case (or, multi-label, with nothing but) are a DataError.
+    """
+    if len(class_counts) != len(labels):
+        raise DataError(f"{len(class_counts)} class counts came for {len(labels)} labels; give one for each label.")
+    weights = _class_weights(
+        config.class_weights,
+        labels=labels,
+        multi_label=multi_label,
+        counts=class_counts,
+        cases=sum(class_counts) if cases is None else cases,
+    )
+    return ClassificationLoss(
+        multi_label=multi_label,
+        gamma=config.gamma if isinstance(config, FocalConfig) else 0.0,
+        label_smoothing=config.label_smoothing,
+        weights_K=None if weights is None else torch.tensor(weights, dtype=torch.float32),
+    )
+
+
+def _class_weights(
+    given: ClassWeights, *, labels: LabelTree, multi_label: bool, counts: Sequence[int], cases: int
+) -> list[float] | None:
+    if given == "none":
+        return None
+    if given == "balanced":
+        return _balanced(labels=labels, multi_label=multi_label, counts=counts, cases=cases)
+    assert isinstance(given, dict)
+    for name in given:
+        if name not in labels.leaves:
+            raise ConfigError(f"class_weights: '{name}' is not a label{nearest(name, labels.leaves)}")
+    missing = [leaf for leaf in labels.leaves if leaf not in given]
+    if missing:
+        raise ConfigError(f"class_weights: no weight for {', '.join(missing)}; give every label one (1.0: unchanged).")
+    return [given[leaf] for leaf in labels.leaves]
+
+
+def _balanced(*, labels: LabelTree, multi_label: bool, counts: Sequence[int], cases: int) -> list[float]:
+    for leaf, count in zip(labels.leaves, counts, strict=True):
+        if count == 0 or (multi_label and count >= cases):
+            has = "no training case" if count == 0 else "no training case without it"
+            raise DataError(
+                f"class_weights: balanced cannot weigh '{leaf}': it has {has}. "
+                f"Add some, remove the label, or give class_weights by label."
+            )
+    if multi_label:
+        return [(cases - count) / count for count in counts]
+    return [cases / (len(counts) * count) for count in counts]

@@ -1,0 +1,155 @@
+"""Weights of a module: read from files, load strictly, count, freeze."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from consilium.core.errors import ConfigError, WeightsError
+from consilium.models.config import FreezeConfig
+
+_SHOWN = 5  # keys that an error message names
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The tensors in a ``.safetensors`` file or a torch file that holds nothing but tensors.
+
+    A torch file may hold them at its top or under ``state_dict`` or ``model``. Nothing is ever
+    unpickled that could run code: such a file is a WeightsError, as is a missing or damaged one.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"weights file {path} does not exist; give a .safetensors or .pt file.") from None
+    except IsADirectoryError:
+        raise WeightsError(f"{path} is a folder; give a .safetensors or .pt file.") from None
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"weights file {path} is refused: it holds Python objects beside tensors, which could run code when read "
+            f"({_first_line(error)}). Save the state_dict alone, best as .safetensors."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"weights file {path} is damaged or not a weights file ({_first_line(error)}); expected .safetensors or "
+            f"a torch file that holds a state_dict. Copy or download it again."
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise WeightsError(
+            f"weights file {path} holds {_describe(found)}; expected a state_dict: tensors by name, at the top or "
+            f"under `state_dict` or `model`."
+        )
+    return {str(key): value for key, value in found.items()}
+
+
+def _describe(found: Any) -> str:
+    if not isinstance(found, dict):
+        return f"a {type(found).__name__}"
+    other = [f"`{key}` ({type(value).__name__})" for key, value in found.items() if not isinstance(value, Tensor)]
+    return f"other things than tensors: {', '.join(other[:_SHOWN])}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Load ``state`` into ``module``; a key too many, too few or of another shape is a WeightsError.
+
+    Nothing is changed when it fails.
+    """
+    own = module.state_dict()
+    wrong = [
+        f"{key} is {list(state[key].shape)}, the model's is {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [
+        ("missing", [key for key in own if key not in state]),
+        ("unexpected", [key for key in state if key not in own]),
+        ("of another shape", wrong),
+    ]
+    lines = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems if keys]
+    if lines:
+        raise WeightsError(
+            f"the weights in {origin} do not fit the model. Of its {len(own)} tensors, {'; '.join(lines)}. "
+            f"Check that name and options of the model are those that the weights were trained with."
+        )
+    module.load_state_dict(dict(state))
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:_SHOWN]) + (" ..." if len(keys) > _SHOWN else "")
+
+
+@dataclass(frozen=True)
+class PartCount:
+    """How many parameters a part of a model has, and how many of them learn."""
+
+    name: str
+    total: int
+    trainable: int
+
+
+def parameter_counts(module: nn.Module) -> list[PartCount]:
+    """The parameters of every direct child of ``module`` that has some."""
+    counts = []
+    for name, child in module.named_children():
+        parameters = list(child.parameters())
+        total = sum(parameter.numel() for parameter in parameters)
+        if total:
+            counts.append(PartCount(name, total, sum(p.numel() for p in parameters if p.requires_grad)))
+    return counts
+
+
+def keep_frozen_in_eval(module: nn.Module) -> None:
+    """Put every submodule whose parameters are all frozen into eval mode.
+
+    Call it after ``module.train()``: a frozen part then neither moves its BatchNorm statistics nor drops units.
+    """
+    for part in module.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            part.eval()
+
+
+class BlockTower(Protocol):
+    """A tower that knows its blocks, from input to output."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters."""
+        ...
+
+    def blocks(self) -> list[list[nn.Parameter]]:
+        """All parameters in blocks, from input to output."""
+        ...
+
+
+def freeze_tower(tower: BlockTower, config: FreezeConfig, *, epoch: int) -> None:
+    """Set which parameters of ``tower`` learn in ``epoch`` (the first is 0)."""
+    warming = epoch < config.warmup_epochs
+    for parameter in tower.parameters():
+        parameter.requires_grad_(config.kind == "none" and not warming)
+    if config.kind != "all_but_last_blocks":
+        return
+    assert config.blocks is not None
+    blocks = tower.blocks()
+    if config.blocks > len(blocks):
+        raise ConfigError(
+            f"freeze.blocks is {config.blocks}, but the tower has {len(blocks)} blocks; give at most that many."
+        )
+    for block in blocks[-config.blocks :]:
+        for parameter in block:
+            parameter.requires_grad_(not warming)
