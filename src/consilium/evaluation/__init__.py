@@ -1,0 +1,1 @@
+"""Judging predictions: metric functions, their uncertainty, evaluators, and the report."""
