@@ -1,0 +1,43 @@
+"""Train, judge and serve a council of medical image and text models.
+
+The public names are resolved when they are first used: ``import consilium`` loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from consilium.bundle import Predictor, load
+    from consilium.core.errors import ConsiliumError
+    from consilium.experiment import Experiment, TrainResult, evaluate, train
+
+    __version__: str
+
+__all__ = ["ConsiliumError", "Experiment", "Predictor", "TrainResult", "__version__", "evaluate", "load", "train"]
+
+_HOMES = {
+    "ConsiliumError": "consilium.core.errors",
+    "Experiment": "consilium.experiment",
+    "Predictor": "consilium.bundle",
+    "TrainResult": "consilium.experiment",
+    "evaluate": "consilium.experiment",
+    "load": "consilium.bundle",
+    "train": "consilium.experiment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = import_module("importlib.metadata").version("consilium")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'consilium' has no attribute '{name}'; it has: {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

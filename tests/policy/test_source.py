@@ -1,0 +1,79 @@
+"""Budgets of files and functions, and what no file may do: unpickle."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.policy.source import MODULES, Module
+
+MAX_FILE, MAX_FUNCTION = 400, 60
+UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "shelve"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_budgets(name: str) -> None:
+    module = MODULES[name]
+    over = []
+    lines = len(module.text.splitlines())
+    if lines > MAX_FILE:
+        over.append(f"{module.path.name} has {lines} lines, more than {MAX_FILE}")
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > MAX_FUNCTION:
+                over.append(f"{module.place(node)}: {node.name} has {length} lines, more than {MAX_FUNCTION}")
+    assert not over, "\n".join(over)
+
+
+def unpickling(module: Module) -> list[str]:
+    """Every place of a module that could run code out of a file it reads."""
+    found = []
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] in UNPICKLERS]
+            found += [f"{module.place(node)}: imports {name}" for name in names]
+        elif isinstance(node, ast.ImportFrom):
+            # The error is needed to catch what torch.load(weights_only=True) raises.
+            names = [alias.name for alias in node.names if alias.name != "UnpicklingError"]
+            if names and (node.module or "").split(".")[0] in UNPICKLERS:
+                found.append(f"{module.place(node)}: imports {', '.join(names)} from {node.module}")
+        elif isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if called == "torch.load" and given.get("weights_only") != "True":
+                found.append(f"{module.place(node)}: torch.load without weights_only=True")
+            if given.get("allow_pickle", "False") != "False":
+                found.append(f"{module.place(node)}: allow_pickle")
+            if called.endswith("read_pickle") or called in ("yaml.load", "yaml.unsafe_load", "yaml.full_load"):
+                found.append(f"{module.place(node)}: {called}")
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_is_unpickled(name: str) -> None:
+    found = unpickling(MODULES[name])
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "bad"),
+    [
+        ("import pickle", True),
+        ("from joblib import load", True),
+        ("from pickle import UnpicklingError, loads", True),
+        ("from pickle import UnpicklingError", False),
+        ("torch.load(path)", True),
+        ("torch.load(path, weights_only=False)", True),
+        ("torch.load(path, weights_only=True)", False),
+        ("np.load(path, allow_pickle=True)", True),
+        ("np.load(path, allow_pickle=False)", False),
+        ("pd.read_pickle(path)", True),
+        ("yaml.load(text, Loader=loader)", True),
+        ("yaml.safe_load(text)", False),
+    ],
+)
+def test_the_rule_itself(line: str, bad: bool) -> None:
+    module = Module("a", MODULES["consilium"].path, line, ast.parse(line))
+    assert bool(unpickling(module)) is bad
