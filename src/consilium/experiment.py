@@ -1,14 +1,20 @@
-"""The config root, and ``train``: the one place where sections meet."""
+"""The config root, and ``train`` and ``evaluate``: the one place where sections meet."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from consilium.core.config import Config, apply_overrides, build, read_tree
-from consilium.data.config import DataConfig
+from consilium.core.config import Config, apply_overrides, build, read_tree, to_yaml
+from consilium.core.errors import ConsiliumError, DataError, InterruptedRunError, MemoryExhaustedError
+from consilium.core.reporter import Reporter, Silent, format_table
+from consilium.data.config import DataConfig, ImageConfig
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.tasks.config import TaskConfig
 from consilium.training.config import (
@@ -19,6 +25,18 @@ from consilium.training.config import (
     ScheduleConfig,
     TrainerConfig,
 )
+
+if TYPE_CHECKING:
+    import torch
+
+    from consilium.bundle import Predictor
+    from consilium.core.contracts import Batch, Evaluation
+    from consilium.data.dataset import LabelledCases
+    from consilium.data.mixture import Mixture
+    from consilium.data.store import Store
+    from consilium.evaluation.classification import ClassificationEvaluator
+    from consilium.tasks.classify import Classify
+    from consilium.training.plan import Plan
 
 
 class Experiment(Config):
@@ -40,3 +58,24 @@ class Experiment(Config):
         """The experiment in a YAML file, with dotted overrides; problems are one ConfigError."""
         tree = apply_overrides(read_tree(Path(path)), overrides)
         return build(cls, tree, origin=str(path))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run: its bundle folder and the figures of every split."""
+
+    folder: Path
+    metrics: dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training: ``folder`` is the bundle, or holds one bundle per seed when there are several runs."""
+
+    folder: Path
+    runs: list[RunResult]
+
+    @property
+    def bundle(self) -> Path:
+        """The (first) bundle."""
+        return self.runs[0].folder

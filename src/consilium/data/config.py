@@ -129,6 +129,9 @@ class ImageConfig(Config):
     )
     fit: Literal["stretch", "crop", "pad"] = "stretch"
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    statistics: Literal["given", "model", "data"] = Field(
+        default="given", description="given: mean and std as below; model: those of the tower; data: computed from train."
+    )
     mean: Statistic = Field(default=(0.485, 0.456, 0.406), description="Per channel, of pixels in [0, 1].")
     std: Annotated[Statistic, Field(description="Per channel, of pixels in [0, 1].")] = (0.229, 0.224, 0.225)
     max_pixels: int = Field(default=100_000_000, gt=0, description="Larger images are refused.")

@@ -102,10 +102,16 @@ def build_classify(
     labels: LabelTree,
     image_size: tuple[int, int],
     class_counts: Sequence[int],
+    training_cases: int,
     weights: bool = True,
 ) -> Classify:
-    """The task of a config; ``weights=False`` skips pretrained weights (a bundle brings its own)."""
+    """The task of a config; ``weights=False`` skips pretrained weights (a bundle brings its own).
+
+    ``class_counts`` and ``training_cases`` are those of train; class weights may need them.
+    """
     tower = build_vision(config.vision, image_size=image_size, weights=weights)
     head = build_head(config.head, in_features=tower.num_features, classes=len(labels))
-    loss = build_loss(config.loss, labels=labels, multi_label=config.multi_label, class_counts=class_counts)
+    loss = build_loss(
+        config.loss, labels=labels, multi_label=config.multi_label, class_counts=class_counts, cases=training_cases
+    )
     return Classify(config, labels=labels, tower=tower, head=head, loss=loss)

@@ -1,0 +1,283 @@
+"""What a run leaves, and the Predictor that everything else uses it through."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+
+from consilium.core.config import Config
+from consilium.core.contracts import Outputs
+from consilium.core.errors import BundleError, ConsiliumError, ImageError, WeightsError
+from consilium.core.files import atomic_file, write_json
+from consilium.core.labels import LabelTree
+from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
+from consilium.data.dataset import LabelledCases
+from consilium.data.loader import Images, Loaded, Loader, evaluation_requests
+from consilium.data.transforms import DeviceTransform
+from consilium.models.weights import load_state, load_strict
+from consilium.tasks.classify import Classify, build_classify
+from consilium.tasks.config import TaskConfig
+
+FORMAT_VERSION = 1
+MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
+
+Item = str | Path | bytes | Sequence[str | Path | bytes]
+
+
+class Manifest(Config):
+    """``bundle.json``: all that is needed to rebuild the task, and where it came from."""
+
+    format_version: int = FORMAT_VERSION
+    consilium_version: str
+    created: str
+    name: str
+    task: TaskConfig
+    image: ImageConfig
+    labels: list[str]
+    class_counts: list[int]
+    training_cases: int
+    threshold: float
+    seed: int
+    data_fingerprint: str
+    metrics: dict[str, dict[str, float | None]]
+    weights_sha256: str = ""
+
+
+def new_manifest(
+    *,
+    name: str,
+    task: TaskConfig,
+    image: ImageConfig,
+    labels: LabelTree,
+    class_counts: Sequence[int],
+    training_cases: int,
+    threshold: float,
+    seed: int,
+    data_fingerprint: str,
+    metrics: dict[str, dict[str, float | None]],
+) -> Manifest:
+    """A manifest of this version and moment."""
+    return Manifest(
+        consilium_version=version("consilium"),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        name=name,
+        task=task,
+        image=image,
+        labels=list(labels.leaves),
+        class_counts=list(class_counts),
+        training_cases=training_cases,
+        threshold=threshold,
+        seed=seed,
+        data_fingerprint=data_fingerprint,
+        metrics=metrics,
+    )
+
+
+def save_bundle(folder: Path, *, manifest: Manifest, task: torch.nn.Module) -> None:
+    """Write weights, then the manifest that makes the folder a bundle."""
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in task.state_dict().items()}
+    with atomic_file(folder / WEIGHTS) as temporary:
+        save_file(state, temporary)
+    digest = _sha256(folder / WEIGHTS)
+    write_json(folder / MANIFEST, manifest.model_copy(update={"weights_sha256": digest}).model_dump(mode="json"))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The checked manifest of a bundle; anything wrong is a BundleError."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        what = "does not exist" if not folder.exists() else f"has no {MANIFEST}, so it is not a finished run"
+        raise BundleError(f"{folder} {what}; give the folder of a finished run (consilium train prints it).")
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is damaged: {error}. Copy the bundle again.") from error
+    found = tree.get("format_version") if isinstance(tree, dict) else None
+    if isinstance(found, int) and found > FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} was written by Consilium {tree.get('consilium_version')} in bundle format {found}; this version "
+            f"({version('consilium')}) reads up to {FORMAT_VERSION}. Update Consilium."
+        )
+    try:
+        return Manifest.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path} is damaged: {where}: {first['msg']}. Copy the bundle again.") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of ``auto`` (cuda, mps, cpu, the first there is) or of its name."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class _Items:
+    """Paths and bytes as rows of images."""
+
+    items: Sequence[Item]
+
+    def images(self, row: int) -> list[str | bytes]:
+        item = self.items[row]
+        views = [item] if isinstance(item, str | Path | bytes) else list(item)
+        return [str(view) if isinstance(view, Path) else view for view in views]
+
+    def name(self, row: int) -> Any:
+        names = [view if isinstance(view, str) else f"bytes[{len(view)}]" for view in self.images(row)]
+        return names[0] if len(names) == 1 else names
+
+
+class Predictor:
+    """A task ready to answer: decoding, normalisation and model exactly as in training's evaluation."""
+
+    def __init__(
+        self,
+        task: Classify,
+        *,
+        image: ImageConfig,
+        labels: LabelTree,
+        loader: LoaderConfig,
+        device: torch.device,
+        manifest: Manifest | None = None,
+        threshold: float = 0.5,
+    ) -> None:
+        self.task = task
+        self.image = image
+        self.labels = labels
+        self.loader = loader
+        self.device = device
+        self.manifest = manifest
+        self.threshold = threshold
+        self._transform = DeviceTransform(image, None, seed=0)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str = "auto", batch_size: int = 32, workers: int | None = None
+    ) -> Predictor:
+        """The predictor of a bundle; a damaged, incomplete or newer bundle is a BundleError."""
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        labels = LabelTree(manifest.labels)
+        try:
+            if _sha256(folder / WEIGHTS) != manifest.weights_sha256:
+                raise BundleError(
+                    f"{folder / WEIGHTS} is not the file that {MANIFEST} names (its checksum differs). Copy the bundle again."
+                )
+            task = build_classify(
+                manifest.task,
+                labels=labels,
+                image_size=manifest.image.size,
+                class_counts=manifest.class_counts,
+                training_cases=manifest.training_cases,
+                weights=False,
+            )
+            load_strict(task, load_state(folder / WEIGHTS), origin=str(folder))
+        except (OSError, WeightsError) as error:
+            raise BundleError(f"bundle {folder} cannot be loaded: {error}") from error
+        chosen = choose_device(device)
+        task.to(chosen, memory_format=torch.channels_last)
+        task.eval()
+        return cls(
+            task,
+            image=manifest.image,
+            labels=labels,
+            loader=LoaderConfig(batch_size=batch_size, workers="auto" if workers is None else workers),
+            device=chosen,
+            manifest=manifest,
+            threshold=manifest.threshold,
+        )
+
+    def predict(self, images: Iterable[Item] | Item) -> list[dict[str, Any]]:
+        """A record for every item, in order: its answer, or ``{"image": ..., "error": ...}``.
+
+        An item is a path, the bytes of an image file, or a sequence of these (the views of one case).
+        """
+        single = isinstance(images, str | Path | bytes)
+        return list(self.stream([images] if single else list(images)))  # type: ignore[list-item, arg-type]
+
+    def stream(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        """As ``predict``, one record at a time, so that any number of images fits."""
+        source = _Items(items)
+        for row, answer in self._answers(source, range(len(items))):
+            key = {"image": source.name(row)}
+            yield {**key, "error": str(answer)} if isinstance(answer, ConsiliumError) else {**key, **answer}
+
+    def _answers(self, source: Images, rows: Sequence[int]) -> Iterator[tuple[int, dict[str, Any] | ImageError]]:
+        for loaded, arrays in self._run(source, rows):
+            found: dict[int, dict[str, Any] | ImageError] = dict(loaded.errors)
+            if loaded.batch is not None and arrays is not None:
+                records = self.task.records(arrays, threshold=self.threshold)
+                found.update(zip(loaded.batch.rows_B.tolist(), records, strict=True))
+            yield from sorted(found.items())
+
+    def _run(self, source: Images, rows: Sequence[int]) -> Iterator[tuple[Loaded, Any]]:
+        config = self.loader
+        if len(rows) <= (config.eval_batch_size or config.batch_size):
+            config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
+        loader = Loader(source, targets=None, image=self.image, augmentation=AugmentationConfig(), config=config)
+        for loaded in loader.load(evaluation_requests(rows, config=config)):
+            prediction = None
+            if loaded.batch is not None:
+                batch = self._transform(loaded.batch.to(self.device), train=False)
+                prediction = self.task.predict(batch)
+            yield loaded, prediction
+
+    def arrays(
+        self, source: Images, rows: np.ndarray, *, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, np.ndarray]:
+        """The task's prediction arrays [N, ...] over ``rows``; an unreadable image is raised."""
+        parts: dict[str, list[np.ndarray]] = {}
+        was_training = self.task.training
+        self.task.eval()
+        done = 0
+        for loaded, prediction in self._run(source, rows.tolist()):
+            if loaded.errors:
+                raise loaded.errors[0][1]
+            for name, tensor in prediction.arrays.items():
+                parts.setdefault(name, []).append(tensor.float().cpu().numpy())
+            done += len(loaded.batch) if loaded.batch is not None else 0
+            if progress is not None:
+                progress(done, len(rows))
+        self.task.train(was_training)
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def case_outputs(
+    predictor: Predictor, cases: LabelledCases, split: str, *, progress: Callable[[int, int], None] | None = None
+) -> Outputs:
+    """The predictor's outputs over one split of LabelledCases, ready for an evaluator."""
+    rows = cases.rows[split]
+    table = cases.table.select(rows)
+    return Outputs(
+        arrays=predictor.arrays(cases.table, rows, progress=progress),
+        targets=cases.targets[rows],
+        ids=list(table.ids),
+        groups=list(table.groups),
+        columns=table.columns(),
+        images=[],
+    )
+
+
+def load(bundle: str | Path, *, device: str = "auto", batch_size: int = 32) -> Predictor:
+    """Load a bundle: ``consilium.load("runs/router/...").predict(["a.png"])``."""
+    return Predictor.load(bundle, device=device, batch_size=batch_size)

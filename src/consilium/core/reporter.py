@@ -1,0 +1,51 @@
+"""How long work tells a person where it stands, without knowing whether a terminal is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Reporter(Protocol):
+    """Receives lines of text and the state of progress bars."""
+
+    def line(self, text: str) -> None:
+        """Show a line."""
+        ...
+
+    def progress(self, name: str, done: int, total: int | None, text: str = "") -> None:
+        """Move the bar ``name``; it ends when done equals total."""
+        ...
+
+
+class Silent:
+    """A reporter that shows nothing."""
+
+    def line(self, text: str) -> None:
+        """Drop the line."""
+
+    def progress(self, name: str, done: int, total: int | None, text: str = "") -> None:
+        """Drop the state."""
+
+
+def format_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> str:
+    """Rows as aligned text: numbers to the right, columns in the order of the first row."""
+    if not rows:
+        return f"{title}: nothing" if title else ""
+    columns = list(rows[0])
+    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(columns)]
+    right = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in columns]
+
+    def line(values: Sequence[str]) -> str:
+        parts = (v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True))
+        return "  " + "  ".join(parts).rstrip()
+
+    head = [title] if title else []
+    return "\n".join([*head, line(columns), line(["-" * width for width in widths]), *(line(row) for row in cells)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

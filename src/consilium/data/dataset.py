@@ -1,0 +1,146 @@
+"""The one filtered table that feeds weights, statistics, sampling and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from consilium.core.errors import DataError
+from consilium.core.labels import LabelTree
+from consilium.data.store import CaseTable
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class LabelledCases:
+    """Cases with an image and a label, their targets, and which rows each split has.
+
+    ``targets`` is int64 [N] (single label) or float32 [N, K] (multi-label). ``notes`` says what was left
+    out and what is odd.
+    """
+
+    table: CaseTable
+    labels: LabelTree
+    targets: np.ndarray
+    rows: dict[str, np.ndarray]
+    notes: list[str] = field(default_factory=list)
+
+    def class_counts(self) -> list[int]:
+        """Training cases of every class."""
+        targets = self.targets[self.rows["train"]]
+        counts = targets.sum(0) if targets.ndim == 2 else np.bincount(targets, minlength=len(self.labels))
+        return [int(count) for count in counts]
+
+    def balancing_class(self) -> np.ndarray:
+        """One class [N] per case for balanced sampling: its label, or the rarest of its labels."""
+        if self.targets.ndim == 1:
+            return self.targets
+        rarity = 1 / np.maximum(np.array(self.class_counts()), 1)
+        return np.where(self.targets.any(1), (self.targets * rarity).argmax(1), -1)
+
+
+def labelled_cases(
+    table: CaseTable,
+    *,
+    multi_label: bool,
+    pseudo_labels: bool,
+    labels: LabelTree | None = None,
+    limit: int | None = None,
+) -> LabelledCases:
+    """Filter ``table`` for a classification task.
+
+    Left out: the unlabelled split, cases without image or label (a multi-label case may have none),
+    pseudo-labels (``is_gt: false``) outside train, and inside it unless ``pseudo_labels``. ``labels`` None
+    takes those of train. ``limit`` keeps at most so many cases of each split, spread over the classes.
+    """
+    notes: list[str] = []
+    splits = np.asarray(table.splits, dtype=object)
+    keep = np.isin(splits, SPLITS)
+    has_image = np.zeros(len(table), dtype=bool)
+    has_image[table.view_column("name")[0]] = True
+    has_label = np.array([bool(row) for row in table.labels], dtype=bool) | multi_label
+    trusted = table.is_gt | (pseudo_labels & (splits == "train"))
+    for why, allowed in (("no image", has_image), ("no label", has_label), ("a pseudo-label", trusted)):
+        left_out = int((keep & ~allowed).sum())
+        if left_out:
+            notes.append(f"{left_out} cases are left out: they have {why}.")
+        keep &= allowed
+    table = table.select(np.flatnonzero(keep))
+    rows = {split: table.rows(split) for split in SPLITS}
+    if labels is None:
+        labels = _training_labels(table, rows, multi_label=multi_label)
+    _check_labels(table, labels, multi_label=multi_label)
+    targets = labels.multi_hot(table.labels) if multi_label else labels.indices(table.labels)
+    cases = LabelledCases(table, labels, targets, rows, notes)
+    if limit is not None:
+        classes = cases.balancing_class()
+        cases = LabelledCases(
+            table, labels, targets, {name: _spread(own, classes, limit) for name, own in rows.items()}, notes
+        )
+    return cases
+
+
+def _training_labels(table: CaseTable, rows: dict[str, np.ndarray], *, multi_label: bool) -> LabelTree:
+    if not len(rows["train"]):
+        raise DataError(
+            "the train split is empty: no case with an image and a label is left for training. Look at the split, label "
+            "and is_gt columns with `consilium data inspect`."
+        )
+    labels = LabelTree.from_labels(table.labels[row] for row in rows["train"].tolist())
+    if len(labels) < (1 if multi_label else 2):
+        raise DataError(
+            f"train has {len(labels)} label(s) ({', '.join(labels.leaves)}); a classifier needs at least two. "
+            "For folders look at label_levels, for tables at columns.label."
+        )
+    return labels
+
+
+def _check_labels(table: CaseTable, labels: LabelTree, *, multi_label: bool) -> None:
+    known = set(labels.leaves)
+    strange: dict[str, list[int]] = {}
+    for row, own in enumerate(table.labels):
+        for label in own:
+            if label not in known:
+                strange.setdefault(label, []).append(row)
+        if len(own) > 1 and not multi_label:
+            raise DataError(
+                f"case {table.ids[row]} has {len(own)} labels ({', '.join(own)}); set task.multi_label: true, or give "
+                "one label a case."
+            )
+    if strange:
+        shown = "; ".join(
+            f"'{label}' ({len(found)} case(s), first {table.ids[found[0]]} in {table.splits[found[0]]})"
+            for label, found in sorted(strange.items())[:10]
+        )
+        raise DataError(
+            f"labels occur that training never sees: {shown}. A class with one row ends up in one split only: add cases, "
+            "give them a split, or leave the class out."
+        )
+
+
+def _spread(rows: np.ndarray, classes: np.ndarray, limit: int) -> np.ndarray:
+    """At most ``limit`` of ``rows``: first one of every class, then a second of every class, and so on."""
+    order = np.random.default_rng(0).permutation(rows)
+    turn: dict[int, int] = {}
+    turns = []
+    for row in order.tolist():
+        turns.append(turn.setdefault(int(classes[row]), 0))
+        turn[int(classes[row])] += 1
+    return np.sort(order[np.argsort(turns, kind="stable")[:limit]])
+
+
+def rare_class_warnings(cases: LabelledCases, *, at_least: int = 5) -> list[str]:
+    """Classes too small in a split to be learned or measured."""
+    warnings = []
+    for split in SPLITS:
+        own = cases.targets[cases.rows[split]]
+        if not len(own):
+            continue
+        counts: Sequence[int] = (own.sum(0) if own.ndim == 2 else np.bincount(own, minlength=len(cases.labels))).tolist()
+        rare = [f"{label} ({int(n)})" for label, n in zip(cases.labels.leaves, counts, strict=True) if n < at_least]
+        if rare:
+            warnings.append(f"{split} has fewer than {at_least} cases of: {', '.join(rare)}; their figures mean little.")
+    return warnings

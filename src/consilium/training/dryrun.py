@@ -1,0 +1,80 @@
+"""A trial step before step one: which precision is faster, how long a step takes, how much memory."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from consilium.core.contracts import Batch
+from consilium.training.state import random_state, set_random_state
+
+CPU_CASES = 16  # a trial on a processor uses at most so many cases of the batch
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a dry run found; ``memory_bytes`` is the device's peak, None where it cannot be told."""
+
+    precision: str
+    seconds_per_batch: float
+    memory_bytes: int | None
+    cases: int
+
+
+def dry_run(
+    task: Any, batch: Batch, *, transform: Callable[[Batch], Batch], device: torch.device, precision: str
+) -> Trial:
+    """Train and predict on one batch, then put everything back as it was.
+
+    ``precision`` auto tries fp32 and bf16 and takes the faster.
+    """
+    cases = len(batch) if device.type != "cpu" else min(len(batch), CPU_CASES)
+    batch = _head(batch, cases).to(device)
+    state, random = copy.deepcopy(task.state_dict()), random_state()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        choices = ["fp32", "bf16"] if precision == "auto" and device.type != "mps" else [precision.replace("auto", "fp32")]
+        seconds = {choice: _time(task, batch, transform=transform, device=device, precision=choice) for choice in choices}
+        task.eval()
+        task.predict(transform(batch))
+    finally:
+        task.zero_grad(set_to_none=True)
+        task.load_state_dict(state)
+        set_random_state(random)
+    chosen = min(seconds, key=seconds.__getitem__)
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return Trial(chosen, seconds[chosen] * batch.global_cases / cases, memory, cases)
+
+
+def _time(task: Any, batch: Batch, *, transform: Callable[[Batch], Batch], device: torch.device, precision: str) -> float:
+    """Median seconds of a training step after one that warms up."""
+    seconds = []
+    task.train()
+    for _ in range(4):
+        start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = task.step(transform(batch)).loss
+        if loss.requires_grad:
+            loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        task.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds[1:])[1]
+
+
+def _head(batch: Batch, cases: int) -> Batch:
+    return replace(
+        batch,
+        images_BVCHW=batch.images_BVCHW[:cases],
+        view_mask_BV=batch.view_mask_BV[:cases],
+        rows_B=batch.rows_B[:cases],
+        draws_B=batch.draws_B[:cases],
+        targets=None if batch.targets is None else batch.targets[:cases],
+    )

@@ -1,0 +1,204 @@
+"""What is written down beside the loop: text log, csv, TensorBoard, Weights & Biases, progress bar."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from consilium.core.contracts import Progress, StepLog
+from consilium.core.errors import MissingExtraError
+from consilium.core.files import write_text
+
+STEP_COLUMNS = ("step", "epoch", "cases", "train_loss", "gradient_norm", "data_seconds", "step_seconds")
+WAIT_WARNING = 0.15  # share of a step spent waiting for data from which the log says what to change
+
+
+class RunLog:
+    """The plain text log of a run; every line also goes to ``echo``."""
+
+    def __init__(self, path: Path, *, echo: Callable[[str], None] | None = None) -> None:
+        self._path = path
+        self._echo = echo
+
+    def line(self, text: str) -> None:
+        """Write one line with the time in front."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
+        if self._echo is not None:
+            self._echo(text)
+
+
+class History:
+    """``history.csv``: a row per logged step and per validation; on resume, later rows go."""
+
+    def __init__(self, path: Path, *, metrics: Sequence[str], groups: Sequence[str], resume_step: int) -> None:
+        self._path = path
+        rates = [f"learning_rate_{name}" for name in groups]
+        self.columns = [*STEP_COLUMNS, *rates, *(f"val_{name}" for name in metrics)]
+        kept = [row for row in read_history(path) if int(row["step"]) <= resume_step]
+        lines = [",".join(self.columns), *(",".join(row.get(name, "") for name in self.columns) for row in kept)]
+        write_text(path, "\n".join(lines) + "\n")
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """Add one row; None becomes an empty cell."""
+        with self._path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            writer.writerow({name: "" if row.get(name) is None else row[name] for name in self.columns})
+
+
+def read_history(path: Path) -> list[dict[str, str]]:
+    """The rows of a history.csv; none when it does not exist."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class LogHook:
+    """Writes the text log and the csv every ``log_every`` steps, with the time a step waits for data."""
+
+    def __init__(self, log: RunLog, history: History, *, log_every: int) -> None:
+        self._log, self._history, self._every = log, history, log_every
+        self._since: list[StepLog] = []
+        self._advised = False
+
+    def on_step(self, progress: Progress, log: StepLog) -> None:
+        """Collect; write every ``log_every`` steps."""
+        self._since.append(log)
+        if progress.step % self._every == 0 or progress.step == 1 or progress.step >= progress.total_steps:
+            self._flush(progress)
+
+    def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
+        """Write the validation figures."""
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value is not None)
+        mark = " (best so far)" if progress.best_step == progress.step else ""
+        self._log.line(f"validation after step {progress.step}{mark}: {shown}")
+        row = {f"val_{name}": value for name, value in metrics.items()}
+        self._history.append({"step": progress.step, "epoch": progress.epoch, **row})
+
+    def on_end(self, progress: Progress) -> None:
+        """Write why the training ended."""
+        reason = progress.stop_reason or "all steps done"
+        best = progress.best_metric
+        shown = "" if best is None else f"; best {best:.4f} at step {progress.best_step}"
+        self._log.line(f"training ended after step {progress.step} of {progress.total_steps}: {reason}{shown}")
+
+    def _flush(self, progress: Progress) -> None:
+        logs, self._since = self._since, []
+        cases = sum(log.cases for log in logs)
+        loss = sum(log.loss * log.cases for log in logs) / cases
+        wait, work = (sum(getattr(log, name) for log in logs) for name in ("data_seconds", "step_seconds"))
+        rates = logs[-1].learning_rates
+        shown_rates = ", ".join(f"{name} {rate:.2e}" for name, rate in rates.items())
+        self._log.line(
+            f"step {progress.step}/{progress.total_steps}  epoch {progress.epoch}  loss {loss:.4f}  rate {shown_rates}  "
+            f"{cases / (wait + work):.1f} cases/s  waits for data {wait / (wait + work):.0%}"
+        )
+        if wait > WAIT_WARNING * (wait + work) and progress.step > 1 and not self._advised:
+            self._advised = True
+            self._log.line(
+                f"a step waits {wait / (wait + work):.0%} of its time for data. Raise data.loader.workers (or give the run "
+                "more cores), or let the store hold smaller images: data.store.images: embed with data.store.resize."
+            )
+        self._history.append(
+            {
+                "step": progress.step,
+                "epoch": progress.epoch,
+                "cases": progress.samples,
+                "train_loss": loss,
+                "gradient_norm": logs[-1].gradient_norm,
+                "data_seconds": wait / len(logs),
+                "step_seconds": work / len(logs),
+                **{f"learning_rate_{name}": rate for name, rate in rates.items()},
+            }
+        )
+
+
+class TensorBoardHook:
+    """Scalars for TensorBoard, written every step."""
+
+    def __init__(self, folder: Path, *, resume_step: int) -> None:
+        # tensorboard's own writer: torch's wrapper is the same after a much slower import.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)  # type: ignore[no-untyped-call]
+
+    def on_step(self, progress: Progress, log: StepLog) -> None:
+        """Loss, its parts, rates, gradient norm, seconds."""
+        for name, value in step_scalars(log).items():
+            self._writer.add_scalar(name, value, progress.step)  # type: ignore[no-untyped-call]
+
+    def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
+        """The validation figures."""
+        for name, value in metrics.items():
+            if value is not None:
+                self._writer.add_scalar(f"val/{name}", value, progress.step)  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def on_end(self, progress: Progress) -> None:
+        """Close the file."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class WandbHook:
+    """The same scalars for Weights & Biases; ``WANDB_MODE=offline`` keeps them on this machine."""
+
+    def __init__(self, folder: Path, *, project: str, name: str, config: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise MissingExtraError("trainer.wandb: true", "wandb") from None
+        # Nothing leaves the machine unless the user asked for it by name.
+        mode = os.environ.get("WANDB_MODE", "offline")
+        self._run = wandb.init(
+            project=project, name=name, dir=str(folder), config=config, mode=mode, resume="allow", id=name
+        )
+
+    def on_step(self, progress: Progress, log: StepLog) -> None:
+        """Loss, its parts, rates, gradient norm, seconds."""
+        self._run.log(step_scalars(log), step=progress.step)
+
+    def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
+        """The validation figures."""
+        self._run.log({f"val/{name}": value for name, value in metrics.items()}, step=progress.step)
+
+    def on_end(self, progress: Progress) -> None:
+        """End the run."""
+        self._run.finish()
+
+
+class ProgressHook:
+    """Feeds a progress bar: ``update(done, total, text)``."""
+
+    def __init__(self, update: Callable[[int, int, str], None]) -> None:
+        self._update = update
+        self._text = ""
+
+    def on_step(self, progress: Progress, log: StepLog) -> None:
+        """Move the bar."""
+        self._update(progress.step, progress.total_steps, f"loss {log.loss:.3f} {self._text}")
+
+    def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
+        """Show the best so far."""
+        if progress.best_metric is not None:
+            self._text = f"best {progress.best_metric:.3f}"
+
+    def on_end(self, progress: Progress) -> None:
+        """Nothing to close."""
+
+
+def step_scalars(log: StepLog) -> dict[str, float]:
+    """The figures of a step by the name that trackers show."""
+    scalars: Iterable[tuple[str, float | None]] = [
+        ("train/loss", log.loss),
+        ("train/gradient_norm", log.gradient_norm),
+        ("time/data_seconds", log.data_seconds),
+        ("time/step_seconds", log.step_seconds),
+        *((f"train/{name}", value) for name, value in log.parts.items()),
+        *((f"learning_rate/{name}", rate) for name, rate in log.learning_rates.items()),
+    ]
+    return {name: value for name, value in scalars if value is not None}

@@ -1,0 +1,231 @@
+"""The training loop: next batch, step, backward, clip, optimizer step, hooks. It never learns which task it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from consilium.core.contracts import Batch, Hook, Progress, StepLog
+from consilium.core.errors import InterruptedRunError, NonFiniteLossError, TrainingError
+from consilium.training.config import TrainerConfig
+from consilium.training.optim import Schedule
+from consilium.training.plan import Plan
+from consilium.training.state import random_state, save_checkpoint, save_weights
+
+Metrics = Mapping[str, float | None]
+
+
+@dataclass
+class Training:
+    """Everything ``fit`` works with.
+
+    ``batches(epoch, start)`` yields the epoch's batches from number ``start`` on. ``transform`` augments and
+    normalises on the device. ``validate`` returns the validation metrics of the task as it is.
+    ``case_ids`` names rows in errors.
+    """
+
+    task: Any  # a Task that is also an nn.Module
+    batches: Callable[[int, int], Iterator[Batch]]
+    transform: Callable[[Batch], Batch]
+    validate: Callable[[], Metrics]
+    case_ids: Callable[[Sequence[int]], list[str]]
+    plan: Plan
+    optimizer: Optimizer
+    schedule: Schedule
+    config: TrainerConfig
+    accelerator: Accelerator
+    precision: str
+    higher_is_better: bool
+    checkpoints: Path
+    hooks: Sequence[Hook] = field(default_factory=list)
+
+
+def fit(training: Training, *, progress: Progress) -> Progress:
+    """Train from ``progress`` to the end of the plan; leaves resumable checkpoints and the best weights."""
+    task, plan, accelerator = training.task, training.plan, training.accelerator
+    progress.total_steps = plan.total_steps
+    model, optimizer = accelerator.prepare(task, training.optimizer)
+    with _interruptible() as interrupted:
+        while progress.step < plan.total_steps and progress.stop_reason is None:
+            task.set_epoch(progress.epoch)
+            task.train()
+            stream = training.batches(progress.epoch, progress.batch)
+            for window in _windows(stream, size=training.config.accumulate):
+                log = _optimizer_step(training, model=model, optimizer=optimizer, window=window)
+                _advance(progress, plan=plan, window=window)
+                for hook in training.hooks:
+                    hook.on_step(progress, log)
+                if progress.step in plan.validate_after:
+                    _validate(training, progress)
+                    task.train()
+                stops = progress.step >= plan.total_steps or progress.stop_reason is not None or bool(interrupted)
+                if stops or progress.step in plan.save_after:
+                    _save(training, progress, optimizer)
+                if interrupted:
+                    raise InterruptedRunError(
+                        f"stopped by {interrupted[0]} after step {progress.step} of {plan.total_steps}; a checkpoint is in "
+                        f"{training.checkpoints}. Give the same command with --resume to go on exactly there."
+                    )
+                if stops or progress.batch == 0:
+                    break
+    for hook in training.hooks:
+        hook.on_end(progress)
+    return progress
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The batches of one optimizer step, and the seconds spent waiting for them."""
+
+    batches: list[Batch]
+    seconds: float
+
+
+def _windows(stream: Iterator[Batch], *, size: int) -> Iterator[_Window]:
+    while True:
+        start = time.perf_counter()
+        batches = list(islice(stream, size))
+        if not batches:
+            return
+        yield _Window(batches, time.perf_counter() - start)
+
+
+def _optimizer_step(training: Training, *, model: nn.Module, optimizer: Any, window: _Window) -> StepLog:
+    start = time.perf_counter()
+    accelerator, device = training.accelerator, training.accelerator.device
+    cases = sum(batch.global_cases for batch in window.batches)
+    loss = torch.zeros((), device=device)
+    parts: dict[str, torch.Tensor] = {}
+    for number, loaded in enumerate(window.batches):
+        batch = training.transform(loaded.to(device))
+        # The gradient of the window is that of the mean over all its cases, however its batches differ in size.
+        weight = batch.share * batch.global_cases / cases
+        last = number == len(window.batches) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+                output = model(batch)
+            accelerator.backward(output.loss * weight)
+        loss += output.loss.detach() * weight
+        for name, part in output.parts.items():
+            parts[name] = parts.get(name, torch.zeros((), device=device)) + part * weight
+    mean_loss = float(accelerator.reduce(loss, reduction="mean"))
+    if not math.isfinite(mean_loss):
+        _refuse_loss(training, mean_loss, window)
+    norm = None
+    if training.config.clip_norm is not None:
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), training.config.clip_norm))
+    rates = training.schedule.rates()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    training.schedule.step()
+    return StepLog(
+        loss=mean_loss,
+        parts={name: float(value) for name, value in parts.items()},
+        learning_rates=rates,
+        gradient_norm=norm,
+        data_seconds=window.seconds,
+        step_seconds=time.perf_counter() - start,
+        cases=cases,
+    )
+
+
+def _refuse_loss(training: Training, loss: float, window: _Window) -> None:
+    rows = [int(row) for batch in window.batches for row in batch.rows_B]
+    shown = ", ".join(training.case_ids(rows)[:16])
+    raise NonFiniteLossError(
+        f"the loss became {loss}; the optimizer did not take this step and the last checkpoint in {training.checkpoints} "
+        f"is from before it. Cases of the step: {shown}{' ...' if len(rows) > 16 else ''}. Lower optimizer.learning_rate, "
+        "set trainer.clip_norm: 1.0 or trainer.precision: fp32, and look at these images."
+    )
+
+
+def _advance(progress: Progress, *, plan: Plan, window: _Window) -> None:
+    progress.step += 1
+    progress.batch += len(window.batches)
+    progress.samples += sum(batch.global_cases for batch in window.batches)
+    if progress.step == sum(plan.steps[: progress.epoch + 1]):
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+
+
+def _validate(training: Training, progress: Progress) -> None:
+    metrics = training.validate()
+    name = training.config.monitor
+    value = metrics[name]
+    if value is None:
+        raise TrainingError(
+            f"trainer.monitor is {name}, which is undefined on this validation set (too few cases or classes). "
+            "Choose another metric, accuracy or log_loss for instance, or a larger validation split."
+        )
+    best = progress.best_metric
+    if best is None or (value > best if training.higher_is_better else value < best):
+        progress.best_metric, progress.best_step = value, progress.step
+        progress.evaluations_without_improvement = 0
+        if training.accelerator.is_main_process:
+            save_weights(best_folder(training.checkpoints, progress), training.task)
+    else:
+        progress.evaluations_without_improvement += 1
+    training.schedule.on_evaluation(value)
+    patience = training.config.patience
+    if patience is not None and progress.evaluations_without_improvement >= patience:
+        progress.stop_reason = f"{name} has not improved for {patience} validations"
+    for hook in training.hooks:
+        hook.on_evaluation(progress, metrics)
+
+
+def best_folder(checkpoints: Path, progress: Progress) -> Path:
+    """Where the best weights so far are."""
+    return checkpoints / f"best-{progress.best_step:08d}"
+
+
+def _save(training: Training, progress: Progress, optimizer: Any) -> None:
+    if training.accelerator.is_main_process:
+        save_checkpoint(
+            training.checkpoints,
+            module=training.task,
+            trainer={
+                "optimizer": optimizer.state_dict(),
+                "schedule": training.schedule.state_dict(),
+                "random": random_state(),
+            },
+            progress=progress,
+            keep_last=training.config.keep_last,
+        )
+        # Only now: until the checkpoint stood, an older one could still have needed its own best weights.
+        for folder in training.checkpoints.glob("best-*"):
+            if progress.best_step is not None and folder != best_folder(training.checkpoints, progress):
+                shutil.rmtree(folder)
+    training.accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[list[str]]:
+    """A list that holds the name of SIGINT or SIGTERM once one came; a second Ctrl-C interrupts at once."""
+    came: list[str] = []
+
+    def note(number: int, _: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(signal.Signals(number).name)
+
+    try:
+        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals are somebody else's
+        old = {}
+    try:
+        yield came
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
