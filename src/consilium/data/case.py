@@ -1,0 +1,141 @@
+"""The canonical row of every kind of data, and the reading of its values, once, at the border."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+SPLITS = ("train", "val", "test", "unlabelled")
+
+_SPELLINGS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+    **dict.fromkeys(("unlabelled", "unlabeled", "unl"), "unlabelled"),
+}
+_FLAGS = {
+    **dict.fromkeys(("true", "1", "yes", "y", "t"), True),
+    **dict.fromkeys(("false", "0", "no", "n", "f"), False),
+}
+
+
+class View(NamedTuple):
+    """One image of a case: its path, its name (``left``, ``lateral``; '' for the only one), its bytes if embedded."""
+
+    image: str
+    name: str = ""
+    data: bytes | None = None
+
+
+@dataclass(slots=True)
+class Case:
+    """One canonical row; ``split`` is None where the source gives none, ``line`` where it is a file of its own."""
+
+    id: str
+    source: str
+    group: str
+    split: str | None
+    views: tuple[View, ...]
+    text: str | None
+    labels: tuple[str, ...]
+    mask: str | None
+    is_gt: bool
+    file: str
+    line: int | None
+    meta: dict[str, str] = field(default_factory=dict)
+
+
+class BadRow(NamedTuple):
+    """A row that cannot be used, and why."""
+
+    source: str
+    file: str
+    line: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        where = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{where}: {self.reason}"
+
+
+class RowError(ValueError):
+    """What is wrong with a row; a source turns it into a BadRow."""
+
+
+def scalar_text(value: Any, what: str) -> str:
+    """A single value as text: None and NaN are '', 3 and 3.0 are '3'; a list or mapping is a RowError."""
+    if isinstance(value, str):
+        return value.strip()
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, (list, tuple, dict, bytes)):
+        raise RowError(f"{what} is a {type(value).__name__}; expected text or a number")
+    return str(value)
+
+
+def split_name(value: Any) -> str | None:
+    """The split a cell names, in any usual spelling; None for an empty cell."""
+    text = scalar_text(value, "split").lower()
+    if not text:
+        return None
+    try:
+        return _SPELLINGS[text]
+    except KeyError:
+        raise RowError(f"split '{text}' is unknown; expected train, val, test or unlabelled") from None
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a folder of this name holds a split."""
+    return name.lower() in _SPELLINGS
+
+
+def flag(value: Any, what: str) -> bool:
+    """A truth value in any usual spelling; an empty cell is True."""
+    text = scalar_text(value, what).lower()
+    if not text:
+        return True
+    try:
+        return _FLAGS[text]
+    except KeyError:
+        raise RowError(f"{what} is '{text}'; expected true or false") from None
+
+
+def label_paths(value: Any, *, separator: str | None = None, prefix: str = "") -> tuple[str, ...]:
+    """The dot paths of a label cell (a list, or text that ``separator`` divides), each once, in their order."""
+    if isinstance(value, (list, tuple)):
+        items = [_label_text(item) for item in value]
+    else:
+        text = _label_text(value)
+        items = [item.strip() for item in text.split(separator)] if separator and text else [text]
+    labels = dict.fromkeys(f"{prefix}.{item}" if prefix else item for item in items if item)
+    for label in labels:
+        if not all(part.strip() for part in label.split(".")):
+            raise RowError(f"label '{label}' has an empty part; a dot separates the levels of a label, as in a.b")
+    return tuple(labels)
+
+
+def _label_text(value: Any) -> str:
+    if isinstance(value, float) and value == value and not value.is_integer():
+        raise RowError(f"label {value} is a fraction; a dot separates the levels of a label, so name the class")
+    return scalar_text(value, "label")
+
+
+def meta_text(value: Any) -> str:
+    """A metadata value as text; lists and mappings as JSON."""
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, bytes):
+        return f"({len(value)} bytes)"
+    return scalar_text(value, "metadata")
+
+
+def check_case(views: Sequence[View], text: str | None) -> None:
+    """A case holds an image or a text; anything else is a RowError."""
+    if not views and not text:
+        raise RowError("the row has neither an image nor a text")

@@ -1,0 +1,295 @@
+"""The prepared store: a Hugging Face ``datasets`` folder of Arrow files, read memory-mapped, and its case table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from consilium.core.errors import MissingExtraError, StoreError
+from consilium.core.files import write_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+MANIFEST = "store.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store says about itself (``store.json``).
+
+    ``splits`` has the cases per source and split, ``counts`` a row {source, split, label, cases} for each combination
+    ('' : no label), ``skipped`` the files that were left aside per source and reason. ``unreadable`` are the files behind quarantined rows, as
+    [path, size, modified_ns], null where there was none: when one changes the store is prepared again.
+    """
+
+    format_version: int
+    consilium_version: str
+    created: str
+    fingerprint: str
+    config: dict[str, Any]
+    images: str
+    max_pixels: int
+    cases: int
+    bad_rows: int
+    splits: dict[str, dict[str, int]]
+    counts: list[dict[str, Any]]
+    skipped: dict[str, dict[str, int]]
+    unreadable: list[list[Any]] = field(default_factory=list)
+
+
+def schema() -> pa.Schema:
+    """The Arrow schema of a store, with the features that ``datasets`` reads."""
+    import pyarrow as pa
+
+    view = {"image": "string", "bytes": "binary", "name": "string", "width": "int32", "height": "int32",
+            "sha256": "string", "file_size": "int64", "modified_ns": "int64"}  # fmt: skip
+    row = {"id": "string", "source": "string", "group": "string", "split": "string", "views": view, "text": "string",
+           "labels": ["string"], "mask": "string", "is_gt": "bool", "meta": "string"}  # fmt: skip
+
+    def arrow(kind: Any) -> pa.DataType:
+        if isinstance(kind, list):
+            return pa.list_(arrow(kind[0]))
+        if isinstance(kind, dict):
+            return pa.list_(pa.struct([(name, arrow(inner)) for name, inner in kind.items()]))
+        return {"string": pa.string(), "binary": pa.binary(), "bool": pa.bool_(),
+                "int32": pa.int32(), "int64": pa.int64()}[kind]  # fmt: skip
+
+    def feature(kind: Any) -> dict[str, Any]:
+        if isinstance(kind, list):
+            return {"feature": feature(kind[0]), "_type": "List"}
+        if isinstance(kind, dict):
+            return {"feature": {name: feature(inner) for name, inner in kind.items()}, "_type": "List"}
+        return {"dtype": kind, "_type": "Value"}
+
+    features = {name: feature(kind) for name, kind in row.items()}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema([(name, arrow(kind)) for name, kind in row.items()], metadata=metadata)
+
+
+def write_dataset_files(folder: Path, *, data_files: list[str], manifest: Manifest) -> None:
+    """Write what turns a folder of Arrow files into a store; the manifest comes last and completes it."""
+    features = json.loads(schema().metadata[b"huggingface"])["info"]["features"]
+    write_json(folder / "dataset_info.json", {"citation": "", "description": "", "features": features,
+                                              "homepage": "", "license": ""})  # fmt: skip
+    write_json(folder / "state.json", {
+        "_data_files": [{"filename": name} for name in data_files], "_fingerprint": manifest.fingerprint,
+        "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False,
+        "_split": None,
+    })  # fmt: skip
+    write_json(folder / MANIFEST, asdict(manifest))
+
+
+class Store:
+    """A prepared store on disk."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """The store in a folder; one that is missing, incomplete, damaged or newer is a StoreError."""
+        path = Path(path).expanduser()
+        again = "run `consilium data prepare` to make it."
+        if not path.is_dir():
+            raise StoreError(f"there is no store at {path}; {again}")
+        try:
+            tree = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StoreError(f"{path} is not a complete store ({MANIFEST} is missing); {again}") from None
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path / MANIFEST} cannot be read ({error}); remove the folder and {again}") from None
+        version = tree.get("format_version") if isinstance(tree, dict) else None
+        if not isinstance(version, int):
+            raise StoreError(f"{path / MANIFEST} has no format_version; remove the folder and {again}")
+        if version > FORMAT_VERSION:
+            raise StoreError(
+                f"the store {path} has format {version}, made by Consilium {tree.get('consilium_version')}; this version "
+                f"reads up to {FORMAT_VERSION}. Update Consilium, or prepare the data again."
+            )
+        missing = sorted({item.name for item in fields(Manifest)} - set(tree))
+        if missing:
+            raise StoreError(f"{path / MANIFEST} lacks {', '.join(missing)}; remove the folder and {again}")
+        return cls(path, Manifest(**{item.name: tree[item.name] for item in fields(Manifest)}))
+
+    @cached_property
+    def table(self) -> CaseTable:
+        """All cases of the store."""
+        table = CaseTable(self.path)
+        if len(table) != self.manifest.cases:
+            raise StoreError(
+                f"the store {self.path} holds {len(table)} cases, its manifest says {self.manifest.cases}; "
+                "remove the folder and prepare the data again."
+            )
+        return table
+
+
+class CaseTable:
+    """Cases by column, memory-mapped; cheap to send to a worker process, which maps the same files.
+
+    A column becomes Python values when it is first asked for. ``select`` shares everything with its parent.
+    """
+
+    def __init__(self, folder: Path, *, rows: np.ndarray | None = None) -> None:
+        self._folder, self._rows = folder, rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_folder": self._folder, "_rows": self._rows}
+
+    def __len__(self) -> int:
+        return self._arrow.num_rows if self._rows is None else len(self._rows)
+
+    @cached_property
+    def _arrow(self) -> pa.Table:
+        return _open_arrow(self._folder)
+
+    @cached_property
+    def _offsets(self) -> np.ndarray:
+        """Where each chunk of the Arrow table begins."""
+        return np.cumsum([0, *(len(chunk) for chunk in self._arrow.column("views").chunks)])
+
+    def _column(self, name: str) -> list[Any]:
+        column = self._arrow.column(name)
+        values: list[Any] = (column if self._rows is None else column.take(self._rows)).to_pylist()
+        return values
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The id of each case."""
+        return self._column("id")
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """The source of each case."""
+        return self._column("source")
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """The group (patient) of each case."""
+        return self._column("group")
+
+    @cached_property
+    def splits(self) -> list[str]:
+        """The split of each case."""
+        return self._column("split")
+
+    @cached_property
+    def labels(self) -> list[tuple[str, ...]]:
+        """The labels of each case, () where it has none."""
+        return [tuple(labels) for labels in self._column("labels")]
+
+    @cached_property
+    def texts(self) -> list[str | None]:
+        """The text of each case, None where it has none."""
+        return self._column("text")
+
+    @cached_property
+    def masks(self) -> list[str | None]:
+        """The path of each case's mask, None where it has none."""
+        return self._column("mask")
+
+    @cached_property
+    def is_gt(self) -> np.ndarray:
+        """Whether each case's label is a true one, bool [N]."""
+        return np.array(self._column("is_gt"), dtype=bool)
+
+    @cached_property
+    def metas(self) -> list[dict[str, str]]:
+        """The metadata of each case."""
+        return [json.loads(meta) if meta != "{}" else {} for meta in self._column("meta")]
+
+    def columns(self) -> dict[str, list[str]]:
+        """``source`` and every metadata key, '' where a case has none; a key 'source' is called 'meta.source'."""
+        keys = sorted({key for meta in self.metas for key in meta})
+        named = {"meta.source" if key == "source" else key: key for key in keys}
+        return {
+            "source": self.sources,
+            **{name: [meta.get(key, "") for meta in self.metas] for name, key in named.items()},
+        }
+
+    def images(self, row: int) -> list[str | bytes]:
+        """The views of a case: the bytes where they are embedded, else the path."""
+        return [view["bytes"] if view["bytes"] is not None else view["image"] for view in self._views(row)]
+
+    def image_names(self, row: int) -> list[str]:
+        """The paths of the views of a case, also where the bytes are embedded."""
+        return [view["image"] for view in self._views(row)]
+
+    def view_names(self, row: int) -> list[str]:
+        """The names of the views of a case."""
+        return [view["name"] for view in self._views(row)]
+
+    def _views(self, row: int) -> list[dict[str, Any]]:
+        position = row if self._rows is None else int(self._rows[row])
+        chunk = int(np.searchsorted(self._offsets, position, side="right")) - 1
+        views: list[dict[str, Any]] = (
+            self._arrow.column("views").chunk(chunk)[position - int(self._offsets[chunk])].as_py()
+        )
+        return views
+
+    def view_column(self, name: str) -> tuple[np.ndarray, list[Any]]:
+        """A field of all views (image, name, width, height, sha256 ...) and the row of each; touches no image bytes."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        views = self._arrow.column("views")
+        lengths = pc.list_value_length(views).to_numpy().astype(np.int64)
+        positions = np.arange(len(lengths)) if self._rows is None else self._rows
+        counts = lengths[positions]
+        rows = np.repeat(np.arange(len(positions)), counts)
+        first_of_row = np.cumsum(counts) - counts
+        starts = (np.cumsum(lengths) - lengths)[positions]
+        indices = np.arange(len(rows)) + np.repeat(starts - first_of_row, counts)
+        kind = views.type.value_type.field(name).type
+        values = pa.chunked_array([chunk.flatten().field(name) for chunk in views.chunks], type=kind)
+        return rows, (values if self._rows is None else values.take(indices)).to_pylist()
+
+    def file_hashes(self) -> Iterator[tuple[int, str]]:
+        """(row, sha256 of the original file) of every view."""
+        rows, digests = self.view_column("sha256")
+        return zip(rows.tolist(), digests, strict=True)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """[width, height] of each case's first view as stored, int64 [N, 2]; 0 where it has none."""
+        sizes_N2 = np.zeros((len(self), 2), dtype=np.int64)
+        for axis, name in enumerate(("width", "height")):
+            rows, values = self.view_column(name)
+            first_rows, first = np.unique(rows, return_index=True)
+            sizes_N2[first_rows, axis] = np.array(values, dtype=np.int64)[first]
+        return sizes_N2
+
+    def select(self, rows: np.ndarray) -> CaseTable:
+        """The cases at these rows, in this order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        table = CaseTable(self._folder, rows=rows if self._rows is None else self._rows[rows])
+        table.__dict__["_arrow"] = self._arrow
+        return table
+
+    def rows(self, split: str) -> np.ndarray:
+        """The rows of a split, in order."""
+        return np.flatnonzero(np.array(self.splits, dtype=object) == split)
+
+
+def _open_arrow(folder: Path) -> pa.Table:
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise MissingExtraError("Reading a store", "train") from None
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        tables = []
+        for item in state["_data_files"]:
+            tables.append(pa.ipc.open_stream(pa.memory_map(str(folder / item["filename"]))).read_all())
+        return pa.concat_tables(tables) if tables else schema().empty_table()
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
+        raise StoreError(
+            f"the store {folder} is damaged ({error}); remove the folder and prepare the data again."
+        ) from None
