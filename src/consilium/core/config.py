@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -22,26 +24,30 @@ class Config(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
-_PYDANTIC_PART = re.compile(r"(function-|is-instance|tuple|list|dict|literal|constrained)\S*")
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads 1e-4 as a number."""
+    """SafeLoader whose keys are text as written, each given once; 1e-4 is a number and 2026-01-31 is text."""
 
 
-def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, yaml.Node] = {}
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    lines: dict[str, int] = {}
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            where = key_node.start_mark
-            raise ConfigError(f"{where.name}:{where.line + 1}: the key '{key}' is given twice; keep one of them.")
-        seen[key] = key_node
-    return loader.construct_mapping(node, deep=True)
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in lines:
+            where = f"{key_node.start_mark.name}:{line}"
+            raise ConfigError(f"{where}: the key '{key}' is given twice, first in line {lines[key]}; keep one.")
+        lines[key] = line
+    loader.flatten_mapping(node)  # `<<: *anchor`; an own key comes later and wins
+    return {str(key_node.value): loader.construct_object(value, deep=True) for key_node, value in node.value}
 
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
@@ -68,7 +74,7 @@ def read_tree(path: Path, *, _parents: tuple[Path, ...] = ()) -> dict[str, Any]:
         chain = " -> ".join(str(p) for p in (*_parents, path))
         raise ConfigError(f"`extends` runs in a circle: {chain}. Remove one of these links.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist; give the path of a YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -77,21 +83,25 @@ def read_tree(path: Path, *, _parents: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds a {type(tree).__name__}; a config is a mapping of sections.")
     tree = _replace_variables(tree, origin=str(path))
-    bases = tree.pop("extends", [])
+    bases = tree.pop("extends", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: `extends` is {_shown(bases)}; expected the path of a YAML file, or a list of them.")
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, read_tree(path.parent / str(base), _parents=(*_parents, path.resolve())))
+    for base in bases:
+        merged = merge(merged, read_tree(path.parent / Path(base).expanduser(), _parents=(*_parents, path.resolve())))
     return merge(merged, tree)
 
 
 def merge(base: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` overlaid by ``later``, key by key; lists and scalars are replaced whole."""
+    """``base`` overlaid by ``later``, key by key; lists, scalars and sections of another kind are replaced."""
     result = dict(base)
     for key, value in later.items():
         old = result.get(key)
-        replaces = "kind" in value and isinstance(old, Mapping) and old.get("kind") != value["kind"] \
-            if isinstance(value, Mapping) else True
-        result[key] = value if replaces or not isinstance(old, Mapping) else merge(old, value)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and value.get("kind") in (None, old.get("kind")):
+            result[key] = merge(old, value)
+        else:
+            result[key] = value
     return result
 
 
@@ -144,52 +154,145 @@ def build(model: type[ConfigT], tree: Mapping[str, Any], *, origin: str) -> Conf
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(model, dict(problem)) for problem in error.errors()]
+        lines = _explain(model, tree, [dict(problem) for problem in error.errors(include_url=False)])
         raise ConfigError(f"{origin}:\n" + "\n".join(f"  - {line}" for line in lines)) from None
 
 
-def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
-    # pydantic puts the tag of a discriminated union into the location; it is not a key the user wrote.
-    keys, section = _walk(model, list(problem["loc"]))
-    dotted = ".".join(str(key) for key in keys)
-    if problem["type"] == "extra_forbidden":
-        parent = ".".join(str(key) for key in keys[:-1]) or "the config"
-        return f"`{keys[-1]}` is not a key of `{parent}`{nearest(str(keys[-1]), section)}"
-    if problem["type"] == "missing":
-        return f"`{dotted}` is missing; it has no default, so give it a value."
-    if problem["type"].startswith("union_tag"):
-        context = problem.get("ctx", {})
-        return f"`{dotted}`: kind '{context.get('tag', '(none)')}' is not one of {context.get('expected_tags', '')}."
-    came = problem["input"]
-    shown = repr(came) if not isinstance(came, (dict, list)) or len(repr(came)) < 60 else f"a {type(came).__name__}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"`{dotted or 'config'}`: {message} (came: {shown})."
+_EXPECTED = {
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a section of keys",
+    "model_type": "a section of keys",
+    "model_attributes_type": "a section of keys",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "below {lt}",
+    "less_than_equal": "{le} or less",
+    "string_too_short": "text of {min_length} or more characters",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "too_short": "{min_length} or more items",
+    "too_long": "no more than {max_length} items",
+}
 
 
-def _walk(model: type[BaseModel], location: list[Any]) -> tuple[list[Any], list[str]]:
-    """The user's keys along a pydantic location, and the field names of the section the last one is in."""
-    keys: list[Any] = []
-    sections: list[type[BaseModel]] = [model]
-    fields = list(model.model_fields)
-    for part in location:
-        tagged = [m for m in sections if isinstance(part, str) and _kind(m) == part]
-        if tagged and not any(part in m.model_fields for m in sections):
-            sections = tagged
+@dataclass(frozen=True)
+class _Place:
+    """Where a problem is: the user's keys, the value there, the config models of its section and of itself."""
+
+    keys: tuple[str, ...]
+    value: Any
+    parents: list[type[BaseModel]]
+    models: list[type[BaseModel]]
+
+    @property
+    def dotted(self) -> str:
+        return ".".join(self.keys)
+
+
+def _explain(model: type[BaseModel], tree: Mapping[str, Any], problems: Sequence[dict[str, Any]]) -> list[str]:
+    """One line per place; alternatives of one place (a number or text) are joined by 'or'."""
+    places = [_place(model, tree, problem) for problem in problems]
+    deeper = {place.keys[:depth] for place in places for depth in range(len(place.keys))}
+    lines: list[str] = []
+    expected: dict[tuple[str, ...], list[str]] = {}
+    for place, problem in zip(places, problems, strict=True):
+        line = _about_keys(place, problem)
+        if line is not None:
+            lines.append(line)
+        elif not (place.keys in deeper and isinstance(place.value, (dict, list))):
+            # Of the alternatives of a union only the one that the user chose is told: it has a problem inside.
+            expected.setdefault(place.keys, []).append(_about_value(place, problem))
+    for place in places:
+        words = expected.pop(place.keys, None)
+        if words is not None:
+            lines.append(f"`{place.dotted}` is {_shown(place.value)}; expected {' or '.join(dict.fromkeys(words))}.")
+    return lines
+
+
+def _about_keys(place: _Place, problem: Mapping[str, Any]) -> str | None:
+    """The line about a key that is unknown or missing, or about what a section's own check said."""
+    kinds = [kind for model in place.models for kind in _kinds(model)]
+    match problem["type"]:
+        case "extra_forbidden":
+            parent = f"`{'.'.join(place.keys[:-1])}`" if len(place.keys) > 1 else "the config"
+            fields = sorted({field for model in place.parents for field in model.model_fields})
+            return f"`{place.keys[-1]}` is not a key of {parent}{nearest(place.keys[-1], fields)}"
+        case "missing" if isinstance(problem["loc"][-1], str):
+            return f"`{place.dotted}` is missing; it has no default, so give it a value."
+        case "union_tag_not_found":
+            return f"`{place.dotted}`: `kind` is missing; it is one of {', '.join(kinds)}."
+        case "union_tag_invalid":
+            kind = str(problem["ctx"]["tag"])
+            return f"`{place.dotted}.kind` is {_shown(kind)}, which does not exist{nearest(kind, kinds)}"
+        case "value_error":
+            return f"`{place.dotted or 'the config'}`: {problem['msg'].removeprefix('Value error, ')}."
+    return None
+
+
+def _about_value(place: _Place, problem: Mapping[str, Any]) -> str:
+    """What a value should have been."""
+    context = problem.get("ctx", {})
+    kinds = [kind for model in place.models for kind in _kinds(model)]
+    match problem["type"]:
+        case "literal_error":
+            words = re.findall(r"'([^']*)'", context["expected"])
+            close = difflib.get_close_matches(str(place.value), words, n=1)
+            one_of = f"one of {', '.join(words)}" if len(words) > 1 else words[0]
+            return one_of + (f" (did you mean {close[0]}?)" if close else "")
+        case "missing":
+            return "more items"
+        case "string_type" if isinstance(place.value, (bool, int, float)):
+            return "text (put it in quotes)"
+        case "model_attributes_type" | "model_type" if len(kinds) > 1:
+            return f"a section of keys with `kind`: {', '.join(kinds)}"
+    template = _EXPECTED.get(problem["type"])
+    return str(problem["msg"]) if template is None else template.format(**context)
+
+
+def _place(model: type[BaseModel], tree: Mapping[str, Any], problem: Mapping[str, Any]) -> _Place:
+    """Follow a pydantic location down the tree.
+
+    Pydantic mixes tags of unions and names of types into a location: what is not in the tree is not a key.
+    """
+    keys: list[str] = []
+    value: Any = tree
+    models: list[type[BaseModel]] = [model]
+    parents: list[type[BaseModel]] = []
+    location = problem["loc"]
+    for depth, part in enumerate(location):
+        if part in value if isinstance(value, dict) else isinstance(value, list) and part in range(len(value)):
+            inner = value[part]
+        elif problem["type"] == "missing" and depth == len(location) - 1 and isinstance(part, str):
+            inner = None
+        else:
             continue
-        if isinstance(part, str) and _PYDANTIC_PART.fullmatch(part):
-            continue
-        keys.append(part)
-        if sections:
-            fields = sorted({name for m in sections for name in m.model_fields})
+        chosen = _chosen(models, value)
+        keys.append(str(part))
         if not isinstance(part, int):
-            annotations = [m.model_fields[part].annotation for m in sections if part in m.model_fields]
-            sections = [found for annotation in annotations for found in _models_in(annotation)]
-    return keys, fields
+            parents = chosen
+            models = [m for c in chosen if part in c.model_fields for m in _models_in(c.model_fields[part].annotation)]
+        value = inner
+    return _Place(tuple(keys), value, parents, models)
 
 
-def _kind(model: type[BaseModel]) -> str | None:
+def _chosen(models: list[type[BaseModel]], section: Any) -> list[type[BaseModel]]:
+    """Those of a union that the section's ``kind`` names; all when it names none."""
+    kind = section.get("kind") if isinstance(section, dict) else None
+    return [model for model in models if kind in _kinds(model)] or models
+
+
+def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
     field = model.model_fields.get("kind")
-    return None if field is None else next(iter(get_args(field.annotation)), None)
+    return () if field is None else get_args(field.annotation)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -198,10 +301,15 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
-def nearest(key: str, names: Sequence[str]) -> str:
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"a long {'section' if isinstance(value, dict) else type(value).__name__}"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, or else all of them."""
-    close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else f"; it is one of: {', '.join(names)}."
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else f"; it is one of: {', '.join(known)}."
 
 
 def to_yaml(config: Config) -> str:

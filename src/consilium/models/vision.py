@@ -50,7 +50,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.model: Any = model
         self.pooling = pooling
-        cfg: dict[str, Any] = self.model.pretrained_cfg
+        cfg: Any = model.pretrained_cfg
         self.pretrained_input = PretrainedInput(
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
@@ -87,7 +87,11 @@ class VisionTower(nn.Module):
 
         A block is a stage of a ResNet, a layer of a ViT; a trailing norm belongs to the block before it.
         """
-        groups = group_parameters(self.model, self.model.group_matcher(coarse=True), return_values=True)
+        try:
+            groups = group_parameters(self.model, self.model.group_matcher(coarse=True), return_values=True)
+        except (AttributeError, AssertionError):
+            name = self.model.pretrained_cfg["architecture"]
+            raise ConfigError(f"timm does not know the blocks of {name}; set freeze.kind to none or tower.") from None
         blocks: list[list[nn.Parameter]] = []
         for number in sorted(groups):
             parameters = list(groups[number])
@@ -110,7 +114,10 @@ class VisionTower(nn.Module):
             self._prefix_tokens, self._pooled_axes = prefix_tokens, (1,)
         else:
             name = self.model.pretrained_cfg["architecture"]
-            raise ConfigError(f"vision.pooling is '{self.pooling}', but {name} has no single feature map; use default.")
+            raise ConfigError(
+                f"vision.pooling is '{self.pooling}', but timm does not say which features of {name} stand for "
+                f"which part of the image; use default."
+            )
 
     def _drop_bypassed(self, probe_BCHW: Tensor) -> None:
         """Take out modules that only the model's own pooling uses, so that every parameter gets a gradient."""
@@ -146,7 +153,7 @@ def build_vision(config: VisionConfig, *, image_size: tuple[int, int], weights: 
     try:
         return VisionTower(model, pooling=config.pooling, image_size=image_size)
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        raise _size_error(name, image_size, error) from error
+        raise _size_error(name, image_size, _short(error)) from error
 
 
 def _known_name(name: str) -> str:
@@ -173,7 +180,7 @@ def _create(name: str, *, image_size: tuple[int, int], options: dict[str, Any]) 
     except TypeError as error:
         raise ConfigError(f"timm's {name} takes no vision.drop_path ({error}); set it to 0.") from error
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise _size_error(name, image_size, error) from error
+        raise _size_error(name, image_size, _short(error)) from error
     embed = getattr(model, "patch_embed", None)
     patches = embed.patch_size if isinstance(embed, PatchEmbed) and not embed.dynamic_img_pad else (1, 1)
     if any(side % patch for side, patch in zip(image_size, patches, strict=True)):
@@ -208,7 +215,7 @@ def _create_local(name: str, path: Path, *, image_size: tuple[int, int], options
     # num_classes as in the model keeps timm's loading strict: it is lenient wherever it replaces a classifier.
     overlay = {**overlay, "state_dict": state, "num_classes": 0}
     try:
-        model: Any = _create_pretrained(name, image_size=image_size, options=options, overlay=overlay)
+        model = _create_pretrained(name, image_size=image_size, options=options, overlay=overlay)
     except ConfigError:
         raise
     except Exception as error:
@@ -216,7 +223,8 @@ def _create_local(name: str, path: Path, *, image_size: tuple[int, int], options
             f"the weights in {file} do not fit {name}: {_short(error)}. "
             f"Check that vision.name is the model that they were trained with."
         ) from error
-    model.pretrained_cfg.pop("state_dict", None)  # else it would keep a second copy in memory
+    pretrained_cfg: Any = model.pretrained_cfg
+    pretrained_cfg.pop("state_dict", None)  # else it would keep a second copy in memory
     return model
 
 
@@ -248,14 +256,14 @@ def _cfg(name: str) -> PretrainedCfg:
 
 def _short(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(line if len(line) <= 200 else f"{line[:200]} ..." for line in lines[:4])
+    return "; ".join(line if len(line) <= 200 else f"{line[:200]} ..." for line in lines[:4]) or type(error).__name__
 
 
 def _by(size: tuple[int, ...]) -> str:
     return " x ".join(str(side) for side in size)
 
 
-def _size_error(name: str, image_size: tuple[int, int], reason: object) -> ConfigError:
+def _size_error(name: str, image_size: tuple[int, int], reason: str) -> ConfigError:
     native = _cfg(name).input_size[1:]
     return ConfigError(
         f"images of {_by(image_size)} pixels (data.image.size) do not fit {name}: {reason}. "
