@@ -287,7 +287,7 @@ def differences(left: Path, right: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build or check; returns the exit code."""
+    """Build or check; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--collection", type=Path, default=os.environ.get("CONSILIUM_SHARED"))
     parser.add_argument("--check", action="store_true", help="compare with what is there; write nothing")
