@@ -138,6 +138,7 @@ class Evaluation:
     metrics: dict[str, float | None]
     intervals: dict[str, Interval] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    groups: int | None = None  # bootstrap units (patients) among the cases
 
 
 class Evaluator(Protocol):

@@ -102,6 +102,7 @@ class ClassificationEvaluator:
         return Evaluation(
             split=split,
             cases=len(cases.ids),
+            groups=len(set(cases.groups)),
             metrics=self._figures(cases),
             intervals=self._intervals(cases, headline, draws),
             tables={name: rows for name, rows in tables.items() if rows},

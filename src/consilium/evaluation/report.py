@@ -1,0 +1,233 @@
+"""The report of a run or an evaluation: one HTML file, JSON, CSV tables and a model card."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from consilium.core.contracts import Evaluation
+from consilium.core.files import write_json, write_text
+from consilium.evaluation import plots, wording
+from consilium.evaluation.config import ReportConfig
+from consilium.evaluation.statistics import MeanAndDeviation
+
+REPORT, METRICS, CARD, TABLES = "report.html", "metrics.json", "MODEL_CARD.md", "tables"
+_HEADLINES = (
+    "accuracy",
+    "exact_match",
+    "balanced_accuracy",
+    "macro_f1",
+    "micro_f1",
+    "macro_auroc",
+    "calibration_error",
+)
+_CONFUSIONS = 6  # most frequent mistakes told in words
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that a report says. Only ``title`` and ``evaluations`` are needed; what is empty is left out.
+
+    ``evaluations`` by split; ``test`` is told at length, or the first where there is no test. ``facts`` are shown
+    in their order (version, date, seed, device ...). ``history`` holds rows of history.csv: ``step``,
+    ``train_loss``, ``learning_rate_<group>``, ``val_<metric>``; empty cells are gaps. ``data`` holds rows of
+    ``source``, ``split``, ``label``, ``cases``; ``mixture`` rows of any columns. ``thumbnail`` gives the image of
+    a case id as JPEG or PNG bytes, None where there is none; it is asked for the shown cases only.
+    """
+
+    title: str
+    evaluations: Mapping[str, Evaluation]
+    config: ReportConfig = ReportConfig()
+    name: str = "model"
+    labels: Sequence[str] = ()
+    confidence: float = 0.95
+    facts: Mapping[str, str] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    monitor: str = "macro_f1"
+    best_step: int | None = None
+    runs: Mapping[str, MeanAndDeviation] = field(default_factory=dict)
+    data: Sequence[Mapping[str, Any]] = ()
+    mixture: Sequence[Mapping[str, Any]] = ()
+    warnings: Sequence[str] = ()
+    config_yaml: str = ""
+    command: str = ""
+    thumbnail: Callable[[str], bytes | None] | None = None
+
+    @property
+    def main(self) -> Evaluation | None:
+        """The evaluation told at length."""
+        return self.evaluations.get("test") or next(iter(self.evaluations.values()), None)
+
+
+def write_report(folder: Path, content: ReportContent) -> Path:
+    """Write report.html, metrics.json, tables/*.csv and MODEL_CARD.md into ``folder``; the path of the HTML."""
+    figures = {}
+    for split, evaluation in content.evaluations.items():
+        intervals = {name: asdict(interval) for name, interval in evaluation.intervals.items()}
+        figures[split] = {
+            "cases": evaluation.cases,
+            "groups": evaluation.groups,
+            "metrics": evaluation.metrics,
+            "intervals": intervals,
+        }
+        for name, rows in evaluation.tables.items():
+            write_text(folder / TABLES / f"{split}_{name}.csv", to_csv(rows))
+    write_json(folder / METRICS, figures)
+    write_text(folder / CARD, _render("MODEL_CARD.md.j2", content, escape_html=False))
+    write_text(folder / REPORT, _render("report.html.j2", content, escape_html=True))
+    return folder / REPORT
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV text; the columns are all keys in the order they first occur."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("consilium.evaluation"),
+        autoescape=escape_html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"percent": wording.percent, "number": wording.number, "md": escape_markdown}
+    environment.globals |= {"words": wording, "plots": plots, "strip": plots.interval_strip}
+    main = content.main
+    return environment.get_template(template).render(
+        content=content,
+        main=main,
+        headlines=[name for name in _HEADLINES if main is not None and name in main.intervals],
+        mistakes=wording.confusions(main, at_most=_CONFUSIONS) if main else [],
+        columns=[name for name in main.tables if name.startswith("per_") and name != "per_class"] if main else [],
+        curves=_curves(content) if escape_html else [],
+        galleries=_galleries(content) if escape_html else [],
+        pivots=[table for key in ("label", "source") if (table := pivot(content.data, key=key))],
+    )
+
+
+def escape_markdown(text: Any) -> str:
+    """Text that Markdown shows as it is, in a table cell too."""
+    text = " ".join(str(text).split())
+    return "".join(f"\\{sign}" if sign in r"\`*_[]<>|#" else sign for sign in text)
+
+
+def pivot(rows: Sequence[Mapping[str, Any]], *, key: str) -> list[dict[str, Any]]:
+    """Cases by ``key`` (row) and split (column), with totals; empty when no row has the key."""
+    order = {"train": 0, "val": 1, "test": 2, "unlabelled": 3}
+    splits = sorted({str(row["split"]) for row in rows}, key=lambda split: (order.get(split, 9), split))
+    table: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if key not in row:
+            continue
+        line = table.setdefault(str(row[key]), {key: row[key], **dict.fromkeys(splits, 0), "all": 0})
+        line[str(row["split"])] += row["cases"]
+        line["all"] += row["cases"]
+    return [table[name] for name in sorted(table)]
+
+
+# -- Curves -----------------------------------------------------------------------------------------------------
+
+
+def _curves(content: ReportContent) -> list[str]:
+    points = {name: _points(content.history, name) for row in content.history[:1] for name in row}
+    charts = [
+        plots.line_chart(
+            [
+                plots.Series("training loss", smooth(points.get("train_loss", [])), "a"),
+                plots.Series("validation log loss", points.get("val_log_loss", []), "b"),
+            ],
+            title="Loss",
+            mark=content.best_step,
+        ),
+        plots.line_chart(
+            [
+                plots.Series(_title(name), points.get(f"val_{name}", []), tone)
+                for name, tone in zip(dict.fromkeys([content.monitor, "macro_f1", "macro_auroc"]), "abc", strict=False)
+            ],
+            title="Validation figures",
+            mark=content.best_step,
+        ),
+        plots.line_chart(
+            [
+                plots.Series(name.removeprefix("learning_rate_"), values, tone)
+                for (name, values), tone in zip(
+                    ((n, v) for n, v in points.items() if n.startswith("learning_rate_")), "abc", strict=False
+                )
+            ],
+            title="Learning rate",
+        ),
+    ]
+    return [chart for chart in charts if chart]
+
+
+def _title(metric: str) -> str:
+    return wording.METRIC_WORDS.get(metric, (metric, ""))[0]
+
+
+def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    return [(float(row["step"]), float(row[name])) for row in history if row.get(name) not in (None, "")]
+
+
+def smooth(points: Sequence[tuple[float, float]], *, at_most: int = 120) -> list[tuple[float, float]]:
+    """Means of equal runs of points, so that a long noisy curve reads; short ones stay as they are."""
+    size = max(1, math.ceil(len(points) / at_most))
+    runs = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(run[-1][0], sum(y for _, y in run) / len(run)) for run in runs]
+
+
+# -- Cases ------------------------------------------------------------------------------------------------------
+
+
+def _galleries(content: ReportContent) -> list[dict[str, Any]]:
+    """The worst and the least certain cases, each with its picture if pictures are wanted."""
+    main, config = content.main, content.config
+    if main is None or config.cases == 0:
+        return []
+    told = (
+        ("worst", "Most confidently wrong", "Errors the model was surest of. Look for wrong labels here first."),
+        ("least_certain", "Least certain", "Cases where the model was closest to another answer."),
+    )
+    return [
+        {"title": title, "text": text, "cases": [_tile(content, row) for row in rows[: config.cases]]}
+        for name, title, text in told
+        if (rows := main.tables.get(name, []))
+    ]
+
+
+def _tile(content: ReportContent, row: Mapping[str, Any]) -> dict[str, Any]:
+    picture = None
+    if content.config.images and content.thumbnail is not None:
+        found = content.thumbnail(row["id"])
+        picture = None if found is None else _data_url(found, size=content.config.thumbnail_size)
+    return {**row, "picture": picture, "right": row["truth"] == row["prediction"]}
+
+
+def _data_url(image: bytes, *, size: int) -> str | None:
+    """A small JPEG as a data URL; drawn anew, so that no metadata of the file (names, places) gets out."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            small = opened.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    small.thumbnail((size, size))
+    small.info.clear()
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

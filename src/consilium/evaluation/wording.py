@@ -1,0 +1,156 @@
+"""What an evaluation says, in sentences: shared by the report and the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from consilium.core.contracts import Evaluation, Interval
+
+# Name in the report, and what it means to someone who does not compute metrics.
+METRIC_WORDS: dict[str, tuple[str, str]] = {
+    "accuracy": ("Accuracy", "share of cases named right"),
+    "balanced_accuracy": ("Balanced accuracy", "share found of each class, averaged over classes"),
+    "exact_match": ("Exact match", "share of cases whose whole set of labels is right"),
+    "hamming_loss": ("Hamming loss", "share of single label decisions that are wrong; 0 is best"),
+    "macro_f1": ("Macro F1", "precision and recall in one, averaged over classes; 1 is best"),
+    "micro_f1": ("Micro F1", "precision and recall in one, all decisions pooled; 1 is best"),
+    "weighted_f1": ("Weighted F1", "F1 averaged over classes by their size"),
+    "macro_precision": ("Macro precision", "share right among the cases called a class, averaged over classes"),
+    "macro_recall": ("Macro recall", "share found of each class, averaged over classes"),
+    "macro_auroc": ("Macro AUROC", "how well scores rank a class above the rest; 0.5 is chance, 1 is best"),
+    "macro_aupr": ("Macro AUPR", "area under the precision-recall curve, averaged over classes; 1 is best"),
+    "quadratic_kappa": ("Quadratic kappa", "agreement beyond chance; only where the order of labels means something"),
+    "calibration_error": ("Calibration error", "how far stated confidence is from the share right; 0 is best"),
+    "log_loss": ("Log loss", "penalty for confident errors, in nats; 0 is best"),
+    "brier": ("Brier score", "squared error of the probabilities; 0 is best"),
+}
+SHARES = frozenset({"accuracy", "balanced_accuracy", "exact_match", "precision", "recall", "specificity"})
+FEW_CASES = 10
+FEW_GROUPS = 20
+_SPLITS = {"test": "held-out test cases", "val": "validation cases", "train": "training cases"}
+
+_OPTIMISTIC = {
+    "val": "These are validation cases. They chose the best checkpoint, so new cases will give somewhat lower figures.",
+    "train": "These are training cases. The model has seen them, so the figures say little about new cases.",
+}
+
+
+def percent(value: float | None) -> str:
+    """A share as ``94.2 %``, an undefined one as a dash."""
+    return "–" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+
+
+def number(value: Any) -> str:
+    """A figure for a table cell: three decimals, thousands apart, a dash for None."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") if isinstance(value, int) else f"{value:.3f}"
+
+
+def figure(name: str, value: float | None) -> str:
+    """A metric's value: a percentage for shares, three decimals otherwise."""
+    return percent(value) if name in SHARES or name.startswith("sensitivity_at") else number(value)
+
+
+def spread(name: str, low: float | None, high: float | None) -> str:
+    """``91.8 to 96.3``, empty when there is no interval."""
+    if low is None or high is None:
+        return ""
+    if name in SHARES:
+        return f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"{low:.3f} to {high:.3f}"
+
+
+def with_interval(name: str, interval: Interval, *, confidence: float) -> str:
+    """``94.2 % (95 % interval 91.8 to 96.3)``."""
+    shown = spread(name, interval.low, interval.high)
+    level = f"{100 * confidence:g}\N{NO-BREAK SPACE}%"
+    return figure(name, interval.value) + (f" ({level} interval {shown})" if shown else "")
+
+
+def cases_phrase(evaluation: Evaluation) -> str:
+    """``412 held-out test cases from 390 groups``."""
+    kind = _SPLITS.get(evaluation.split, f"cases of the split {evaluation.split}")
+    if evaluation.cases == 1:
+        kind = kind.replace("cases", "case", 1)
+    independent = evaluation.groups is not None and evaluation.groups < evaluation.cases
+    return f"{number(evaluation.cases)} {kind}" + (
+        f" from {number(evaluation.groups)} {'groups' if evaluation.groups != 1 else 'group'}" if independent else ""
+    )
+
+
+def summary(evaluation: Evaluation, *, confidence: float) -> list[str]:
+    """The result in plain sentences, most important first."""
+    shown = {name: with_interval(name, value, confidence=confidence) for name, value in evaluation.intervals.items()}
+    where = f"On {cases_phrase(evaluation)} the model"
+    sentences = []
+    if "accuracy" in shown:
+        sentences.append(f"{where} named the right class in {shown['accuracy']}.")
+    elif "exact_match" in shown:
+        sentences.append(f"{where} got every label right in {shown['exact_match']} of the cases.")
+    classes = [row for row in evaluation.tables.get("per_class", []) if row["support"] > 0]
+    if "balanced_accuracy" in shown:
+        sentences.append(
+            f"Each of the {len(classes)} classes counting the same, it found {shown['balanced_accuracy']} of a "
+            "class's cases."
+        )
+    if len(classes) > 1:
+        weakest = min(classes, key=lambda row: row["recall"])
+        if weakest["recall"] < 1.0:
+            sentences.append(
+                f"Its weakest class is {weakest['label']}: it found {round(weakest['recall'] * weakest['support'])} of "
+                f"{number(weakest['support'])} cases ({percent(weakest['recall'])})."
+            )
+    return sentences
+
+
+def calibration_sentence(evaluation: Evaluation) -> str:
+    """Whether stated confidence can be believed."""
+    bins = [row for row in evaluation.tables.get("calibration", []) if row["statements"]]
+    total = sum(row["statements"] for row in bins)
+    if not total:
+        return ""
+    said = sum(row["statements"] * row["confidence"] for row in bins) / total
+    right = sum(row["statements"] * row["frequency"] for row in bins) / total
+    if "exact_match" in evaluation.metrics:
+        return f"On average it gives a label {percent(said)} probability; {percent(right)} of the labels are there."
+    verdict = "about as sure as it should be"
+    if abs(said - right) >= 0.02:
+        verdict = "surer than it should be" if said > right else "less sure than it could be"
+    return f"On average it states {percent(said)} confidence and is right in {percent(right)}: {verdict}."
+
+
+def confusions(evaluation: Evaluation, *, at_most: int) -> list[str]:
+    """The most frequent mistakes, one sentence each."""
+    support = {row["label"]: row["support"] for row in evaluation.tables.get("per_class", [])}
+    rows = [row for row in evaluation.tables.get("confusion", []) if row["truth"] != row["prediction"]]
+    rows.sort(key=lambda row: (-row["cases"], -row["share"]))
+    return [
+        f"{row['truth']} taken for {row['prediction']}: {row['cases']} of {number(support[row['truth']])} "
+        f"({percent(row['share'])})"
+        for row in rows[:at_most]
+    ]
+
+
+def cautions(evaluation: Evaluation) -> list[str]:
+    """What a reader must know before believing the figures."""
+    per_class = evaluation.tables.get("per_class", [])
+    found = [_OPTIMISTIC[evaluation.split]] if evaluation.split in _OPTIMISTIC else []
+    if evaluation.groups is not None and evaluation.groups < FEW_GROUPS:
+        found.append(f"Only {evaluation.groups} independent groups were judged: the intervals are rough.")
+    absent = [row["label"] for row in per_class if row["support"] == 0]
+    if absent:
+        found.append(f"Not judged, because no case of it was here: {_listed(absent)}.")
+    few = [row["label"] for row in per_class if 0 < row["support"] < FEW_CASES]
+    if few:
+        found.append(f"Fewer than {FEW_CASES} cases, so the figures of the class say little: {_listed(few)}.")
+    found += [row["note"] for row in evaluation.tables.get("notes", [])]
+    return found
+
+
+def _listed(names: Sequence[str], at_most: int = 12) -> str:
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
