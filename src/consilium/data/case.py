@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -129,13 +128,31 @@ def _label_text(value: Any) -> str:
 def meta_text(value: Any) -> str:
     """A metadata value as text; lists and mappings as JSON."""
     if isinstance(value, (list, tuple, dict)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    if isinstance(value, bytes):
-        return f"({len(value)} bytes)"
-    return scalar_text(value, "metadata")
+        try:
+            return json.dumps(value, ensure_ascii=False, default=_other_text)
+        except RecursionError:
+            raise RowError("a metadata value is nested too deeply") from None
+    return _other_text(value) if isinstance(value, bytes) else scalar_text(value, "metadata")
 
 
-def check_case(views: Sequence[View], text: str | None) -> None:
-    """A case holds an image or a text; anything else is a RowError."""
-    if not views and not text:
-        raise RowError("the row has neither an image nor a text")
+def _other_text(value: Any) -> str:
+    return f"({len(value)} bytes)" if isinstance(value, bytes) else str(value)
+
+
+def check_encodable(case: Case) -> None:
+    """Refuse text that is no UTF-8: a lone surrogate, from a broken file name or a JSON escape."""
+    texts = [case.id, case.group, case.text or "", case.mask or "", *case.labels]
+    texts += [part for view in case.views for part in (view.image, view.name)]
+    texts += [part for item in case.meta.items() for part in item]
+    for text in texts:
+        if text.isascii():
+            continue
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RowError(f"{printable(text)[:80]} is not valid text; save or rename it as UTF-8") from None
+
+
+def printable(text: str) -> str:
+    """The text with what cannot be written as UTF-8 escaped."""
+    return text.encode(errors="backslashreplace").decode()

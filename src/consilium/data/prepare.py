@@ -6,9 +6,9 @@ import contextlib
 import csv
 import fcntl
 import hashlib
-import json
 import os
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from consilium.core.errors import BadRowsError, DataError, ImageError, StoreError
-from consilium.core.files import atomic_file, fingerprint, write_json
+from consilium.core.files import atomic_file, fingerprint
 from consilium.data.case import SPLITS, BadRow, Case, View
 from consilium.data.config import DataConfig, FolderSource, Source, StoreConfig
 from consilium.data.images import probe, read_bytes, resize_once
+from consilium.data.parts import BadImage, PartWriter, bad_images, count, parts, remove_leavings
 from consilium.data.sources import Inputs, list_inputs, read_source
 from consilium.data.splits import SplitRule, assign_split, split_rule
-from consilium.data.store import FORMAT_VERSION, Manifest, Store, schema, write_dataset_files
+from consilium.data.store import FORMAT_VERSION, Manifest, Store, write_dataset_files
 
-PART_ROWS = 2048
-PART_BYTES = 64 * 2**20
 QUARANTINE = "quarantine.csv"
+BATCH = 64
+# No uncompressed image takes more (four channels of 16 bits); a larger file is not read into memory.
+BYTES_PER_PIXEL = 8
 Progress = Callable[[int, int | None], None]
 
 
@@ -50,13 +52,14 @@ class Prepared:
 def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared:
     """The store for a data config, made if it does not exist or its inputs changed.
 
-    ``progress`` is called with (cases done, all cases). A run that was killed goes on where it stopped when it is
-    started again. Bad rows stop it with a BadRowsError that summarises all, or are set aside, as the config says.
+    ``progress`` is called with (cases done, all cases). A run that was killed goes on where it stopped when it
+    is started again. Bad rows stop it with a BadRowsError that summarises all, or are set aside, as the config
+    says.
     """
     inputs = [list_inputs(source) for source in config.sources]
     key = _fingerprint(config, inputs)
     names = "+".join(source.name for source in config.sources)[:60]
-    target = Path(config.store.root).expanduser() / f"{names}-{key}"
+    target = Path(config.store.root).expanduser().absolute() / f"{names}-{key}"
     with _lock(target):
         store = _unchanged_store(target, config)
         created = store is None
@@ -64,12 +67,12 @@ def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared
             store = _build(target, config, inputs, key, progress)
     bad_rows = _read_bad_rows(store.path / QUARANTINE) if store.manifest.bad_rows else []
     if bad_rows and config.on_bad_row == "stop":
-        raise _stop(bad_rows, store.path / QUARANTINE)
+        raise _bad_rows_error(bad_rows, store.path / QUARANTINE)
     return Prepared(store, created, bad_rows, _summary(config.sources, store.manifest, bad_rows))
 
 
 def _fingerprint(config: DataConfig, inputs: Sequence[Inputs]) -> str:
-    """What a store depends on: its format, the sources (not their weights), splits, images, and the input files."""
+    """What a store depends on: its format, sources, splits and images, and the files the sources are read from."""
     files = hashlib.sha256()
     for source_inputs in inputs:
         for file in source_inputs.files:
@@ -79,6 +82,7 @@ def _fingerprint(config: DataConfig, inputs: Sequence[Inputs]) -> str:
 
 
 def _relevant(config: DataConfig) -> dict[str, Any]:
+    """The part of the config that decides what is in a store; paths are absolute."""
     sources = []
     for source in config.sources:
         tree = source.model_dump(mode="json", exclude={"weight"})
@@ -126,16 +130,24 @@ def _unchanged_store(target: Path, config: DataConfig) -> Store | None:
         columns = [store.table.view_column(name)[1] for name in ("image", "file_size", "modified_ns")]
     except StoreError:
         return None
-    known = [*zip(*columns, strict=True), *map(tuple, store.manifest.unreadable)]
-    return store if all(_stat(path) == (size, modified) for path, size, modified in known if path) else None
+    known = [item for item in zip(*columns, strict=True) if item[1] is not None]
+    known += [tuple(file) for file in store.manifest.unreadable if file[0]]
+    unchanged = all(_is_unchanged(*file, embedded=config.store.images == "embed") for file in known)
+    return store if unchanged else None
 
 
-def _stat(path: str) -> tuple[int | None, int | None]:
+def _is_unchanged(path: str, size: int | None, modified_ns: int | None, *, embedded: bool) -> bool:
+    found = _stat(path)
+    if found is None:
+        return size is None or embedded  # an embedded image outlives its file
+    return (found.st_size, found.st_mtime_ns) == (size, modified_ns)
+
+
+def _stat(path: str) -> os.stat_result | None:
     try:
-        found = os.stat(path)
+        return os.stat(path)
     except OSError:
-        return None, None
-    return found.st_size, found.st_mtime_ns
+        return None
 
 
 @dataclass
@@ -173,54 +185,51 @@ def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str,
     work = target.with_name(f"{target.name}.partial")
     with _writing(target):
         work.mkdir(exist_ok=True)
-    done = _finished(work)
+        writer = PartWriter(work)
     cases = (
         item
         for source, files in zip(config.sources, inputs, strict=True)
         for item in read_source(source, inputs=files)
         if isinstance(item, Case)
     )
-    writer = _PartWriter(work, start=done)
+    remaining = islice(cases, writer.start, None)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        remaining = islice(cases, done, None)
-        while batch := list(islice(remaining, 64)):
-            for case, views in zip(batch, pool.map(lambda case: _check_images(case, config.store), batch), strict=True):
-                split = assign_split(case.group, case.split, rule=survey.rules[case.source], config=config.split)
-                with _writing(target):
+        while batch := list(islice(remaining, BATCH)):
+            checked = list(pool.map(lambda case: _check_images(case, config.store), batch))
+            with _writing(target):
+                for case, views in zip(batch, checked, strict=True):
+                    split = assign_split(case.group, case.split, rule=survey.rules[case.source], config=config.split)
                     writer.add(case, views, split=split)
-            done += len(batch)
             if progress is not None:
-                progress(done, survey.cases)
+                progress(writer.stop, survey.cases)
     with _writing(target):
         writer.flush()
         return _finish(work, target, config, inputs, key, survey)
 
 
-@dataclass(frozen=True)
-class _BadImage:
-    """An image that cannot be used: its file as found, and why."""
-
-    path: str
-    size: int | None
-    modified_ns: int | None
-    reason: str
-
-
-def _check_images(case: Case, config: StoreConfig) -> list[dict[str, Any]] | _BadImage:
+def _check_images(case: Case, config: StoreConfig) -> list[dict[str, Any]] | BadImage:
     """The stored form of a case's views."""
     views = []
     for view in case.views:
-        size, modified = _stat(view.image) if view.data is None else (len(view.data), None)
+        found = _stat(view.image) if view.data is None else None
         try:
-            views.append(_check_image(view, config, size, modified))
+            views.append(_check_image(view, found, config))
         except ImageError as error:
-            return _BadImage(view.image, size, modified, str(error))
+            size, time = (None, None) if found is None else (found.st_size, found.st_mtime_ns)
+            return BadImage(view.image if view.data is None else "", size, time, str(error))
     return views
 
 
-def _check_image(view: View, config: StoreConfig, size: int | None, modified: int | None) -> dict[str, Any]:
+def _check_image(view: View, found: os.stat_result | None, config: StoreConfig) -> dict[str, Any]:
+    name = view.image or "the embedded image"
+    if found is not None:
+        if not stat.S_ISREG(found.st_mode):
+            raise ImageError(f"{name} is a folder or device; an image file was expected.")
+        if found.st_size > BYTES_PER_PIXEL * config.max_pixels + 2**20:
+            raise ImageError(
+                f"{name} has {found.st_size:,} bytes, more than an image of max_pixels: {config.max_pixels:,} can need."
+            )
     data = read_bytes(view.image if view.data is None else view.data)
-    name = view.image or "embedded image"
     info = probe(data, name=name, max_pixels=config.max_pixels)
     digest = hashlib.sha256(data).hexdigest()
     if config.resize is not None and min(info.width, info.height) > config.resize:
@@ -233,85 +242,24 @@ def _check_image(view: View, config: StoreConfig, size: int | None, modified: in
         "width": info.width,
         "height": info.height,
         "sha256": digest,
-        "file_size": size,
-        "modified_ns": modified,
+        "file_size": None if found is None else found.st_size,
+        "modified_ns": None if found is None else found.st_mtime_ns,
     }
-
-
-class _PartWriter:
-    """Collects rows and writes them as parts; the name of a part says which cases are done with it.
-
-    The bad rows of a part are written before it, so that a part that exists is complete.
-    """
-
-    def __init__(self, work: Path, *, start: int) -> None:
-        self.work, self.start, self.stop = work, start, start
-        self.rows: list[dict[str, Any]] = []
-        self.bad: list[list[Any]] = []
-        self.bytes = 0
-
-    def add(self, case: Case, views: list[dict[str, Any]] | _BadImage, *, split: str) -> None:
-        """Add a case; full parts are written."""
-        self.stop += 1
-        if isinstance(views, _BadImage):
-            row = BadRow(case.source, case.file, case.line, views.reason)
-            self.bad.append([list(row), [views.path, views.size, views.modified_ns]])
-        else:
-            self.bytes += sum(len(view["bytes"]) for view in views if view["bytes"] is not None)
-            self.rows.append({
-                "id": case.id, "source": case.source, "group": case.group, "split": split, "views": views,
-                "text": case.text, "labels": case.labels, "mask": case.mask, "is_gt": case.is_gt,
-                "meta": json.dumps(case.meta, ensure_ascii=False),
-            })  # fmt: skip
-        if self.stop - self.start >= PART_ROWS or self.bytes >= PART_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is collected."""
-        if self.stop == self.start:
-            return
-        import pyarrow as pa
-
-        stem = f"part-{self.start:09d}-{self.stop:09d}"
-        if self.bad:
-            write_json(self.work / f"{stem}.bad.json", self.bad)
-        table = pa.Table.from_pylist(self.rows, schema=schema())
-        with atomic_file(self.work / f"{stem}.arrow") as path, pa.OSFile(str(path), "wb") as file:
-            with pa.ipc.new_stream(file, table.schema) as stream:
-                stream.write_table(table)
-        self.rows, self.bad, self.bytes, self.start = [], [], 0, self.stop
-
-
-def _parts(work: Path) -> list[Path]:
-    """The parts of a store in order, as far as they follow one another."""
-    parts, stop = [], 0
-    for path in sorted(work.glob("part-*.arrow")):
-        first, last = path.stem.split("-")[1:]
-        if int(first) != stop:
-            break
-        parts.append(path)
-        stop = int(last)
-    return parts
-
-
-def _finished(work: Path) -> int:
-    parts = _parts(work)
-    return int(parts[-1].stem.split("-")[2]) if parts else 0
 
 
 def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str, survey: _Survey) -> Store:
     """Make the parts a store, or say what is bad about the rows."""
-    parts = _parts(work)
-    sidecars = [path.with_suffix(".bad.json") for path in parts if path.with_suffix(".bad.json").exists()]
-    found = [pair for path in sidecars for pair in json.loads(path.read_text(encoding="utf-8"))]
-    bad_rows = _in_order(config.sources, survey.bad_rows + [BadRow(*row) for row, _ in found])
-    splits, counts = _count(parts)
-    cases = sum(sum(of_source.values()) for of_source in splits.values())
-    if bad_rows and (config.on_bad_row == "stop" or not cases):
+    unreadable = list(bad_images(work))
+    bad_rows = _in_order(config.sources, survey.bad_rows + [row for row, _ in unreadable])
+    data_files = parts(work)
+    counts = count(data_files)
+    if bad_rows and (config.on_bad_row == "stop" or not counts.cases):
         listing = target.with_name(f"{target.name}.bad_rows.csv")
         _write_bad_rows(listing, bad_rows)
         shutil.rmtree(work)
-        raise _stop(bad_rows, listing)
+        raise _bad_rows_error(bad_rows, listing)
+    if bad_rows:
+        _write_bad_rows(work / QUARANTINE, bad_rows)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         consilium_version=version("consilium"),
@@ -320,38 +268,17 @@ def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Input
         config=_relevant(config),
         images=config.store.images,
         max_pixels=config.store.max_pixels,
-        cases=cases,
+        cases=counts.cases,
         bad_rows=len(bad_rows),
-        splits=splits,
-        counts=counts,
+        splits=counts.splits,
+        counts=counts.labels,
         skipped={source.name: dict(files.skipped) for source, files in zip(config.sources, inputs, strict=True)},
-        unreadable=[file for _, file in found],
+        unreadable=[file for _, file in unreadable],
     )
-    if bad_rows:
-        _write_bad_rows(work / QUARANTINE, bad_rows)
-    write_dataset_files(work, data_files=[path.name for path in parts], manifest=manifest)
-    for path in [*sidecars, *work.glob(".*.tmp")]:
-        path.unlink()
+    write_dataset_files(work, data_files=[path.name for path in data_files], manifest=manifest)
     _replace(work, target)
+    remove_leavings(target)
     return Store.open(target)
-
-
-def _count(parts: Sequence[Path]) -> tuple[dict[str, dict[str, int]], list[dict[str, Any]]]:
-    """Cases per source and split, and rows {source, split, label, cases}."""
-    import pyarrow as pa
-
-    cases: Counter[tuple[str, str]] = Counter()
-    labelled: Counter[tuple[str, str, str]] = Counter()
-    for path in parts:
-        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().select(["source", "split", "labels"])
-        for source, split, labels in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            cases[source, split] += 1
-            labelled.update((source, split, label) for label in labels or [""])
-    splits: dict[str, dict[str, int]] = {}
-    for (source, split), count in cases.items():
-        splits.setdefault(source, {})[split] = count
-    keys = ("source", "split", "label", "cases")
-    return splits, [dict(zip(keys, (*key, labelled[key]), strict=True)) for key in sorted(labelled)]
 
 
 def _replace(work: Path, target: Path) -> None:
@@ -370,10 +297,7 @@ def _in_order(sources: Sequence[Source], bad_rows: list[BadRow]) -> list[BadRow]
 
 
 def _write_bad_rows(path: Path, bad_rows: Sequence[BadRow]) -> None:
-    with (
-        atomic_file(path) as temporary,
-        temporary.open("w", encoding="utf-8", newline="", errors="backslashreplace") as file,
-    ):
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(BadRow._fields)
         writer.writerows(bad_rows)
@@ -385,23 +309,25 @@ def _read_bad_rows(path: Path) -> list[BadRow]:
     return [BadRow(source, name, int(line) if line else None, reason) for source, name, line, reason in rows]
 
 
-def _stop(bad_rows: Sequence[BadRow], listing: Path) -> BadRowsError:
+def _bad_rows_error(bad_rows: Sequence[BadRow], listing: Path) -> BadRowsError:
     shown = "\n".join(f"  - {row}" for row in bad_rows[:20])
     more = f"\n  ... and {len(bad_rows) - 20} more" if len(bad_rows) > 20 else ""
+    number = "1 row is" if len(bad_rows) == 1 else f"{len(bad_rows)} rows are"
     return BadRowsError(
-        f"{len(bad_rows)} bad rows:\n{shown}{more}\nAll are listed in {listing}. Mend them, or set "
-        "data.on_bad_row: quarantine to go on without them."
+        f"{number} bad:\n{shown}{more}\nAll are listed in {listing}. Mend them, or set data.on_bad_row: quarantine "
+        "to go on with the others."
     )
 
 
 def _summary(sources: Sequence[Source], manifest: Manifest, bad_rows: Sequence[BadRow]) -> list[dict[str, str | int]]:
     """A row per source for a table on the screen."""
     bad = Counter(row.source for row in bad_rows)
-    rows: list[dict[str, str | int]] = []
-    for source in sources:
-        splits = manifest.splits.get(source.name, {})
-        rows.append({
-            "source": source.name, **{split: splits.get(split, 0) for split in SPLITS}, "bad rows": bad[source.name],
+    return [
+        {
+            "source": source.name,
+            **{split: manifest.splits.get(source.name, {}).get(split, 0) for split in SPLITS},
+            "bad rows": bad[source.name],
             "skipped files": sum(manifest.skipped[source.name].values()),
-        })  # fmt: skip
-    return rows
+        }
+        for source in sources
+    ]

@@ -10,7 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from consilium.core.errors import DataError
-from consilium.data.case import BadRow, Case, RowError, View, is_split_name, label_paths, split_name
+from consilium.data.case import (
+    BadRow,
+    Case,
+    RowError,
+    View,
+    check_encodable,
+    is_split_name,
+    label_paths,
+    printable,
+    split_name,
+)
 from consilium.data.config import FolderSource, JsonlSource, Source, TableSource
 from consilium.data.tables import read_csv, read_jsonl, read_parquet
 
@@ -36,25 +46,36 @@ class Inputs:
 
 def list_inputs(source: Source) -> Inputs:
     """The files of a source; one that is missing or has no image is a DataError."""
+    try:
+        inputs = _list_folder(source) if isinstance(source, FolderSource) else _list_file(source)
+    except OSError as error:
+        raise DataError(f"source '{source.name}': {source.path} cannot be read: {error}.") from error
+    return inputs
+
+
+def _list_folder(source: FolderSource) -> Inputs:
     root = Path(source.path).expanduser()
-    if isinstance(source, FolderSource):
-        if not root.is_dir():
-            raise DataError(f"source '{source.name}': the folder {root} does not exist; correct data.sources path.")
-        inputs = Inputs([])
-        _walk(str(root), "", inputs, ())
-        if not inputs.files:
-            skipped = f" ({_counted(inputs.skipped)} skipped)" if inputs.skipped else ""
-            raise DataError(
-                f"source '{source.name}': the folder {root} holds no image{skipped}; "
-                f"expected files ending in {', '.join(sorted(IMAGE_EXTENSIONS))}."
-            )
-        return inputs
-    if not root.is_file():
-        raise DataError(f"source '{source.name}': the file {root} does not exist; correct data.sources path.")
-    stat = root.stat()
-    if stat.st_size == 0:
-        raise DataError(f"source '{source.name}': the file {root} is empty.")
-    return Inputs([InputFile(".", stat.st_size, stat.st_mtime_ns)])
+    if not root.is_dir():
+        raise DataError(f"source '{source.name}': the folder {root} does not exist; correct its path.")
+    inputs = Inputs([])
+    _walk(str(root), "", inputs, ())
+    if not inputs.files:
+        skipped = f" ({_counted(inputs.skipped)} skipped)" if inputs.skipped else ""
+        raise DataError(
+            f"source '{source.name}': the folder {root} holds no image{skipped}; "
+            f"expected files ending in {', '.join(sorted(IMAGE_EXTENSIONS))}."
+        )
+    return inputs
+
+
+def _list_file(source: TableSource | JsonlSource) -> Inputs:
+    path = Path(source.path).expanduser()
+    if not path.is_file():
+        raise DataError(f"source '{source.name}': the file {path} does not exist; correct its path.")
+    found = path.stat()
+    if not found.st_size:
+        raise DataError(f"source '{source.name}': the file {path} is empty.")
+    return Inputs([InputFile(".", found.st_size, found.st_mtime_ns)])
 
 
 def _counted(counts: Counter[str]) -> str:
@@ -81,7 +102,7 @@ def _walk(folder: str, relative: str, inputs: Inputs, parents: tuple[tuple[int, 
             found = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)
             inputs.files.append(InputFile(name, found.st_size, found.st_mtime_ns))
         else:
-            inputs.skipped[f"{extension or 'no extension'} file"] += 1
+            inputs.skipped[f"{printable(extension) or 'no extension'} file"] += 1
 
 
 def read_source(source: Source, *, inputs: Inputs | None = None) -> Iterator[Case | BadRow]:
@@ -91,21 +112,32 @@ def read_source(source: Source, *, inputs: Inputs | None = None) -> Iterator[Cas
     A missing or empty file or folder is a DataError, a column that does not exist a ConfigError.
     """
     inputs = inputs or list_inputs(source)
-    first_line: dict[str, str] = {}
+    first_line: dict[str, int | None] = {}
     count = 0
-    for item in _rows(source, inputs):
-        count += 1
-        if isinstance(item, BadRow):
+    try:
+        for item in _rows(source, inputs):
+            count += 1
+            if isinstance(item, Case):
+                item = _checked(item, first_line)
+            if isinstance(item, BadRow):
+                item = item._replace(file=printable(item.file), reason=printable(item.reason))
             yield item
-            continue
-        where = item.file if item.line is None else f"line {item.line}"
-        earlier = first_line.setdefault(item.id, where)
-        if earlier is where:
-            yield item
-        else:
-            yield BadRow(source.name, item.file, item.line, f"the id '{item.id}' was given before ({earlier})")
+    except OSError as error:
+        raise DataError(f"source '{source.name}': {source.path} cannot be read: {error}.") from error
     if not count:
         raise DataError(f"source '{source.name}': {source.path} holds no rows.")
+
+
+def _checked(case: Case, first_line: dict[str, int | None]) -> Case | BadRow:
+    """The case, or what is wrong with it; ``first_line`` is where each id was first."""
+    try:
+        check_encodable(case)
+        # Files of a folder have ids of their own.
+        if case.line is not None and first_line.setdefault(case.id, case.line) != case.line:
+            raise RowError(f"the id '{case.id}' was given before, in line {first_line[case.id]}")
+    except RowError as error:
+        return BadRow(case.source, case.file, case.line, str(error))
+    return case
 
 
 def _rows(source: Source, inputs: Inputs) -> Iterator[Case | BadRow]:
@@ -128,37 +160,29 @@ def _read_folder(source: FolderSource, inputs: Inputs) -> Iterator[Case | BadRow
     """
     root = os.path.abspath(os.path.expanduser(source.path))
     has_splits = _has_split_folders(source, root, inputs)
-    pattern = _group_pattern(source)
-    labels: dict[tuple[str, ...], tuple[str, ...]] = {}
+    labels = _FolderLabels(source)
+    group_pattern = _group_pattern(source)
     for file in inputs.files:
         path = os.path.join(root, file.name)
+        identity = f"{source.name}:{file.name}"
         *folders, name = file.name.split("/")
         try:
-            split = split_name(folders.pop(0)) if has_splits and folders else None
-            key = tuple(folders[: source.label_levels])
-            if len(key) < source.label_levels:
-                raise RowError(
-                    f"{len(key)} folder levels above the image; label_levels: {source.label_levels} needs that many"
-                )
-            if key not in labels:
-                labels[key] = _folder_label(source, key, labels)
-            group = None
-            if pattern is not None and (found := pattern.search(name)) is None:
-                raise RowError(f"group_pattern '{source.group_pattern}' does not match the file name")
-            elif pattern is not None and found is not None:
-                group = found[1]
+            if has_splits and not folders:
+                raise RowError("the image lies beside the split folders; put it into one of them")
+            split = split_name(folders.pop(0)) if has_splits else None
+            group = identity if group_pattern is None else _matched_group(group_pattern, name)
+            label = labels.of(folders)
         except RowError as error:
             yield BadRow(source.name, path, None, str(error))
             continue
-        identity = f"{source.name}:{file.name}"
         yield Case(
             id=identity,
             source=source.name,
-            group=identity if group is None else f"{source.name}:{group}",
+            group=group,
             split=split,
             views=(View(path),),
             text=None,
-            labels=labels[key],
+            labels=label,
             mask=None,
             is_gt=True,
             file=path,
@@ -193,16 +217,34 @@ def _group_pattern(source: FolderSource) -> re.Pattern[str] | None:
     return pattern
 
 
-def _folder_label(
-    source: FolderSource, folders: tuple[str, ...], known: dict[tuple[str, ...], tuple[str, ...]]
-) -> tuple[str, ...]:
-    if not folders:
-        return ()
-    label = label_paths(".".join(name.replace(".", "_") for name in folders), prefix=source.label_prefix)
-    for other, taken in known.items():
-        if taken == label:
-            raise DataError(
-                f"source '{source.name}': the folders {'/'.join(other)} and {'/'.join(folders)} both become the "
-                f"label '{label[0]}'; rename one."
-            )
-    return label
+def _matched_group(pattern: re.Pattern[str], name: str) -> str:
+    found = pattern.search(name)
+    if found is None or not found[1]:
+        raise RowError(f"group_pattern '{pattern.pattern}' finds no group in the file name")
+    return found[1]
+
+
+class _FolderLabels:
+    """The label of each folder; two folders never share one."""
+
+    def __init__(self, source: FolderSource) -> None:
+        self.source = source
+        self._labels: dict[tuple[str, ...], tuple[str, ...]] = {(): ()}
+        self._folders: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def of(self, folders: list[str]) -> tuple[str, ...]:
+        """The labels of the images below these folders."""
+        levels = self.source.label_levels
+        key = tuple(folders[:levels])
+        if len(key) < levels:
+            raise RowError(f"the image is below {len(key)} folders; label_levels: {levels} needs as many")
+        if key not in self._labels:
+            label = label_paths(".".join(name.replace(".", "_") for name in key), prefix=self.source.label_prefix)
+            other = self._folders.setdefault(label, key)
+            if other != key:
+                raise DataError(
+                    f"source '{self.source.name}': the folders {'/'.join(other)} and {'/'.join(key)} both become the "
+                    f"label '{label[0]}'; rename one."
+                )
+            self._labels[key] = label
+        return self._labels[key]

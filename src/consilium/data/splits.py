@@ -78,44 +78,49 @@ class Leak:
 
 def find_leaks(table: CaseTable) -> list[Leak]:
     """Groups and identical files that are in more than one of train, val and test."""
-    judged = [row for row, split in enumerate(table.splits) if split != "unlabelled"]
-    groups: dict[str, list[int]] = defaultdict(list)
-    files: dict[str, list[int]] = defaultdict(list)
-    for row in judged:
-        groups[table.groups[row]].append(row)
-    for row, digest in table.file_hashes():
-        if table.splits[row] != "unlabelled":
-            files[digest].append(row)
-    leaks = [_leak(table, "group", group, rows) for group, rows in groups.items() if _splits(table, rows)]
-    leaks += [_leak(table, "file", digest[:12], rows) for digest, rows in files.items() if _splits(table, rows)]
-    return leaks
+    leaks = [_group_leak(table, key, rows) for key, rows in _on_several_sides(table, enumerate(table.groups))]
+    return leaks + [_file_leak(table, key, rows) for key, rows in _on_several_sides(table, table.file_hashes())]
 
 
-def _splits(table: CaseTable, rows: list[int]) -> tuple[str, ...]:
-    """The splits that rows are in, when more than one."""
-    found = {table.splits[row] for row in rows}
-    return tuple(split for split in SPLITS if split in found) if len(found) > 1 else ()
+def _on_several_sides(table: CaseTable, pairs: Iterable[tuple[int, str]]) -> list[tuple[str, list[int]]]:
+    """The keys, of (row, key), whose rows are in several of train, val and test, and these rows."""
+    splits = table.splits
+    judged = [(row, key) for row, key in pairs if splits[row] != "unlabelled"]
+    first: dict[str, str] = {}
+    rows: dict[str, list[int]] = {key: [] for row, key in judged if first.setdefault(key, splits[row]) != splits[row]}
+    for row, key in judged:
+        if key in rows:
+            rows[key].append(row)
+    return list(rows.items())
 
 
-def _leak(table: CaseTable, kind: Literal["group", "file"], key: str, rows: list[int]) -> Leak:
-    splits, ids = _splits(table, rows), tuple(dict.fromkeys(table.ids[row] for row in rows))
-    named = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+def _file_leak(table: CaseTable, digest: str, rows: list[int]) -> Leak:
+    splits, ids, named = _who(table, rows)
+    message = f"the same file is in {' and '.join(splits)} (cases {named}); keep one of them."
+    return Leak("file", digest[:12], splits, ids, message)
+
+
+def _group_leak(table: CaseTable, group: str, rows: list[int]) -> Leak:
+    splits, ids, named = _who(table, rows)
     where = " and ".join(splits)
-    if kind == "file":
-        return Leak("file", key, splits, ids, f"the same file is in {where} (cases {named}); keep one of them.")
     by_source: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         by_source[table.sources[row]].add(table.splits[row])
     if any(len(found) > 1 for found in by_source.values()):
-        return Leak("group", key, splits, ids, f"group '{key}' is in {where} (cases {named}); put it on one side.")
-    return Leak(
-        "group_across_sources",
-        key,
-        splits,
-        ids,
-        f"group '{key}' is in {where} through the sources {', '.join(sorted(by_source))} (cases {named}); "
-        "put it on one side, or rename the groups if these are not the same patient.",
+        return Leak("group", group, splits, ids, f"group '{group}' is in {where} (cases {named}); put it on one side.")
+    message = (
+        f"group '{group}' is in {where} through the sources {', '.join(sorted(by_source))} (cases {named}); "
+        "put it on one side, or rename the groups if these are not the same patient."
     )
+    return Leak("group_across_sources", group, splits, ids, message)
+
+
+def _who(table: CaseTable, rows: list[int]) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """The splits and ids of rows, and the first ids as a text."""
+    found = {table.splits[row] for row in rows}
+    ids = tuple(dict.fromkeys(table.ids[row] for row in rows))
+    named = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+    return tuple(split for split in SPLITS if split in found), ids, named
 
 
 def check_splits(table: CaseTable) -> list[str]:

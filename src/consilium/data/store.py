@@ -25,9 +25,10 @@ MANIFEST = "store.json"
 class Manifest:
     """What a store says about itself (``store.json``).
 
-    ``splits`` has the cases per source and split, ``counts`` a row {source, split, label, cases} for each combination
-    ('' : no label), ``skipped`` the files that were left aside per source and reason. ``unreadable`` are the files behind quarantined rows, as
-    [path, size, modified_ns], null where there was none: when one changes the store is prepared again.
+    ``splits`` has the cases per source and split, ``counts`` a row {source, split, label, cases} for each
+    combination ('' : no label), ``skipped`` the files that were left aside per source and reason.
+    ``unreadable`` are the images of quarantined rows, as [path, size, modified_ns] (null: there was none);
+    when one changes the store is prepared again.
     """
 
     format_version: int
@@ -96,7 +97,7 @@ class Store:
     @classmethod
     def open(cls, path: str | Path) -> Store:
         """The store in a folder; one that is missing, incomplete, damaged or newer is a StoreError."""
-        path = Path(path).expanduser()
+        path = Path(path).expanduser().absolute()
         again = "run `consilium data prepare` to make it."
         if not path.is_dir():
             raise StoreError(f"there is no store at {path}; {again}")
@@ -111,8 +112,8 @@ class Store:
             raise StoreError(f"{path / MANIFEST} has no format_version; remove the folder and {again}")
         if version > FORMAT_VERSION:
             raise StoreError(
-                f"the store {path} has format {version}, made by Consilium {tree.get('consilium_version')}; this version "
-                f"reads up to {FORMAT_VERSION}. Update Consilium, or prepare the data again."
+                f"the store {path} has format {version}, made by Consilium {tree.get('consilium_version')}; this "
+                f"version reads up to {FORMAT_VERSION}. Update Consilium, or prepare the data again."
             )
         missing = sorted({item.name for item in fields(Manifest)} - set(tree))
         if missing:
@@ -134,7 +135,7 @@ class Store:
 class CaseTable:
     """Cases by column, memory-mapped; cheap to send to a worker process, which maps the same files.
 
-    A column becomes Python values when it is first asked for. ``select`` shares everything with its parent.
+    A column becomes Python values when it is first asked for.
     """
 
     def __init__(self, folder: Path, *, rows: np.ndarray | None = None) -> None:
@@ -160,6 +161,11 @@ class CaseTable:
         values: list[Any] = (column if self._rows is None else column.take(self._rows)).to_pylist()
         return values
 
+    def _repeated(self, name: str) -> list[str]:
+        """A column of few different values, each of which exists once in memory."""
+        known: dict[str, str] = {}
+        return [known.setdefault(value, value) for value in self._column(name)]
+
     @cached_property
     def ids(self) -> list[str]:
         """The id of each case."""
@@ -168,7 +174,7 @@ class CaseTable:
     @cached_property
     def sources(self) -> list[str]:
         """The source of each case."""
-        return self._column("source")
+        return self._repeated("source")
 
     @cached_property
     def groups(self) -> list[str]:
@@ -178,12 +184,13 @@ class CaseTable:
     @cached_property
     def splits(self) -> list[str]:
         """The split of each case."""
-        return self._column("split")
+        return self._repeated("split")
 
     @cached_property
     def labels(self) -> list[tuple[str, ...]]:
         """The labels of each case, () where it has none."""
-        return [tuple(labels) for labels in self._column("labels")]
+        known: dict[tuple[str, ...], tuple[str, ...]] = {}
+        return [known.setdefault(labels, labels) for labels in map(tuple, self._column("labels"))]
 
     @cached_property
     def texts(self) -> list[str | None]:
@@ -216,23 +223,25 @@ class CaseTable:
 
     def images(self, row: int) -> list[str | bytes]:
         """The views of a case: the bytes where they are embedded, else the path."""
-        return [view["bytes"] if view["bytes"] is not None else view["image"] for view in self._views(row)]
+        embedded = self._view_field(row, "bytes")
+        return [
+            path if data is None else data for path, data in zip(self._view_field(row, "image"), embedded, strict=True)
+        ]
 
     def image_names(self, row: int) -> list[str]:
-        """The paths of the views of a case, also where the bytes are embedded."""
-        return [view["image"] for view in self._views(row)]
+        """The paths of the views of a case, also where the bytes are embedded ('' where there never was a file)."""
+        return self._view_field(row, "image")
 
     def view_names(self, row: int) -> list[str]:
         """The names of the views of a case."""
-        return [view["name"] for view in self._views(row)]
+        return self._view_field(row, "name")
 
-    def _views(self, row: int) -> list[dict[str, Any]]:
+    def _view_field(self, row: int, name: str) -> list[Any]:
         position = row if self._rows is None else int(self._rows[row])
         chunk = int(np.searchsorted(self._offsets, position, side="right")) - 1
-        views: list[dict[str, Any]] = (
-            self._arrow.column("views").chunk(chunk)[position - int(self._offsets[chunk])].as_py()
-        )
-        return views
+        views = self._arrow.column("views").chunk(chunk)[position - int(self._offsets[chunk])]
+        values: list[Any] = views.values.field(name).to_pylist()
+        return values
 
     def view_column(self, name: str) -> tuple[np.ndarray, list[Any]]:
         """A field of all views (image, name, width, height, sha256 ...) and the row of each; touches no image bytes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,6 @@ from consilium.data.case import (
     Case,
     RowError,
     View,
-    check_case,
     flag,
     label_paths,
     meta_text,
@@ -26,7 +26,7 @@ from consilium.data.case import (
 from consilium.data.config import Columns, JsonlSource, TableSource
 
 _OPTIONAL = ("text", "label", "split", "group", "id", "mask", "is_gt")
-_MULTIMEDISET_KEYS = frozenset({"text", "conversations", "modalities"})
+_MULTIMEDISET_KEYS = frozenset({"conversations", "modalities"})
 
 
 class _RowReader:
@@ -44,24 +44,24 @@ class _RowReader:
         self.used = also_used.union(self.image_columns, (name for name in named if name is not None))
 
     def check_columns(self, present: Sequence[str]) -> None:
-        """Refuse a column that was named in the config and does not exist, and a table of neither images nor text."""
+        """Refuse a column that the config names and the file lacks, and a file of neither images nor texts.
+
+        A name that is the default counts as not named: a resolved config spells out every default.
+        """
         default = Columns()
-        asked = {"image": name for name in self.image_columns if self.columns.image != default.image}
-        wanted = [(f"image", name) for name in self.image_columns] if asked else []
-        for key in _OPTIONAL:
-            name = getattr(self.columns, key)
-            if name is not None and name != getattr(default, key):
-                wanted.append((key, name))
-        wanted += [("meta", name) for name in self.columns.meta or []]
-        for key, name in wanted:
-            if name not in present:
+        named = [(key, name) for key in _OPTIONAL if (name := getattr(self.columns, key)) != getattr(default, key)]
+        if self.columns.image != default.image:
+            named += [("image", name) for name in self.image_columns]
+        named += [("meta", name) for name in self.columns.meta or []]
+        for key, name in named:
+            if name is not None and name not in present:
                 raise ConfigError(
                     f"source '{self.source.name}': columns.{key} is '{name}', {self._absent(name, present)}"
                 )
         if self.columns.text not in present and not set(self.image_columns) & set(present):
             raise ConfigError(
-                f"source '{self.source.name}': neither an image column nor a text column was found; name them in "
-                f"columns.image or columns.text. The image column is '{self.image_columns[0]}', "
+                f"source '{self.source.name}': neither an image nor a text column was found; name one in columns.image "
+                f"or columns.text. The image column is '{self.image_columns[0]}', "
                 f"{self._absent(self.image_columns[0], present)}"
             )
 
@@ -78,6 +78,8 @@ class _RowReader:
         """The absolute path of an image or mask as a row gives it."""
         if "://" in value:
             raise RowError(f"'{value}' is an address; download the file and give its path")
+        if "\0" in value:
+            raise RowError("a path holds a zero byte")
         return os.path.normpath(os.path.join(self.root, value))
 
     def views(self, row: Mapping[str, Any]) -> list[View]:
@@ -104,31 +106,44 @@ class _RowReader:
     def case(self, row: Mapping[str, Any], line: int, *, views: list[View], text: str | None) -> Case:
         """The case of a row whose images and text are known already."""
         columns, source = self.columns, self.source
-        check_case(views, text)
+        if not views and not text:
+            raise RowError("the row has neither an image nor a text")
         found = {key: row.get(column) if (column := getattr(columns, key)) is not None else None for key in _OPTIONAL}
-        identity = scalar_text(found["id"], "id") or f"{source.name}:{line}"
-        mask = scalar_text(found["mask"], "mask")
-        mask = self.path(mask) if mask else None
-        if mask is not None and not os.path.isfile(mask):
-            raise RowError(f"the mask {mask} does not exist")
+        identity = scalar_text(found["id"], "id")
         wanted = columns.meta if columns.meta is not None else (key for key in row if key not in self.used)
-        meta = {key: value for key in wanted if (value := meta_text(row.get(key)))}
         return Case(
-            id=identity,
+            id=identity or f"{source.name}:{line}",
             source=source.name,
-            # Rows about one image belong together even where no group is given.
-            group=scalar_text(found["group"], "group")
-            or (f"{source.name}:{views[0].image}" if views and views[0].image else identity),
+            group=scalar_text(found["group"], "group") or self._own_group(views, text, identity),
             split=split_name(found["split"]),
             views=tuple(views),
             text=text,
             labels=label_paths(found["label"], separator=columns.label_separator, prefix=source.label_prefix),
-            mask=mask,
+            mask=self._mask(found["mask"]),
             is_gt=flag(found["is_gt"], "is_gt"),
             file=self.file,
             line=line,
-            meta=meta,
+            meta={key: value for key in wanted if (value := meta_text(row.get(key)))},
         )
+
+    def _own_group(self, views: list[View], text: str | None, identity: str) -> str:
+        """The group where none is given: rows of one image belong together. It never hangs on the row's line,
+        so that rows put in between move nothing."""
+        if views and views[0].image:
+            return f"{self.source.name}:{views[0].image.removeprefix(self.root + os.sep)}"
+        if identity:
+            return f"{self.source.name}:{identity}"
+        content = views[0].data if views else (text or "").encode(errors="surrogatepass")
+        return f"{self.source.name}:{hashlib.blake2b(content or b'', digest_size=8).hexdigest()}"
+
+    def _mask(self, cell: Any) -> str | None:
+        value = scalar_text(cell, "mask")
+        if not value:
+            return None
+        path = self.path(value)
+        if not os.path.isfile(path):
+            raise RowError(f"the mask {path} does not exist")
+        return path
 
     def table_case(self, row: Mapping[str, Any], line: int) -> Case | BadRow:
         """The case of a csv or parquet row."""
@@ -186,29 +201,26 @@ def read_parquet(source: TableSource) -> Iterator[Case | BadRow]:
     import pyarrow.parquet as pq
 
     reader = _RowReader(source)
+    line = 0
     try:
-        file = pq.ParquetFile(reader.file, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"source '{source.name}': {reader.file} is not a parquet file: {error}") from None
-    with file:
-        reader.check_columns(file.schema_arrow.names)
-        embedded = any(
-            not pa.types.is_string(file.schema_arrow.field(name).type)
-            for name in reader.image_columns
-            if name in file.schema_arrow.names
-        )
-        line = 0
-        # Small batches where cells may hold whole images.
-        for batch in file.iter_batches(batch_size=64 if embedded else 1024):
-            for row in batch.to_pylist():
-                line += 1
-                yield reader.table_case(row, line)
+        with pq.ParquetFile(reader.file, memory_map=True) as file:
+            types = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+            reader.check_columns(list(types))
+            only_paths = all(pa.types.is_string(types[name]) for name in reader.image_columns if name in types)
+            # Cells that may hold whole images come in small batches.
+            for batch in file.iter_batches(batch_size=1024 if only_paths else 64):
+                for row in batch.to_pylist():
+                    line += 1
+                    yield reader.table_case(row, line)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        after = f" after row {line}" if line else ""
+        raise DataError(f"source '{source.name}': {reader.file} is no sound parquet file{after}: {error}") from error
 
 
 def read_jsonl(source: JsonlSource) -> Iterator[Case | BadRow]:
     """The objects of a jsonl file in MultiMediset form.
 
-    Purpose: each line is an object with ``text`` or ``conversations: [{role or from, content or value}]``
+    Purpose: each line is an object with ``text`` or else ``conversations: [{role or from, content or value}]``
     (the turns are joined by newlines) and ``modalities: [{type: image, value: path}]``; without
     ``modalities`` the image column is read. Several images are several views. Every attachment token
     is removed from the text; where a row has any, their number must be that of its images. Other keys
@@ -260,10 +272,16 @@ def _modalities(reader: _RowReader, modalities: Any) -> list[View]:
 
 
 def _jsonl_text(source: JsonlSource, row: Mapping[str, Any], *, images: int) -> str | None:
-    if "conversations" in row:
-        text = "\n".join(_turn(turn) for turn in _as_list(row["conversations"]))
+    column = source.columns.text
+    if column is None:
+        return None
+    if row.get(column) is None and "conversations" in row:
+        turns = row["conversations"]
+        if not isinstance(turns, list):
+            raise RowError(f"conversations is a {type(turns).__name__}; expected a list of turns")
+        text = "\n".join(map(_turn, turns))
     else:
-        text = scalar_text(row.get(source.columns.text or "text"), "text")
+        text = scalar_text(row.get(column), column)
     token = source.attachment_token
     count = text.count(token) if token else 0
     if count and count != images:
@@ -272,12 +290,6 @@ def _jsonl_text(source: JsonlSource, row: Mapping[str, Any], *, images: int) -> 
         lines = (" ".join(line.replace(token, " ").split()) for line in text.split("\n"))
         text = "\n".join(line for line in lines if line)
     return text or None
-
-
-def _as_list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise RowError(f"conversations is a {type(value).__name__}; expected a list of turns")
-    return value
 
 
 def _turn(turn: Any) -> str:

@@ -1,0 +1,151 @@
+"""A store under construction: Arrow files of a few thousand cases each, so that a killed run can go on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from consilium.core.files import atomic_file, write_json
+from consilium.data.case import BadRow, Case
+from consilium.data.store import schema
+
+PART_ROWS = 2048
+PART_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that cannot be used: its file as found (null: there is none), and why."""
+
+    path: str
+    size: int | None
+    modified_ns: int | None
+    reason: str
+
+
+class PartWriter:
+    """Collects cases and writes them as parts; the name of a part says which cases are done with it.
+
+    The bad rows of a part are written before it, so a part that exists is complete.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        finished = parts(folder)
+        self.start = self.stop = _range(finished[-1])[1] if finished else 0
+        self._rows: list[dict[str, Any]] = []
+        self._bad: list[list[Any]] = []
+        self._bytes = 0
+
+    def add(self, case: Case, views: list[dict[str, Any]] | BadImage, *, split: str) -> None:
+        """Add the next case; a full part is written."""
+        self.stop += 1
+        if isinstance(views, BadImage):
+            row = BadRow(case.source, case.file, case.line, views.reason)
+            self._bad.append([list(row), [views.path, views.size, views.modified_ns]])
+        else:
+            self._bytes += sum(len(view["bytes"]) for view in views if view["bytes"] is not None)
+            self._rows.append(
+                {
+                    "id": case.id,
+                    "source": case.source,
+                    "group": case.group,
+                    "split": split,
+                    "views": views,
+                    "text": case.text,
+                    "labels": case.labels,
+                    "mask": case.mask,
+                    "is_gt": case.is_gt,
+                    "meta": json.dumps(case.meta, ensure_ascii=False),
+                }
+            )
+        if self.stop - self.start >= PART_ROWS or self._bytes >= PART_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is collected."""
+        if self.stop == self.start:
+            return
+        import pyarrow as pa
+
+        stem = f"part-{self.start:09d}-{self.stop:09d}"
+        if self._bad:
+            write_json(self.folder / f"{stem}.bad.json", self._bad)
+        table = pa.Table.from_pylist(self._rows, schema=schema())
+        with (
+            atomic_file(self.folder / f"{stem}.arrow") as path,
+            pa.OSFile(str(path), "wb") as file,
+            pa.ipc.new_stream(file, table.schema) as stream,
+        ):
+            stream.write_table(table)
+        self._rows, self._bad, self._bytes, self.start = [], [], 0, self.stop
+
+
+def _range(part: Path) -> tuple[int, int]:
+    start, stop = part.stem.split("-")[1:]
+    return int(start), int(stop)
+
+
+def parts(folder: Path) -> list[Path]:
+    """The parts in a folder in order, as far as they follow one another."""
+    found: list[Path] = []
+    stop = 0
+    for path in sorted(folder.glob("part-*.arrow")):
+        start, next_stop = _range(path)
+        if start != stop:
+            break
+        found.append(path)
+        stop = next_stop
+    return found
+
+
+def bad_images(folder: Path) -> Iterator[tuple[BadRow, list[Any]]]:
+    """The rows whose image is bad, each with [path, size, modified_ns] of the image."""
+    for path in parts(folder):
+        listing = path.with_suffix(".bad.json")
+        if listing.exists():
+            for row, file in json.loads(listing.read_text(encoding="utf-8")):
+                yield BadRow(*row), file
+
+
+def remove_leavings(folder: Path) -> None:
+    """Remove what only a store under construction needs."""
+    keep = {path.name for path in parts(folder)}
+    for path in [*folder.glob("part-*"), *folder.glob(".*.tmp")]:
+        if path.name not in keep:
+            path.unlink()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """``splits``: cases per source and split; ``labels``: rows {source, split, label, cases}."""
+
+    splits: dict[str, dict[str, int]]
+    labels: list[dict[str, Any]]
+
+    @property
+    def cases(self) -> int:
+        """All cases."""
+        return sum(sum(of_source.values()) for of_source in self.splits.values())
+
+
+def count(found: Sequence[Path]) -> Counts:
+    """What the parts hold."""
+    import pyarrow as pa
+
+    cases: Counter[tuple[str, str]] = Counter()
+    labelled: Counter[tuple[str, str, str]] = Counter()
+    for path in found:
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().select(["source", "split", "labels"])
+        for source, split, labels in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            cases[source, split] += 1
+            labelled.update((source, split, label) for label in labels or [""])
+    splits: dict[str, dict[str, int]] = {}
+    for (source, split), number in sorted(cases.items()):
+        splits.setdefault(source, {})[split] = number
+    keys = ("source", "split", "label", "cases")
+    return Counts(splits, [dict(zip(keys, (*key, labelled[key]), strict=True)) for key in sorted(labelled)])
