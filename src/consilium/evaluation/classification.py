@@ -69,6 +69,11 @@ class ClassificationEvaluator:
         """The plain figures by name."""
         return self._figures(self._check(outputs))
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The names of the figures, in the order of ``quick``."""
+        return tuple(self._names)
+
     def higher_is_better(self, metric: str) -> bool:
         """The direction of a metric."""
         if metric not in self._names:

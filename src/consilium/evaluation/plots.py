@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 _SHOWN_CLASSES = 60  # a larger confusion matrix is cut to the classes with the most errors
+_SLANT = math.radians(52)  # of the column labels of a confusion matrix
+_WIDTH = 6.9  # pixels a character of such a label takes, at most
 _NUMBERED_CLASSES = 30  # up to here every cell carries its count
 
 
@@ -47,10 +49,10 @@ def interval_strip(value: float | None, low: float | None, high: float | None) -
     """A share on [0, 1] as a dot with its interval as a whisker, for a table cell."""
     if value is None:
         return ""
-    axis = _Axis(0.0, 1.0, 4.0, 116.0)
+    axis = _Axis(0.0, 1.0, 4.0, 96.0)
     whisker = "" if low is None or high is None else _line(axis.at(low), 8, axis.at(high), 8, "whisker")
     dot = f'<circle class="dot" cx="{axis.at(value):.1f}" cy="8" r="3.4"/>'
-    return _svg(120, 16, _line(4, 8, 116, 8, "rail") + whisker + dot, label=f"{value:.3f}", css="strip")
+    return _svg(100, 16, _line(4, 8, 96, 8, "rail") + whisker + dot, label=f"{value:.3f}", css="strip")
 
 
 def confusion_heat_map(labels: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -61,15 +63,17 @@ def confusion_heat_map(labels: Sequence[str], rows: Sequence[Mapping[str, Any]])
         counts[index[row["truth"]], index[row["prediction"]]] = row["cases"]
     kept = most_confused(counts)
     support = counts.sum(axis=1)
-    cell = 38 if len(kept) <= 16 else 30 if len(kept) <= _NUMBERED_CLASSES else 14
-    left = 14 + 6.6 * min(28, max(len(labels[k]) for k in kept))
-    top = left * 0.78 + 26
+    cell = 34 if len(kept) <= 16 else 30 if len(kept) <= _NUMBERED_CLASSES else 14
+    widths = [_WIDTH * len(_short(labels[k])) for k in kept]
+    left, size = 14 + max(widths), cell * len(kept)
+    top = 30 + max(widths) * math.sin(_SLANT)
+    right = max(cell * (place + 0.5) + width * math.cos(_SLANT) - size for place, width in enumerate(widths))
     parts = [_text(left + cell * len(kept) / 2, 14, "named by the model", "axis-title", anchor="middle")]
     parts.append(_text(0, top - 8, "true class", "axis-title"))
     for place, k in enumerate(kept):
         middle = cell * (place + 0.5)
         parts.append(_text(left - 8, top + middle + 4, _short(labels[k]), "tick", anchor="end", title=labels[k]))
-        corner = f'transform="translate({left + middle:.1f} {top - 8:.1f}) rotate(-52)"'
+        corner = f'transform="translate({left + middle:.1f} {top - 8:.1f}) rotate({-math.degrees(_SLANT):.0f})"'
         parts.append(
             f'<text class="tick" {corner}>{escape(_short(labels[k]))}<title>{escape(labels[k])}</title></text>'
         )
@@ -78,9 +82,9 @@ def confusion_heat_map(labels: Sequence[str], rows: Sequence[Mapping[str, Any]])
             parts.append(
                 _cell(left + cell * other, top + cell * place, cell, int(counts[k, j]), share, labels[k], labels[j])
             )
-    size = cell * len(kept)
-    right = left * 0.62  # the last slanted label runs out of the matrix
-    return _svg(left + size + right, top + size + 4, "".join(parts), label="Confusion matrix", css="confusion")
+    return _svg(
+        left + size + max(right, 0) + 4, top + size + 4, "".join(parts), label="Confusion matrix", css="confusion"
+    )
 
 
 def most_confused(counts: np.ndarray) -> list[int]:
@@ -90,15 +94,15 @@ def most_confused(counts: np.ndarray) -> list[int]:
 
 
 def _cell(x: float, y: float, size: int, count: int, share: float, truth: str, named: str) -> str:
-    tone = "right" if truth == named else "wrong"
+    tone = ("right" if truth == named else "wrong") if count else "none"
     shade = f' style="fill-opacity:{0.1 + 0.9 * share:.3f}"' if count else ""
-    box = f'<rect class="cell {tone if count else "none"}" x="{x + 1:.1f}" y="{y + 1:.1f}" width="{size - 2}" height="{size - 2}" rx="2"{shade}>'
-    title = f"<title>{escape(truth)} named {escape(named)}: {count} ({100 * share:.1f} %)</title></rect>"
-    text = ""
-    if count and size >= 30:
-        dark = " light" if share > 0.55 else ""
-        text = _text(x + size / 2, y + size / 2 + 4, str(count), f"count{dark}", anchor="middle")
-    return box + title + text
+    place = f'x="{x + 1:.1f}" y="{y + 1:.1f}" width="{size - 2}" height="{size - 2}"'
+    box = f'<rect class="cell {tone}" {place} rx="2"{shade}>'
+    tip = f"<title>{escape(truth)} named {escape(named)}: {count} ({100 * share:.1f} %)</title></rect>"
+    if not count or size < 30:
+        return box + tip
+    light = " light" if share > 0.75 else ""  # where white has the better contrast
+    return box + tip + _text(x + size / 2, y + size / 2 + 4, str(count), f"count{light}", anchor="middle")
 
 
 def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
@@ -143,10 +147,8 @@ def line_chart(series: Sequence[Series], *, title: str, logarithmic: bool = Fals
     x, y = _Axis(0, max(steps[-1], max(p for p, _ in usable)), 52, 350), _Axis(low, high, 200, 30, logarithmic)
     parts = [_text(8, 14, title, "chart-title"), _grid(x, y, steps, levels)]
     if mark is not None:
-        parts.append(_line(x.at(mark), 30, x.at(mark), 200, "mark"))
-        near_end = x.at(mark) > 260
         parts.append(
-            _text(x.at(mark) + (-5 if near_end else 5), 41, "best", "tick", anchor="end" if near_end else "start")
+            _line(x.at(mark), 26, x.at(mark), 200, "mark") + _text(x.at(mark), 22, "best", "tick", anchor="middle")
         )
     for place, one in enumerate(series):
         kept = [(px, py) for px, py in one.points if math.isfinite(py) and (py > 0 or not logarithmic)]

@@ -43,7 +43,7 @@ class ReportContent:
 
     title: str
     evaluations: Mapping[str, Evaluation]
-    config: ReportConfig = ReportConfig()
+    config: ReportConfig = field(default_factory=ReportConfig)
     name: str = "model"
     labels: Sequence[str] = ()
     confidence: float = 0.95
@@ -116,6 +116,7 @@ def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
         columns=[name for name in main.tables if name.startswith("per_") and name != "per_class"] if main else [],
         curves=_curves(content) if escape_html else [],
         galleries=_galleries(content) if escape_html else [],
+        pictures=content.config.images and content.thumbnail is not None,
         pivots=[table for key in ("label", "source") if (table := pivot(content.data, key=key))],
     )
 

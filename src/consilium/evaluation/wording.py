@@ -36,9 +36,9 @@ _OPTIMISTIC = {
 }
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """A share as ``94.2 %``, an undefined one as a dash."""
-    return "–" if value is None else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+    return "–" if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def number(value: Any) -> str:
@@ -92,7 +92,7 @@ def summary(evaluation: Evaluation, *, confidence: float) -> list[str]:
     elif "exact_match" in shown:
         sentences.append(f"{where} got every label right in {shown['exact_match']} of the cases.")
     classes = [row for row in evaluation.tables.get("per_class", []) if row["support"] > 0]
-    if "balanced_accuracy" in shown:
+    if "balanced_accuracy" in shown and len(classes) > 1:
         sentences.append(
             f"Each of the {len(classes)} classes counting the same, it found {shown['balanced_accuracy']} of a "
             "class's cases."
@@ -116,7 +116,9 @@ def calibration_sentence(evaluation: Evaluation) -> str:
     said = sum(row["statements"] * row["confidence"] for row in bins) / total
     right = sum(row["statements"] * row["frequency"] for row in bins) / total
     if "exact_match" in evaluation.metrics:
-        return f"On average it gives a label {percent(said)} probability; {percent(right)} of the labels are there."
+        return (
+            f"Over all cases and labels it states {percent(said)} on average, and {percent(right)} of the labels apply."
+        )
     verdict = "about as sure as it should be"
     if abs(said - right) >= 0.02:
         verdict = "surer than it should be" if said > right else "less sure than it could be"
@@ -133,6 +135,12 @@ def confusions(evaluation: Evaluation, *, at_most: int) -> list[str]:
         f"({percent(row['share'])})"
         for row in rows[:at_most]
     ]
+
+
+def errors_phrase(evaluation: Evaluation) -> str:
+    """How many cases were named wrong."""
+    wrong = sum(row["cases"] for row in evaluation.tables["confusion"] if row["truth"] != row["prediction"])
+    return f"{number(wrong)} of {number(evaluation.cases)} cases {'was' if wrong == 1 else 'were'} named wrong."
 
 
 def cautions(evaluation: Evaluation) -> list[str]:
