@@ -1,0 +1,268 @@
+"""Random crops, augmentation and normalisation, all a pure function of (seed, draw).
+
+Axes in names: B case in a batch, V view, N = B * V images, C channel, H height, W width.
+
+What happens to a training image, in this order: crop (``sample_box``, in the worker), horizontal and vertical flip,
+rotation + zoom + translation (one resampling), brightness, contrast, saturation, hue, grey, normalisation. Views of a
+case are augmented independently of each other: a left and a right eye are two photographs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from consilium.core.contracts import Batch
+from consilium.data.config import AugmentationConfig, ImageConfig
+from consilium.data.images import Box
+
+Uniforms = npt.NDArray[np.float64]
+
+_CROP_ATTEMPTS = 10
+_CHUNK_PIXELS = 2**19
+_GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # luma of ITU-R BT.601, with torchvision's digits
+
+
+class _Position(IntEnum):
+    """Where in the stream of a view each augmentation finds its number: switching one on moves no other."""
+
+    HORIZONTAL_FLIP = 0
+    VERTICAL_FLIP = 1
+    ROTATION = 2
+    TRANSLATE_X = 3
+    TRANSLATE_Y = 4
+    SCALE = 5
+    BRIGHTNESS = 6
+    CONTRAST = 7
+    SATURATION = 8
+    HUE = 9
+    GREY = 10
+
+
+def uniforms(draws_B: npt.NDArray[np.int64], *, seed: int, stream: int, count: int) -> Uniforms:
+    """``count`` numbers in [0, 1) for every draw, float64 [B, count], the same wherever they are computed.
+
+    A counter-based generator: each number is a hash of (seed, draw, stream, position), so it depends neither on
+    the number of workers nor on what else is in the batch. The hash is the output function of SplitMix64, applied
+    after each of the four is mixed in (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+    OOPSLA 2014, doi:10.1145/2660193.2660195). The crop of view v uses stream 2v, its augmentation 2v + 1.
+    """
+    key_1 = _mix(np.array([seed], np.uint64))
+    key_B = _mix(_mix(key_1 ^ np.asarray(draws_B).astype(np.uint64)) ^ np.uint64(stream))
+    bits_BP = _mix(key_B[:, None] ^ np.arange(count, dtype=np.uint64))
+    return (bits_BP >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def sample_box(
+    draw: int, *, seed: int, view: int, augmentation: AugmentationConfig, width: int, height: int
+) -> Box | None:
+    """The random crop of one view of ``width`` x ``height`` pixels; None when ``crop_scale`` is null.
+
+    Area uniform in ``crop_scale``, width / height log-uniform in ``crop_ratio``, in whole pixels; after ten shapes
+    that do not fit into the image, its centre in the nearest shape allowed. The same rule as torchvision's
+    RandomResizedCrop.
+    """
+    if augmentation.crop_scale is None:
+        return None
+    numbers = uniforms(np.array([draw]), seed=seed, stream=2 * view, count=2 * _CROP_ATTEMPTS + 2)[0].tolist()
+    (low, high), (narrow, wide) = augmentation.crop_scale, augmentation.crop_ratio
+    for attempt in range(_CROP_ATTEMPTS):
+        area = width * height * (low + (high - low) * numbers[2 * attempt])
+        ratio = narrow * (wide / narrow) ** numbers[2 * attempt + 1]
+        columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < columns <= width and 0 < rows <= height:
+            left = int(numbers[-2] * (width - columns + 1))
+            top = int(numbers[-1] * (height - rows + 1))
+            return Box(left=left / width, top=top / height, width=columns / width, height=rows / height)
+    ratio = min(max(width / height, narrow), wide)
+    columns, rows = max(1, min(width, round(height * ratio))), max(1, min(height, round(width / ratio)))
+    left, top = (width - columns) // 2, (height - rows) // 2
+    return Box(left=left / width, top=top / height, width=columns / width, height=rows / height)
+
+
+class DeviceTransform:
+    """Turns the loader's uint8 images into normalised float32, on whatever device they are.
+
+    In training every image is first augmented with the numbers of its draw. Images come out in channels_last
+    order, which costs least when the loader stacks [B, V, H, W, C] and permutes. Views that do not exist
+    (``view_mask_BV`` False) come out as zeros.
+    """
+
+    def __init__(self, image: ImageConfig, *, augmentation: AugmentationConfig | None, seed: int) -> None:
+        chosen = augmentation or AugmentationConfig()
+        self._augmentation = chosen
+        self._seed = seed
+        mean_C, std_C = torch.tensor(image.mean), torch.tensor(image.std)
+        self._scale_C, self._shift_C = 1 / std_C, -mean_C / std_C
+        colours = (chosen.brightness_jitter, chosen.contrast_jitter, chosen.saturation_jitter, chosen.hue_jitter)
+        self._moves = (chosen.rotation_degrees, chosen.translate, chosen.scale) != (None, None, None)
+        self._changes_values = self._moves or (*colours, chosen.grayscale_prob) != (None,) * 5
+
+    def __call__(self, batch: Batch, *, train: bool) -> Batch:
+        """The batch with its images normalised, and augmented when ``train``; the given one is left as it is."""
+        views = batch.images_BVCHW.shape[1]
+        images_NHWC = batch.images_BVCHW.flatten(0, 1).permute(0, 2, 3, 1).contiguous()
+        mask_N = batch.view_mask_BV.flatten()
+        numbers_NP = self._numbers(batch, views) if train else None
+        count, height, width, _ = images_NHWC.shape
+        # On a CPU a few images at a time, so that what lies between two operations stays in the cache.
+        step = max(1, _CHUNK_PIXELS // (height * width)) if images_NHWC.device.type == "cpu" else count
+        result_NHWC = torch.empty(images_NHWC.shape, dtype=torch.float32, device=images_NHWC.device)
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            some_NHWC = images_NHWC[part]
+            if numbers_NP is not None:
+                some_NHWC = self._augment(some_NHWC, numbers_NP[part])
+            self._normalise(some_NHWC, mask_N[part], out=result_NHWC[part])
+        return replace(batch, images_BVCHW=result_NHWC.permute(0, 3, 1, 2).reshape(batch.images_BVCHW.shape))
+
+    def _numbers(self, batch: Batch, views: int) -> Uniforms:
+        draws_B = np.asarray(batch.draws_B)
+        streams = [uniforms(draws_B, seed=self._seed, stream=2 * v + 1, count=len(_Position)) for v in range(views)]
+        return np.stack(streams, axis=1).reshape(-1, len(_Position))
+
+    def _normalise(self, images_NHWC: Tensor, mask_N: Tensor, *, out: Tensor) -> None:
+        """(pixels - mean) / std as one multiplication and one addition over whole rows, times the mask."""
+        count, height, width, channels = images_NHWC.shape
+        device, unit = images_NHWC.device, 1 / 255 if images_NHWC.dtype == torch.uint8 else 1.0
+        # Rows of W * C values with matching factors: broadcasting over C alone would run loops of three.
+        mask_N11 = mask_N.float()[:, None, None]
+        scale_N1R = mask_N11 * (self._scale_C * unit).repeat(width).to(device)
+        shift_N1R = mask_N11 * self._shift_C.repeat(width).to(device)
+        out.copy_(images_NHWC).view(count, height, width * channels).mul_(scale_N1R).add_(shift_N1R)
+
+    def _augment(self, images_NHWC: Tensor, numbers_NP: Uniforms) -> Tensor:
+        """uint8 when nothing but flips is asked for, else float in [0, 1]."""
+        chosen = self._augmentation
+        for probability, position, axis in (
+            (chosen.horizontal_flip_prob, _Position.HORIZONTAL_FLIP, 2),
+            (chosen.vertical_flip_prob, _Position.VERTICAL_FLIP, 1),
+        ):
+            if probability is not None:
+                images_NHWC = _flip(images_NHWC, numbers_NP[:, position] < probability, axis=axis)
+        if not self._changes_values:
+            return images_NHWC
+        # Colour planes one after the other: sums over C then run along the pixels, several times faster.
+        images_NCHW = images_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return self._change_values(images_NCHW.mul_(1 / 255), numbers_NP).permute(0, 2, 3, 1)
+
+    def _change_values(self, images_NCHW: Tensor, numbers_NP: Uniforms) -> Tensor:
+        chosen, device = self._augmentation, images_NCHW.device
+
+        def between(low: float, high: float, position: _Position) -> Tensor:
+            values_N = low + (high - low) * numbers_NP[:, position]
+            return torch.from_numpy(values_N.astype(np.float32)).to(device)
+
+        if self._moves:
+            degrees, shift = chosen.rotation_degrees or 0.0, chosen.translate or 0.0
+            images_NCHW = affine(
+                images_NCHW,
+                degrees_N=between(-degrees, degrees, _Position.ROTATION),
+                shift_x_N=between(-shift, shift, _Position.TRANSLATE_X),
+                shift_y_N=between(-shift, shift, _Position.TRANSLATE_Y),
+                zoom_N=between(*(chosen.scale or (1.0, 1.0)), _Position.SCALE),
+            )
+        if (x := chosen.brightness_jitter) is not None:
+            adjust_brightness_(images_NCHW, factors_N=between(1 - x, 1 + x, _Position.BRIGHTNESS))
+        if (x := chosen.contrast_jitter) is not None:
+            adjust_contrast_(images_NCHW, factors_N=between(1 - x, 1 + x, _Position.CONTRAST))
+        if (x := chosen.saturation_jitter) is not None:
+            adjust_saturation_(images_NCHW, factors_N=between(1 - x, 1 + x, _Position.SATURATION))
+        if (x := chosen.hue_jitter) is not None:
+            adjust_hue_(images_NCHW, turns_N=between(-x, x, _Position.HUE))
+        if (x := chosen.grayscale_prob) is not None:  # grey is a saturation of 0
+            keeps_colour_N = torch.from_numpy(numbers_NP[:, _Position.GREY] >= x).to(device)
+            adjust_saturation_(images_NCHW, factors_N=keeps_colour_N.float())
+        return images_NCHW
+
+
+def _flip(images_NHWC: Tensor, chosen_N: npt.NDArray[np.bool_], *, axis: int) -> Tensor:
+    # Whole images are copied by index (fast on every device); where() and masks go pixel by pixel on a CPU.
+    which, device = np.flatnonzero(chosen_N), images_NHWC.device
+    source_N = np.arange(len(chosen_N))
+    source_N[which] = len(chosen_N) + np.arange(len(which))
+    flipped = images_NHWC.index_select(0, torch.from_numpy(which).to(device)).flip(axis)
+    return torch.cat([images_NHWC, flipped]).index_select(0, torch.from_numpy(source_N).to(device))
+
+
+# Augmentations of float images [N, 3, H, W] in [0, 1], one number per image; a trailing underscore changes in place.
+
+
+def affine(images_NCHW: Tensor, *, degrees_N: Tensor, shift_x_N: Tensor, shift_y_N: Tensor, zoom_N: Tensor) -> Tensor:
+    """Rotated clockwise about the centre, zoomed, then shifted by fractions of width and height, bilinearly.
+
+    What comes in from outside the image is 0: black, as the background of most medical images is.
+    """
+    height, width = images_NCHW.shape[2:]
+    device = images_NCHW.device
+    # For each output pixel, in pixels from the centre, where it comes from: the inverse map.
+    radians_N = torch.deg2rad(degrees_N)
+    cosine_N11 = (torch.cos(radians_N) / zoom_N)[:, None, None]
+    sine_N11 = (torch.sin(radians_N) / zoom_N)[:, None, None]
+    x_W = torch.arange(width, device=device) - (width - 1) / 2
+    y_H = torch.arange(height, device=device) - (height - 1) / 2
+    x_N1W = x_W - shift_x_N[:, None, None] * width
+    y_NH1 = y_H[:, None] - shift_y_N[:, None, None] * height
+    from_x_NHW = cosine_N11 * x_N1W + sine_N11 * y_NH1
+    from_y_NHW = cosine_N11 * y_NH1 - sine_N11 * x_N1W
+    grid_NHW2 = torch.stack([from_x_NHW * (2 / width), from_y_NHW * (2 / height)], dim=-1)
+    return grid_sample(images_NCHW, grid_NHW2, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def adjust_brightness_(images_NCHW: Tensor, *, factors_N: Tensor) -> None:
+    """Every value times its image's factor."""
+    images_NCHW.mul_(factors_N[:, None, None, None]).clamp_(0, 1)
+
+
+def adjust_contrast_(images_NCHW: Tensor, *, factors_N: Tensor) -> None:
+    """The distance of every value from the mean grey of its image, times the factor."""
+    weights_C = torch.tensor(_GREY_WEIGHTS, device=images_NCHW.device)
+    mean_N = (images_NCHW.mean(dim=(2, 3)) * weights_C).sum(1)
+    offset_N = mean_N * (1 - factors_N)
+    images_NCHW.mul_(factors_N[:, None, None, None]).add_(offset_N[:, None, None, None]).clamp_(0, 1)
+
+
+def adjust_saturation_(images_NCHW: Tensor, *, factors_N: Tensor) -> None:
+    """The distance of every value from its pixel's grey, times the factor; 0 makes the image grey."""
+    red, green, blue = images_NCHW[:, :1], images_NCHW[:, 1:2], images_NCHW[:, 2:]
+    grey_N1HW = _GREY_WEIGHTS[0] * red + _GREY_WEIGHTS[1] * green + _GREY_WEIGHTS[2] * blue
+    factors_N111 = factors_N[:, None, None, None]
+    images_NCHW.mul_(factors_N111).add_(grey_N1HW.mul_(1 - factors_N111)).clamp_(0, 1)
+
+
+def adjust_hue_(images_NCHW: Tensor, *, turns_N: Tensor) -> None:
+    """The hue turned by a fraction of the colour circle; value and chroma (HSV) stay."""
+    red_NHW, green_NHW, blue_NHW = images_NCHW.unbind(1)
+    value_NHW = torch.maximum(torch.maximum(red_NHW, green_NHW), blue_NHW)
+    chroma_NHW = value_NHW - torch.minimum(torch.minimum(red_NHW, green_NHW), blue_NHW)
+    inverse_NHW = chroma_NHW.clamp(min=1e-12).reciprocal_()  # a grey pixel has chroma 0, and any hue will do
+    # Hue in sixths of the circle: red is at 0, green at 2, blue at 4.
+    hue_NHW = torch.where(
+        value_NHW == red_NHW,
+        (green_NHW - blue_NHW) * inverse_NHW,
+        torch.where(
+            value_NHW == green_NHW,
+            ((blue_NHW - red_NHW) * inverse_NHW).add_(2),
+            ((red_NHW - green_NHW) * inverse_NHW).add_(4),
+        ),
+    )
+    hue_NHW.add_(6 * turns_N[:, None, None])
+    for channel, own_hue in enumerate((0, 2, 4)):
+        # A channel is at its highest up to one sixth from its own hue, at its lowest from two sixths on.
+        distance_NHW = hue_NHW - own_hue
+        distance_NHW.sub_(torch.round(distance_NHW / 6).mul_(6)).abs_()
+        images_NCHW[:, channel] = value_NHW - chroma_NHW * distance_NHW.sub_(1).clamp_(0, 1)
