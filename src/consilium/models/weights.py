@@ -22,7 +22,8 @@ _SHOWN = 5  # keys that an error message names
 def load_state(path: Path) -> dict[str, Tensor]:
     """The tensors in a ``.safetensors`` file or a torch file that holds nothing but tensors.
 
-    A torch file may hold them at its top or under ``state_dict`` or ``model``. Nothing is ever
+    A torch file may hold them at its top or under ``state_dict`` or ``model``, and the prefixes that
+    distributed training and ``torch.compile`` put before every name are taken off. Nothing is ever
     unpickled that could run code: such a file is a WeightsError, as is a missing or damaged one.
     """
     try:
@@ -35,8 +36,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is a folder; give a .safetensors or .pt file.") from None
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"weights file {path} is refused: it holds Python objects beside tensors, which could run code when read "
-            f"({_first_line(error)}). Save the state_dict alone, best as .safetensors."
+            f"weights file {path} is refused: it is not a plain state_dict but holds Python objects"
+            f"{_unsafe_names(path)}, and reading those could run code. Save the state_dict alone, best as .safetensors."
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(
@@ -51,7 +52,19 @@ def load_state(path: Path) -> dict[str, Tensor]:
             f"weights file {path} holds {_describe(found)}; expected a state_dict: tensors by name, at the top or "
             f"under `state_dict` or `model`."
         )
-    return {str(key): value for key, value in found.items()}
+    state = {str(key): value for key, value in found.items()}
+    for prefix in ("module.", "_orig_mod.", "module."):  # the two wrappers, in either order
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _unsafe_names(path: Path) -> str:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError, OSError):  # not in torch's own container: the names stay unknown
+        names = []
+    return f" ({_some(names)})" if names else ""
 
 
 def _describe(found: Any) -> str:
