@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from consilium.bundle import Predictor, load
     from consilium.core.errors import ConsiliumError
-    from consilium.experiment import Experiment, TrainResult, evaluate, train
+    from consilium.experiment import Experiment, TrainResult, train
+    from consilium.judge import evaluate
 
     __version__: str
 
@@ -22,7 +23,7 @@ _HOMES = {
     "Experiment": "consilium.experiment",
     "Predictor": "consilium.bundle",
     "TrainResult": "consilium.experiment",
-    "evaluate": "consilium.experiment",
+    "evaluate": "consilium.judge",
     "load": "consilium.bundle",
     "train": "consilium.experiment",
 }

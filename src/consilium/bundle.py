@@ -168,7 +168,7 @@ class Predictor:
         self.device = device
         self.manifest = manifest
         self.threshold = threshold
-        self._transform = DeviceTransform(image, None, seed=0)
+        self._transform = DeviceTransform(image, augmentation=None, seed=0)
 
     @classmethod
     def load(

@@ -144,6 +144,11 @@ class Evaluation:
 class Evaluator(Protocol):
     """Judges a task's outputs over a set."""
 
+    @property
+    def metric_names(self) -> Sequence[str]:
+        """The names of the figures that ``quick`` gives."""
+        ...
+
     def quick(self, outputs: Outputs) -> dict[str, float | None]:
         """The plain figures only: what validation in training needs."""
         ...

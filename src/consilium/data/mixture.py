@@ -9,7 +9,8 @@ from functools import lru_cache
 import numpy as np
 
 from consilium.core.errors import DataError
-from consilium.data.config import MixtureConfig, Source
+from consilium.data.config import DataConfig, Source
+from consilium.data.dataset import LabelledCases
 
 
 @dataclass(frozen=True)
@@ -105,51 +106,39 @@ class Mixture:
         return [(np.flatnonzero(sequence == number), int(size)) for number, size in enumerate(self._sizes)]
 
 
-def build_mixture(
-    rows: np.ndarray,
-    *,
-    row_sources: Sequence[str],
-    row_classes: Sequence[int],
-    sources: Sequence[Source],
-    config: MixtureConfig,
-    batch_size: int,
-    seed: int,
-) -> Mixture:
-    """The mixture of training ``rows``; ``row_sources`` and ``row_classes`` belong to the same rows.
+def build_mixture(cases: LabelledCases, *, config: DataConfig, seed: int) -> Mixture:
+    """The mixture of the training rows of ``cases``.
 
     Without weights all sources form one pool. ``class_balanced`` splits every pool by class and draws
     the classes of a pool equally.
     """
-    names = np.asarray(row_sources, dtype=object)
-    classes = np.asarray(row_classes)
-    if all(source.weight is None for source in sources):
+    rows = cases.rows["train"]
+    if all(source.weight is None for source in config.sources):
         pools = [Pool("all", rows, 1.0)]
     else:
-        pools = [Pool(source.name, rows[names == source.name], source.weight or 0.0) for source in sources]
-    slots = config.steps * batch_size if config.steps is not None else None
-    if config.sampling == "class_balanced":
+        names = _sources(cases)
+        pools = [Pool(source.name, rows[names == source.name], source.weight or 0.0) for source in config.sources]
+    steps = config.mixture.steps
+    slots = None if steps is None else steps * config.loader.batch_size
+    if config.mixture.sampling == "class_balanced":
         slots = slots or len(rows)
-        class_of = dict(zip(rows.tolist(), classes.tolist(), strict=True))
-        pools = [part for pool in pools for part in _by_class(pool, class_of)]
-    return Mixture(pools, stop=config.stop, slots=slots, seed=seed)
+        pools = [part for pool in pools for part in _by_class(pool, cases.balancing_class())]
+    return Mixture(pools, stop=config.mixture.stop, slots=slots, seed=seed)
 
 
-def _by_class(pool: Pool, class_of: dict[int, int]) -> list[Pool]:
-    classes = np.array([class_of[row] for row in pool.rows.tolist()])
+def _sources(cases: LabelledCases) -> np.ndarray:
+    return np.array(cases.table.sources, dtype=object)[cases.rows["train"]]
+
+
+def _by_class(pool: Pool, class_of_row: np.ndarray) -> list[Pool]:
+    classes = class_of_row[pool.rows]
     present = np.unique(classes)
     return [Pool(f"{pool.name}/{k}", pool.rows[classes == k], pool.weight / len(present)) for k in present] or [pool]
 
 
-def mixture_table(
-    mixture: Mixture,
-    *,
-    epochs: int,
-    rows: np.ndarray,
-    row_sources: Sequence[str],
-    sources: Sequence[Source],
-) -> list[MixtureRow]:
+def mixture_table(mixture: Mixture, cases: LabelledCases, *, sources: Sequence[Source], epochs: int) -> list[MixtureRow]:
     """Expected and realised draws of every source over a whole training."""
-    names = np.asarray(row_sources, dtype=object)
+    rows, names = cases.rows["train"], _sources(cases)
     draws = np.zeros(int(rows.max()) + 1, dtype=np.int64)
     for epoch in range(epochs):
         draws += np.bincount(mixture.epoch(epoch), minlength=len(draws))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from consilium.core.contracts import Batch
+from consilium.core.errors import MemoryExhaustedError
 from consilium.training.state import random_state, set_random_state
 
 CPU_CASES = 16  # a trial on a processor uses at most so many cases of the batch
@@ -78,3 +80,19 @@ def _head(batch: Batch, cases: int) -> Batch:
         draws_B=batch.draws_B[:cases],
         targets=None if batch.targets is None else batch.targets[:cases],
     )
+
+
+@contextlib.contextmanager
+def memory_advice(
+    device: torch.device, *, batch_size: int, accumulate: int, image_size: tuple[int, int]
+) -> Iterator[None]:
+    """Turns running out of memory into an error that says what to change, with the figures it is based on."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        height, width = image_size
+        raise MemoryExhaustedError(
+            f"{device} ran out of memory with batches of {batch_size} images of {height} x {width}: {error}. Halve "
+            f"data.loader.batch_size and double trainer.accumulate (now {accumulate}): the gradient stays the same; or choose "
+            "a smaller data.image.size or task.vision.name."
+        ) from error

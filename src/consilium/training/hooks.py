@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from consilium.core.contracts import Progress, StepLog
+from consilium.core.contracts import Hook, Progress, StepLog
 from consilium.core.errors import MissingExtraError
 from consilium.core.files import write_text
+from consilium.core.reporter import Reporter
 
 STEP_COLUMNS = ("step", "epoch", "cases", "train_loss", "gradient_norm", "data_seconds", "step_seconds")
 WAIT_WARNING = 0.15  # share of a step spent waiting for data from which the log says what to change
@@ -20,14 +21,15 @@ WAIT_WARNING = 0.15  # share of a step spent waiting for data from which the log
 class RunLog:
     """The plain text log of a run; every line also goes to ``echo``."""
 
-    def __init__(self, path: Path, *, echo: Callable[[str], None] | None = None) -> None:
+    def __init__(self, path: Path | None, *, echo: Callable[[str], None] | None = None) -> None:
         self._path = path
         self._echo = echo
 
     def line(self, text: str) -> None:
         """Write one line with the time in front."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
         if self._echo is not None:
             self._echo(text)
 
@@ -202,3 +204,26 @@ def step_scalars(log: StepLog) -> dict[str, float]:
         *((f"learning_rate/{name}", rate) for name, rate in log.learning_rates.items()),
     ]
     return {name: value for name, value in scalars if value is not None}
+
+
+def build_hooks(
+    folder: Path,
+    *,
+    log: RunLog,
+    reporter: Reporter,
+    metrics: Sequence[str],
+    groups: Sequence[str],
+    resume_step: int,
+    log_every: int,
+    wandb: tuple[str, dict[str, Any]] | None,
+) -> list[Hook]:
+    """All hooks of a run; ``wandb`` is the project and the config it shows, None for none."""
+    history = History(folder / "history.csv", metrics=metrics, groups=groups, resume_step=resume_step)
+    hooks: list[Hook] = [
+        LogHook(log, history, log_every=log_every),
+        TensorBoardHook(folder / "tensorboard", resume_step=resume_step),
+        ProgressHook(lambda done, total, text: reporter.progress("train", done, total, text)),
+    ]
+    if wandb is not None:
+        hooks.append(WandbHook(folder, project=wandb[0], name=folder.name, config=wandb[1]))
+    return hooks

@@ -1,0 +1,206 @@
+"""The command line: one short function per command, heavy imports inside."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from consilium.core.errors import ConsiliumError
+
+app = typer.Typer(
+    help="Train, judge and serve a council of medical image and text models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Prepare data and look at it.", no_args_is_help=True)
+config_app = typer.Typer(help="Look at configs.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+ConfigPath = Annotated[Path, typer.Argument(help="A YAML experiment.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Dotted overrides: trainer.max_epochs=3", show_default=False)
+]
+BundlePath = Annotated[Path, typer.Argument(help="The folder that a finished run left.", show_default=False)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
+def _experiment(path: Path, overrides: list[str] | None) -> Any:
+    from consilium.experiment import Experiment
+
+    return Experiment.load(path, overrides=overrides or [])
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option(help="Check everything up to step one, then stop.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many cases of each split.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the latest unfinished run.")] = False,
+) -> None:
+    """Train, judge and report one experiment."""
+    from consilium.console import Console
+    from consilium.experiment import train as run
+
+    experiment = _experiment(config, overrides)
+    with Console() as console:
+        result = run(experiment, limit=limit, dry_run=dry_run, resume=resume, reporter=console)
+    if result is None:
+        typer.echo("dry run: everything is ready; nothing was written but the store.")
+    else:
+        typer.echo(f"finished: {result.folder}")
+
+
+@app.command()
+def evaluate(
+    bundle: BundlePath,
+    data: Annotated[Path | None, typer.Option(help="A YAML file with another data section.")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    out: Annotated[Path | None, typer.Option(help="Where the report goes.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Judge a bundle and write a report."""
+    from consilium.console import Console
+    from consilium.judge import evaluate as run
+
+    with Console() as console:
+        run(bundle, data=data, split=split, out=out, device=device, reporter=console)
+
+
+@app.command()
+def predict(
+    bundle: BundlePath,
+    paths: Annotated[list[str], typer.Argument(help="Image files, folders, globs or a store.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="predictions.jsonl or .csv; default: print JSON lines.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    device: Device = "auto",
+) -> None:
+    """Predict images; an unreadable one gets an error entry and the exit code 1."""
+    from consilium.console import Console
+    from consilium.predictions import predict_files
+
+    with Console() as console:
+        summary = predict_files(bundle, paths, out=out, batch_size=batch_size, device=device, reporter=console)
+    if summary.errors:
+        typer.echo(f"{summary.errors} of {summary.cases} images could not be read; see their `error`.", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the demo's store and run go.")] = Path("runs"),
+) -> None:
+    """Train, judge and use the modality router on the embedded demo data."""
+    from consilium.console import Console
+    from consilium.demo.run import run_demo
+
+    with Console() as console:
+        run_demo(out, reporter=console)
+
+
+@data_app.command("prepare")
+def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Read, check and split the data of an experiment into its store."""
+    from consilium.console import Console
+    from consilium.core.reporter import format_table
+    from consilium.data.prepare import prepare
+
+    experiment = _experiment(config, overrides)
+    with Console() as console:
+        prepared = prepare(experiment.data, progress=lambda done, total: console.progress("prepare", done, total))
+        console.line(format_table(prepared.summary))
+        console.line(f"{'prepared' if prepared.created else 'unchanged'}: {prepared.store.path}")
+        if prepared.bad_rows:
+            console.line(f"{len(prepared.bad_rows)} bad rows left out: {prepared.store.path / 'quarantine.csv'}")
+
+
+@data_app.command("inspect")
+def data_inspect(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Folder for contact sheet and JSON.")] = Path("inspection"),
+) -> None:
+    """Count, draw and check what is in the data: labels, sizes, duplicates, leaks."""
+    from consilium.console import Console
+    from consilium.data.inspect import inspect
+    from consilium.data.prepare import prepare
+
+    experiment = _experiment(config, overrides)
+    with Console() as console:
+        prepared = prepare(experiment.data, progress=lambda done, total: console.progress("prepare", done, total))
+        for text in inspect(prepared.store, out=out).lines():
+            console.line(text)
+
+
+@data_app.command("stats")
+def data_stats(config: ConfigPath, overrides: Overrides = None) -> None:
+    """The true mean and deviation of all pixels of the train split."""
+    from consilium.console import Console
+    from consilium.data.pixel_statistics import pixel_statistics
+    from consilium.data.prepare import prepare
+
+    experiment = _experiment(config, overrides)
+    with Console() as console:
+        prepared = prepare(experiment.data, progress=lambda done, total: console.progress("prepare", done, total))
+        found = pixel_statistics(
+            prepared.store, progress=lambda done, total: console.progress("pixels", done, total)
+        )
+        console.line(f"{found.images} images, {found.pixels} pixels of the train split, in [0, 1]")
+        console.line(f"mean: [{', '.join(f'{value:.4f}' for value in found.mean)}]")
+        console.line(f"std: [{', '.join(f'{value:.4f}' for value in found.std)}]")
+
+
+@config_app.command("show")
+def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print the resolved config."""
+    from consilium.core.config import to_yaml
+
+    typer.echo(to_yaml(_experiment(config, overrides)), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema that editors use."""
+    import json
+
+    from consilium.experiment import Experiment
+
+    typer.echo(json.dumps(Experiment.model_json_schema(), indent=2))
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        typer.echo(version("consilium"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    _traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+def main() -> None:
+    """Run a command; errors of ours become a message and their exit code."""
+    show = "--traceback" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
+    try:
+        app(arguments)
+    except ConsiliumError as error:
+        if show:
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted.", err=True)
+        sys.exit(130)

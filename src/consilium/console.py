@@ -1,0 +1,46 @@
+"""A Reporter for people: lines above progress bars in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Console:
+    """Shows lines and bars; a context manager, so that the terminal is left clean."""
+
+    def __init__(self) -> None:
+        self._console = RichConsole(highlight=False, soft_wrap=True)
+        self._bars: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=self._console,
+            transient=False,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> Console:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def line(self, text: str) -> None:
+        """Show a line above the bars."""
+        self._console.print(text, markup=False)
+
+    def progress(self, name: str, done: int, total: int | None, text: str = "") -> None:
+        """Move a bar; a finished one stays as it is, and the name may be used again."""
+        if name not in self._bars:
+            self._bars[name] = self._progress.add_task(name, total=total, text=text)
+        self._progress.update(self._bars[name], completed=done, total=total, text=text)
+        if total is not None and done >= total:
+            self._progress.stop_task(self._bars.pop(name))

@@ -1,0 +1,74 @@
+"""From a data section to the labelled cases of a task: prepare, filter, check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from consilium.core.errors import DataError
+from consilium.core.labels import LabelTree
+from consilium.core.reporter import Reporter
+from consilium.data.config import DataConfig, ImageConfig
+from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
+from consilium.data.prepare import prepare
+from consilium.data.splits import find_leaks
+from consilium.data.store import Store
+
+SHOWN_LEAKS = 10
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """A prepared store, its labelled cases, and the image config with its statistics filled in."""
+
+    store: Store
+    cases: LabelledCases
+    image: ImageConfig
+
+
+def load_data(
+    config: DataConfig,
+    *,
+    multi_label: bool,
+    needs: Sequence[str],
+    labels: LabelTree | None = None,
+    limit: int | None = None,
+    reporter: Reporter,
+) -> LoadedData:
+    """Prepare the store and take the cases of a classification task; splits in ``needs`` must not be empty."""
+    prepared = prepare(config, progress=lambda done, total: reporter.progress("prepare", done, total))
+    store = prepared.store
+    reporter.line(f"store {store.path}: {store.manifest.cases} cases" + ("" if prepared.created else " (unchanged)"))
+    if prepared.bad_rows:
+        reporter.line(f"note: {len(prepared.bad_rows)} bad rows were left out; {store.path / 'quarantine.csv'} lists them.")
+    cases = labelled_cases(
+        store.table, multi_label=multi_label, pseudo_labels=config.pseudo_labels, labels=labels, limit=limit
+    )
+    _check_leaks(store, cases, config=config)
+    cases.notes.extend(rare_class_warnings(cases))
+    for note in cases.notes:
+        reporter.line(f"note: {note}")
+    for split in needs:
+        if not len(cases.rows[split]):
+            counts = ", ".join(f"{name} {len(rows)}" for name, rows in cases.rows.items())
+            raise DataError(
+                f"the {split} split is empty (cases: {counts}). Raise data.split.{split}, or give rows the split '{split}'; "
+                "`consilium data inspect` shows what is where."
+            )
+    image = config.image
+    if image.statistics == "data":
+        from consilium.data.pixel_statistics import pixel_statistics
+
+        found = pixel_statistics(store, progress=lambda done, total: reporter.progress("pixel statistics", done, total))
+        image = image.model_copy(update={"mean": found.mean, "std": found.std, "statistics": "given"})
+    return LoadedData(store, cases, image)
+
+
+def _check_leaks(store: Store, cases: LabelledCases, *, config: DataConfig) -> None:
+    leaks = find_leaks(store.table)
+    shown = [leak.message for leak in leaks[:SHOWN_LEAKS]]
+    if leaks and config.on_leak == "error":
+        raise DataError(f"{len(leaks)} leak(s) between splits (data.on_leak is error):\n  - " + "\n  - ".join(shown))
+    cases.notes.extend(f"leak: {message}" for message in shown)
+    if len(leaks) > SHOWN_LEAKS:
+        cases.notes.append(f"{len(leaks) - SHOWN_LEAKS} more leaks; `consilium data inspect` lists all of them.")

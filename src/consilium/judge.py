@@ -1,0 +1,218 @@
+"""Judging a predictor: over the splits of a training, or over any data by its bundle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from consilium.bundle import Manifest, Predictor, case_outputs, read_manifest
+from consilium.core.config import build, read_tree
+from consilium.core.contracts import Evaluation, Evaluator
+from consilium.core.errors import ConfigError
+from consilium.core.files import write_json
+from consilium.core.reporter import Reporter, Silent, format_table
+from consilium.data.config import DataConfig, ImageConfig
+from consilium.data.dataset import LabelledCases
+from consilium.data.load import load_data
+from consilium.evaluation.classification import ClassificationEvaluator
+from consilium.evaluation.config import EvaluationConfig, ReportConfig
+from consilium.evaluation.report import ReportContent, write_report
+from consilium.evaluation.statistics import mean_and_deviation
+from consilium.training.hooks import read_history
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a report says about the training; nothing where a bundle is judged on other data later."""
+
+    precision: str = ""
+    device: str = ""
+    seconds: float | None = None
+    best_step: int | None = None
+    steps: int | None = None
+    monitor: str = "macro_f1"
+    confidence: float = 0.95
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    mixture: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    config_yaml: str = ""
+    command: str = ""
+
+    def shown(self) -> dict[str, str]:
+        """The facts as a report lists them."""
+        facts = {"Device": self.device, "Precision": self.precision}
+        if self.seconds is not None:
+            facts["Time"] = f"{self.seconds / 60:.1f} minutes, judging included"
+        if self.steps is not None:
+            facts["Steps"] = f"{self.steps} (best at {self.best_step})"
+        for part in self.parts:
+            facts[f"Parameters of the {part['name']}"] = f"{part['total']:,} ({part['trainable']:,} trained)"
+        return {name: value for name, value in facts.items() if value}
+
+
+def judge(
+    predictor: Predictor, cases: LabelledCases, evaluator: Evaluator, *, splits: Sequence[str], reporter: Reporter
+) -> dict[str, Evaluation]:
+    """Everything the evaluator says about each split; the headline is printed."""
+    evaluations = {}
+    for split in splits:
+        outputs = case_outputs(
+            predictor, cases, split, progress=lambda done, total, split=split: reporter.progress(f"judge {split}", done, total)
+        )
+        evaluations[split] = evaluator.evaluate(outputs, split=split)
+        reporter.line(format_table(headline(evaluations[split]), title=f"{split}: {len(outputs.ids)} cases"))
+    return evaluations
+
+
+def headline(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The figures with intervals as rows for a table."""
+    return [
+        {"metric": name, "value": interval.value, "from": interval.low, "to": interval.high}
+        for name, interval in evaluation.intervals.items()
+    ]
+
+
+def evaluate(
+    bundle: str | Path,
+    *,
+    data: str | Path | None = None,
+    split: str = "test",
+    out: str | Path | None = None,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Judge a bundle on a split of its own data, or of the data section of another YAML file.
+
+    Writes report.html, metrics.json and tables into ``out`` (default: ``evaluation-{split}`` in the bundle).
+    """
+    reporter = reporter or Silent()
+    folder = Path(bundle)
+    manifest = read_manifest(folder)
+    tree = read_tree(folder / "config.yaml")
+    config = _data_config(Path(data)) if data is not None else build(DataConfig, tree["data"], origin=str(folder))
+    evaluation_config = build(EvaluationConfig, tree.get("evaluation", {}), origin=str(folder))
+    predictor = Predictor.load(folder, device=device)
+    loaded = load_data(
+        config, multi_label=manifest.task.multi_label, needs=(split,), labels=predictor.labels, reporter=reporter
+    )
+    evaluator = ClassificationEvaluator(
+        predictor.labels, multi_label=manifest.task.multi_label, config=evaluation_config
+    )
+    evaluations = judge(predictor, loaded.cases, evaluator, splits=[split], reporter=reporter)
+    target = Path(out) if out is not None else folder / f"evaluation-{split}"
+    report = build(ReportConfig, tree.get("report", {}), origin=str(folder))
+    write_judgement(
+        target,
+        manifest=manifest,
+        evaluations=evaluations,
+        cases=loaded.cases,
+        report=report,
+        facts=RunFacts(
+            confidence=evaluation_config.confidence,
+            warnings=loaded.cases.notes,
+            command=f"consilium evaluate {folder} --split {split}" + ("" if data is None else f" --data {data}"),
+        ),
+    )
+    reporter.line(f"report: {target / 'report.html'}")
+    return evaluations[split]
+
+
+def _data_config(path: Path) -> DataConfig:
+    """The data section of a YAML file (a whole experiment, or a data section alone)."""
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--data is {path}; expected a YAML file with a `data` section (as in a recipe), which names the sources.")
+    tree = read_tree(path)
+    return build(DataConfig, tree.get("data", tree), origin=str(path))
+
+
+def write_judgement(
+    folder: Path,
+    *,
+    manifest: Manifest,
+    evaluations: Mapping[str, Evaluation],
+    cases: LabelledCases,
+    report: ReportConfig,
+    facts: RunFacts,
+) -> Path:
+    """Write report.html, metrics.json, tables and the model card into ``folder``; the path of the HTML."""
+    content = ReportContent(
+        title=f"{manifest.name}: {len(manifest.labels)} classes",
+        name=manifest.name,
+        labels=manifest.labels,
+        evaluations=evaluations,
+        config=report,
+        confidence=facts.confidence,
+        facts={**_origin(manifest), **facts.shown()},
+        history=read_history(folder / "history.csv"),
+        monitor=facts.monitor,
+        best_step=facts.best_step,
+        data=_data_rows(cases),
+        mixture=facts.mixture,
+        warnings=facts.warnings,
+        config_yaml=facts.config_yaml,
+        command=facts.command,
+        thumbnail=_thumbnails(cases, size=report.thumbnail_size),
+    )
+    return write_report(folder, content)
+
+
+def _origin(manifest: Manifest) -> dict[str, str]:
+    height, width = manifest.image.size
+    return {
+        "Date": manifest.created,
+        "Consilium": manifest.consilium_version,
+        "Tower": manifest.task.vision.name,
+        "Image size": f"{height} x {width} pixels",
+        "Seed": str(manifest.seed),
+        "Training cases": str(manifest.training_cases),
+        "Data fingerprint": manifest.data_fingerprint,
+    }
+
+
+def _data_rows(cases: LabelledCases) -> list[dict[str, Any]]:
+    """Cases per source, split and label."""
+    table = cases.table
+    counts = Counter(
+        (table.sources[row], split, label)
+        for split, rows in cases.rows.items()
+        for row in rows.tolist()
+        for label in table.labels[row]
+    )
+    return [{"source": s, "split": p, "label": k, "cases": n} for (s, p, k), n in sorted(counts.items())]
+
+
+def _thumbnails(cases: LabelledCases, *, size: int) -> Callable[[str], bytes | None]:
+    """JPEG thumbnails by case id, made when asked for."""
+    row_of = {name: row for row, name in enumerate(cases.table.ids)}
+
+    def thumbnail(case: str) -> bytes | None:
+        import simplejpeg
+
+        from consilium.data.images import load_view, read_bytes
+
+        images = cases.table.images(row_of[case])
+        if not images:
+            return None
+        pixels = load_view(read_bytes(images[0]), name=case, image=ImageConfig(size=(size, size), fit="pad"), box=None)
+        encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=85)
+        return encoded
+
+    return thumbnail
+
+
+def write_summary(folder: Path, runs: Mapping[str, Mapping[str, Mapping[str, float | None]]], *, reporter: Reporter) -> None:
+    """Mean and deviation of every figure over several runs: printed, and in ``summary.json``."""
+    first = next(iter(runs.values()))
+    summary: dict[str, list[dict[str, Any]]] = {}
+    for split, metrics in first.items():
+        rows = []
+        for name in metrics:
+            values = [value for run in runs.values() if (value := run[split][name]) is not None]
+            if len(values) == len(runs):
+                found = mean_and_deviation(values)
+                rows.append({"metric": name, "mean": found.mean, "deviation": found.deviation, "runs": len(values)})
+        summary[split] = rows
+        reporter.line(format_table(rows, title=f"{split}: mean and standard deviation over {len(runs)} runs"))
+    write_json(folder / "summary.json", {"runs": list(runs), "splits": summary})

@@ -1,0 +1,107 @@
+"""Predictions for files, folders, globs and stores, written as they come."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from consilium.bundle import Item, Predictor
+from consilium.core.errors import ConfigError, DataError
+from consilium.core.files import atomic_file
+from consilium.core.reporter import Reporter
+from consilium.data.sources import IMAGE_EXTENSIONS
+
+
+@dataclass(frozen=True)
+class PredictionSummary:
+    """How many cases were predicted, and how many of them could not be read."""
+
+    cases: int
+    errors: int
+
+
+class _Writer(Protocol):
+    def write(self, record: dict[str, Any]) -> None: ...
+
+
+def predict_files(
+    bundle: Path, paths: Sequence[str], *, out: Path | None, batch_size: int, device: str, reporter: Reporter
+) -> PredictionSummary:
+    """Predict everything under ``paths`` into ``out`` (.jsonl or .csv; None prints JSON lines)."""
+    if out is not None and out.suffix not in (".jsonl", ".csv"):
+        raise ConfigError(f"--out is {out}; expected a name that ends in .jsonl or .csv.")
+    keys, items = find_images(paths)
+    predictor = Predictor.load(bundle, device=device, batch_size=batch_size)
+    errors = 0
+    with _open_writer(out, labels=predictor.labels.leaves) as writer:
+        for done, (key, record) in enumerate(zip(keys, predictor.stream(items), strict=True), start=1):
+            errors += "error" in record
+            writer.write({**record, "image": key})
+            if out is not None:
+                reporter.progress("predict", done, len(items))
+    return PredictionSummary(len(items), errors)
+
+
+def find_images(paths: Sequence[str]) -> tuple[list[str], list[Item]]:
+    """Names and items of all images under files, folders (whole trees), globs and stores, in a stable order."""
+    names: list[str] = []
+    items: list[Item] = []
+    for given in paths:
+        path = Path(given)
+        if (path / "store.json").is_file():
+            from consilium.data.store import Store
+
+            table = Store.open(path).table
+            names += table.ids
+            items += [table.images(row) for row in range(len(table))]
+            continue
+        if path.is_dir():
+            found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file())
+        elif any(sign in given for sign in "*?[") and not path.exists():
+            found = sorted(file for file in glob.glob(given, recursive=True) if Path(file).is_file())
+        else:
+            found = [given]  # a missing file gets its error entry, the rest goes on
+        if not found:
+            raise DataError(f"no image under {given}; expected image files ({', '.join(sorted(IMAGE_EXTENSIONS))}), a folder or a glob.")
+        names += found
+        items += found
+    return names, items
+
+
+@contextmanager
+def _open_writer(out: Path | None, *, labels: Sequence[str]) -> Iterator[_Writer]:
+    if out is None:
+        yield _JsonLines(sys.stdout)
+        return
+    with atomic_file(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        yield _JsonLines(file) if out.suffix == ".jsonl" else _Csv(file, labels=labels)
+
+
+class _JsonLines:
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+class _Csv:
+    """Columns image, label, probability, error, then the probability of every class."""
+
+    def __init__(self, file: Any, *, labels: Sequence[str]) -> None:
+        self._labels = labels
+        self._writer = csv.writer(file, lineterminator="\n")
+        self._writer.writerow(["image", "label", "probability", "error", *(f"p_{label}" for label in labels)])
+
+    def write(self, record: dict[str, Any]) -> None:
+        label = record.get("label", ";".join(record.get("labels", [])))
+        values = record.get("probabilities", {})
+        head = [record["image"], label, record.get("probability", ""), record.get("error", "")]
+        self._writer.writerow([*head, *(values.get(name, "") for name in self._labels)])

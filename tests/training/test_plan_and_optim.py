@@ -1,0 +1,137 @@
+"""Plans are exact, schedules do what their formula says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from consilium.core.contracts import ParameterGroup
+from consilium.core.errors import ConfigError
+from consilium.training.config import (
+    AdamConfig,
+    ConstantConfig,
+    CosineConfig,
+    PlateauConfig,
+    ScheduleConfig,
+    SGDConfig,
+    StepConfig,
+    TrainerConfig,
+)
+from consilium.training.optim import Schedule, build_optimizer
+from consilium.training.plan import make_plan
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 5), st.sampled_from([0.1, 0.25, 0.5, 1.0, 2.0]))
+def test_every_batch_belongs_to_a_step_and_the_last_step_validates(batches: list[int], accumulate: int, every: float) -> None:
+    plan = make_plan(batches, config=TrainerConfig(accumulate=accumulate, validate_every=every))
+    assert plan.total_steps == sum(math.ceil(count / accumulate) for count in batches)
+    assert plan.total_steps in plan.validate_after
+    assert all(0 < step <= plan.total_steps for step in plan.validate_after)
+
+
+def test_whole_epochs_end_with_their_step() -> None:
+    plan = make_plan([3, 5, 4], config=TrainerConfig(validate_every=1.0, save_every=2.0))
+    assert plan.validate_after == {3, 8, 12}
+    assert plan.save_after == {8, 12}
+
+
+def test_fractions_of_an_epoch_and_max_steps() -> None:
+    plan = make_plan([10, 10], config=TrainerConfig(validate_every=0.5, max_steps=12))
+    assert plan.total_steps == 12
+    assert plan.validate_after == {5, 10, 12}
+
+
+def schedule(config: ScheduleConfig, *, total: int = 100, lower: bool = False) -> tuple[Schedule, torch.optim.Optimizer]:
+    model = nn.Linear(2, 2)
+    groups = [ParameterGroup("tower", [model.weight]), ParameterGroup("head", [model.bias])]
+    optimizer = build_optimizer(AdamConfig(kind="adamw", learning_rate=0.1, head_learning_rate=1.0), groups=groups)
+    built = Schedule(
+        config, optimizer=optimizer, total_steps=total, steps_per_epoch=10, higher_is_better=not lower
+    )
+    return built, optimizer
+
+
+def run(built: Schedule, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    rates = []
+    for _ in range(steps):
+        rates.append(built.rates()["head"])
+        optimizer.step()
+        built.step()
+    return rates
+
+
+def test_cosine_warms_up_reaches_the_rate_and_ends_at_the_floor() -> None:
+    built, optimizer = schedule(CosineConfig(warmup=0.1, floor=0.01))
+    rates = run(built, optimizer, 100)
+    assert rates[0] == pytest.approx(1 / 11)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.01)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_constant_and_step() -> None:
+    assert set(run(*schedule(ConstantConfig()), 20)) == {1.0}
+    rates = run(*schedule(StepConfig(every_epochs=2, factor=0.5)), 50)
+    assert rates[0] == 1.0
+    assert rates[20] == pytest.approx(0.5)
+    assert rates[40] == pytest.approx(0.25)
+
+
+def test_tower_and_head_keep_their_ratio() -> None:
+    built, optimizer = schedule(CosineConfig())
+    for _ in range(50):
+        assert built.rates()["head"] == pytest.approx(10 * built.rates()["tower"])
+        optimizer.step()
+        built.step()
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_plateau_lowers_after_patience_and_survives_a_checkpoint(lower: bool) -> None:
+    config = PlateauConfig(patience=1, factor=0.1)
+    sign = -1.0 if lower else 1.0
+    built, optimizer = schedule(config, lower=lower)
+    for value in (1.0, 2.0, 2.0):
+        built.on_evaluation(sign * value)
+    saved, weights = built.state_dict(), optimizer.state_dict()
+    other, other_optimizer = schedule(config, lower=lower)
+    other_optimizer.load_state_dict(weights)
+    other.load_state_dict(saved)
+    for one in (built, other):
+        optimizer.step() if one is built else other_optimizer.step()
+        one.on_evaluation(sign * 2.0)  # the second validation without a gain
+        one.step()
+        assert one.rates()["head"] == pytest.approx(0.1)
+
+
+def test_a_warm_up_longer_than_the_training_is_refused() -> None:
+    with pytest.raises(ConfigError, match="warmup is 500 steps but the whole training has only 100"):
+        schedule(CosineConfig(warmup=500))
+
+
+def test_biases_and_norms_are_not_decayed() -> None:
+    _, optimizer = schedule(ConstantConfig())
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {"tower": 0.01, "head": 0.0}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+def test_every_optimizer_learns(kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    config = SGDConfig(kind="sgd", learning_rate=0.05) if kind == "sgd" else AdamConfig(kind=kind, learning_rate=0.05)  # type: ignore[arg-type]
+    optimizer = build_optimizer(config, groups=[ParameterGroup("head", list(model.parameters()))])
+    inputs = torch.randn(64, 4)
+    targets = inputs.sum(1, keepdim=True)
+    losses = []
+    for _ in range(60):
+        loss = (model(inputs) - targets).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
