@@ -37,12 +37,10 @@ class _Axis:
     high: float
     start: float
     end: float
-    logarithmic: bool = False
 
     def at(self, value: float) -> float:
         """The pixel of a value."""
-        low, high, value = (math.log10(v) if self.logarithmic else v for v in (self.low, self.high, value))
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 def interval_strip(value: float | None, low: float | None, high: float | None) -> str:
@@ -130,34 +128,25 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
     return _svg(380, 446, "".join(parts), label="Reliability diagram", css="reliability")
 
 
-def line_chart(series: Sequence[Series], *, title: str, logarithmic: bool = False, mark: float | None = None) -> str:
+def line_chart(series: Sequence[Series], *, title: str, mark: float | None = None) -> str:
     """Lines over training steps; ``mark`` draws an upright line at a step. Empty when there is nothing to draw."""
-    usable = [(x, y) for s in series for x, y in s.points if math.isfinite(y) and (y > 0 or not logarithmic)]
-    if not usable:
+    drawn = [Series(s.name, [(px, py) for px, py in s.points if math.isfinite(py)], s.tone) for s in series]
+    points = [point for one in drawn for point in one.points]
+    if not points:
         return ""
-    values = [y for _, y in usable]
-    steps = ticks(0, max(x for x, _ in usable) or 1.0)
-    if logarithmic:
-        low, high = (10.0 ** f(math.log10(v)) for f, v in ((math.floor, min(values)), (math.ceil, max(values))))
-        high = high if high > low else low * 10
-        levels = [10.0**e for e in range(round(math.log10(low)), round(math.log10(high)) + 1)]
-    else:
-        levels = ticks(min(values), max(values))
-        low, high = levels[0], levels[-1]
-    x, y = _Axis(0, max(steps[-1], max(p for p, _ in usable)), 52, 350), _Axis(low, high, 200, 30, logarithmic)
+    steps = ticks(0, max(step for step, _ in points))
+    levels = ticks(min(value for _, value in points), max(value for _, value in points))
+    x, y = _Axis(0, steps[-1], 52, 350), _Axis(levels[0], levels[-1], 200, 30)
     parts = [_text(8, 14, title, "chart-title"), _grid(x, y, steps, levels)]
     if mark is not None:
-        parts.append(
-            _line(x.at(mark), 26, x.at(mark), 200, "mark") + _text(x.at(mark), 22, "best", "tick", anchor="middle")
-        )
-    for place, one in enumerate(series):
-        kept = [(px, py) for px, py in one.points if math.isfinite(py) and (py > 0 or not logarithmic)]
-        parts.append(_path([(x.at(px), y.at(py)) for px, py in kept], f"series {one.tone}"))
-        if len(kept) == 1:
-            parts.append(
-                f'<circle class="dot {one.tone}" cx="{x.at(kept[0][0]):.1f}" cy="{y.at(kept[0][1]):.1f}" r="3"/>'
-            )
-        if len(series) > 1:
+        at = x.at(mark)
+        parts.append(_line(at, 26, at, 200, "mark") + _text(at, 22, "best", "tick", anchor="middle"))
+    for place, one in enumerate(drawn):
+        pixels = [(x.at(step), y.at(value)) for step, value in one.points]
+        parts.append(_path(pixels, f"series {one.tone}"))
+        if len(pixels) == 1:
+            parts.append(f'<circle class="dot {one.tone}" cx="{pixels[0][0]:.1f}" cy="{pixels[0][1]:.1f}" r="3"/>')
+        if len(drawn) > 1 and pixels:
             at = 52 + place * 104
             parts.append(_line(at, 238, at + 18, 238, f"series {one.tone}") + _text(at + 24, 242, one.name, "tick"))
     return _svg(366, 248, "".join(parts), label=title, css="chart")
@@ -181,9 +170,7 @@ def _grid(x: _Axis, y: _Axis, xs: Sequence[float], ys: Sequence[float]) -> str:
     for value in ys:
         parts.append(_line(x.start, y.at(value), x.end, y.at(value), "grid"))
         parts.append(_text(x.start - 7, y.at(value) + 4, _tick(value), "tick", anchor="end"))
-    for value in xs:
-        if value <= x.high:
-            parts.append(_text(x.at(value), y.start + 17, _tick(value), "tick", anchor="middle"))
+    parts += [_text(x.at(value), y.start + 17, _tick(value), "tick", anchor="middle") for value in xs]
     return "".join(parts)
 
 

@@ -145,7 +145,8 @@ def pivot(rows: Sequence[Mapping[str, Any]], *, key: str) -> list[dict[str, Any]
 
 
 def _curves(content: ReportContent) -> list[str]:
-    points = {name: _points(content.history, name) for row in content.history[:1] for name in row}
+    columns = dict.fromkeys(name for row in content.history for name in row)
+    points = {name: _points(content.history, name) for name in columns}
     charts = [
         plots.line_chart(
             [

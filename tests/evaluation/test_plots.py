@@ -1,0 +1,67 @@
+"""Plots as SVG text."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consilium.evaluation.plots import Series, confusion_heat_map, interval_strip, line_chart, most_confused, ticks
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+def test_ticks_enclose_evenly(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    marks = ticks(low, high)
+    steps = np.diff(marks)
+    reach = max(abs(low), abs(high), 1e-9)
+    assert marks[0] <= low + 1e-6 * reach
+    assert marks[-1] >= high - 1e-6 * reach
+    assert 2 <= len(marks) <= 9
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 13, 30, 45, 90])
+def test_confusion_of_any_size(classes: int) -> None:
+    labels = [f"label <{n}>" for n in range(classes)]
+    rows = [{"truth": label, "prediction": label, "cases": 3} for label in labels]
+    rows.append({"truth": labels[0], "prediction": labels[1], "cases": 1})
+    drawn = ElementTree.fromstring(confusion_heat_map(labels, rows))
+    shown = min(classes, 60)
+    assert len(drawn.findall("rect")) == shown**2
+    counts = [text.text for text in drawn.findall("text") if "count" in text.get("class", "")]
+    assert len(counts) == (shown + 1 if classes <= 30 else 0)
+    assert "label <0> named label <1>: 1 (25.0 %)" in {title.text for title in drawn.iter("title")}
+
+
+def test_a_large_matrix_keeps_the_classes_with_errors() -> None:
+    counts = np.eye(100, dtype=np.int64)
+    counts[97, 3] = 5
+    kept = most_confused(counts)
+    assert len(kept) == 60
+    assert {3, 97} <= set(kept)
+    assert kept == sorted(kept)
+
+
+def test_a_line_breaks_at_nothing_and_marks_the_best() -> None:
+    drawn = line_chart(
+        [Series("a", [(1, 0.5), (2, float("nan")), (3, 0.7)]), Series("b", [(2, 0.6)])], title="F1", mark=2
+    )
+    assert "nan" not in drawn
+    assert ">best<" in drawn
+    assert line_chart([Series("a", [])], title="none") == ""
+    assert line_chart([Series("a", [(1, float("nan"))])], title="none") == ""
+
+
+def test_a_constant_line_can_be_drawn() -> None:
+    ElementTree.fromstring(line_chart([Series("rate", [(0, 0.1), (5, 0.1)])], title="rate"))
+    ElementTree.fromstring(line_chart([Series("zero", [(0, 0.0)])], title="zero"))
+
+
+def test_strip() -> None:
+    assert interval_strip(None, None, None) == ""
+    assert "whisker" not in interval_strip(0.5, None, None)
+    assert "whisker" in interval_strip(0.5, 0.4, 0.6)
