@@ -1,0 +1,240 @@
+"""The losses against torch, torchvision, scikit-learn and the formulas written out."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor
+from torch.nn import functional
+from torchvision.ops import sigmoid_focal_loss
+
+from consilium.core.errors import ConfigError, DataError
+from consilium.core.labels import LabelTree
+from consilium.losses.classification import ClassificationLoss, build_loss
+from consilium.losses.config import ClassificationLossConfig, CrossEntropyConfig, FocalConfig
+
+LABELS = LabelTree(["ct", "mri", "xray"])
+COUNTS = [60, 30, 10]
+GIVEN = {"ct": 0.5, "mri": 1.0, "xray": 3.0}
+
+
+def loss_of(config: ClassificationLossConfig, *, multi_label: bool = False, **options: Any) -> ClassificationLoss:
+    return build_loss(config, labels=LABELS, multi_label=multi_label, class_counts=COUNTS, **options)
+
+
+def logits_and_classes(seed: int = 0, cases: int = 7) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(cases, 3, generator=generator) * 3, torch.randint(0, 3, (cases,), generator=generator)
+
+
+def logits_and_sets(seed: int = 0, cases: int = 7) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(cases, 3, generator=generator) * 3, (torch.rand(cases, 3, generator=generator) > 0.5).float()
+
+
+# --- one label a case ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", ["none", "balanced", GIVEN], ids=["none", "balanced", "given"])
+def test_cross_entropy_is_torch_s(smoothing: float, weights: Any) -> None:
+    logits_BK, targets_B = logits_and_classes()
+    loss = loss_of(CrossEntropyConfig(label_smoothing=smoothing, class_weights=weights))
+    expected = functional.cross_entropy(logits_BK, targets_B, weight=loss.weights_K, label_smoothing=smoothing)
+    torch.testing.assert_close(loss(logits_BK, targets_B), expected)
+
+
+@pytest.mark.parametrize(
+    ("multi_label", "smoothing", "weights"), list(itertools.product([False, True], [0.0, 0.2], ["none", GIVEN]))
+)
+def test_focal_with_gamma_0_is_exactly_cross_entropy(multi_label: bool, smoothing: float, weights: Any) -> None:
+    logits_BK, targets = logits_and_sets() if multi_label else logits_and_classes()
+    options = {"label_smoothing": smoothing, "class_weights": weights}
+    focal = loss_of(FocalConfig(gamma=0.0, **options), multi_label=multi_label)
+    plain = loss_of(CrossEntropyConfig(**options), multi_label=multi_label)
+    assert focal(logits_BK, targets) == plain(logits_BK, targets)
+
+
+@pytest.mark.parametrize(("gamma", "smoothing"), [(0.5, 0.0), (2.0, 0.0), (2.0, 0.1)])
+def test_focal_is_the_formula_of_the_paper(gamma: float, smoothing: float) -> None:
+    logits_BK, targets_B = logits_and_classes()
+    weights_K = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
+    total = norm = 0.0
+    for logits_K, target in zip(logits_BK.double(), targets_B.tolist(), strict=True):
+        p_K = logits_K.exp() / logits_K.exp().sum()
+        smoothed_K = torch.full((3,), smoothing / 3, dtype=torch.float64)
+        smoothed_K[target] += 1 - smoothing
+        total += float((1 - p_K[target]) ** gamma * -(smoothed_K * weights_K * p_K.log()).sum())
+        norm += float(weights_K[target])
+    loss = loss_of(FocalConfig(gamma=gamma, label_smoothing=smoothing, class_weights=GIVEN))
+    assert loss(logits_BK, targets_B).item() == pytest.approx(total / norm, rel=1e-5)
+
+
+@given(st.integers(0, 1000))
+def test_focal_of_two_classes_is_torchvision_s_sigmoid_focal(seed: int) -> None:
+    logits_BK, targets_B = logits_and_classes(seed)
+    logits_BK[:, 2] = -torch.inf  # leaves a softmax over two classes: a sigmoid of their difference
+    targets_B = targets_B % 2
+    expected = sigmoid_focal_loss(logits_BK[:, 1] - logits_BK[:, 0], targets_B.float(), alpha=-1, gamma=2)
+    actual = loss_of(FocalConfig(gamma=2.0))(logits_BK, targets_B)
+    torch.testing.assert_close(actual, expected.mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_weighted_mean_divides_by_the_weights_of_the_true_classes() -> None:
+    logits_BK, _ = logits_and_classes()
+    targets_B = torch.full((len(logits_BK),), 2)
+    weighted = loss_of(CrossEntropyConfig(class_weights=GIVEN))(logits_BK, targets_B)
+    torch.testing.assert_close(weighted, loss_of(CrossEntropyConfig())(logits_BK, targets_B))
+
+
+# --- several labels a case -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", ["none", GIVEN], ids=["none", "given"])
+def test_binary_cross_entropy_is_torch_s(weights: Any) -> None:
+    logits_BK, targets_BK = logits_and_sets()
+    loss = loss_of(CrossEntropyConfig(class_weights=weights), multi_label=True)
+    expected = functional.binary_cross_entropy_with_logits(logits_BK, targets_BK, pos_weight=loss.weights_K)
+    torch.testing.assert_close(loss(logits_BK, targets_BK), expected)
+
+
+def test_binary_smoothing_moves_targets_towards_one_half() -> None:
+    logits_BK, targets_BK = logits_and_sets()
+    loss = loss_of(CrossEntropyConfig(label_smoothing=0.2), multi_label=True)
+    expected = functional.binary_cross_entropy_with_logits(logits_BK, torch.where(targets_BK == 1, 0.9, 0.1))
+    torch.testing.assert_close(loss(logits_BK, targets_BK), expected)
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.5, 1.0, 2.0, 5.0]))
+def test_binary_focal_is_torchvision_s(seed: int, gamma: float) -> None:
+    logits_BK, targets_BK = logits_and_sets(seed)
+    expected = sigmoid_focal_loss(logits_BK, targets_BK, alpha=-1, gamma=gamma, reduction="mean")
+    actual = loss_of(FocalConfig(gamma=gamma), multi_label=True)(logits_BK, targets_BK)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+# --- class weights ---------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 20), min_size=2, max_size=6))
+def test_balanced_weights_are_scikit_learn_s(counts: list[int]) -> None:
+    labels = LabelTree([f"class {k}" for k in range(len(counts))])
+    loss = build_loss(
+        CrossEntropyConfig(class_weights="balanced"), labels=labels, multi_label=False, class_counts=counts
+    )
+    targets_N = np.repeat(np.arange(len(counts)), counts)
+    expected = compute_class_weight("balanced", classes=np.arange(len(counts)), y=targets_N)
+    assert loss.weights_K is not None
+    np.testing.assert_allclose(loss.weights_K.numpy(), expected, rtol=1e-6)
+
+
+def test_balanced_weights_of_several_labels_are_negatives_per_positive() -> None:
+    loss = loss_of(CrossEntropyConfig(class_weights="balanced"), multi_label=True, cases=80)
+    assert loss.weights_K is not None
+    np.testing.assert_allclose(loss.weights_K.numpy(), [20 / 60, 50 / 30, 70 / 10])
+
+
+def test_given_weights_follow_the_order_of_the_labels() -> None:
+    loss = loss_of(CrossEntropyConfig(class_weights={"xray": 3.0, "ct": 1.0, "mri": 2.0}))
+    assert loss.weights_K is not None
+    assert loss.weights_K.tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({**GIVEN, "xrai": 1.0}, "'xrai' is not a label; did you mean `xray`"),
+        ({"ct": 1.0}, "no weight for mri, xray"),
+    ],
+)
+def test_weights_for_other_labels_are_refused(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        loss_of(CrossEntropyConfig(class_weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("counts", "multi_label", "message"),
+    [
+        ([5, 0, 5], False, "'mri': it has no training case"),
+        ([5, 10, 5], True, "'mri': it has no training case without it"),
+        ([5, 5], False, "2 class counts came for 3 labels"),
+    ],
+)
+def test_classes_that_cannot_be_balanced_are_refused(counts: list[int], multi_label: bool, message: str) -> None:
+    config = CrossEntropyConfig(class_weights="balanced")
+    with pytest.raises(DataError, match=message):
+        build_loss(config, labels=LABELS, multi_label=multi_label, class_counts=counts, cases=10)
+
+
+def test_unweighted_loss_does_not_need_every_class_to_occur() -> None:
+    config = CrossEntropyConfig()
+    assert build_loss(config, labels=LABELS, multi_label=False, class_counts=[5, 0, 5]).weights_K is None
+
+
+def test_weights_travel_with_the_state() -> None:
+    saved = loss_of(CrossEntropyConfig(class_weights="balanced")).state_dict()
+    fresh = loss_of(CrossEntropyConfig(class_weights=GIVEN))
+    fresh.load_state_dict(saved)
+    assert fresh.weights_K is not None
+    np.testing.assert_allclose(fresh.weights_K.numpy(), [100 / 180, 100 / 90, 100 / 30], rtol=1e-6)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+ALL = [
+    CrossEntropyConfig(label_smoothing=0.1, class_weights=GIVEN),
+    FocalConfig(gamma=2.0, class_weights=GIVEN),
+    FocalConfig(gamma=0.5, label_smoothing=0.1),
+]
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("config", ALL, ids=["cross entropy", "focal", "focal, root"])
+def test_loss_and_gradient_stay_finite_for_certain_models(config: ClassificationLossConfig, multi_label: bool) -> None:
+    """Right and wrong beyond doubt: where p is 1 or 0 in float32."""
+    logits_BK = torch.tensor([[200.0, -200.0, -200.0], [-200.0, 200.0, -200.0]], requires_grad=True)
+    targets = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]]) if multi_label else torch.tensor([0, 0])
+    value = loss_of(config, multi_label=multi_label)(logits_BK, targets)
+    value.backward()
+    assert torch.isfinite(value)
+    assert value > 0
+    assert logits_BK.grad is not None
+    assert torch.isfinite(logits_BK.grad).all()
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("config", ALL, ids=["cross entropy", "focal", "focal, root"])
+def test_inside_is_float32_whatever_comes_and_whatever_autocast_says(
+    config: ClassificationLossConfig, multi_label: bool
+) -> None:
+    logits_BK, targets = logits_and_sets() if multi_label else logits_and_classes()
+    logits_BK = logits_BK.bfloat16()
+    loss = loss_of(config, multi_label=multi_label)
+    expected = loss(logits_BK.float(), targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = loss(logits_BK, targets)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("config", ALL, ids=["cross entropy", "focal", "focal, root"])
+def test_gradient_is_the_slope(config: ClassificationLossConfig, multi_label: bool) -> None:
+    logits_BK, targets = logits_and_sets(cases=3) if multi_label else logits_and_classes(cases=3)
+    logits_BK.requires_grad_()
+    loss = loss_of(config, multi_label=multi_label)
+    (gradient_BK,) = torch.autograd.grad(loss(logits_BK, targets), logits_BK)
+    step = 1e-2
+    for b, k in itertools.product(range(3), range(3)):
+        nudge_BK = torch.zeros_like(logits_BK)
+        nudge_BK[b, k] = step
+        with torch.no_grad():
+            slope = (loss(logits_BK + nudge_BK, targets) - loss(logits_BK - nudge_BK, targets)) / (2 * step)
+        assert gradient_BK[b, k].item() == pytest.approx(slope.item(), abs=2e-3)
