@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 import consilium
-from tests.policy.source import REPOSITORY
+from tests.policy.source import REPOSITORY, SOURCE
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = (REPOSITORY / "requirements" / "dev.txt").read_text(encoding="utf-8")
-RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+RECIPES = sorted([*(REPOSITORY / "recipes").glob("*.yaml"), *(SOURCE / "consilium" / "demo").glob("*.yaml")])
 
 
 def normal(name: str) -> str:
