@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from consilium.bundle import Predictor, load
     from consilium.core.errors import ConsiliumError
-    from consilium.experiment import Experiment, TrainResult, train
+    from consilium.experiment import Experiment
     from consilium.judge import evaluate
+    from consilium.session import TrainResult, train
 
     __version__: str
 
@@ -22,10 +23,10 @@ _HOMES = {
     "ConsiliumError": "consilium.core.errors",
     "Experiment": "consilium.experiment",
     "Predictor": "consilium.bundle",
-    "TrainResult": "consilium.experiment",
+    "TrainResult": "consilium.session",
     "evaluate": "consilium.judge",
     "load": "consilium.bundle",
-    "train": "consilium.experiment",
+    "train": "consilium.session",
 }
 
 

@@ -181,7 +181,8 @@ class Predictor:
         try:
             if _sha256(folder / WEIGHTS) != manifest.weights_sha256:
                 raise BundleError(
-                    f"{folder / WEIGHTS} is not the file that {MANIFEST} names (its checksum differs). Copy the bundle again."
+                    f"{folder / WEIGHTS} is not the file that {MANIFEST} names (its checksum differs). Copy the "
+                    "bundle again."
                 )
             task = build_classify(
                 manifest.task,
@@ -195,7 +196,7 @@ class Predictor:
         except (OSError, WeightsError) as error:
             raise BundleError(f"bundle {folder} cannot be loaded: {error}") from error
         chosen = choose_device(device)
-        task.to(chosen, memory_format=torch.channels_last)
+        task.to(chosen).to(memory_format=torch.channels_last)
         task.eval()
         return cls(
             task,

@@ -46,7 +46,7 @@ def train(
 ) -> None:
     """Train, judge and report one experiment."""
     from consilium.console import Console
-    from consilium.experiment import train as run
+    from consilium.session import train as run
 
     experiment = _experiment(config, overrides)
     with Console() as console:
@@ -148,9 +148,7 @@ def data_stats(config: ConfigPath, overrides: Overrides = None) -> None:
     experiment = _experiment(config, overrides)
     with Console() as console:
         prepared = prepare(experiment.data, progress=lambda done, total: console.progress("prepare", done, total))
-        found = pixel_statistics(
-            prepared.store, progress=lambda done, total: console.progress("pixels", done, total)
-        )
+        found = pixel_statistics(prepared.store, progress=lambda done, total: console.progress("pixels", done, total))
         console.line(f"{found.images} images, {found.pixels} pixels of the train split, in [0, 1]")
         console.line(f"mean: [{', '.join(f'{value:.4f}' for value in found.mean)}]")
         console.line(f"std: [{', '.join(f'{value:.4f}' for value in found.std)}]")
@@ -184,7 +182,9 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _options(
-    _version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
     _traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options of every command."""

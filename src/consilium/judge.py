@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.report import ReportContent, write_report
 from consilium.evaluation.statistics import mean_and_deviation
 from consilium.training.hooks import read_history
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -58,9 +60,7 @@ def judge(
     """Everything the evaluator says about each split; the headline is printed."""
     evaluations = {}
     for split in splits:
-        outputs = case_outputs(
-            predictor, cases, split, progress=lambda done, total, split=split: reporter.progress(f"judge {split}", done, total)
-        )
+        outputs = case_outputs(predictor, cases, split, progress=partial(reporter.progress, f"judge {split}"))
         evaluations[split] = evaluator.evaluate(outputs, split=split)
         reporter.line(format_table(headline(evaluations[split]), title=f"{split}: {len(outputs.ids)} cases"))
     return evaluations
@@ -122,7 +122,9 @@ def evaluate(
 def _data_config(path: Path) -> DataConfig:
     """The data section of a YAML file (a whole experiment, or a data section alone)."""
     if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--data is {path}; expected a YAML file with a `data` section (as in a recipe), which names the sources.")
+        raise ConfigError(
+            f"--data is {path}; expected a YAML file with a `data` section (as in a recipe), which names the sources."
+        )
     tree = read_tree(path)
     return build(DataConfig, tree.get("data", tree), origin=str(path))
 
@@ -202,7 +204,9 @@ def _thumbnails(cases: LabelledCases, *, size: int) -> Callable[[str], bytes | N
     return thumbnail
 
 
-def write_summary(folder: Path, runs: Mapping[str, Mapping[str, Mapping[str, float | None]]], *, reporter: Reporter) -> None:
+def write_summary(
+    folder: Path, runs: Mapping[str, Mapping[str, Mapping[str, float | None]]], *, reporter: Reporter
+) -> None:
     """Mean and deviation of every figure over several runs: printed, and in ``summary.json``."""
     first = next(iter(runs.values()))
     summary: dict[str, list[dict[str, Any]]] = {}

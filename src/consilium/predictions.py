@@ -63,13 +63,18 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], list[Item]]:
             items += [table.images(row) for row in range(len(table))]
             continue
         if path.is_dir():
-            found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file())
+            found = sorted(
+                str(file) for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()
+            )
         elif any(sign in given for sign in "*?[") and not path.exists():
             found = sorted(file for file in glob.glob(given, recursive=True) if Path(file).is_file())
         else:
             found = [given]  # a missing file gets its error entry, the rest goes on
         if not found:
-            raise DataError(f"no image under {given}; expected image files ({', '.join(sorted(IMAGE_EXTENSIONS))}), a folder or a glob.")
+            raise DataError(
+                f"no image under {given}; expected image files ({', '.join(sorted(IMAGE_EXTENSIONS))}), a folder or a "
+                "glob."
+            )
         names += found
         items += found
     return names, items

@@ -26,7 +26,9 @@ def pools(sizes: list[int], weights: list[float] | None = None) -> list[Pool]:
 
 
 @given(SIZES, st.integers(0, 1000), st.integers(0, 5), st.sampled_from(["first_exhausted", "all_exhausted"]))
-def test_an_epoch_is_a_pure_function_and_never_repeats_too_early(sizes: list[int], seed: int, epoch: int, stop: str) -> None:
+def test_an_epoch_is_a_pure_function_and_never_repeats_too_early(
+    sizes: list[int], seed: int, epoch: int, stop: str
+) -> None:
     mixture = Mixture(pools(sizes), stop=stop, slots=None, seed=seed)
     rows = mixture.epoch(epoch)
     again = Mixture(pools(sizes), stop=stop, slots=None, seed=seed)

@@ -26,8 +26,12 @@ from consilium.training.optim import Schedule, build_optimizer
 from consilium.training.plan import make_plan
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 5), st.sampled_from([0.1, 0.25, 0.5, 1.0, 2.0]))
-def test_every_batch_belongs_to_a_step_and_the_last_step_validates(batches: list[int], accumulate: int, every: float) -> None:
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 5), st.sampled_from([0.1, 0.25, 0.5, 1.0, 2.0])
+)
+def test_every_batch_belongs_to_a_step_and_the_last_step_validates(
+    batches: list[int], accumulate: int, every: float
+) -> None:
     plan = make_plan(batches, config=TrainerConfig(accumulate=accumulate, validate_every=every))
     assert plan.total_steps == sum(math.ceil(count / accumulate) for count in batches)
     assert plan.total_steps in plan.validate_after
@@ -46,13 +50,13 @@ def test_fractions_of_an_epoch_and_max_steps() -> None:
     assert plan.validate_after == {5, 10, 12}
 
 
-def schedule(config: ScheduleConfig, *, total: int = 100, lower: bool = False) -> tuple[Schedule, torch.optim.Optimizer]:
+def schedule(
+    config: ScheduleConfig, *, total: int = 100, lower: bool = False
+) -> tuple[Schedule, torch.optim.Optimizer]:
     model = nn.Linear(2, 2)
     groups = [ParameterGroup("tower", [model.weight]), ParameterGroup("head", [model.bias])]
     optimizer = build_optimizer(AdamConfig(kind="adamw", learning_rate=0.1, head_learning_rate=1.0), groups=groups)
-    built = Schedule(
-        config, optimizer=optimizer, total_steps=total, steps_per_epoch=10, higher_is_better=not lower
-    )
+    built = Schedule(config, optimizer=optimizer, total_steps=total, steps_per_epoch=10, higher_is_better=not lower)
     return built, optimizer
 
 

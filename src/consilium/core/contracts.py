@@ -5,7 +5,7 @@ Axes in names: B case in a batch, N case in a set, V view, C channel, H height, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -162,18 +162,6 @@ class Evaluator(Protocol):
         ...
 
 
-class BatchSource(Protocol):
-    """Batches of one set, in a fixed order."""
-
-    def __len__(self) -> int:
-        """How many batches."""
-        ...
-
-    def __iter__(self) -> Iterable[Batch]:  # type: ignore[override]
-        """The batches."""
-        ...
-
-
 @dataclass
 class Progress:
     """Where a training stands; the loop owns it, hooks read it."""
@@ -181,6 +169,7 @@ class Progress:
     step: int = 0  # optimizer steps done
     epoch: int = 0  # epoch being trained, first is 0
     batch: int = 0  # batches of this epoch that reached the optimizer
+    epochs: float = 0.0  # how much of the epochs is done
     samples: int = 0  # cases seen, over all processes
     total_steps: int = 0
     best_metric: float | None = None
@@ -216,6 +205,3 @@ class Hook(Protocol):
     def on_end(self, progress: Progress) -> None:
         """After the last step, also when the run stops early."""
         ...
-
-
-Labels = Sequence[Sequence[str]]

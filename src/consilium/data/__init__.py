@@ -1,0 +1,1 @@
+"""Data: cases, sources, splits, store, mixture, images, batches."""

@@ -86,7 +86,8 @@ def labelled_cases(
 def _training_labels(table: CaseTable, rows: dict[str, np.ndarray], *, multi_label: bool) -> LabelTree:
     if not len(rows["train"]):
         raise DataError(
-            "the train split is empty: no case with an image and a label is left for training. Look at the split, label "
+            "the train split is empty: no case with an image and a label is left for training. Look at the split, "
+            "label "
             "and is_gt columns with `consilium data inspect`."
         )
     labels = LabelTree.from_labels(table.labels[row] for row in rows["train"].tolist())
@@ -116,7 +117,8 @@ def _check_labels(table: CaseTable, labels: LabelTree, *, multi_label: bool) -> 
             for label, found in sorted(strange.items())[:10]
         )
         raise DataError(
-            f"labels occur that training never sees: {shown}. A class with one row ends up in one split only: add cases, "
+            f"labels occur that training never sees: {shown}. A class with one row ends up in one split only: add "
+            "cases, "
             "give them a split, or leave the class out."
         )
 
@@ -139,8 +141,12 @@ def rare_class_warnings(cases: LabelledCases, *, at_least: int = 5) -> list[str]
         own = cases.targets[cases.rows[split]]
         if not len(own):
             continue
-        counts: Sequence[int] = (own.sum(0) if own.ndim == 2 else np.bincount(own, minlength=len(cases.labels))).tolist()
+        counts: Sequence[int] = (
+            own.sum(0) if own.ndim == 2 else np.bincount(own, minlength=len(cases.labels))
+        ).tolist()
         rare = [f"{label} ({int(n)})" for label, n in zip(cases.labels.leaves, counts, strict=True) if n < at_least]
         if rare:
-            warnings.append(f"{split} has fewer than {at_least} cases of: {', '.join(rare)}; their figures mean little.")
+            warnings.append(
+                f"{split} has fewer than {at_least} cases of: {', '.join(rare)}; their figures mean little."
+            )
     return warnings

@@ -40,7 +40,9 @@ def load_data(
     store = prepared.store
     reporter.line(f"store {store.path}: {store.manifest.cases} cases" + ("" if prepared.created else " (unchanged)"))
     if prepared.bad_rows:
-        reporter.line(f"note: {len(prepared.bad_rows)} bad rows were left out; {store.path / 'quarantine.csv'} lists them.")
+        reporter.line(
+            f"note: {len(prepared.bad_rows)} bad rows were left out; {store.path / 'quarantine.csv'} lists them."
+        )
     cases = labelled_cases(
         store.table, multi_label=multi_label, pseudo_labels=config.pseudo_labels, labels=labels, limit=limit
     )
@@ -52,7 +54,8 @@ def load_data(
         if not len(cases.rows[split]):
             counts = ", ".join(f"{name} {len(rows)}" for name, rows in cases.rows.items())
             raise DataError(
-                f"the {split} split is empty (cases: {counts}). Raise data.split.{split}, or give rows the split '{split}'; "
+                f"the {split} split is empty (cases: {counts}). Raise data.split.{split}, or give rows the split "
+                f"'{split}'; "
                 "`consilium data inspect` shows what is where."
             )
     image = config.image

@@ -52,7 +52,13 @@ class _Decoder(Dataset[Any]):
     """Turns a Request into uint8 views; runs in the workers."""
 
     def __init__(
-        self, table: Images, *, targets: np.ndarray | None, image: ImageConfig, augmentation: AugmentationConfig, seed: int
+        self,
+        table: Images,
+        *,
+        targets: np.ndarray | None,
+        image: ImageConfig,
+        augmentation: AugmentationConfig,
+        seed: int,
     ) -> None:
         self.table, self.targets, self.image, self.augmentation, self.seed = table, targets, image, augmentation, seed
 

@@ -127,7 +127,8 @@ def build_mixture(cases: LabelledCases, *, config: DataConfig, seed: int) -> Mix
 
 
 def _sources(cases: LabelledCases) -> np.ndarray:
-    return np.array(cases.table.sources, dtype=object)[cases.rows["train"]]
+    names: np.ndarray = np.array(cases.table.sources, dtype=object)[cases.rows["train"]]
+    return names
 
 
 def _by_class(pool: Pool, class_of_row: np.ndarray) -> list[Pool]:
@@ -136,7 +137,9 @@ def _by_class(pool: Pool, class_of_row: np.ndarray) -> list[Pool]:
     return [Pool(f"{pool.name}/{k}", pool.rows[classes == k], pool.weight / len(present)) for k in present] or [pool]
 
 
-def mixture_table(mixture: Mixture, cases: LabelledCases, *, sources: Sequence[Source], epochs: int) -> list[MixtureRow]:
+def mixture_table(
+    mixture: Mixture, cases: LabelledCases, *, sources: Sequence[Source], epochs: int
+) -> list[MixtureRow]:
     """Expected and realised draws of every source over a whole training."""
     rows, names = cases.rows["train"], _sources(cases)
     draws = np.zeros(int(rows.max()) + 1, dtype=np.int64)

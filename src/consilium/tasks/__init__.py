@@ -1,0 +1,1 @@
+"""Tasks: model, loss, and what a prediction means."""

@@ -92,7 +92,9 @@ class TrainerConfig(Config):
     validate_every: float = Field(default=1.0, gt=0.0, description="Epochs between validations; below 1: a fraction.")
     monitor: str = Field(default="macro_f1", description="Validation metric that chooses the best checkpoint.")
     patience: int | None = Field(default=None, ge=1, description="Stop after this many validations without a gain.")
-    save_every: float = Field(default=1.0, gt=0.0, description="Epochs between resumable checkpoints; below 1: a fraction.")
+    save_every: float = Field(
+        default=1.0, gt=0.0, description="Epochs between resumable checkpoints; below 1: a fraction."
+    )
     keep_last: int = Field(default=1, ge=1, description="Resumable checkpoints kept.")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of the log.")
     init_from: str | None = Field(default=None, description="A bundle or weights file to start from.")

@@ -41,8 +41,12 @@ def dry_run(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        choices = ["fp32", "bf16"] if precision == "auto" and device.type != "mps" else [precision.replace("auto", "fp32")]
-        seconds = {choice: _time(task, batch, transform=transform, device=device, precision=choice) for choice in choices}
+        choices = (
+            ["fp32", "bf16"] if precision == "auto" and device.type != "mps" else [precision.replace("auto", "fp32")]
+        )
+        seconds = {
+            choice: _time(task, batch, transform=transform, device=device, precision=choice) for choice in choices
+        }
         task.eval()
         task.predict(transform(batch))
     finally:
@@ -54,7 +58,9 @@ def dry_run(
     return Trial(chosen, seconds[chosen] * batch.global_cases / cases, memory, cases)
 
 
-def _time(task: Any, batch: Batch, *, transform: Callable[[Batch], Batch], device: torch.device, precision: str) -> float:
+def _time(
+    task: Any, batch: Batch, *, transform: Callable[[Batch], Batch], device: torch.device, precision: str
+) -> float:
     """Median seconds of a training step after one that warms up."""
     seconds = []
     task.train()
@@ -93,6 +99,7 @@ def memory_advice(
         height, width = image_size
         raise MemoryExhaustedError(
             f"{device} ran out of memory with batches of {batch_size} images of {height} x {width}: {error}. Halve "
-            f"data.loader.batch_size and double trainer.accumulate (now {accumulate}): the gradient stays the same; or choose "
+            f"data.loader.batch_size and double trainer.accumulate (now {accumulate}): the gradient stays the same; "
+            "or choose "
             "a smaller data.image.size or task.vision.name."
         ) from error

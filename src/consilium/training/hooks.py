@@ -15,6 +15,7 @@ from consilium.core.files import write_text
 from consilium.core.reporter import Reporter
 
 STEP_COLUMNS = ("step", "epoch", "cases", "train_loss", "gradient_norm", "data_seconds", "step_seconds")
+SHOWN_METRICS = ("accuracy", "macro_f1", "macro_auroc", "log_loss")  # in the text log; history.csv has all
 WAIT_WARNING = 0.15  # share of a step spent waiting for data from which the log says what to change
 
 
@@ -63,8 +64,9 @@ def read_history(path: Path) -> list[dict[str, str]]:
 class LogHook:
     """Writes the text log and the csv every ``log_every`` steps, with the time a step waits for data."""
 
-    def __init__(self, log: RunLog, history: History, *, log_every: int) -> None:
+    def __init__(self, log: RunLog, history: History, *, log_every: int, monitor: str) -> None:
         self._log, self._history, self._every = log, history, log_every
+        self._shown = list(dict.fromkeys([monitor, *SHOWN_METRICS]))
         self._since: list[StepLog] = []
         self._advised = False
 
@@ -76,11 +78,11 @@ class LogHook:
 
     def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
         """Write the validation figures."""
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value is not None)
+        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in self._shown if metrics.get(name) is not None)
         mark = " (best so far)" if progress.best_step == progress.step else ""
         self._log.line(f"validation after step {progress.step}{mark}: {shown}")
         row = {f"val_{name}": value for name, value in metrics.items()}
-        self._history.append({"step": progress.step, "epoch": progress.epoch, **row})
+        self._history.append({"step": progress.step, "epoch": round(progress.epochs, 4), **row})
 
     def on_end(self, progress: Progress) -> None:
         """Write why the training ended."""
@@ -97,19 +99,21 @@ class LogHook:
         rates = logs[-1].learning_rates
         shown_rates = ", ".join(f"{name} {rate:.2e}" for name, rate in rates.items())
         self._log.line(
-            f"step {progress.step}/{progress.total_steps}  epoch {progress.epoch}  loss {loss:.4f}  rate {shown_rates}  "
+            f"step {progress.step}/{progress.total_steps}  epoch {progress.epochs:.2f}  loss {loss:.4f}  rate "
+            f"{shown_rates}  "
             f"{cases / (wait + work):.1f} cases/s  waits for data {wait / (wait + work):.0%}"
         )
         if wait > WAIT_WARNING * (wait + work) and progress.step > 1 and not self._advised:
             self._advised = True
             self._log.line(
-                f"a step waits {wait / (wait + work):.0%} of its time for data. Raise data.loader.workers (or give the run "
+                f"a step waits {wait / (wait + work):.0%} of its time for data. Raise data.loader.workers (or give "
+                "the run "
                 "more cores), or let the store hold smaller images: data.store.images: embed with data.store.resize."
             )
         self._history.append(
             {
                 "step": progress.step,
-                "epoch": progress.epoch,
+                "epoch": round(progress.epochs, 4),
                 "cases": progress.samples,
                 "train_loss": loss,
                 "gradient_norm": logs[-1].gradient_norm,
@@ -127,23 +131,23 @@ class TensorBoardHook:
         # tensorboard's own writer: torch's wrapper is the same after a much slower import.
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
 
     def on_step(self, progress: Progress, log: StepLog) -> None:
         """Loss, its parts, rates, gradient norm, seconds."""
         for name, value in step_scalars(log).items():
-            self._writer.add_scalar(name, value, progress.step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, progress.step)
 
     def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
         """The validation figures."""
         for name, value in metrics.items():
             if value is not None:
-                self._writer.add_scalar(f"val/{name}", value, progress.step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(f"val/{name}", value, progress.step)
+        self._writer.flush()
 
     def on_end(self, progress: Progress) -> None:
         """Close the file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandbHook:
@@ -155,10 +159,8 @@ class WandbHook:
         except ImportError:
             raise MissingExtraError("trainer.wandb: true", "wandb") from None
         # Nothing leaves the machine unless the user asked for it by name.
-        mode = os.environ.get("WANDB_MODE", "offline")
-        self._run = wandb.init(
-            project=project, name=name, dir=str(folder), config=config, mode=mode, resume="allow", id=name
-        )
+        os.environ.setdefault("WANDB_MODE", "offline")
+        self._run = wandb.init(project=project, name=name, dir=str(folder), config=config, resume="allow", id=name)
 
     def on_step(self, progress: Progress, log: StepLog) -> None:
         """Loss, its parts, rates, gradient norm, seconds."""
@@ -215,12 +217,13 @@ def build_hooks(
     groups: Sequence[str],
     resume_step: int,
     log_every: int,
+    monitor: str,
     wandb: tuple[str, dict[str, Any]] | None,
 ) -> list[Hook]:
     """All hooks of a run; ``wandb`` is the project and the config it shows, None for none."""
     history = History(folder / "history.csv", metrics=metrics, groups=groups, resume_step=resume_step)
     hooks: list[Hook] = [
-        LogHook(log, history, log_every=log_every),
+        LogHook(log, history, log_every=log_every, monitor=monitor),
         TensorBoardHook(folder / "tensorboard", resume_step=resume_step),
         ProgressHook(lambda done, total, text: reporter.progress("train", done, total, text)),
     ]

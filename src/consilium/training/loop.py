@@ -76,7 +76,8 @@ def fit(training: Training, *, progress: Progress) -> Progress:
                     _save(training, progress, optimizer)
                 if interrupted:
                     raise InterruptedRunError(
-                        f"stopped by {interrupted[0]} after step {progress.step} of {plan.total_steps}; a checkpoint is in "
+                        f"stopped by {interrupted[0]} after step {progress.step} of {plan.total_steps}; a checkpoint "
+                        "is in "
                         f"{training.checkpoints}. Give the same command with --resume to go on exactly there."
                     )
                 if stops or progress.batch == 0:
@@ -146,8 +147,10 @@ def _refuse_loss(training: Training, loss: float, window: _Window) -> None:
     rows = [int(row) for batch in window.batches for row in batch.rows_B]
     shown = ", ".join(training.case_ids(rows)[:16])
     raise NonFiniteLossError(
-        f"the loss became {loss}; the optimizer did not take this step and the last checkpoint in {training.checkpoints} "
-        f"is from before it. Cases of the step: {shown}{' ...' if len(rows) > 16 else ''}. Lower optimizer.learning_rate, "
+        f"the loss became {loss}; the optimizer did not take this step and the last checkpoint in "
+        f"{training.checkpoints} "
+        f"is from before it. Cases of the step: {shown}{' ...' if len(rows) > 16 else ''}. Lower "
+        "optimizer.learning_rate, "
         "set trainer.clip_norm: 1.0 or trainer.precision: fp32, and look at these images."
     )
 
@@ -156,7 +159,9 @@ def _advance(progress: Progress, *, plan: Plan, window: _Window) -> None:
     progress.step += 1
     progress.batch += len(window.batches)
     progress.samples += sum(batch.global_cases for batch in window.batches)
-    if progress.step == sum(plan.steps[: progress.epoch + 1]):
+    before = sum(plan.steps[: progress.epoch])
+    progress.epochs = progress.epoch + (progress.step - before) / plan.steps[progress.epoch]
+    if progress.step == before + plan.steps[progress.epoch]:
         progress.epoch, progress.batch = progress.epoch + 1, 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -11,7 +12,14 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from consilium.core.contracts import ParameterGroup
 from consilium.core.errors import ConfigError
-from consilium.training.config import AdamConfig, CosineConfig, OptimizerConfig, PlateauConfig, ScheduleConfig, StepConfig
+from consilium.training.config import (
+    AdamConfig,
+    CosineConfig,
+    OptimizerConfig,
+    PlateauConfig,
+    ScheduleConfig,
+    StepConfig,
+)
 
 
 def build_optimizer(config: OptimizerConfig, *, groups: Sequence[ParameterGroup]) -> Optimizer:
@@ -36,8 +44,10 @@ def warmup_steps(config: ScheduleConfig, *, total_steps: int) -> int:
     steps = round(config.warmup * total_steps) if config.warmup < 1 else round(config.warmup)
     if steps >= total_steps and config.warmup > 0 and total_steps > 0 and steps > 0:
         raise ConfigError(
-            f"schedule.warmup is {steps} steps but the whole training has only {total_steps}, so the learning rate would "
-            "never reach its value. Shorten the warm-up (a value below 1 is a fraction of the training) or train longer."
+            f"schedule.warmup is {steps} steps but the whole training has only {total_steps}, so the learning rate "
+            "would "
+            "never reach its value. Shorten the warm-up (a value below 1 is a fraction of the training) or train "
+            "longer."
         )
     return steps
 
@@ -59,7 +69,7 @@ class Schedule:
         self._warmup = warmup_steps(config, total_steps=total_steps)
         self._steps_per_epoch = max(steps_per_epoch, 1)
         self._plateau_factor = 1.0
-        self._mode = "max" if higher_is_better else "min"
+        self._mode: Literal["max", "min"] = "max" if higher_is_better else "min"
         self._tracker = self._build_tracker()
         self._scheduler = LambdaLR(optimizer, self.factor)
 
@@ -110,5 +120,10 @@ class Schedule:
             return None
         stand_in = SGD([torch.zeros(1)], lr=1.0)
         return ReduceLROnPlateau(
-            stand_in, mode=self._mode, factor=config.factor, patience=config.patience, min_lr=config.floor, threshold=0.0
+            stand_in,
+            mode=self._mode,
+            factor=config.factor,
+            patience=config.patience,
+            min_lr=config.floor,
+            threshold=0.0,
         )

@@ -37,7 +37,8 @@ def open_run(output: OutputConfig, *, name: str, config: Config, limit: int | No
             return unfinished[-1]
         if resume:
             raise RunFolderError(
-                f"there is no unfinished run of '{output.variation}' under {parent} to resume; start one without --resume."
+                f"there is no unfinished run of '{output.variation}' under {parent} to resume; start one without "
+                "--resume."
             )
     if existing and output.if_exists == "refuse":
         raise RunFolderError(
@@ -64,13 +65,17 @@ def _new_folder(parent: Path, variation: str, config: Config, *, limit: int | No
 
 
 def _check_same(folder: Path, config: Config, *, limit: int | None) -> None:
-    old, new = parse_yaml((folder / CONFIG).read_text(encoding="utf-8"), origin=str(folder / CONFIG)), config.model_dump(mode="json")
+    old, new = (
+        parse_yaml((folder / CONFIG).read_text(encoding="utf-8"), origin=str(folder / CONFIG)),
+        config.model_dump(mode="json"),
+    )
     changed = [key for key in _changed(old, new) if not key.startswith("output.")]
     if read_state(folder).limit != limit:
         changed.append("--limit")
     if changed:
         raise RunFolderError(
-            f"{folder} was started with another config; different: {', '.join(changed[:8])}. Resume with the config it was "
+            f"{folder} was started with another config; different: {', '.join(changed[:8])}. Resume with the config "
+            "it was "
             "started with, or start a new run."
         )
 
@@ -88,7 +93,9 @@ def read_state(folder: Path) -> RunState:
         tree: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
         return RunState.model_validate(tree)
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{folder / STATE} is damaged: {error}. Remove this folder, or start a new run.") from error
+        raise RunFolderError(
+            f"{folder / STATE} is damaged: {error}. Remove this folder, or start a new run."
+        ) from error
 
 
 def write_state(folder: Path, state: RunState) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -50,7 +53,7 @@ def model_state(module: nn.Module) -> dict[str, Tensor]:
 
 def save_weights(folder: Path, module: nn.Module) -> None:
     """Write a folder with the weights only; an older one stays until the new one is whole."""
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary, _as_os_error():
         save_file(model_state(module), temporary / MODEL)
 
 
@@ -59,12 +62,21 @@ def save_checkpoint(
 ) -> Path:
     """Write ``folder/step-N`` whole or not at all, then remove the oldest beyond ``keep_last``."""
     target = folder / f"step-{progress.step:08d}"
-    with atomic_folder(target) as temporary:
+    with atomic_folder(target) as temporary, _as_os_error():
         save_file(model_state(module), temporary / MODEL)
         torch.save({**trainer, "progress": asdict(progress)}, temporary / TRAINER)
     for old in checkpoints(folder)[:-keep_last]:
         shutil.rmtree(old)
     return target
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """torch and safetensors have errors of their own for a full disk."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(str(error)) from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
