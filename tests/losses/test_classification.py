@@ -25,8 +25,10 @@ COUNTS = [60, 30, 10]
 GIVEN = {"ct": 0.5, "mri": 1.0, "xray": 3.0}
 
 
-def loss_of(config: ClassificationLossConfig, *, multi_label: bool = False, **options: Any) -> ClassificationLoss:
-    return build_loss(config, labels=LABELS, multi_label=multi_label, class_counts=COUNTS, **options)
+def loss_of(
+    config: ClassificationLossConfig, *, multi_label: bool = False, cases: int = sum(COUNTS)
+) -> ClassificationLoss:
+    return build_loss(config, labels=LABELS, multi_label=multi_label, class_counts=COUNTS, cases=cases)
 
 
 def logits_and_classes(seed: int = 0, cases: int = 7) -> tuple[Tensor, Tensor]:
@@ -127,7 +129,11 @@ def test_binary_focal_is_torchvision_s(seed: int, gamma: float) -> None:
 def test_balanced_weights_are_scikit_learn_s(counts: list[int]) -> None:
     labels = LabelTree([f"class {k}" for k in range(len(counts))])
     loss = build_loss(
-        CrossEntropyConfig(class_weights="balanced"), labels=labels, multi_label=False, class_counts=counts
+        CrossEntropyConfig(class_weights="balanced"),
+        labels=labels,
+        multi_label=False,
+        class_counts=counts,
+        cases=sum(counts),
     )
     targets_N = np.repeat(np.arange(len(counts)), counts)
     expected = compute_class_weight("balanced", classes=np.arange(len(counts)), y=targets_N)
@@ -175,7 +181,7 @@ def test_classes_that_cannot_be_balanced_are_refused(counts: list[int], multi_la
 
 def test_unweighted_loss_does_not_need_every_class_to_occur() -> None:
     config = CrossEntropyConfig()
-    assert build_loss(config, labels=LABELS, multi_label=False, class_counts=[5, 0, 5]).weights_K is None
+    assert build_loss(config, labels=LABELS, multi_label=False, class_counts=[5, 0, 5], cases=10).weights_K is None
 
 
 def test_weights_travel_with_the_state() -> None:

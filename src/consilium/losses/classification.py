@@ -85,14 +85,14 @@ def build_loss(
     labels: LabelTree,
     multi_label: bool,
     class_counts: Sequence[int],
-    cases: int | None = None,
+    cases: int,
 ) -> ClassificationLoss:
     """The loss that ``config`` describes.
 
-    ``class_counts`` are training cases per class in the order of ``labels``. ``cases`` is the number of
-    training cases, which balanced weights of a multi-label task need (counts overlap there); None: the sum of the
-    counts. A given weight for an unknown label, or a label without one, is a ConfigError; balanced weights
-    of a class without a case (or, multi-label, with nothing but) are a DataError.
+    ``class_counts`` are training cases per class in the order of ``labels``, ``cases`` all training
+    cases; of a multi-label task one case counts for several classes. A given weight for an unknown
+    label, or a label without one, is a ConfigError; balanced weights of a class without a case (or,
+    multi-label, with nothing but) are a DataError.
     """
     if len(class_counts) != len(labels):
         raise DataError(f"{len(class_counts)} class counts came for {len(labels)} labels; give one for each label.")
@@ -101,7 +101,7 @@ def build_loss(
         labels=labels,
         multi_label=multi_label,
         counts=class_counts,
-        cases=sum(class_counts) if cases is None else cases,
+        cases=cases,
     )
     return ClassificationLoss(
         multi_label=multi_label,
