@@ -43,7 +43,7 @@ format: $(STAMP)  ## format and mend what ruff can mend
 	$(BIN)/ruff format
 
 bench: $(STAMP)  ## the side-by-side measurements, one table each
-	@for script in bench/[!_]*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script $(ARGS) || exit; done
+	@for script in bench/[!_]*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script $(ARGS) || exit; done
 
 docs: $(STAMP)  ## the guides, as docs/_build/html/index.html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
