@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from consilium.core.errors import ImageError
 from consilium.core.files import atomic_file
+from consilium.data.case import SPLITS
 from consilium.data.config import ImageConfig
 from consilium.data.images import load_view, read_bytes
 from consilium.data.pixel_statistics import spread
@@ -51,7 +52,7 @@ def draw_contact_sheet(table: CaseTable, path: Path, *, max_pixels: int) -> Path
         for number, text in enumerate(_wrapped(label, name_font, CAPTION_WIDTH - 3 * GAP)):
             draw.text((2 * GAP, top + 4 + 20 * number), text, fill=INK, font=name_font)
         splits = Counter(table.splits[row] for row in rows)
-        counts = ", ".join(f"{split} {count}" for split, count in splits.items())
+        counts = ", ".join(f"{split} {splits[split]}" for split in SPLITS if splits[split])
         draw.text((2 * GAP, top + TILE - 20), counts, fill=FAINT, font=count_font)
         for column, position in enumerate(spread(len(rows), columns)):
             tile = _tile(table, rows[position], max_pixels=max_pixels)

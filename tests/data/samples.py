@@ -1,0 +1,54 @@
+"""Small tables, images and configs for the tests of the data side."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from consilium.core.config import build
+from consilium.data.case import BadRow, Case
+from consilium.data.config import DataConfig
+from consilium.data.sources import read_source
+
+
+def image_bytes(seed: int = 0, *, size: tuple[int, int] = (12, 10), format: str = "PNG") -> bytes:
+    """An encoded image [height, width] of noise; another seed is another file."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format=format)
+    return stream.getvalue()
+
+
+def write_images(folder: Path, names: Iterable[str], *, first_seed: int = 0) -> None:
+    """Images of these relative names, every one different."""
+    for seed, name in enumerate(names, start=first_seed):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image_bytes(seed, format="JPEG" if path.suffix == ".jpg" else "PNG"))
+
+
+def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any] | str]) -> Path:
+    """A jsonl file; a row that is a text is written as it is."""
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def data_config(root: Path, *sources: Mapping[str, Any], **sections: Any) -> DataConfig:
+    """A validated data section whose store is in ``root``/stores."""
+    store = {"root": str(root / "stores"), **sections.pop("store", {})}
+    return build(DataConfig, {"sources": list(sources), "store": store, **sections}, origin="test")
+
+
+def read(kind: str, path: Path, **keys: Any) -> tuple[list[Case], list[BadRow]]:
+    """The cases and the bad rows of a source called 's'."""
+    config = data_config(path.parent, {"kind": kind, "name": "s", "path": str(path), **keys})
+    items = list(read_source(config.sources[0]))
+    return [i for i in items if isinstance(i, Case)], [i for i in items if isinstance(i, BadRow)]

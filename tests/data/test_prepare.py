@@ -1,0 +1,390 @@
+"""Preparing: resumable, idle when nothing changed, and clear about every bad row."""
+
+from __future__ import annotations
+
+import csv
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from consilium.core.errors import BadRowsError, DataError, StoreError
+from consilium.data import parts
+from consilium.data import prepare as module
+from consilium.data.config import DataConfig
+from consilium.data.prepare import prepare
+from consilium.data.store import CaseTable, Store
+from tests.data.samples import data_config, image_bytes, write_images, write_jsonl
+
+
+def folder_config(root: Path, **sections: Any) -> DataConfig:
+    return data_config(root, {"kind": "folder", "name": "s", "path": str(root / "images")}, **sections)
+
+
+def contents(table: CaseTable) -> list[Any]:
+    names = ("image", "bytes", "width", "height", "sha256")
+    views = [table.view_column(name)[1] for name in names]
+    return [table.ids, table.splits, table.labels, table.groups, table.metas, *views]
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_ROWS", 8)
+    monkeypatch.setattr(module, "BATCH", 4)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The images that were read, in order."""
+    seen: list[str] = []
+    original = module.read_bytes
+
+    def read(image: str | bytes) -> bytes:
+        seen.append(os.path.basename(image) if isinstance(image, str) else "bytes")
+        return original(image)
+
+    monkeypatch.setattr(module, "read_bytes", read)
+    return seen
+
+
+def test_progress_and_summary(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", [f"train/ct/{n}.png" for n in range(5)] + ["test/mri/5.png", "test/mri/x.txt"])
+    calls: list[tuple[int, int | None]] = []
+    prepared = prepare(
+        folder_config(tmp_path, split={"val": 0}), progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls[-1] == (6, 6)
+    assert prepared.created
+    assert prepared.bad_rows == []
+    assert prepared.summary == [
+        {"source": "s", "train": 5, "val": 0, "test": 1, "unlabelled": 0, "bad rows": 0, "skipped files": 1}
+    ]
+    assert prepared.store.manifest.counts == [
+        {"source": "s", "split": "test", "label": "mri", "cases": 1},
+        {"source": "s", "split": "train", "label": "ct", "cases": 5},
+    ]
+
+
+# ---------------------------------------------------------------- nothing changed, something changed
+
+
+def test_nothing_changed_reads_no_image(tmp_path: Path, reads: list[str]) -> None:
+    write_images(tmp_path / "images", ["ct/a.png", "mri/b.png"])
+    first = prepare(folder_config(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in first.store.path.rglob("*")}
+    reads.clear()
+    again = prepare(folder_config(tmp_path, mixture={"sampling": "class_balanced"}, loader={"batch_size": 2}))
+    assert (again.created, again.store.path, reads) == (False, first.store.path, [])
+    assert {path: path.stat().st_mtime_ns for path in first.store.path.rglob("*")} == before
+    assert again.summary == first.summary
+
+
+@pytest.mark.parametrize("change", ["new image", "other image", "image gone", "seed", "label_levels", "embed"])
+def test_a_change_makes_another_store_and_keeps_the_old_one(tmp_path: Path, change: str) -> None:
+    write_images(tmp_path / "images", ["ct/a.png", "mri/b.png"])
+    first = prepare(folder_config(tmp_path))
+    sections: dict[str, Any] = {"seed": {"split": {"seed": 1}}, "embed": {"store": {"images": "embed"}}}.get(change, {})
+    if change == "new image":
+        write_images(tmp_path / "images", ["ct/c.png"], first_seed=9)
+    elif change == "other image":
+        write_images(tmp_path / "images", ["ct/a.png"], first_seed=9)
+    elif change == "image gone":
+        (tmp_path / "images/ct/a.png").unlink()
+    config = folder_config(tmp_path, **sections)
+    if change == "label_levels":
+        source = {"kind": "folder", "name": "s", "path": str(tmp_path / "images"), "label_levels": 0}
+        config = data_config(tmp_path, source)
+    second = prepare(config)
+    assert second.created
+    assert second.store.path != first.store.path
+    assert contents(Store.open(first.store.path).table)
+
+
+def test_an_image_that_a_table_points_to_changes(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.png", "b.png"])
+    path = write_jsonl(tmp_path / "a.jsonl", [{"image": "a.png"}, {"image": "b.png"}])
+    config = data_config(tmp_path, {"kind": "jsonl", "name": "s", "path": str(path)})
+    old = prepare(config).store.table.view_column("sha256")[1]
+    assert not prepare(config).created
+    write_images(tmp_path, ["b.png"], first_seed=7)
+    changed = prepare(config)
+    new = changed.store.table.view_column("sha256")[1]
+    assert changed.created
+    assert (old[0] == new[0], old[1] == new[1]) == (True, False)
+    assert not prepare(config).created
+    assert [entry.name for entry in (tmp_path / "stores").iterdir() if not entry.name.startswith(".")] == [
+        changed.store.path.name
+    ]
+
+
+# ---------------------------------------------------------------- kill and resume
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from consilium.data import parts, prepare
+from tests.data.test_prepare import folder_config
+parts.PART_ROWS, prepare.BATCH = 8, 4
+when, root = int(sys.argv[1]), Path(sys.argv[2])
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+if when < 0:  # while the part -when is being written
+    import contextlib
+    written, original = [], parts.atomic_file
+    @contextlib.contextmanager
+    def atomic_file(path):
+        written.append(path)
+        with original(path) as temporary:
+            yield temporary
+            if len(written) == -when:
+                die()
+    parts.atomic_file = atomic_file
+def progress(done, total):
+    if done == when:
+        die()
+prepare.prepare(folder_config(root), progress=progress)
+"""
+
+
+def test_killed_at_any_time_it_goes_on_without_losing_or_repeating(
+    tmp_path: Path, small_parts: None, reads: list[str]
+) -> None:
+    write_images(tmp_path / "images", [f"{label}/{n:02}.png" for label in "ab" for n in range(25)])
+    unbroken = prepare(folder_config(tmp_path, store={"root": str(tmp_path / "unbroken")}))
+    for when in (4, 20, -1, -2, 48):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(when), str(tmp_path)], timeout=60, check=False)
+        assert done.returncode == -9
+        (work,) = (tmp_path / "stores").glob("*.partial")
+        with pytest.raises(StoreError):
+            Store.open(work)
+    finished = sum(1 for _ in work.glob("part-*.arrow"))
+    assert finished == 6
+    reads.clear()
+    resumed = prepare(folder_config(tmp_path))
+    assert len(reads) == 50 - 8 * finished
+    assert contents(resumed.store.table) == contents(unbroken.store.table)
+    assert sorted(path.name for path in resumed.store.path.iterdir()) == sorted(
+        path.name for path in unbroken.store.path.iterdir()
+    )
+    assert not list((tmp_path / "stores").glob("*.partial"))
+
+
+@pytest.mark.parametrize("stop", [4, 8, 12, 28])
+def test_interrupted_with_bad_images_it_still_reports_all(tmp_path: Path, small_parts: None, stop: int) -> None:
+    write_images(tmp_path / "images", [f"a/{n:02}.png" for n in range(30)])
+    bad = ["03.png", "11.png", "29.png"]
+    for name in bad:
+        (tmp_path / "images/a" / name).write_text("no image")
+    config = folder_config(tmp_path, on_bad_row="quarantine")
+
+    def interrupt(done: int, total: int | None) -> None:
+        if done == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, progress=interrupt)
+    prepared = prepare(config)
+    assert [os.path.basename(row.file) for row in prepared.bad_rows] == bad
+    assert len(prepared.store.table) == 27
+    assert not list(prepared.store.path.glob("part-*.json"))
+
+
+# ---------------------------------------------------------------- bad rows
+
+
+@pytest.fixture
+def mixed_rows(tmp_path: Path) -> DataConfig:
+    """A jsonl with one good row among bad ones of every kind that only the images show."""
+    write_images(tmp_path, ["good.png"])
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("this is no image")
+    (tmp_path / "cut.png").write_bytes(image_bytes(3, size=(60, 60))[:900])
+    (tmp_path / "cut.jpg").write_bytes(image_bytes(3, size=(60, 60), format="JPEG")[:900])
+    (tmp_path / "folder.jpg").mkdir()
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "huge.png")
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(2**40)
+    names = ["good.png", "empty.jpg", "text.jpg", "cut.png", "cut.jpg", "folder.jpg", "huge.png", "sparse.jpg",
+             "/dev/zero", "gone.jpg", "x" * 300 + ".jpg"]  # fmt: skip
+    rows: list[dict[str, Any] | str] = [{"image": name, "label": "a"} for name in names]
+    path = write_jsonl(tmp_path / "a.jsonl", [*rows[:4], "{broken", *rows[4:]])
+    return data_config(tmp_path, {"kind": "jsonl", "name": "s", "path": str(path)})
+
+
+REASONS = {
+    2: "empty", 3: "text.jpg", 4: "cut.png", 5: "not valid JSON", 6: "cut.jpg", 7: "folder", 8: "huge.png",
+    9: "1,099,511,627,776 bytes", 10: "device", 11: "does not exist", 12: "cannot be read",
+}  # fmt: skip
+
+
+def test_bad_rows_stop_with_a_summary_of_all(tmp_path: Path, mixed_rows: DataConfig) -> None:
+    with pytest.raises(BadRowsError) as caught:
+        prepare(mixed_rows)
+    message = str(caught.value)
+    assert message.startswith("11 rows are bad:")
+    for line in REASONS:
+        assert f"a.jsonl:{line}: " in message
+    assert "data.on_bad_row: quarantine" in message
+    (listing,) = (tmp_path / "stores").glob("*.bad_rows.csv")
+    assert str(listing) in message
+    with listing.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {int(row["line"]): REASONS[int(row["line"])] in row["reason"] for row in rows} == dict.fromkeys(
+        REASONS, True
+    )
+    assert [path for path in (tmp_path / "stores").iterdir() if path.is_dir()] == []
+
+
+def test_bad_rows_in_quarantine(mixed_rows: DataConfig, tmp_path: Path) -> None:
+    prepared = prepare(mixed_rows.model_copy(update={"on_bad_row": "quarantine"}))
+    assert prepared.store.table.ids == ["s:1"]
+    assert [row.line for row in prepared.bad_rows] == list(REASONS)
+    assert prepared.summary[0]["bad rows"] == 11
+    assert (prepared.store.path / "quarantine.csv").read_text().startswith("source,file,line,reason\n")
+
+    again = prepare(mixed_rows.model_copy(update={"on_bad_row": "quarantine"}))
+    assert (again.created, again.bad_rows) == (False, prepared.bad_rows)
+    with pytest.raises(BadRowsError, match="11 rows are bad"):  # the store is there, but stop still stops
+        prepare(mixed_rows)
+
+    write_images(tmp_path, ["gone.jpg"], first_seed=5)  # mended: only the images changed
+    mended = prepare(mixed_rows.model_copy(update={"on_bad_row": "quarantine"}))
+    assert mended.created
+    assert len(mended.bad_rows) == 10
+
+
+def test_more_than_twenty_bad_rows_are_counted(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ["{"] * 25 + [{"text": "a"}])  # type: ignore[list-item]
+    with pytest.raises(BadRowsError, match=r"25 rows are bad:\n(  - .*\n){20}  \.\.\. and 5 more\n"):
+        prepare(data_config(tmp_path, {"kind": "jsonl", "name": "s", "path": str(path)}))
+
+
+def test_nothing_but_bad_rows_is_an_error_in_quarantine_too(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ["{"])
+    with pytest.raises(BadRowsError, match="1 row is bad"):
+        prepare(data_config(tmp_path, {"kind": "jsonl", "name": "s", "path": str(path)}, on_bad_row="quarantine"))
+
+
+# ---------------------------------------------------------------- writing
+
+
+@pytest.fixture
+def no_large_files() -> Iterator[None]:
+    """Writing more than 64 KiB to a file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_leaves_the_previous_store(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    write_images(tmp_path, ["a.png"])
+    path = write_jsonl(tmp_path / "a.jsonl", [{"image": "a.png"}])
+    config = data_config(tmp_path, {"kind": "jsonl", "name": "s", "path": str(path)}, store={"images": "embed"})
+    previous = prepare(config).store
+    (tmp_path / "a.png").write_bytes(image_bytes(1, size=(200, 200)))
+    request.getfixturevalue("no_large_files")
+    with pytest.raises(StoreError, match=r"could not be written.*Free space"):
+        prepare(config)
+    assert Store.open(previous.path).table.sizes.tolist() == [[10, 12]]
+
+
+def test_full_disk_then_space_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None, reads: list[str]
+) -> None:
+    write_images(tmp_path / "images", [f"a/{n:02}.png" for n in range(20)])
+    original, written = parts.atomic_file, []
+
+    def atomic_file(path: Path) -> Any:
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        return original(path)
+
+    monkeypatch.setattr(parts, "atomic_file", atomic_file)
+    with pytest.raises(StoreError, match="No space left"):
+        prepare(folder_config(tmp_path))
+    reads.clear()
+    assert len(prepare(folder_config(tmp_path)).store.table) == 20
+    assert len(reads) == 12
+
+
+def test_store_root_that_is_a_file(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ["a/1.png"])
+    (tmp_path / "stores").write_text("")
+    with pytest.raises(StoreError, match=r"correct data\.store\.root"):
+        prepare(folder_config(tmp_path))
+
+
+def test_two_processes_prepare_it_once(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", [f"a/{n:02}.png" for n in range(40)])
+    script = (
+        "import sys; from pathlib import Path; from consilium.data.prepare import prepare; "
+        "from tests.data.test_prepare import folder_config; "
+        "print(prepare(folder_config(Path(sys.argv[1]))).created)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(process.communicate(timeout=60)[0].strip() for process in both) == ["False", "True"]
+
+
+# ---------------------------------------------------------------- embedded images of a table
+
+
+def embedded_table(tmp_path: Path) -> dict[str, str]:
+    images = [{"bytes": image_bytes(n), "path": f"{n}.png"} for n in range(3)] + [
+        {"bytes": b"no image", "path": "x.png"}
+    ]
+    pq.write_table(pa.table({"image": images, "label": ["a", "b", "a", "b"]}), tmp_path / "a.parquet")
+    return {"kind": "parquet", "name": "s", "path": str(tmp_path / "a.parquet")}
+
+
+def test_embedded_images_need_an_embedding_store(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds the images themselves.*set data\.store\.images: embed"):
+        prepare(data_config(tmp_path, embedded_table(tmp_path)))
+    prepared = prepare(
+        data_config(tmp_path, embedded_table(tmp_path), store={"images": "embed"}, on_bad_row="quarantine")
+    )
+    assert [prepared.store.table.images(row) for row in range(3)] == [[image_bytes(n)] for n in range(3)]
+    assert [row.line for row in prepared.bad_rows] == [4]
+
+
+def test_large_embedded_images_make_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_BYTES", 5 * len(image_bytes()))
+    write_images(tmp_path / "images", [f"a/{n:02}.png" for n in range(12)])
+    prepared = prepare(folder_config(tmp_path, store={"images": "embed"}))
+    assert len(list(prepared.store.path.glob("part-*.arrow"))) == 3
+    table = prepared.store.table
+    assert [table.images(row)[0] for row in range(12)] == [
+        (tmp_path / f"images/a/{n:02}.png").read_bytes() for n in range(12)
+    ]
+
+
+# ---------------------------------------------------------------- size
+
+
+@pytest.mark.slow
+def test_a_store_of_a_million_rows_opens_at_once(tmp_path: Path) -> None:
+    rows = 1_000_000
+    with (tmp_path / "a.csv").open("w") as file:
+        file.write("text,label,group_id\n")
+        file.writelines(f"finding {n},label{n % 7},p{n // 3}\n" for n in range(rows))
+    store = prepare(data_config(tmp_path, {"kind": "csv", "name": "s", "path": str(tmp_path / "a.csv")})).store
+    script = (
+        "import resource, sys, time; import pyarrow; from consilium.data.store import Store; "
+        "own = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1]) / 1024; "
+        "before, start = own(), time.perf_counter(); t = Store.open(sys.argv[1]).table; n = len(t); t.images(n - 1); "
+        "print(n, time.perf_counter() - start, own() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(store.path)], capture_output=True, text=True, check=True)
+    count, seconds, megabytes = map(float, done.stdout.split())
+    assert count == rows
+    assert seconds < 1
+    assert megabytes < 200

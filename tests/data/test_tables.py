@@ -1,0 +1,287 @@
+"""csv, parquet and jsonl, row by row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from consilium.core.errors import ConfigError, DataError
+from tests.data.samples import image_bytes, read, write_images, write_jsonl
+
+TOKEN = "<|reserved_special_token_0|>"
+
+
+def modalities(*paths: str) -> list[dict[str, str]]:
+    return [{"type": "image", "value": path} for path in paths]
+
+
+# ---------------------------------------------------------------- jsonl
+
+
+def test_multimediset_rows(tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "a.jsonl",
+        [
+            {"text": "One lung.", "modalities": modalities("images/a.jpg"), "label": 3, "split": "VAL",
+             "group_id": "p1", "age": 70, "tags": ["x"], "is_gt": False},
+            {"conversations": [{"role": "user", "content": f"{TOKEN} Which eye is {TOKEN}?"},
+                               {"from": "assistant", "value": "The left."}],
+             "modalities": [{"type": "image", "value": "l.jpg", "name": "left"}, {"type": "image", "value": "r.jpg"}]},
+            {"text": "No image.", "modalities": []},
+        ],
+    )  # fmt: skip
+    (first, second, third), bad = read("jsonl", path)
+    assert not bad
+    assert (first.labels, first.split, first.group, first.is_gt) == (("3",), "val", "p1", False)
+    assert first.meta == {"age": "70", "tags": '["x"]'}
+    assert first.views[0].image == str(tmp_path / "images/a.jpg")
+    assert second.text == "Which eye is ?\nThe left."
+    assert [(view.image, view.name) for view in second.views] == [
+        (str(tmp_path / "l.jpg"), "left"), (str(tmp_path / "r.jpg"), ""),
+    ]  # fmt: skip
+    assert (second.id, second.line, second.split, second.labels) == ("s:2", 2, None, ())
+    assert (third.views, third.text) == ((), "No image.")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ('{"text": "cut', "not valid JSON"),
+        ("[1, 2]", "holds a list"),
+        ('"text"', "holds a str"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"label": "ct"}', "neither an image nor a text"),
+        ('{"text": "", "modalities": []}', "neither an image nor a text"),
+        ('{"text": ["a"]}', "text is a list"),
+        ('{"text": "a", "modalities": [{"type": "video", "value": "a.mp4"}]}', "type 'video' is not supported"),
+        ('{"text": "a", "modalities": [{"type": "image"}]}', "has no value"),
+        ('{"text": "a", "modalities": ["a.jpg"]}', "holds a str"),
+        ('{"text": "a", "modalities": [{"value": "https://x.org/a.jpg"}]}', "is an address"),
+        ('{"text": "a", "modalities": [{"value": "a\\u0000.jpg"}]}', "zero byte"),
+        (
+            json.dumps({"text": f"{TOKEN}{TOKEN} two", "modalities": modalities("a.jpg")}),
+            "2 attachment tokens, the row 1 im",
+        ),
+        (json.dumps({"text": f"{TOKEN} one"}), "1 attachment tokens, the row 0 im"),
+        ('{"conversations": "hello"}', "conversations is a str"),
+        ('{"conversations": [{"role": "user"}]}', "neither content nor value"),
+        ('{"text": "a", "split": "fold1"}', "split 'fold1' is unknown"),
+        ('{"text": "a", "label": "a..b"}', "has an empty part"),
+        ('{"text": "a", "mask": "nowhere.png"}', "nowhere.png does not exist"),
+        ('{"text": "a", "is_gt": "perhaps"}', "expected true or false"),
+        ('{"text": "\\ud800"}', "not valid text"),
+        ('{"text": "a", "\\udfff": 1}', "not valid text"),
+    ],
+)
+def test_bad_row_in_the_middle_of_a_jsonl(tmp_path: Path, row: str, reason: str) -> None:
+    cases, bad = read("jsonl", write_jsonl(tmp_path / "a.jsonl", [{"text": "before"}, row, {"text": "after"}]))
+    assert [(case.text, case.line) for case in cases] == [("before", 1), ("after", 3)]
+    assert [(row.source, row.file, row.line) for row in bad] == [("s", str(tmp_path / "a.jsonl"), 2)]
+    assert reason in bad[0].reason
+
+
+def test_jsonl_with_byte_order_mark_blank_lines_and_bytes_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\n{"text": "\xff\xfe"}\n{"text": "b"}')
+    cases, bad = read("jsonl", path)
+    assert [(case.text, case.line) for case in cases] == [("a", 1), ("b", 4)]
+    assert [row.line for row in bad] == [3]
+
+
+def test_jsonl_image_column_and_renamed_columns(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"left": "l.jpg", "right": None, "caption": "x", "text": "kept"}])
+    (case,), _ = read(
+        "jsonl", path, columns={"image": ["left", "right"], "text": "caption"}, image_root=str(tmp_path / "i")
+    )
+    assert [(view.image, view.name) for view in case.views] == [(str(tmp_path / "i/l.jpg"), "left")]
+    assert (case.text, case.meta) == ("x", {"text": "kept"})
+
+
+def test_jsonl_column_that_no_row_has(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label_name": "ct"}])
+    with pytest.raises(ConfigError, match=r"columns\.label is 'label_nam', .* did you mean 'label_name'\?"):
+        read("jsonl", path, columns={"label": "label_nam"})
+
+
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12).filter(
+    lambda text: text == text.strip()
+)
+plain = words.filter(lambda text: "." not in text and "/" not in text)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {"text": words, "label": plain, "group_id": words, "split": st.sampled_from(["train", "test", None])},
+            optional={"age": st.integers(-9, 200), "site": words, "modalities": st.lists(plain, max_size=3)},
+        ),
+        min_size=1, max_size=6,
+    )
+)  # fmt: skip
+def test_jsonl_round_trip(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    """Whatever text is written is read back, whatever it is made of."""
+    written = [{**row, "modalities": modalities(*row.get("modalities", []))} for row in rows]
+    cases, bad = read("jsonl", write_jsonl(tmp_path / "a.jsonl", written))
+    assert not bad
+    for row, case in zip(rows, cases, strict=True):
+        assert (case.text, case.labels, case.group, case.split) == (
+            row["text"], (row["label"],), row["group_id"], row["split"],
+        )  # fmt: skip
+        assert [Path(view.image).name for view in case.views] == row.get("modalities", [])
+        assert case.meta == {key: str(row[key]) for key in ("age", "site") if key in row}
+
+
+# ---------------------------------------------------------------- csv
+
+
+def test_csv_columns(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(
+        'img,split_set,label,is_gt,note\na.jpg,TRAIN,rad.ct|rad,1,"x, y"\nb.jpg,UNL,,0,\n', encoding="utf-8-sig"
+    )
+    (first, second), bad = read("csv", path, columns={"image": "img", "split": "split_set", "label_separator": "|"})
+    assert not bad
+    assert (first.split, first.labels, first.is_gt, first.meta) == ("train", ("rad.ct", "rad"), True, {"note": "x, y"})
+    assert (second.split, second.labels, second.is_gt, second.meta) == ("unlabelled", (), False, {})
+    assert (first.id, first.group, first.line, second.line) == ("s:2", "s:a.jpg", 2, 3)
+
+
+def test_csv_bad_rows_keep_their_line_and_the_rest_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b"image,label\n"
+        b"a.jpg,ct\n"
+        b"b.jpg\n"  # 3: too few
+        b"c.jpg,ct,more\n"  # 4: too many
+        b'd.jpg,"two\nlines"\n'  # 5 and 6: fine
+        b"e\xff.jpg,ct\n"  # 7: not UTF-8
+        b'f.jpg,"ct"x\n'  # 8: stray text after a quote
+        b"\n"
+        b"g.jpg,ct\n"  # 10
+        b'h.jpg,"never closed\n'  # 11
+    )
+    cases, bad = read("csv", path)
+    assert [(Path(case.views[0].image).name, case.line) for case in cases] == [
+        ("a.jpg", 2),
+        ("d.jpg", 5),
+        ("g.jpg", 10),
+    ]
+    assert [row.line for row in bad] == [3, 4, 7, 8, 11]
+    assert [row.reason.split(":")[0] for row in bad] == [
+        "the row has 1 cells, the header 2", "the row has 3 cells, the header 2",
+        "the row is not UTF-8 text; save the file as UTF-8", "not a valid csv row", "not a valid csv row",
+    ]  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(words, plain, words), min_size=1, max_size=6))
+def test_csv_round_trip(tmp_path: Path, rows: list[tuple[str, str, str]]) -> None:
+    path = tmp_path / "a.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label", "site"), *rows])
+    cases, bad = read("csv", path)
+    assert not bad
+    assert [(case.text, *case.labels, case.meta["site"]) for case in cases] == rows
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"label": "modalty"}, r"columns\.label is 'modalty', .* did you mean 'modality'\?"),
+        ({"image": "imgae_path"}, r"columns\.image is 'imgae_path', .* did you mean 'image_path'\?"),
+        ({"image": ["image_path", "zzz"]}, r"columns\.image is 'zzz', .* its columns are: image_path, modality"),
+        ({"meta": ["agee"]}, r"columns\.meta is 'agee'"),
+        ({}, r"neither an image nor a text column was found"),
+    ],
+)
+def test_columns_that_do_not_exist(tmp_path: Path, columns: dict[str, Any], complaint: str) -> None:
+    (tmp_path / "a.csv").write_text("image_path,modality\na.jpg,ct\n")
+    with pytest.raises(ConfigError, match=complaint):
+        read("csv", tmp_path / "a.csv", columns=columns)
+
+
+def test_default_columns_may_be_absent_and_a_column_may_be_turned_off(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,label,age\na.jpg,ct,7\n")
+    (case,), _ = read("csv", tmp_path / "a.csv", columns={"label": None, "meta": ["age"]})
+    assert (case.labels, case.split, case.text, case.is_gt, case.meta) == ((), None, None, True, {"age": "7"})
+
+
+def test_column_given_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,label,image\na.jpg,ct,b.jpg\n")
+    with pytest.raises(DataError, match="has the column 'image' twice"):
+        read("csv", tmp_path / "a.csv")
+
+
+def test_rows_of_one_image_share_a_group_that_no_inserted_row_changes(tmp_path: Path) -> None:
+    def groups(*names: str) -> list[str]:
+        (tmp_path / "a.csv").write_text("image,text\n" + "".join(f"{name},{name}\n" for name in names))
+        return [case.group for case in read("csv", tmp_path / "a.csv")[0]]
+
+    before, after = groups("a.jpg", "b.jpg", "a.jpg", "", "c.jpg"), groups("new.jpg", "a.jpg", "b.jpg", "a.jpg")
+    assert before[0] == before[2] != before[1]
+    assert before[:3] == after[1:]
+
+
+def test_masks_must_exist(tmp_path: Path) -> None:
+    write_images(tmp_path, ["m.png"])
+    (tmp_path / "a.csv").write_text("image,mask\na.jpg,m.png\nb.jpg,n.png\nc.jpg,\n")
+    cases, bad = read("csv", tmp_path / "a.csv")
+    assert [case.mask for case in cases] == [str(tmp_path / "m.png"), None]
+    assert [row.line for row in bad] == [3]
+
+
+# ---------------------------------------------------------------- parquet
+
+
+def test_parquet_paths_and_types(tmp_path: Path) -> None:
+    table = pa.table({
+        "img_path": ["a.jpg", None, "c.jpg"], "text": [None, "only text", ""], "label": [3.0, None, 4.0],
+        "is_gt": [True, False, None], "split": pa.array(["TRAIN", "TEST", "UNL"]).dictionary_encode(),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "a.parquet")
+    cases, bad = read("parquet", tmp_path / "a.parquet", columns={"image": "img_path"})
+    assert not bad
+    assert [case.labels for case in cases] == [("3",), (), ("4",)]
+    assert [(case.split, case.is_gt, case.line) for case in cases] == [
+        ("train", True, 1), ("test", False, 2), ("unlabelled", True, 3),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_parquet_with_embedded_images(tmp_path: Path, several: bool) -> None:
+    image = {"bytes": image_bytes(1), "path": "a.png"}
+    cell = [image, {"bytes": image_bytes(2), "path": None}] if several else image
+    pq.write_table(pa.table({"image": [cell, cell], "label": ["x", "y"]}), tmp_path / "a.parquet")
+    cases, bad = read("parquet", tmp_path / "a.parquet")
+    assert not bad
+    assert [len(case.views) for case in cases] == [2, 2] if several else [1, 1]
+    assert cases[0].views[0].data == image_bytes(1)
+    assert cases[0].group == cases[1].group == "s:a.png"
+
+
+def test_plain_binary_column_groups_by_content(tmp_path: Path) -> None:
+    cells = [image_bytes(1), image_bytes(2), image_bytes(1)]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet")
+    cases, _ = read("parquet", tmp_path / "a.parquet")
+    assert cases[0].group == cases[2].group != cases[1].group
+
+
+def test_parquet_of_many_row_batches_counts_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [f"t{n}" for n in range(2500)]}), tmp_path / "a.parquet", row_group_size=700)
+    cases, _ = read("parquet", tmp_path / "a.parquet")
+    assert [case.line for case in cases] == list(range(1, 2501))
+
+
+def test_file_that_is_no_parquet(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text("image,label\n")
+    with pytest.raises(DataError, match="no sound parquet file"):
+        read("parquet", tmp_path / "a.parquet")
