@@ -121,7 +121,8 @@ class VisionTower(nn.Module):
 
     def _drop_bypassed(self, probe_BCHW: Tensor) -> None:
         """Take out modules that only the model's own pooling uses, so that every parameter gets a gradient."""
-        self(probe_BCHW).sum().backward()
+        with torch.enable_grad():
+            self(probe_BCHW).sum().backward()
         unused = {parameter for parameter in self.model.parameters() if parameter.grad is None}
         self.model.zero_grad(set_to_none=True)
         for name, module in list(self.model.named_modules()):
@@ -159,6 +160,11 @@ def build_vision(config: VisionConfig, *, image_size: tuple[int, int], weights: 
 def _known_name(name: str) -> str:
     timm_name = SHORT_NAMES.get(name, name)
     if timm.is_model(timm_name):
+        try:
+            timm.get_pretrained_cfg(timm_name)
+        except RuntimeError as error:  # name.tag, where the tag chooses among several pretrained weights
+            tags = [full.partition(".")[2] for full in timm.list_pretrained(timm_name.partition(".")[0])]
+            raise ConfigError(f"vision.name '{name}': {error} It has: {', '.join(tags) or 'none'}.") from None
         return timm_name
     close = difflib.get_close_matches(name, [*SHORT_NAMES, *timm.list_models()], n=5, cutoff=0.6)
     hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them."
@@ -171,21 +177,20 @@ def _timm_model(name: str, *, image_size: tuple[int, int], arguments: dict[str, 
         model: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
     except TypeError:
         model = timm.create_model(name, **arguments)
-    return model
-
-
-def _create(name: str, *, image_size: tuple[int, int], options: dict[str, Any]) -> nn.Module:
-    try:
-        model = _timm_model(name, image_size=image_size, arguments=options)
-    except TypeError as error:
-        raise ConfigError(f"timm's {name} takes no vision.drop_path ({error}); set it to 0.") from error
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise _size_error(name, image_size, _short(error)) from error
     embed = getattr(model, "patch_embed", None)
     patches = embed.patch_size if isinstance(embed, PatchEmbed) and not embed.dynamic_img_pad else (1, 1)
     if any(side % patch for side, patch in zip(image_size, patches, strict=True)):
         raise _size_error(name, image_size, f"not divisible by its patches of {_by(patches)} pixels")
     return model
+
+
+def _create(name: str, *, image_size: tuple[int, int], options: dict[str, Any]) -> nn.Module:
+    try:
+        return _timm_model(name, image_size=image_size, arguments=options)
+    except TypeError as error:
+        raise ConfigError(f"timm's {name} takes no vision.drop_path ({error}); set it to 0.") from error
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise _size_error(name, image_size, _short(error)) from error
 
 
 def _create_pretrained(

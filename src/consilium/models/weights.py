@@ -26,14 +26,14 @@ def load_state(path: Path) -> dict[str, Tensor]:
     distributed training and ``torch.compile`` put before every name are taken off. Nothing is ever
     unpickled that could run code: such a file is a WeightsError, as is a missing or damaged one.
     """
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; give a .safetensors or .pt file.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"weights file {path} does not exist; give a .safetensors or .pt file.") from None
-    except IsADirectoryError:
-        raise WeightsError(f"{path} is a folder; give a .safetensors or .pt file.") from None
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"weights file {path} is refused: it is not a plain state_dict but holds Python objects"
