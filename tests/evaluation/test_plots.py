@@ -37,6 +37,13 @@ def test_confusion_of_any_size(classes: int) -> None:
     assert "label <0> named label <1>: 1 (25.0 %)" in {title.text for title in drawn.iter("title")}
 
 
+def test_numbers_are_light_only_on_dark_cells() -> None:
+    rows = [("a", "a", 9), ("a", "b", 1), ("b", "a", 1), ("b", "b", 1)]
+    drawn = confusion_heat_map(["a", "b"], [{"truth": t, "prediction": p, "cases": c} for t, p, c in rows])
+    counts = [text for text in ElementTree.fromstring(drawn).findall("text") if "count" in text.get("class", "")]
+    assert [text.get("class") for text in counts] == ["count light", "count", "count", "count"]
+
+
 def test_a_large_matrix_keeps_the_classes_with_errors() -> None:
     counts = np.eye(100, dtype=np.int64)
     counts[97, 3] = 5

@@ -50,7 +50,7 @@ def picture(*, exif: bool = False) -> bytes:
     tags = Image.Exif()
     tags[0x010E] = "Patient Jane Doe"
     out = io.BytesIO()
-    image.save(out, "JPEG", **({"exif": tags} if exif else {}))
+    image.save(out, "JPEG", **({"exif": tags, "comment": b"Jane Doe"} if exif else {}))
     return out.getvalue()
 
 

@@ -74,7 +74,7 @@ def test_percentile_interval_is_the_quantiles() -> None:
 def test_undefined_draws() -> None:
     draws = np.array([0.1, 0.2, 0.3, np.nan])
     assert ours.percentile_interval(0.2, draws, confidence=0.95).low == pytest.approx(0.105)
-    assert ours.percentile_interval(0.2, np.array([0.1, np.nan, np.nan]), confidence=0.95).low is None
+    assert ours.percentile_interval(0.2, np.array([0.1, 0.2, np.nan, np.nan, np.nan]), confidence=0.95).low is None
     assert ours.percentile_interval(1.0, np.ones(100), confidence=0.95).high is None
 
 
