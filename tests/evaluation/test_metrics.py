@@ -27,11 +27,11 @@ class Cases(NamedTuple):
     classes: int
 
     @property
-    def truth_NK(self) -> np.ndarray:  # noqa: N802
+    def truth_NK(self) -> np.ndarray:
         return m.one_hot(self.truth_N, classes=self.classes)
 
     @property
-    def predicted_NK(self) -> np.ndarray:  # noqa: N802
+    def predicted_NK(self) -> np.ndarray:
         return m.one_hot(self.predicted_N, classes=self.classes)
 
     @property
