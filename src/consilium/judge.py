@@ -46,7 +46,7 @@ class RunFacts:
         """The facts as a report lists them."""
         facts = {"Device": self.device, "Precision": self.precision}
         if self.seconds is not None:
-            facts["Time"] = f"{self.seconds / 60:.1f} minutes, judging included"
+            facts["Time"] = f"{self.seconds / 60:.1f} minutes of training steps"
         if self.steps is not None:
             facts["Steps"] = f"{self.steps} (best at {self.best_step})"
         for part in self.parts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,7 +154,6 @@ class _Session:
         self.evaluator = ClassificationEvaluator(
             data.cases.labels, multi_label=experiment.task.multi_label, config=experiment.evaluation
         )
-        self.started = time.monotonic()
 
     def _configure_torch(self) -> None:
         trainer = self.experiment.trainer
@@ -358,7 +356,7 @@ class _Session:
         facts = RunFacts(
             precision=precision,
             device=str(self.device),
-            seconds=time.monotonic() - self.started,
+            seconds=progress.seconds,
             best_step=progress.best_step,
             steps=progress.step,
             parts=self.parts,

@@ -171,6 +171,7 @@ class Progress:
     batch: int = 0  # batches of this epoch that reached the optimizer
     epochs: float = 0.0  # how much of the epochs is done
     samples: int = 0  # cases seen, over all processes
+    seconds: float = 0.0  # in optimizer steps and waiting for their data, over all starts
     total_steps: int = 0
     best_metric: float | None = None
     best_step: int | None = None

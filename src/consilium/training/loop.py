@@ -66,6 +66,7 @@ def fit(training: Training, *, progress: Progress) -> Progress:
             for window in _windows(stream, size=training.config.accumulate):
                 log = _optimizer_step(training, model=model, optimizer=optimizer, window=window)
                 _advance(progress, plan=plan, window=window)
+                progress.seconds += log.data_seconds + log.step_seconds
                 for hook in training.hooks:
                     hook.on_step(progress, log)
                 if progress.step in plan.validate_after:
