@@ -7,7 +7,8 @@ from pathlib import Path
 
 from consilium.core.reporter import Reporter, format_table
 from consilium.demo import demo_data_path
-from consilium.experiment import Experiment, TrainResult, train
+from consilium.experiment import Experiment
+from consilium.session import TrainResult, train
 
 EXAMPLES = 6
 
