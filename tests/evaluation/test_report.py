@@ -20,7 +20,7 @@ from consilium.core.contracts import Evaluation, Outputs
 from consilium.core.labels import LabelTree
 from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
-from consilium.evaluation.report import ReportContent, escape_markdown, pivot, smooth, to_csv, write_report
+from consilium.evaluation.report import ReportContent, escape_markdown, pivot, smooth, soft_breaks, to_csv, write_report
 from consilium.evaluation.statistics import mean_and_deviation
 
 NASTY = '<script>alert("x")</script>'
@@ -83,7 +83,7 @@ def content(**changes: object) -> ReportContent:
 class Page(HTMLParser):
     """Tags with their attributes, and whether every tag closes."""
 
-    VOID = frozenset({"meta", "img", "br", "link", "input"})
+    VOID = frozenset({"meta", "img", "br", "link", "input", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -264,6 +264,11 @@ def test_pivot() -> None:
     ]
     assert pivot(rows, key="label") == [{"label": "ct", "train": 2, "test": 1, "all": 3}]
     assert pivot([], key="label") == []
+
+
+def test_labels_break_at_their_joints_and_stay_escaped() -> None:
+    assert soft_breaks("x_ray.chest") == "x_<wbr>ray.<wbr>chest"
+    assert soft_breaks("<b>_1") == "&lt;b&gt;_<wbr>1"
 
 
 def test_smooth_keeps_short_curves_and_averages_long_ones() -> None:

@@ -53,6 +53,12 @@ def test_summary() -> None:
     ]
 
 
+def test_several_classes_never_found() -> None:
+    rows = [{"label": label, "support": 4, "recall": 0.0} for label in ("ct", "mri")]
+    said = wording.summary(evaluation(tables={"per_class": rows}), confidence=0.95)
+    assert said[-1] == "It found no case at all of 2 classes: ct, mri."
+
+
 def test_groups_are_named_only_where_they_differ_from_cases() -> None:
     assert plain(wording.cases_phrase(evaluation(groups=412))) == "412 held-out test cases"
     assert plain(wording.cases_phrase(evaluation(cases=1, groups=1, split="val"))) == "1 validation case"

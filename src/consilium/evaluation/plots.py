@@ -134,7 +134,8 @@ def line_chart(series: Sequence[Series], *, title: str, mark: float | None = Non
     points = [point for one in drawn for point in one.points]
     if not points:
         return ""
-    steps = ticks(0, max(step for step, _ in points))
+    last = max(1.0, *(step for step, _ in points))
+    steps = ticks(0, last, about=min(5, int(last)))
     levels = ticks(min(value for _, value in points), max(value for _, value in points))
     x, y = _Axis(0, steps[-1], 52, 350), _Axis(levels[0], levels[-1], 200, 30)
     parts = [_text(8, 14, title, "chart-title"), _grid(x, y, steps, levels)]

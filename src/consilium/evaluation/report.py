@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,7 +106,13 @@ def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percent": wording.percent, "number": wording.number, "md": escape_markdown}
+    filters: dict[str, Callable[..., str]] = {
+        "percent": wording.percent,
+        "number": wording.number,
+        "md": escape_markdown,
+        "soft": soft_breaks,
+    }
+    environment.filters.update(filters)
     environment.globals |= {"words": wording, "plots": plots, "strip": plots.interval_strip}
     main = content.main
     return environment.get_template(template).render(
@@ -119,6 +126,13 @@ def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
         pictures=content.config.images and content.thumbnail is not None,
         pivots=[table for key in ("label", "source") if (table := pivot(content.data, key=key))],
     )
+
+
+def soft_breaks(text: str) -> str:
+    """Escaped text that may break after the joints of a label."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([._/-])(?=\w)", r"\1<wbr>", str(escape(text))))
 
 
 def escape_markdown(text: Any) -> str:

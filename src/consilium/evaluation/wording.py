@@ -97,7 +97,10 @@ def summary(evaluation: Evaluation, *, confidence: float) -> list[str]:
             f"Each of the {len(classes)} classes counting the same, it found {shown['balanced_accuracy']} of a "
             "class's cases."
         )
-    if len(classes) > 1:
+    missed = [row["label"] for row in classes if row["recall"] == 0.0]
+    if len(missed) > 1:
+        sentences.append(f"It found no case at all of {len(missed)} classes: {_listed(missed)}.")
+    elif len(classes) > 1:
         weakest = min(classes, key=lambda row: row["recall"])
         if weakest["recall"] < 1.0:
             sentences.append(
