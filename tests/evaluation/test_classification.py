@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from consilium.core.contracts import Outputs
 from consilium.core.errors import ConfigError, DataError
@@ -127,3 +129,26 @@ def test_directions() -> None:
         assert all(isinstance(one.higher_is_better(name), bool) for name in known)
     with pytest.raises(ConfigError, match="macro_f1"):
         evaluator().higher_is_better("macro_f2")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.booleans())
+def test_any_outputs_give_whole_json(data: st.DataObject, multi_label: bool) -> None:
+    count = data.draw(st.integers(1, 8))
+
+    def rows(cells: st.SearchStrategy[float]) -> list[list[float]]:
+        return data.draw(st.lists(st.lists(cells, min_size=3, max_size=3), min_size=count, max_size=count))
+
+    probabilities = rows(st.floats(0, 1, width=32))
+    if multi_label:
+        targets: object = rows(st.sampled_from([0.0, 1.0]))
+    else:
+        targets = [0, *data.draw(st.lists(st.integers(-1, 2), min_size=count - 1, max_size=count - 1))]
+    result = evaluator(multi_label=multi_label, bootstrap_samples=5).evaluate(
+        outputs(probabilities, targets), split="x"
+    )
+    json.dumps(asdict(result), allow_nan=False)
+    for interval in result.intervals.values():
+        assert (interval.low is None) == (interval.high is None)
+    for row in result.tables["per_class"]:
+        assert all(0 <= value <= 1 + 1e-9 for name, value in row.items() if isinstance(value, float))
