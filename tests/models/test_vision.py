@@ -101,13 +101,28 @@ def test_building_leaves_the_statistics_of_batch_norm_alone() -> None:
 # --- names, sizes, options -------------------------------------------------------------------------------------------
 
 
-def test_short_names_are_timm_models_and_so_are_the_names_that_both_share() -> None:
-    shared = (
-        "resnet18 resnet34 resnet50 resnet101 resnet152 densenet121 efficientnet_b0 efficientnet_b1 efficientnet_b4"
-    )
-    for name in (*SHORT_NAMES.values(), *shared.split(), "vgg16"):
-        assert timm.is_model(name)
-        assert timm.get_pretrained_cfg(name).hf_hub_id, f"{name} has no pretrained weights"
+USUAL = [
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "vgg16"),
+    *("efficientnet_b0", "efficientnet_b1", "efficientnet_b4", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32"),
+]
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_usual_name_is_a_timm_model_with_pretrained_weights(name: str) -> None:
+    cfg = timm.get_pretrained_cfg(SHORT_NAMES.get(name, name))
+    assert cfg is not None
+    assert cfg.hf_hub_id
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", USUAL)
+def test_usual_model_of_full_size_gives_finite_features(name: str) -> None:
+    built = tower(name, size=(224, 224)).eval()
+    with torch.no_grad():
+        features_BF = built(images((224, 224), cases=1))
+    assert features_BF.shape == (1, built.num_features)
+    assert torch.isfinite(features_BF).all()
+    assert len(built.blocks()) >= 5
 
 
 def test_short_name_builds_its_timm_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,6 +364,17 @@ def test_without_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: 
     assert MOBILE in str(caught.value)
     with pytest.raises(ConfigError, match="not divisible"):
         tower(VIT, size=(72, 72), pretrained=True)
+
+
+def test_pretrained_true_takes_the_weights_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network: from the hub client's cache."""
+    source, hub_id = whole_model(MOBILE), timm.get_pretrained_cfg(MOBILE).hf_hub_id
+    repository = tmp_path / f"models--{hub_id.replace('/', '--')}"
+    save_folder(repository / "snapshots" / "1a2b", source)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1a2b")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert_same_features(tower(MOBILE, pretrained=True), source)
 
 
 def test_bundle_needs_no_pretrained_weights() -> None:

@@ -224,8 +224,9 @@ def _create_local(name: str, path: Path, *, image_size: tuple[int, int], options
     except ConfigError:
         raise
     except Exception as error:
+        details = str(error).partition("\n")[2] or error  # after torch's headline
         raise WeightsError(
-            f"the weights in {file} do not fit {name}: {_short(error)}. "
+            f"the weights in {file} do not fit {name}: {_short(details)}. "
             f"Check that vision.name is the model that they were trained with."
         ) from error
     pretrained_cfg: Any = model.pretrained_cfg
@@ -259,9 +260,9 @@ def _cfg(name: str) -> PretrainedCfg:
     return timm.get_pretrained_cfg(name) or PretrainedCfg()
 
 
-def _short(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(line if len(line) <= 200 else f"{line[:200]} ..." for line in lines[:4]) or type(error).__name__
+def _short(message: object) -> str:
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    return "; ".join(line if len(line) <= 200 else f"{line[:200]} …" for line in lines[:4]) or type(message).__name__
 
 
 def _by(size: tuple[int, ...]) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -29,20 +27,20 @@ def load_state(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         raise WeightsError(f"{path} is a folder; give a .safetensors or .pt file.")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        is_safe = path.suffix == ".safetensors"
+        found: Any = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"weights file {path} does not exist; give a .safetensors or .pt file.") from None
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a damaged or malicious file can provoke any error in its reader
+        unsafe = _unsafe_names(path)
+        if unsafe:
+            raise WeightsError(
+                f"weights file {path} is refused: beside tensors it holds Python objects ({_some(unsafe)}), which "
+                f"could run code when read. Save the state_dict alone, best as .safetensors."
+            ) from error
         raise WeightsError(
-            f"weights file {path} is refused: it is not a plain state_dict but holds Python objects"
-            f"{_unsafe_names(path)}, and reading those could run code. Save the state_dict alone, best as .safetensors."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"weights file {path} is damaged or not a weights file ({_first_line(error)}); expected .safetensors or "
-            f"a torch file that holds a state_dict. Copy or download it again."
+            f"weights file {path} is damaged or not a weights file ({type(error).__name__}); expected .safetensors or "
+            f"a torch file that holds a state_dict and no other Python objects. Copy or save it again."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
@@ -59,12 +57,11 @@ def load_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _unsafe_names(path: Path) -> str:
+def _unsafe_names(path: Path) -> list[str]:
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, OSError):  # not in torch's own container: the names stay unknown
-        names = []
-    return f" ({_some(names)})" if names else ""
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError, OSError):  # not in torch's own container
+        return []
 
 
 def _describe(found: Any) -> str:
@@ -72,10 +69,6 @@ def _describe(found: Any) -> str:
         return f"a {type(found).__name__}"
     other = [f"`{key}` ({type(value).__name__})" for key, value in found.items() if not isinstance(value, Tensor)]
     return f"other things than tensors: {', '.join(other[:_SHOWN])}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
