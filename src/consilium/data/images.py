@@ -64,17 +64,17 @@ def read_bytes(image: str | Path | bytes) -> bytes:
     """The bytes of an image given as a path or as bytes."""
     if isinstance(image, bytes):
         return image
-    path = Path(image)
     try:
-        data = path.read_bytes()
+        with open(image, "rb") as file:
+            data = file.read()
     except FileNotFoundError:
-        raise ImageError(f"{path} does not exist; correct the path, or leave the row out.") from None
+        raise ImageError(f"{image} does not exist; correct the path, or leave the row out.") from None
     except IsADirectoryError:
-        raise ImageError(f"{path} is a folder; an image file was expected.") from None
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}; check its permissions.") from error
+        raise ImageError(f"{image} is a folder; give the path of an image file.") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise ImageError(f"{image} cannot be read ({error}); check the path and its permissions.") from error
     if not data:
-        raise ImageError(f"{path} is empty (0 bytes); copy it again, or leave the row out.")
+        raise ImageError(f"{image} is empty (0 bytes); copy it again, or leave the row out.")
     return data
 
 
@@ -150,7 +150,7 @@ def resize_once(data: bytes, *, name: str, shorter: int, max_pixels: int) -> byt
 
 
 def _decode(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None) -> Pixels:
-    if info.format != "JPEG" or info.mode == "CMYK":
+    if info.format != "JPEG":
         return _decode_other(data, name)
     height, width = (info.height, info.width) if info.orientation < 5 else (info.width, info.height)
     eighths = 8
@@ -158,13 +158,16 @@ def _decode(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | N
         # Only halvings have fast code in libjpeg-turbo; 3/8, 5/8 and so on cost more than the whole image.
         halvings = (e for e in (1, 2, 4) if _is_enough(info, e, needed))
         eighths = next(halvings, 8)
+    rows, columns = math.ceil(height * eighths / 8), math.ceil(width * eighths / 8)
     try:
-        pixels_HWC = simplejpeg.decode_jpeg(
-            data, "RGB", min_height=-(-height * eighths // 8), min_width=-(-width * eighths // 8)
-        )
+        colours = "CMYK" if info.mode == "CMYK" else "RGB"
+        pixels_HWC = simplejpeg.decode_jpeg(data, colours, min_height=rows, min_width=columns)
     except ValueError as error:
         if any(sign in str(error) for sign in _JPEG_DAMAGE):
             raise _damaged(name, error) from error
+        return _decode_other(data, name)
+    if colours == "CMYK":
+        # Pillow knows the colours; decoding first finds the damage that Pillow would fill with grey.
         return _decode_other(data, name)
     return _oriented(pixels_HWC, info.orientation)
 
@@ -269,7 +272,7 @@ def _open(data: bytes, name: str) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ImageError(
-            f"{name} is no image of a known kind (JPEG, PNG, TIFF, WebP, BMP, GIF, PPM): it starts with "
+            f"{name} is no image of a known kind (JPEG, PNG, TIFF, WebP, BMP, GIF, PPM), or cut short: it starts with "
             f"{data[:16]!r}; convert it, or leave the row out."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

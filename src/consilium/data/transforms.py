@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -51,13 +52,17 @@ def uniforms(draws_B: npt.NDArray[np.int64], *, seed: int, stream: int, count: i
 
     A counter-based generator: each number is a hash of (seed, draw, stream, position), so it depends neither on
     the number of workers nor on what else is in the batch. The hash is the output function of SplitMix64, applied
-    after each of the four is mixed in (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-    OOPSLA 2014, doi:10.1145/2660193.2660195). The crop of view v uses stream 2v, its augmentation 2v + 1.
+    after seed, stream, draw and position are mixed in (Steele, Lea and Flood, "Fast splittable pseudorandom number
+    generators", OOPSLA 2014, doi:10.1145/2660193.2660195). The crop of view v uses stream 2v, its augmentation 2v + 1.
     """
-    key_1 = _mix(np.array([seed], np.uint64))
-    key_B = _mix(_mix(key_1 ^ np.asarray(draws_B).astype(np.uint64)) ^ np.uint64(stream))
+    key_B = _mix(_stream_key(seed, stream) ^ np.asarray(draws_B).astype(np.uint64))
     bits_BP = _mix(key_B[:, None] ^ np.arange(count, dtype=np.uint64))
     return (bits_BP >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@lru_cache(maxsize=256)
+def _stream_key(seed: int, stream: int) -> npt.NDArray[np.uint64]:
+    return _mix(_mix(np.array([seed], np.uint64)) ^ np.uint64(stream))
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
