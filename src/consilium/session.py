@@ -26,6 +26,7 @@ from consilium.bundle import (
 from consilium.core.config import to_yaml
 from consilium.core.contracts import Batch, Hook, Progress
 from consilium.core.errors import DataError, InterruptedRunError, TrainingError
+from consilium.core.files import remove_leavings
 from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.config import ImageConfig
 from consilium.data.load import LoadedData, load_data
@@ -282,6 +283,7 @@ class _Session:
             higher_is_better=higher,
         )
         progress = Progress()
+        remove_leavings(self.folder / "checkpoints")
         found = checkpoints(self.folder / "checkpoints")
         if found:
             state, progress = load_checkpoint(found[-1], module=self.task)

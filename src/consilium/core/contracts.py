@@ -82,7 +82,7 @@ class Task(Protocol):
         ...
 
     def predict(self, batch: Batch) -> Prediction:
-        """The prediction for a batch whose images are normalised; changes no state."""
+        """The prediction for a batch whose images are normalised; in evaluation mode it changes no state."""
         ...
 
     def records(self, prediction: Prediction) -> list[dict[str, Any]]:

@@ -53,6 +53,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_leavings(folder: Path) -> None:
+    """Remove what a killed process left of ``atomic_file`` and ``atomic_folder`` in ``folder``; nobody may be writing."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
