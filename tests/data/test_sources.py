@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from consilium.core.errors import DataError
+from consilium.core.errors import ConfigError, DataError
 from consilium.data.sources import list_inputs
 from tests.data.samples import data_config, read, write_images, write_jsonl
 
@@ -80,7 +80,7 @@ def test_groups_from_file_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("pattern", "complaint"), [("p[0-9", "no regular expression"), ("p[0-9]+", "has no bracket")])
 def test_unusable_group_pattern(tmp_path: Path, pattern: str, complaint: str) -> None:
     write_images(tmp_path / "d", ["ct/p1.jpg"])
-    with pytest.raises(DataError, match=complaint):
+    with pytest.raises(ConfigError, match=complaint):
         read("folder", tmp_path / "d", group_pattern=pattern)
 
 

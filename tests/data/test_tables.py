@@ -182,6 +182,14 @@ def test_csv_bad_rows_keep_their_line_and_the_rest_goes_on(tmp_path: Path) -> No
     ]  # fmt: skip
 
 
+def test_rows_that_an_open_quote_swallows_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('image,label\na.jpg,"ct\nb.jpg,ct\nc.jpg,ct\nd.jpg,"mri"\ne.jpg,ct\n')
+    cases, bad = read("csv", path)
+    assert [case.line for case in cases] == [6]
+    assert [(row.line, row.reason.split(";")[1]) for row in bad] == [(2, " it runs to line 5, look for an open quote")]
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(words, plain, words), min_size=1, max_size=6))
 def test_csv_round_trip(tmp_path: Path, rows: list[tuple[str, str, str]]) -> None:
@@ -213,6 +221,15 @@ def test_default_columns_may_be_absent_and_a_column_may_be_turned_off(tmp_path: 
     (tmp_path / "a.csv").write_text("image,label,age\na.jpg,ct,7\n")
     (case,), _ = read("csv", tmp_path / "a.csv", columns={"label": None, "meta": ["age"]})
     assert (case.labels, case.split, case.text, case.is_gt, case.meta) == ((), None, None, True, {"age": "7"})
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"), [(b'"image"x,label', "is no header"), (b"image,labe\xff", "is not UTF-8")]
+)
+def test_unusable_header(tmp_path: Path, header: bytes, complaint: str) -> None:
+    (tmp_path / "a.csv").write_bytes(header + b"\na.jpg,ct\n")
+    with pytest.raises(DataError, match=complaint):
+        read("csv", tmp_path / "a.csv")
 
 
 def test_column_given_twice(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from consilium.core.errors import DataError
+from consilium.core.errors import ConfigError, DataError
 from consilium.data.case import (
     BadRow,
     Case,
@@ -109,7 +109,8 @@ def read_source(source: Source, *, inputs: Inputs | None = None) -> Iterator[Cas
     """The rows of a source, in a fixed order, each either usable or with the reason why not.
 
     Only the rows are judged here; whether their images can be read is found out when they are prepared.
-    A missing or empty file or folder is a DataError, a column that does not exist a ConfigError.
+    A missing or empty file or folder is a DataError, a column that does not exist and a group_pattern that cannot
+    be used are ConfigErrors.
     """
     inputs = inputs or list_inputs(source)
     first_line: dict[str, int | None] = {}
@@ -208,9 +209,9 @@ def _group_pattern(source: FolderSource) -> re.Pattern[str] | None:
     try:
         pattern = re.compile(source.group_pattern)
     except re.error as error:
-        raise DataError(f"source '{source.name}': group_pattern is no regular expression: {error}.") from None
+        raise ConfigError(f"source '{source.name}': group_pattern is no regular expression: {error}.") from None
     if not pattern.groups:
-        raise DataError(
+        raise ConfigError(
             f"source '{source.name}': group_pattern '{source.group_pattern}' has no bracket; "
             "put the part that names the patient in brackets, as in '^(p[0-9]+)_'."
         )

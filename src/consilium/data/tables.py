@@ -20,6 +20,7 @@ from consilium.data.case import (
     flag,
     label_paths,
     meta_text,
+    printable,
     scalar_text,
     split_name,
 )
@@ -68,7 +69,7 @@ class _RowReader:
     def _absent(self, name: str, present: Sequence[str]) -> str:
         close = difflib.get_close_matches(name, present, n=1, cutoff=0.6)
         hint = f"did you mean '{close[0]}'?" if close else f"its columns are: {', '.join(present)}."
-        return f"which {self.file} does not have; {hint}"
+        return printable(f"which {self.file} does not have; {hint}")
 
     def bad(self, line: int, reason: str) -> BadRow:
         """A bad row of this file."""
@@ -160,7 +161,7 @@ def read_csv(source: TableSource) -> Iterator[Case | BadRow]:
     # Bytes that are not UTF-8 are kept as surrogates, so that only their row is bad.
     with Path(reader.file).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         rows = csv.reader(stream, delimiter=source.separator, strict=True)
-        header = next(rows, [])
+        header = _csv_header(rows, reader)
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
             raise DataError(f"source '{source.name}': {reader.file} has the column '{twice[0]}' twice; rename one.")
@@ -169,19 +170,35 @@ def read_csv(source: TableSource) -> Iterator[Case | BadRow]:
             line = rows.line_num + 1
             try:
                 cells = next(rows)
+                reason = _bad_cells(cells, header)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield reader.bad(line, f"not a valid csv row: {error}")
-                continue
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                yield reader.bad(line, f"the row has {len(cells)} cells, the header {len(header)}")
-            elif not _is_clean(cells):
-                yield reader.bad(line, "the row is not UTF-8 text; save the file as UTF-8")
-            else:
+                cells, reason = [], f"not a valid csv row: {error}"
+            if reason:
+                more = f"; it runs to line {rows.line_num}, look for an open quote" if rows.line_num > line else ""
+                yield reader.bad(line, reason + more)
+            elif cells:
                 yield reader.table_case(dict(zip(header, cells, strict=True)), line)
+
+
+def _bad_cells(cells: Sequence[str], header: Sequence[str]) -> str:
+    """What is wrong with the cells of a row; '' for nothing, and for a blank line."""
+    if cells and len(cells) != len(header):
+        return f"the row has {len(cells)} cells, the header {len(header)}"
+    return "" if _is_clean(cells) else "the row is not UTF-8 text; save the file as UTF-8"
+
+
+def _csv_header(rows: Iterator[list[str]], reader: _RowReader) -> list[str]:
+    try:
+        header = next(rows, [])
+    except csv.Error as error:
+        raise DataError(
+            f"source '{reader.source.name}': the first line of {reader.file} is no header: {error}"
+        ) from None
+    if not _is_clean(header):
+        raise DataError(f"source '{reader.source.name}': the header of {reader.file} is not UTF-8; save it as UTF-8.")
+    return header
 
 
 def _is_clean(cells: Sequence[str]) -> bool:
