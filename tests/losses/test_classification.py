@@ -184,12 +184,12 @@ def test_unweighted_loss_does_not_need_every_class_to_occur() -> None:
     assert build_loss(config, labels=LABELS, multi_label=False, class_counts=[5, 0, 5], cases=10).weights_K is None
 
 
-def test_weights_travel_with_the_state() -> None:
-    saved = loss_of(CrossEntropyConfig(class_weights="balanced")).state_dict()
-    fresh = loss_of(CrossEntropyConfig(class_weights=GIVEN))
-    fresh.load_state_dict(saved)
-    assert fresh.weights_K is not None
-    np.testing.assert_allclose(fresh.weights_K.numpy(), [100 / 180, 100 / 90, 100 / 30], rtol=1e-6)
+def test_class_weights_are_the_runs_own_and_no_part_of_the_state() -> None:
+    balanced, given_ = (loss_of(CrossEntropyConfig(class_weights=weights)) for weights in ("balanced", GIVEN))
+    given_.load_state_dict(balanced.state_dict())
+    assert given_.weights_K is not None
+    np.testing.assert_allclose(given_.weights_K.numpy(), list(GIVEN.values()), rtol=1e-6)
+    assert loss_of(CrossEntropyConfig()).load_state_dict(balanced.state_dict()).missing_keys == []
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

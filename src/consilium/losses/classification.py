@@ -48,7 +48,8 @@ class ClassificationLoss(nn.Module):
         self.multi_label = multi_label
         self.gamma = gamma
         self.label_smoothing = label_smoothing
-        self.register_buffer("weights_K", weights_K)
+        # Not saved: they belong to a run and its data, so weights to start from must neither bring nor need them.
+        self.register_buffer("weights_K", weights_K, persistent=False)
 
     def forward(self, logits_BK: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch."""
