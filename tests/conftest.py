@@ -13,12 +13,15 @@ os.environ["WANDB_MODE"] = "offline"
 import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+
+if TYPE_CHECKING:
+    from tests.tiny import Run, TrainTiny
 
 settings.register_profile("local", deadline=None, max_examples=50)
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
@@ -49,6 +52,27 @@ def coloured_image(*, label: int, labels: int, size: tuple[int, int], rng: np.ra
     return Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8))
 
 
+def write_images(
+    root: Path,
+    *,
+    labels: Sequence[str] = ("ct", "mri", "xray"),
+    splits: Mapping[str, int] | None = None,
+    size: tuple[int, int] = (32, 40),
+    suffix: str = ".jpg",
+    seed: int = 0,
+) -> Path:
+    """What the fixture ``image_folder`` does, into a given folder."""
+    rng = np.random.default_rng(seed)
+    for split, count in (splits or {"train": 8, "val": 4, "test": 4}).items():
+        for number, label in enumerate(labels):
+            folder = root / split / label
+            folder.mkdir(parents=True, exist_ok=True)
+            for image in range(count):
+                picture = coloured_image(label=number, labels=len(labels), size=size, rng=rng)
+                picture.save(folder / f"{image:03d}{suffix}")
+    return root
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> ImageFolder:
     """Writes ``{root}/{split}/{label}/{number}.jpg`` with a learnable colour for each label, seeded.
@@ -57,24 +81,32 @@ def image_folder(tmp_path: Path) -> ImageFolder:
     folder of the test; every image of one call differs from every other.
     """
 
-    def write(
-        root: Path | None = None,
-        *,
-        labels: Sequence[str] = ("ct", "mri", "xray"),
-        splits: Mapping[str, int] | None = None,
-        size: tuple[int, int] = (32, 40),
-        suffix: str = ".jpg",
-        seed: int = 0,
-    ) -> Path:
-        root = tmp_path / "images" if root is None else root
-        rng = np.random.default_rng(seed)
-        for split, count in (splits or {"train": 8, "val": 4, "test": 4}).items():
-            for number, label in enumerate(labels):
-                folder = root / split / label
-                folder.mkdir(parents=True, exist_ok=True)
-                for image in range(count):
-                    picture = coloured_image(label=number, labels=len(labels), size=size, rng=rng)
-                    picture.save(folder / f"{image:03d}{suffix}")
-        return root
+    def write(root: Path | None = None, **options: Any) -> Path:
+        return write_images(tmp_path / "images" if root is None else root, **options)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of the tiny experiment (``tests.tiny``); no test changes them."""
+    return write_images(tmp_path_factory.mktemp("tiny") / "images")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_images: Path) -> Run:
+    """The finished tiny experiment, a bundle that many tests share; no test changes it."""
+    from tests.tiny import train_tiny
+
+    return train_tiny(tiny_images, tiny_images.parent / "shared_runs")
+
+
+@pytest.fixture
+def tiny(tiny_images: Path, tmp_path: Path) -> TrainTiny:
+    """Trains the tiny experiment with overrides, into the test's own folder; the store is shared."""
+    from tests.tiny import train_tiny
+
+    def train(*overrides: str, images: Path = tiny_images, **options: Any) -> Run:
+        return train_tiny(images, tmp_path / "runs", *overrides, **options)
+
+    return train
