@@ -10,8 +10,14 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+
+from consilium.core.errors import DataError, InterruptedRunError, MissingExtraError, TrainingError
+
+try:
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+except ImportError:
+    raise MissingExtraError("Training", "train") from None
 
 from consilium.bundle import (
     MANIFEST,
@@ -25,7 +31,6 @@ from consilium.bundle import (
 )
 from consilium.core.config import to_yaml
 from consilium.core.contracts import Batch, Hook, Progress
-from consilium.core.errors import DataError, InterruptedRunError, TrainingError
 from consilium.core.files import remove_leavings
 from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.config import ImageConfig
