@@ -16,7 +16,7 @@ Statistic = tuple[float, float, float]
 class SourceBase(Config):
     """What every source has: a name (unique), a root or file, a weight in the mixture."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="Its name in tables and reports.")
     path: str = Field(description="Folder or file; relative paths are relative to the working directory.")
     weight: float | None = Field(
         default=None, gt=0, description="Share in the mixture. No source has one: all rows form one pool."
@@ -37,14 +37,14 @@ class FolderSource(SourceBase):
 class Columns(Config):
     """Which column (or JSON key) holds what; null: the file has none."""
 
-    image: str | list[str] = "image"
-    text: str | None = "text"
-    label: str | None = "label"
-    split: str | None = "split"
-    group: str | None = "group_id"
-    id: str | None = "id"
-    mask: str | None = "mask"
-    is_gt: str | None = "is_gt"
+    image: str | list[str] = Field(default="image", description="Path of the image; several columns: several views.")
+    text: str | None = Field(default="text", description="Text of the case.")
+    label: str | None = Field(default="label", description="Label; a dot separates the levels of one, as in a.b.")
+    split: str | None = Field(default="split", description="train, val, test or unlabelled, in any usual spelling.")
+    group: str | None = Field(default="group_id", description="What stays on one side of the splits: the patient.")
+    id: str | None = Field(default="id", description="Id, unique in the source; none: the source's name and the line.")
+    mask: str | None = Field(default="mask", description="Path of the mask.")
+    is_gt: str | None = Field(default="is_gt", description="true or false; false marks a pseudo-label.")
     label_separator: str | None = Field(default=None, description="Splits a label cell into several (multi-label).")
     meta: list[str] | None = Field(default=None, description="Columns kept as metadata; null keeps all others.")
 
@@ -77,9 +77,9 @@ class SplitConfig(Config):
     explicit splits but no val gives ``val`` of its train groups; test is never taken from explicit train.
     """
 
-    val: Fraction = 0.1
-    test: Fraction = 0.1
-    seed: int = 0
+    val: Fraction = Field(default=0.1, description="Share of the groups that validate.")
+    test: Fraction = Field(default=0.1, description="Share of the groups that test.")
+    seed: int = Field(default=0, description="Another seed divides the groups in another way.")
 
     @model_validator(mode="after")
     def _leaves_train(self) -> SplitConfig:
@@ -91,8 +91,10 @@ class SplitConfig(Config):
 class StoreConfig(Config):
     """Where prepared cases live, and whether images are referenced by path or embedded as bytes."""
 
-    root: str = "stores"
-    images: Literal["reference", "embed"] = "reference"
+    root: str = Field(default="stores", description="Folder of all stores.")
+    images: Literal["reference", "embed"] = Field(
+        default="reference", description="Keep the paths of the images, or a copy of them."
+    )
     resize: int | None = Field(
         default=None, ge=16, description="embed only: shorter side in pixels that larger images are reduced to once."
     )
@@ -108,7 +110,10 @@ class StoreConfig(Config):
 class MixtureConfig(Config):
     """How training rows are drawn; see ``consilium.data.mixture``."""
 
-    stop: Literal["first_exhausted", "all_exhausted", "steps"] = "first_exhausted"
+    stop: Literal["first_exhausted", "all_exhausted", "steps"] = Field(
+        default="first_exhausted",
+        description="An epoch ends when the first source is used up, when all are, or after a number of steps.",
+    )
     steps: int | None = Field(default=None, ge=1, description="Batches an epoch, with stop: steps.")
     sampling: Literal["shuffle", "class_balanced"] = Field(
         default="shuffle", description="class_balanced draws classes equally, with replacement (weighted sampling)."
@@ -127,10 +132,13 @@ class ImageConfig(Config):
     size: tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] = Field(
         default=(224, 224), description="[height, width] in pixels."
     )
-    fit: Literal["stretch", "crop", "pad"] = "stretch"
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    fit: Literal["stretch", "crop", "pad"] = Field(
+        default="stretch", description="Stretch both sides, crop the largest centred part, or pad with black."
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field(default="bilinear", description="Of resizing; antialiased.")
     statistics: Literal["given", "model", "data"] = Field(
-        default="given", description="given: mean and std as below; model: those of the tower; data: computed from train."
+        default="given",
+        description="given: mean and std as below; model: those of the tower; data: computed from train.",
     )
     mean: Statistic = Field(default=(0.485, 0.456, 0.406), description="Per channel, of pixels in [0, 1].")
     std: Annotated[Statistic, Field(description="Per channel, of pixels in [0, 1].")] = (0.229, 0.224, 0.225)
@@ -148,16 +156,18 @@ class AugmentationConfig(Config):
 
     crop_scale: tuple[Probability, Probability] | None = Field(default=None, description="Area kept, [min, max].")
     crop_ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="Width / height of the crop.")
-    horizontal_flip_prob: Probability | None = None
-    vertical_flip_prob: Probability | None = None
+    horizontal_flip_prob: Probability | None = Field(default=None, description="Chance to mirror left and right.")
+    vertical_flip_prob: Probability | None = Field(default=None, description="Chance to mirror top and bottom.")
     rotation_degrees: float | None = Field(default=None, gt=0, le=180, description="Uniform in [-x, x].")
     translate: Probability | None = Field(default=None, description="Fraction of the side, uniform in [-x, x].")
     scale: tuple[float, float] | None = Field(default=None, description="Zoom [min, max]; 1 keeps the size.")
-    brightness_jitter: float | None = Field(default=None, gt=0, le=1)
-    contrast_jitter: float | None = Field(default=None, gt=0, le=1)
-    saturation_jitter: float | None = Field(default=None, gt=0, le=1)
+    brightness_jitter: float | None = Field(default=None, gt=0, le=1, description="Factor on every value.")
+    contrast_jitter: float | None = Field(
+        default=None, gt=0, le=1, description="Factor on the distance from mean grey."
+    )
+    saturation_jitter: float | None = Field(default=None, gt=0, le=1, description="Factor on the distance from grey.")
     hue_jitter: float | None = Field(default=None, gt=0, le=0.5, description="Fraction of the colour circle.")
-    grayscale_prob: Probability | None = None
+    grayscale_prob: Probability | None = Field(default=None, description="Chance to turn grey.")
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> AugmentationConfig:
@@ -171,9 +181,11 @@ class LoaderConfig(Config):
     """Batches: their size and the processes that decode them."""
 
     batch_size: int = Field(default=32, ge=1, description="Cases a step, over all processes, before accumulation.")
-    workers: int | Literal["auto"] = "auto"
-    prefetch_factor: int = Field(default=2, ge=1)
-    drop_last: bool = False
+    workers: int | Literal["auto"] = Field(
+        default="auto", description="Processes that decode images; auto: the cores less one, at most 8."
+    )
+    prefetch_factor: int = Field(default=2, ge=1, description="Batches that each process prepares ahead.")
+    drop_last: bool = Field(default=False, description="Leave out a last batch that is not full.")
     eval_batch_size: int | None = Field(default=None, ge=1, description="null: batch_size.")
 
 
@@ -183,8 +195,12 @@ class DataConfig(Config):
     sources: list[Source] = Field(min_length=1)
     split: SplitConfig = SplitConfig()
     store: StoreConfig = StoreConfig()
-    on_bad_row: Literal["stop", "quarantine"] = "stop"
-    on_leak: Literal["warn", "error"] = "warn"
+    on_bad_row: Literal["stop", "quarantine"] = Field(
+        default="stop", description="Stop with a list of all bad rows, or set them aside in quarantine.csv."
+    )
+    on_leak: Literal["warn", "error"] = Field(
+        default="warn", description="What to do about a group or file that is in several splits."
+    )
     pseudo_labels: bool = Field(default=False, description="Let rows with is_gt: false into train.")
     mixture: MixtureConfig = MixtureConfig()
     image: ImageConfig = ImageConfig()

@@ -11,10 +11,10 @@ class EvaluationConfig(Config):
     """Which figures, and how their intervals are drawn."""
 
     bootstrap_samples: int = Field(default=1000, ge=0, description="Resamples of groups; 0: no intervals.")
-    confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
-    seed: int = 0
+    confidence: float = Field(default=0.95, gt=0.5, lt=1.0, description="Of the intervals.")
+    seed: int = Field(default=0, description="Of the resamples.")
     specificities: list[float] = Field(default=[0.9, 0.95], description="Sensitivity is given at each of these.")
-    calibration_bins: int = Field(default=15, ge=2)
+    calibration_bins: int = Field(default=15, ge=2, description="Of equal width, from 0 to 1.")
     columns: list[str] = Field(default=["source"], description="Figures per value of these columns (source, metadata).")
     max_column_values: int = Field(default=30, ge=1, description="A column with more values is left out, and named.")
     threshold: float = Field(default=0.5, gt=0.0, lt=1.0, description="Decision threshold of multi-label tasks.")
@@ -25,4 +25,4 @@ class ReportConfig(Config):
 
     images: bool = Field(default=True, description="false leaves every thumbnail of a case out.")
     cases: int = Field(default=12, ge=0, description="How many worst and least certain cases.")
-    thumbnail_size: int = Field(default=128, ge=32, le=512)
+    thumbnail_size: int = Field(default=128, ge=32, le=512, description="Longer side in pixels.")

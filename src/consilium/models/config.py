@@ -19,9 +19,9 @@ class FreezeConfig(Config):
     tower for the first epochs, whatever the rest says.
     """
 
-    kind: Literal["none", "tower", "all_but_last_blocks"] = "none"
-    blocks: int | None = Field(default=None, ge=1)
-    warmup_epochs: int = Field(default=0, ge=0)
+    kind: Literal["none", "tower", "all_but_last_blocks"] = Field(default="none", description="What does not learn.")
+    blocks: int | None = Field(default=None, ge=1, description="all_but_last_blocks only: how many blocks learn.")
+    warmup_epochs: int = Field(default=0, ge=0, description="Epochs at the start with the whole tower frozen.")
 
     @model_validator(mode="after")
     def _blocks_belong(self) -> FreezeConfig:
@@ -33,12 +33,14 @@ class FreezeConfig(Config):
 class VisionConfig(Config):
     """An image encoder: any timm model by name, or a short name such as resnet50 or vit_b_16."""
 
-    name: str = "resnet50"
+    name: str = Field(
+        default="resnet50", description="A timm model, or a short name: vit_b_16, vit_b_32, vit_l_16, vit_l_32."
+    )
     pretrained: bool | str = Field(default=True, description="true, false, or a local weights file or folder.")
     pooling: Literal["default", "avg", "max", "concat"] = Field(
         default="default", description="default: the model's own; concat: avg and max side by side."
     )
-    drop_path: Dropout = 0.0
+    drop_path: Dropout = Field(default=0.0, description="Chance to leave a residual branch out (stochastic depth).")
     freeze: FreezeConfig = FreezeConfig()
 
 
@@ -46,16 +48,18 @@ class LinearHeadConfig(Config):
     """Dropout, then one linear layer."""
 
     kind: Literal["linear"] = "linear"
-    dropout: Dropout = 0.0
+    dropout: Dropout = Field(default=0.0, description="Share of the features set to 0 in training.")
 
 
 class MLPHeadConfig(Config):
     """Hidden layers, each linear + activation + dropout, then one linear layer."""
 
     kind: Literal["mlp"] = "mlp"
-    hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field(default=[256], min_length=1)
-    activation: Literal["relu", "gelu", "silu", "tanh"] = "gelu"
-    dropout: Dropout = 0.1
+    hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[256], min_length=1, description="The width of each hidden layer."
+    )
+    activation: Literal["relu", "gelu", "silu", "tanh"] = Field(default="gelu", description="Of the hidden layers.")
+    dropout: Dropout = Field(default=0.1, description="After each hidden layer, in training.")
 
 
 HeadConfig = Annotated[LinearHeadConfig | MLPHeadConfig, Field(discriminator="kind")]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from consilium.core.config import Config
 from consilium.losses.config import ClassificationLossConfig, CrossEntropyConfig
 from consilium.models.config import HeadConfig, LinearHeadConfig, VisionConfig
@@ -13,7 +15,7 @@ class ClassifyConfig(Config):
     """Images into classes: one label a case, or any number with ``multi_label``."""
 
     kind: Literal["classify"] = "classify"
-    multi_label: bool = False
+    multi_label: bool = Field(default=False, description="A case has any number of labels; false: exactly one.")
     vision: VisionConfig = VisionConfig()
     head: HeadConfig = LinearHeadConfig()
     loss: ClassificationLossConfig = CrossEntropyConfig()

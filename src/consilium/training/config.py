@@ -14,8 +14,8 @@ Rate = Annotated[float, Field(gt=0.0)]
 class OptimizerBase(Config):
     """What every optimizer has; ``head_learning_rate`` null means the same as the tower's."""
 
-    learning_rate: Rate = 1e-3
-    head_learning_rate: Rate | None = None
+    learning_rate: Rate = Field(default=1e-3, description="Of the tower, and of the head unless it has its own.")
+    head_learning_rate: Rate | None = Field(default=None, description="Of the head; null: as the tower's.")
     weight_decay: float = Field(default=0.01, ge=0.0, description="Not applied to biases and norms.")
 
 
@@ -23,16 +23,16 @@ class AdamConfig(OptimizerBase):
     """Adam (weight decay added to the gradient) or AdamW (decoupled)."""
 
     kind: Literal["adamw", "adam"]
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0.0)
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Memory of gradient and squared gradient.")
+    eps: float = Field(default=1e-8, gt=0.0, description="Keeps the denominator from 0.")
 
 
 class SGDConfig(OptimizerBase):
     """Stochastic gradient descent with momentum."""
 
     kind: Literal["sgd"]
-    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
-    nesterov: bool = False
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Memory of the gradient.")
+    nesterov: bool = Field(default=False, description="Look ahead along the momentum.")
 
 
 OptimizerConfig = Annotated[AdamConfig | SGDConfig, Field(discriminator="kind")]
@@ -41,7 +41,7 @@ OptimizerConfig = Annotated[AdamConfig | SGDConfig, Field(discriminator="kind")]
 class ScheduleBase(Config):
     """Warm-up, linear from 0: steps (1 or more) or a fraction of all steps (below 1)."""
 
-    warmup: float = Field(default=0.0, ge=0.0)
+    warmup: float = Field(default=0.0, ge=0.0, description="Steps (1 or more), or a fraction of all steps (below 1).")
 
 
 class ConstantConfig(ScheduleBase):
@@ -61,17 +61,17 @@ class StepConfig(ScheduleBase):
     """The rate times ``factor`` every ``every_epochs`` epochs."""
 
     kind: Literal["step"] = "step"
-    every_epochs: int = Field(default=10, ge=1)
-    factor: float = Field(default=0.1, gt=0.0, lt=1.0)
+    every_epochs: int = Field(default=10, ge=1, description="Epochs from one reduction to the next.")
+    factor: float = Field(default=0.1, gt=0.0, lt=1.0, description="What a reduction multiplies the rate by.")
 
 
 class PlateauConfig(ScheduleBase):
     """The rate times ``factor`` when the monitored metric has not improved for ``patience`` evaluations."""
 
     kind: Literal["plateau"] = "plateau"
-    patience: int = Field(default=3, ge=0)
-    factor: float = Field(default=0.1, gt=0.0, lt=1.0)
-    floor: float = Field(default=0.0, ge=0.0, le=1.0)
+    patience: int = Field(default=3, ge=0, description="Validations without a gain that are borne.")
+    factor: float = Field(default=0.1, gt=0.0, lt=1.0, description="What a reduction multiplies the rate by.")
+    floor: float = Field(default=0.0, ge=0.0, le=1.0, description="Lowest rate as a fraction of the first.")
 
 
 ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig | PlateauConfig, Field(discriminator="kind")]
@@ -80,14 +80,14 @@ ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig | PlateauC
 class TrainerConfig(Config):
     """How long, how precisely, and what is kept."""
 
-    max_epochs: int = Field(default=10, ge=1)
+    max_epochs: int = Field(default=10, ge=1, description="Length of the training.")
     max_steps: int | None = Field(default=None, ge=1, description="Stop after this many optimizer steps.")
     accumulate: int = Field(default=1, ge=1, description="Batches per optimizer step.")
-    clip_norm: float | None = Field(default=None, gt=0.0)
+    clip_norm: float | None = Field(default=None, gt=0.0, description="Largest norm of the gradient; null: any.")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 where it is faster.")
-    compile: bool = False
+    compile: bool = Field(default=False, description="Compile the model: a slow first step, then perhaps faster.")
     deterministic: bool = Field(default=False, description="Deterministic kernels: slower, bit for bit repeatable.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: cuda, else mps, else cpu.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of this process; null: torch's default.")
     validate_every: float = Field(default=1.0, gt=0.0, description="Epochs between validations; below 1: a fraction.")
     monitor: str = Field(default="macro_f1", description="Validation metric that chooses the best checkpoint.")
@@ -105,8 +105,8 @@ class TrainerConfig(Config):
 class OutputConfig(Config):
     """Where a run goes: ``{root}/{name}/{variation}-{time}``."""
 
-    root: str = "runs"
-    variation: str = "default"
+    root: str = Field(default="runs", description="Folder of all runs.")
+    variation: str = Field(default="default", description="Tells runs of one experiment apart.")
     if_exists: Literal["new", "resume", "refuse", "replace"] = Field(
         default="new",
         description="A folder of this name and variation exists: start another, resume the latest unfinished one, "
