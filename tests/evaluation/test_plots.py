@@ -6,13 +6,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from consilium.evaluation.plots import Series, confusion_heat_map, interval_strip, line_chart, most_confused, ticks
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+@example(1e-12, 1e-12)  # a tiny learning rate
+@example(1.0986, 1.0986 + 1e-13)  # a loss that hardly moves
+@example(0.0, 5e-324)
 def test_ticks_enclose_evenly(one: float, other: float) -> None:
     low, high = sorted((one, other))
     marks = ticks(low, high)
@@ -21,6 +24,7 @@ def test_ticks_enclose_evenly(one: float, other: float) -> None:
     assert marks[0] <= low + 1e-6 * reach
     assert marks[-1] >= high - 1e-6 * reach
     assert 2 <= len(marks) <= 9
+    assert marks[0] < marks[-1]
     np.testing.assert_allclose(steps, steps[0], rtol=1e-3, atol=1e-9)
 
 

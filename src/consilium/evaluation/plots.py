@@ -155,15 +155,16 @@ def line_chart(series: Sequence[Series], *, title: str, mark: float | None = Non
 
 def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     """Round numbers, evenly apart, that enclose [low, high]."""
-    if high <= low:
-        pad = abs(low) * 0.05 or 0.5
+    reach = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * reach, 1e-300):  # the digits of a tick could not tell them apart
+        pad = reach * 0.05 if reach > 1e-300 else 0.5
         low, high = low - pad, high + pad
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
-    return [round(n * step, 12) for n in range(first, last + 1)]
+    return [float(f"{n * step:.12g}") for n in range(first, last + 1)]
 
 
 def _grid(x: _Axis, y: _Axis, xs: Sequence[float], ys: Sequence[float]) -> str:
