@@ -186,7 +186,9 @@ class LoaderConfig(Config):
     )
     prefetch_factor: int = Field(default=2, ge=1, description="Batches that each process prepares ahead.")
     drop_last: bool = Field(default=False, description="Leave out a last batch that is not full.")
-    eval_batch_size: int | None = Field(default=None, ge=1, description="null: batch_size.")
+    eval_batch_size: int | None = Field(
+        default=None, ge=1, description="Cases at once when nothing is learned; null: batch_size."
+    )
 
 
 class DataConfig(Config):

@@ -14,7 +14,7 @@ from consilium.models.config import HeadConfig, LinearHeadConfig, VisionConfig
 class ClassifyConfig(Config):
     """Images into classes: one label a case, or any number with ``multi_label``."""
 
-    kind: Literal["classify"] = "classify"
+    kind: Literal["classify"] = Field(default="classify", description="What is learned.")
     multi_label: bool = Field(default=False, description="A case has any number of labels; false: exactly one.")
     vision: VisionConfig = VisionConfig()
     head: HeadConfig = LinearHeadConfig()

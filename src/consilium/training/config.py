@@ -80,7 +80,7 @@ ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig | PlateauC
 class TrainerConfig(Config):
     """How long, how precisely, and what is kept."""
 
-    max_epochs: int = Field(default=10, ge=1, description="Length of the training.")
+    max_epochs: int = Field(default=10, ge=1, description="Epochs; data.mixture says what one is.")
     max_steps: int | None = Field(default=None, ge=1, description="Stop after this many optimizer steps.")
     accumulate: int = Field(default=1, ge=1, description="Batches per optimizer step.")
     clip_norm: float | None = Field(default=None, gt=0.0, description="Largest norm of the gradient; null: any.")
