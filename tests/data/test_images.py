@@ -333,6 +333,16 @@ def test_resize_once_reduces_to_an_upright_jpeg(kind: str) -> None:
     assert difference(pixels_of(result), np.asarray(expected)).mean() < 2
 
 
+def test_resize_once_keeps_detail() -> None:
+    picture = Image.fromarray(noise(90, 120))
+    result = pixels_of(resize_once(encoded(picture, "PNG"), name="it", shorter=60, max_pixels=LIMIT))
+    sharp, soft = (
+        difference(result, np.asarray(picture.resize((80, 60), Image.Resampling[name]))).mean()
+        for name in ("BICUBIC", "BILINEAR")
+    )
+    assert sharp < soft / 2
+
+
 # Bad input
 
 

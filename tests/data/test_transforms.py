@@ -163,6 +163,12 @@ def test_a_box_belongs_to_draw_view_and_seed() -> None:
     assert len({box(), box(draw=8), box(view=1), box(seed=1)}) == 4
 
 
+def test_a_box_reaches_every_place() -> None:
+    chosen = AugmentationConfig(crop_scale=(0.25, 0.25), crop_ratio=(1, 1))
+    boxes = [sample_box(draw, seed=0, view=0, augmentation=chosen, width=4, height=4) for draw in range(300)]
+    assert {(box.left, box.top) for box in boxes if box} == set(itertools.product((0.0, 0.25, 0.5), repeat=2))
+
+
 def test_no_crop_scale_no_box() -> None:
     assert sample_box(0, seed=0, view=0, augmentation=AugmentationConfig(), width=9, height=9) is None
 
