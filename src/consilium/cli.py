@@ -60,8 +60,13 @@ def train(
 @app.command()
 def evaluate(
     bundle: BundlePath,
-    data: Annotated[Path | None, typer.Option(help="A YAML file with another data section.")] = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Other data: a folder, csv, parquet or jsonl, or a YAML file with a data section."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val, test or all; default: test, or all of a folder or table.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the report goes.")] = None,
     device: Device = "auto",
 ) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from consilium.bundle import Manifest, Predictor, case_outputs, read_manifest
 from consilium.core.config import build, read_tree
@@ -16,13 +19,15 @@ from consilium.core.errors import ConfigError
 from consilium.core.files import write_json
 from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.config import DataConfig, ImageConfig
-from consilium.data.dataset import LabelledCases
+from consilium.data.dataset import SPLITS, LabelledCases
 from consilium.data.load import load_data
 from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.report import ReportContent, write_report
 from consilium.evaluation.statistics import mean_and_deviation
 from consilium.training.hooks import read_history
+
+YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -78,40 +83,51 @@ def evaluate(
     bundle: str | Path,
     *,
     data: str | Path | None = None,
-    split: str = "test",
+    split: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     reporter: Reporter | None = None,
 ) -> Evaluation:
-    """Judge a bundle on a split of its own data, or of the data section of another YAML file.
+    """Judge a bundle on its own data, or on ``data``: a YAML file with a data section, a folder, csv, parquet or jsonl.
 
-    Writes report.html, metrics.json and tables into ``out`` (default: ``evaluation-{split}`` in the bundle).
+    ``split`` is train, val, test or all; None means test, or all where ``data`` is not a YAML file. Writes
+    report.html, metrics.json and tables into ``out`` (default: a folder ``evaluation-...`` in the bundle).
     """
     reporter = reporter or Silent()
     folder = Path(bundle)
     manifest = read_manifest(folder)
     tree = read_tree(folder / "config.yaml")
-    config = _data_config(Path(data)) if data is not None else build(DataConfig, tree["data"], origin=str(folder))
+    own = build(DataConfig, tree["data"], origin=str(folder / "config.yaml"))
+    config = own if data is None else _data_config(Path(data), own=own)
+    if split is None:
+        split = "test" if data is None or Path(data).suffix in YAML else "all"
+    if split not in (*SPLITS, "all"):
+        raise ConfigError(f"split is '{split}'; expected {', '.join(SPLITS)} or all.")
     evaluation_config = build(EvaluationConfig, tree.get("evaluation", {}), origin=str(folder))
     predictor = Predictor.load(folder, device=device)
+    needs = () if split == "all" else (split,)
     loaded = load_data(
-        config, multi_label=manifest.task.multi_label, needs=(split,), labels=predictor.labels, reporter=reporter
+        config, multi_label=manifest.task.multi_label, needs=needs, labels=predictor.labels, reporter=reporter
     )
+    cases = loaded.cases
+    if split == "all":
+        cases = replace(cases, rows={"all": np.arange(len(cases.table))})
     evaluator = ClassificationEvaluator(
         predictor.labels, multi_label=manifest.task.multi_label, config=evaluation_config
     )
-    evaluations = judge(predictor, loaded.cases, evaluator, splits=[split], reporter=reporter)
-    target = Path(out) if out is not None else folder / f"evaluation-{split}"
+    evaluations = judge(predictor, cases, evaluator, splits=[split], reporter=reporter)
+    name = split if data is None else f"{Path(data).stem}-{split}"
+    target = Path(out) if out is not None else folder / f"evaluation-{name}"
     report = build(ReportConfig, tree.get("report", {}), origin=str(folder))
     write_judgement(
         target,
         manifest=manifest,
         evaluations=evaluations,
-        cases=loaded.cases,
+        cases=cases,
         report=report,
         facts=RunFacts(
             confidence=evaluation_config.confidence,
-            warnings=loaded.cases.notes,
+            warnings=cases.notes,
             command=f"consilium evaluate {folder} --split {split}" + ("" if data is None else f" --data {data}"),
         ),
     )
@@ -119,14 +135,20 @@ def evaluate(
     return evaluations[split]
 
 
-def _data_config(path: Path) -> DataConfig:
-    """The data section of a YAML file (a whole experiment, or a data section alone)."""
-    if path.suffix not in (".yaml", ".yml"):
+def _data_config(path: Path, *, own: DataConfig) -> DataConfig:
+    """The data section of a YAML file (a whole experiment, or a data section alone), or one source with defaults."""
+    if path.suffix in YAML:
+        tree = read_tree(path)
+        return build(DataConfig, tree.get("data", tree), origin=str(path))
+    kind = "folder" if path.is_dir() else path.suffix.removeprefix(".")
+    if kind not in ("folder", "csv", "parquet", "jsonl"):
         raise ConfigError(
-            f"--data is {path}; expected a YAML file with a `data` section (as in a recipe), which names the sources."
+            f"the data to judge on is {path}; expected a YAML file with a `data` section (as in a recipe), a folder of "
+            "{label}/images, or a .csv, .parquet or .jsonl file."
         )
-    tree = read_tree(path)
-    return build(DataConfig, tree.get("data", tree), origin=str(path))
+    source = {"kind": kind, "name": re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem) or "data", "path": str(path)}
+    store = own.store.model_dump()
+    return build(DataConfig, {"sources": [source], "store": store, "on_bad_row": own.on_bad_row}, origin=str(path))
 
 
 def write_judgement(
