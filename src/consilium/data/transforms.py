@@ -214,7 +214,7 @@ def affine(images_NCHW: Tensor, *, degrees_N: Tensor, shift_x_N: Tensor, shift_y
     """
     height, width = images_NCHW.shape[2:]
     device = images_NCHW.device
-    # For each output pixel, in pixels from the centre, where it comes from: the inverse map.
+    # For each output pixel, where it comes from (the inverse map): from pixels off the centre to grid_sample's [-1, 1].
     radians_N = torch.deg2rad(degrees_N)
     cosine_N11 = (torch.cos(radians_N) / zoom_N)[:, None, None]
     sine_N11 = (torch.sin(radians_N) / zoom_N)[:, None, None]
@@ -222,9 +222,9 @@ def affine(images_NCHW: Tensor, *, degrees_N: Tensor, shift_x_N: Tensor, shift_y
     y_H = torch.arange(height, device=device) - (height - 1) / 2
     x_N1W = x_W - shift_x_N[:, None, None] * width
     y_NH1 = y_H[:, None] - shift_y_N[:, None, None] * height
-    from_x_NHW = cosine_N11 * x_N1W + sine_N11 * y_NH1
-    from_y_NHW = cosine_N11 * y_NH1 - sine_N11 * x_N1W
-    grid_NHW2 = torch.stack([from_x_NHW * (2 / width), from_y_NHW * (2 / height)], dim=-1)
+    grid_NHW2 = torch.empty((len(images_NCHW), height, width, 2), device=device)
+    torch.add(cosine_N11 * x_N1W * (2 / width), sine_N11 * y_NH1 * (2 / width), out=grid_NHW2[..., 0])
+    torch.sub(cosine_N11 * y_NH1 * (2 / height), sine_N11 * x_N1W * (2 / height), out=grid_NHW2[..., 1])
     return grid_sample(images_NCHW, grid_NHW2, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
