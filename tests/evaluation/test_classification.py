@@ -78,6 +78,17 @@ def test_no_samples_means_no_intervals() -> None:
     assert result.intervals["accuracy"].low is None
 
 
+def test_a_column_value_where_a_figure_is_undefined_keeps_its_row() -> None:
+    """No label applies in source b and none is named there, so there is nothing to have an F1 of."""
+    given = outputs([[0.9, 0.1, 0.1], [0.1, 0.1, 0.1]], [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], sources=["a", "b"])
+    result = evaluator(multi_label=True).evaluate(given, split="test")
+    of_a, of_b = result.tables["per_source"]
+    assert (of_a["macro_f1"], of_a["exact_match"]) == (1.0, 1.0)
+    assert (of_b["macro_f1"], of_b["exact_match"]) == (None, 1.0)
+    assert of_b["macro_f1_low"] is of_b["macro_f1_high"] is None
+    assert list(of_a) == list(of_b)
+
+
 def test_per_column_and_notes() -> None:
     given = outputs([[0.8, 0.1, 0.1]] * 3, [0, 0, 1], sources=["a", "a", "b"])
     result = evaluator(columns=["source", "sex"]).evaluate(given, split="test")

@@ -325,8 +325,11 @@ class ClassificationEvaluator:
                 seed=self._config.seed,
             )
             row: dict[str, Any] = {column: value, "n": size, "groups": len(set(part.groups))}
-            for name, interval in self._intervals(part, figures, draws).items():
-                row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            intervals = self._intervals(part, figures, draws)
+            for name, figure in figures.items():
+                interval = intervals.get(name)  # none where the figure is not defined
+                row[name] = _defined(figure)
+                row[f"{name}_low"], row[f"{name}_high"] = (interval.low, interval.high) if interval else (None, None)
             rows.append(row)
         return rows
 
