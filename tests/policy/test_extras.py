@@ -11,8 +11,7 @@ from tests.policy.test_frame import PROJECT
 
 # jinja2 comes with torch.
 ABSENT = sorted(
-    {re.split(r"[<>=!~;\[ ]", line)[0] for line in PROJECT["project"]["optional-dependencies"]["train"]}
-    - {"Jinja2"}
+    {re.split(r"[<>=!~;\[ ]", line)[0] for line in PROJECT["project"]["optional-dependencies"]["train"]} - {"Jinja2"}
 )
 
 
