@@ -97,9 +97,7 @@ def test_random_weights_depend_on_the_seed_alone(tiny: TrainTiny) -> None:
     assert not same(tower(first.weights), tower(other.weights))
 
 
-def test_pretrained_weights_from_a_local_file(
-    tiny: TrainTiny, tower_state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_pretrained_weights_from_a_local_file(tiny: TrainTiny, tower_state: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(tower_state, tmp_path / "zoo.safetensors")
     torch.save({"state_dict": tower_state}, tmp_path / "zoo.pt")
     for name in ("zoo.safetensors", "zoo.pt"):
