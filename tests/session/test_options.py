@@ -165,7 +165,7 @@ def test_a_run_has_a_folder_of_its_own(tiny: TrainTiny, tmp_path: Path) -> None:
 
 def test_an_existing_run_is_refused_or_replaced(tiny: TrainTiny, tmp_path: Path) -> None:
     tiny()
-    with pytest.raises(RunFolderError, match="exists and output.if_exists is refuse"):
+    with pytest.raises(RunFolderError, match=r"exists and output\.if_exists is refuse"):
         tiny("output.if_exists=refuse")
     third = tiny("output.if_exists=replace")
     assert runs_in(tmp_path / "runs") == [third.folder]
@@ -182,10 +182,7 @@ def test_an_interrupted_run_is_resumed_and_ends_as_if_nothing_had_happened(
         train(broken, reporter=Recorder(stop_at=3))
     (folder,) = [path for path in runs_in(tmp_path / "runs") if path.name.startswith("default")]
     assert not (folder / "bundle.json").exists()
-    if way == "option":
-        resumed = tiny(*long, resume=True)
-    else:
-        resumed = tiny(*long, "output.if_exists=resume")
+    resumed = tiny(*long, resume=True) if way == "option" else tiny(*long, "output.if_exists=resume")
     assert resumed.folder == folder
     assert "resumed from step-" in resumed.log
     assert same(resumed.weights, whole.weights)
