@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 
 from consilium.core.config import Config
 from consilium.core.contracts import Outputs
-from consilium.core.errors import BundleError, ConsiliumError, ImageError, WeightsError
+from consilium.core.errors import BundleError, ConfigError, ConsiliumError, DataError, ImageError, WeightsError
 from consilium.core.files import atomic_file, write_json
 from consilium.core.labels import LabelTree
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.dataset import LabelledCases
 from consilium.data.loader import Images, Loaded, Loader, evaluation_requests
 from consilium.data.transforms import DeviceTransform
-from consilium.models.weights import load_state, load_strict
+from consilium.models.weights import load_state, load_strict, save_state
 from consilium.tasks.classify import Classify, build_classify
 from consilium.tasks.config import TaskConfig
 
@@ -86,9 +85,8 @@ def new_manifest(
 
 def save_bundle(folder: Path, *, manifest: Manifest, task: torch.nn.Module) -> None:
     """Write weights, then the manifest that makes the folder a bundle."""
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in task.state_dict().items()}
     with atomic_file(folder / WEIGHTS) as temporary:
-        save_file(state, temporary)
+        save_state(task.state_dict(), temporary)
     digest = _sha256(folder / WEIGHTS)
     write_json(folder / MANIFEST, manifest.model_copy(update={"weights_sha256": digest}).model_dump(mode="json"))
 
@@ -113,7 +111,7 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise BundleError(f"{path} is damaged: {where}: {first['msg']}. Copy the bundle again.") from error
 
 
@@ -123,12 +121,15 @@ def _sha256(path: Path) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """The torch device of ``auto`` (cuda, mps, cpu, the first there is) or of its name."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """The torch device of ``auto`` (cuda, mps, cpu, the first there is) or of its name (cuda:1: the second one)."""
+    there = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    there += ["cpu"]
+    if name == "auto":
+        return torch.device(there[0].partition(":")[0])
+    if name not in there and f"{name}:0" not in there:
+        raise ConfigError(f"the device is '{name}', but this machine has {', '.join(there)}; choose one, or auto.")
+    return torch.device(name)
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,11 @@ class Predictor:
         """The predictor of a bundle; a damaged, incomplete or newer bundle is a BundleError."""
         folder = Path(folder)
         manifest = read_manifest(folder)
-        labels = LabelTree(manifest.labels)
+        chosen = choose_device(device)
+        if not (folder / WEIGHTS).is_file():
+            raise BundleError(f"{folder / WEIGHTS} is missing, without which a bundle is nothing. Copy it again.")
         try:
+            labels = LabelTree(manifest.labels)
             if _sha256(folder / WEIGHTS) != manifest.weights_sha256:
                 raise BundleError(
                     f"{folder / WEIGHTS} is not the file that {MANIFEST} names (its checksum differs). Copy the "
@@ -193,9 +197,8 @@ class Predictor:
                 weights=False,
             )
             load_strict(task, load_state(folder / WEIGHTS), origin=str(folder))
-        except (OSError, WeightsError) as error:
+        except (OSError, ConfigError, DataError, WeightsError) as error:
             raise BundleError(f"bundle {folder} cannot be loaded: {error}") from error
-        chosen = choose_device(device)
         task.to(chosen).to(memory_format=torch.channels_last)
         task.eval()
         return cls(

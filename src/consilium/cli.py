@@ -206,6 +206,11 @@ def main() -> None:
             traceback.print_exc()
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if show:
+            traceback.print_exc()
+        typer.echo(f"error: {error}. Look at this path, its permissions and its disk's free space.", err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("interrupted.", err=True)
         sys.exit(130)

@@ -15,7 +15,7 @@ import numpy as np
 from consilium.bundle import Manifest, Predictor, case_outputs, read_manifest
 from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator
-from consilium.core.errors import ConfigError
+from consilium.core.errors import BundleError, ConfigError
 from consilium.core.files import write_json
 from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.config import DataConfig, ImageConfig
@@ -96,7 +96,7 @@ def evaluate(
     reporter = reporter or Silent()
     folder = Path(bundle)
     manifest = read_manifest(folder)
-    tree = read_tree(folder / "config.yaml")
+    tree = _bundle_config(folder)
     own = build(DataConfig, tree["data"], origin=str(folder / "config.yaml"))
     config = own if data is None else _data_config(Path(data), own=own)
     if split is None:
@@ -133,6 +133,18 @@ def evaluate(
     )
     reporter.line(f"report: {target / 'report.html'}")
     return evaluations[split]
+
+
+def _bundle_config(folder: Path) -> dict[str, Any]:
+    """The config that a bundle was trained with."""
+    path = folder / "config.yaml"
+    try:
+        tree = read_tree(path)
+    except ConfigError as error:
+        raise BundleError(f"bundle {folder} cannot be judged: {error} Copy the bundle again.") from error
+    if not isinstance(tree.get("data"), dict):
+        raise BundleError(f"{path} is damaged: it has no `data` section. Copy the bundle again.")
+    return tree
 
 
 def _data_config(path: Path, *, own: DataConfig) -> DataConfig:

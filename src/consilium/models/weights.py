@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from consilium.core.errors import ConfigError, WeightsError
@@ -55,6 +56,16 @@ def load_state(path: Path) -> dict[str, Tensor]:
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
+
+
+def save_state(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, on the CPU and without shared storage; a failure is an OSError."""
+    # safetensors refuses tensors that share memory, and has an error of its own for a full disk.
+    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+    try:
+        save_file(own, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def _unsafe_names(path: Path) -> list[str]:
