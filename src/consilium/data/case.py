@@ -55,8 +55,9 @@ class BadRow(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        where = self.file if self.line is None else f"{self.file}:{self.line}"
-        return f"{where}: {self.reason}"
+        if self.line is None:  # a file of its own, which the reason may name already
+            return self.reason if self.reason.startswith(f"{self.file} ") else f"{self.file}: {self.reason}"
+        return f"{self.file}:{self.line}: {self.reason}"
 
 
 class RowError(ValueError):

@@ -267,6 +267,8 @@ def read_jsonl(source: JsonlSource) -> Iterator[Case | BadRow]:
 def _json_object(raw: bytes) -> dict[str, Any]:
     try:
         row = json.loads(raw)
+    except json.JSONDecodeError as error:  # its own line number counts from this row
+        raise RowError(f"not valid JSON: {error.msg} (character {error.pos + 1})") from None
     except (ValueError, RecursionError) as error:
         raise RowError(f"not valid JSON: {error}") from None
     if not isinstance(row, dict):
