@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
-from consilium.core.errors import DataError, InterruptedRunError, MissingExtraError, TrainingError
+from consilium.core.errors import DataError, MissingExtraError
 
 try:
     from accelerate import Accelerator
@@ -24,7 +24,6 @@ from consilium.bundle import (
     WEIGHTS,
     Predictor,
     case_outputs,
-    choose_device,
     new_manifest,
     read_manifest,
     save_bundle,
@@ -45,11 +44,12 @@ from consilium.models.weights import load_state, load_strict, parameter_counts
 from consilium.tasks.classify import Classify, build_classify
 from consilium.training.dryrun import dry_run, memory_advice
 from consilium.training.hooks import RunLog, build_hooks
-from consilium.training.loop import Training, best_folder, fit
+from consilium.training.loop import Training, best_folder, fit, refuse_non_finite
 from consilium.training.optim import Schedule, build_optimizer, warmup_steps
 from consilium.training.plan import Plan, make_plan
-from consilium.training.runs import CONFIG, open_run, read_state, write_state
-from consilium.training.state import MODEL, checkpoints, load_checkpoint, set_random_state
+from consilium.training.processes import build_accelerator, on_main
+from consilium.training.runs import CONFIG, find_run, new_run, read_state, remove_others, working_in
+from consilium.training.state import MODEL, checkpoints, load_checkpoint, remove_weights, set_random_state
 
 
 @dataclass(frozen=True)
@@ -85,72 +85,57 @@ def train(
 
     ``limit`` keeps so many cases of each split. ``resume`` goes on with the latest unfinished run.
     """
-    reporter = reporter or Silent()
+    accelerator = build_accelerator(experiment.trainer.device)
+    reporter = reporter if reporter is not None and accelerator.is_main_process else Silent()
     data = load_data(
         experiment.data, multi_label=experiment.task.multi_label, needs=("train", "val"), limit=limit, reporter=reporter
     )
+    first = _Session(experiment, data, accelerator=accelerator, seed=experiment.seed, reporter=reporter)
     if dry_run:
-        _Session(experiment, data, seed=experiment.seed, reporter=reporter).try_out(precision=None)
+        first.try_out(precision=None)
         return None
-    folder = open_run(experiment.output, name=experiment.name, config=experiment, limit=limit, resume=resume)
-    state = read_state(folder)
-    if state.data_fingerprint not in (None, data.store.manifest.fingerprint):
-        raise DataError(
-            f"the data changed since {folder} was started; a run cannot go on with other data. Start a new run."
-        )
-    state = state.model_copy(update={"status": "running", "data_fingerprint": data.store.manifest.fingerprint})
-    write_state(folder, state)
-    try:
-        results = [
-            _run_seed(experiment, data, folder=folder, number=number, precision=state.precision, reporter=reporter)
-            for number in range(experiment.trainer.num_runs)
-        ]
-    except BaseException as error:
-        interrupted = isinstance(error, InterruptedRunError | KeyboardInterrupt)
-        with contextlib.suppress(OSError):  # a full disk must not hide what happened
-            status = "interrupted" if interrupted else "failed"
-            write_state(folder, read_state(folder).model_copy(update={"status": status}))
-        if isinstance(error, OSError):
-            raise TrainingError(
-                f"{folder} could not be written: {error}. The checkpoints in it are whole; make room, or mend the "
-                "disk, and "
-                "give the same command with --resume."
-            ) from error
-        raise
-    if len(results) > 1:
-        write_summary(folder, {run.folder.name: run.metrics for run in results}, reporter=reporter)
-    write_state(folder, read_state(folder).model_copy(update={"status": "finished"}))
+    find = partial(find_run, experiment.output, name=experiment.name, config=experiment, limit=limit, resume=resume)
+    make = partial(new_run, experiment.output, name=experiment.name, config=experiment, limit=limit)
+    fingerprint = data.store.manifest.fingerprint
+    found = on_main(accelerator, lambda: find(data_fingerprint=fingerprint))
+    # Whatever is wrong with the config or the data shows before a folder is made.
+    precision = first.try_out(precision=None if found is None else read_state(found).precision)
+    folder = found or on_main(accelerator, lambda: make(data_fingerprint=fingerprint, precision=precision))
+    with working_in(folder) if accelerator.is_main_process else contextlib.nullcontext():
+        results = [_run_seed(first, folder=folder, number=number, precision=precision) for number in range(first.runs)]
+        if len(results) > 1 and accelerator.is_main_process:
+            write_summary(folder, {run.folder.name: run.metrics for run in results}, reporter=reporter)
+    if experiment.output.if_exists == "replace" and accelerator.is_main_process:
+        remove_others(experiment.output, name=experiment.name, keep=folder)
     return TrainResult(folder, results)
 
 
-def _run_seed(
-    experiment: Experiment, data: LoadedData, *, folder: Path, number: int, precision: str | None, reporter: Reporter
-) -> RunResult:
-    """One run of ``num_runs``; a finished one is only read."""
-
-    if experiment.trainer.num_runs > 1:
-        folder = folder / f"seed-{experiment.seed + number}"
+def _run_seed(first: _Session, *, folder: Path, number: int, precision: str) -> RunResult:
+    """One run of ``num_runs``; a finished one is only read. ``first`` is the session of the first seed."""
+    seed = first.seed + number
+    if first.runs > 1:
+        folder = folder / f"seed-{seed}"
         folder.mkdir(exist_ok=True)
     if (folder / MANIFEST).is_file():
         return RunResult(folder, read_manifest(folder).metrics)
-    run = _Session(experiment, data, seed=experiment.seed + number, reporter=reporter, folder=folder)
-    precision = run.try_out(precision=precision)
-    top = folder if experiment.trainer.num_runs == 1 else folder.parent
-    write_state(top, read_state(top).model_copy(update={"precision": precision}))
-    return run.complete(precision)
+    run = first
+    if number:
+        run = _Session(first.experiment, first.data, accelerator=first.accelerator, seed=seed, reporter=first.reporter)
+        run.try_out(precision=precision)
+    return run.complete(folder, precision)
 
 
 class _Session:
     """Everything of one seed: builds the parts, lets ``fit`` train them, judges and writes the bundle."""
 
     def __init__(
-        self, experiment: Experiment, data: LoadedData, *, seed: int, reporter: Reporter, folder: Path | None = None
+        self, experiment: Experiment, data: LoadedData, *, accelerator: Accelerator, seed: int, reporter: Reporter
     ) -> None:
-        self.experiment, self.data, self.seed, self.folder, self.reporter = experiment, data, seed, folder, reporter
-        self.log = RunLog(folder / "log.txt" if folder else None, echo=reporter.line)
-        self.device = choose_device(experiment.trainer.device)
+        self.experiment, self.data, self.seed, self.reporter = experiment, data, seed, reporter
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.runs = experiment.trainer.num_runs
+        self.log = RunLog(echo=reporter.line)
         self._configure_torch()
-        self.accelerator = Accelerator(cpu=self.device.type == "cpu")
         set_seed(seed)
         self.task = self._build_task()
         self.image = self._resolved_image()
@@ -160,6 +145,9 @@ class _Session:
         self.evaluator = ClassificationEvaluator(
             data.cases.labels, multi_label=experiment.task.multi_label, config=experiment.evaluation
         )
+        self.higher_is_better = self.evaluator.higher_is_better(experiment.trainer.monitor)
+        if accelerator.num_processes > 1:  # the weights are the same everywhere, what is dropped out is not
+            set_seed(seed, device_specific=True)
 
     def _configure_torch(self) -> None:
         trainer = self.experiment.trainer
@@ -206,7 +194,6 @@ class _Session:
     def try_out(self, *, precision: str | None) -> str:
         """Print what will happen, run a trial batch, and return the precision to train in."""
         cases, trainer = self.data.cases, self.experiment.trainer
-        self.evaluator.higher_is_better(trainer.monitor)
         table = mixture_table(self.mixture, cases, sources=self.experiment.data.sources, epochs=trainer.max_epochs)
         self.mixture_rows = [dataclasses.asdict(row) for row in table]
         self.log.line(format_table(self.mixture_rows, title=f"mixture over {trainer.max_epochs} epochs"))
@@ -230,13 +217,15 @@ class _Session:
             f"trial step on {self.device}: {trial.precision}, {trial.seconds_per_batch:.2f} s a batch{memory}; "
             f"{self.plan.total_steps} steps take about {seconds / 60:.1f} min and validation"
         )
-        return trial.precision
+        return on_main(self.accelerator, lambda: trial.precision)
 
-    def complete(self, precision: str) -> RunResult:
-        """Train to the end, judge the best weights, write the bundle and the report."""
-        assert self.folder is not None
-        progress = self._fit(precision)
-        return RunResult(self.folder, self._finish(progress, precision))
+    def complete(self, folder: Path, precision: str) -> RunResult:
+        """Train to the end, judge the best weights, write the bundle and the report into ``folder``."""
+        if self.accelerator.is_main_process:
+            self.log.open(folder / "log.txt")
+        progress = self._fit(folder, precision)
+        del self._train_loader  # and with it its worker processes
+        return RunResult(folder, on_main(self.accelerator, lambda: self._finish(folder, progress, precision)))
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         requests = training_requests(
@@ -275,27 +264,28 @@ class _Session:
             threshold=self.experiment.evaluation.threshold,
         )
 
-    def _fit(self, precision: str) -> Progress:
-        assert self.folder is not None
+    def _fit(self, folder: Path, precision: str) -> Progress:
         experiment, trainer = self.experiment, self.experiment.trainer
-        higher = self.evaluator.higher_is_better(trainer.monitor)
         optimizer = build_optimizer(experiment.optimizer, groups=self.task.parameter_groups())
         schedule = Schedule(
             experiment.schedule,
             optimizer=optimizer,
             total_steps=self.plan.total_steps,
             steps_per_epoch=self.plan.steps[0],
-            higher_is_better=higher,
+            higher_is_better=self.higher_is_better,
         )
         progress = Progress()
-        remove_leavings(self.folder / "checkpoints")
-        found = checkpoints(self.folder / "checkpoints")
+        found = checkpoints(folder / "checkpoints")
         if found:
             state, progress = load_checkpoint(found[-1], module=self.task)
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
-            set_random_state(state["random"])
+            states = state["random"]  # one per process
+            set_random_state(states[self.accelerator.process_index % len(states)])
             self.log.line(f"resumed from {found[-1].name}: epoch {progress.epoch}, batch {progress.batch}")
+        if self.accelerator.is_main_process:  # what a killed start left, and best weights of steps that come again
+            remove_leavings(folder / "checkpoints")
+            remove_weights(folder / "checkpoints", keep=progress.best_step)
         if trainer.compile:
             self.task.compile()
         training = Training(
@@ -310,22 +300,23 @@ class _Session:
             config=trainer,
             accelerator=self.accelerator,
             precision=precision,
-            higher_is_better=higher,
-            checkpoints=self.folder / "checkpoints",
-            hooks=self._hooks(progress.step),
+            higher_is_better=self.higher_is_better,
+            checkpoints=folder / "checkpoints",
+            hooks=self._hooks(folder, progress.step),
         )
         with self._memory_advice():
             return fit(training, progress=progress)
 
     def _validate(self) -> dict[str, float | None]:
-        return self.evaluator.quick(case_outputs(self._predictor, self.data.cases, "val"))
+        outputs = case_outputs(self._predictor, self.data.cases, "val")
+        refuse_non_finite(outputs)
+        return self.evaluator.quick(outputs)
 
-    def _hooks(self, resume_step: int) -> list[Hook]:
-        assert self.folder is not None
+    def _hooks(self, folder: Path, resume_step: int) -> list[Hook]:
         if not self.accelerator.is_main_process:
             return []
         return build_hooks(
-            self.folder,
+            folder,
             log=self.log,
             reporter=self.reporter,
             metrics=self.evaluator.metric_names,
@@ -338,11 +329,10 @@ class _Session:
             else None,
         )
 
-    def _finish(self, progress: Progress, precision: str) -> dict[str, dict[str, float | None]]:
+    def _finish(self, folder: Path, progress: Progress, precision: str) -> dict[str, dict[str, float | None]]:
         """Judge the best weights on validation and test, once, and write report and bundle."""
-        assert self.folder is not None
         cases, experiment = self.data.cases, self.experiment
-        best = best_folder(self.folder / "checkpoints", progress) / MODEL
+        best = best_folder(folder / "checkpoints", progress) / MODEL
         load_strict(self.task, load_state(best), origin=str(best))
         splits = [split for split in ("val", "test") if len(cases.rows[split])]
         if "test" not in splits:
@@ -372,19 +362,13 @@ class _Session:
             config_yaml=to_yaml(experiment),
             monitor=experiment.trainer.monitor,
             confidence=experiment.evaluation.confidence,
-            command=f"consilium train {self.folder / CONFIG}",
+            command=f"consilium train {folder / CONFIG}",
         )
-        if self.accelerator.is_main_process:
-            write_judgement(
-                self.folder,
-                manifest=manifest,
-                evaluations=evaluations,
-                cases=cases,
-                report=experiment.report,
-                facts=facts,
-            )
-            save_bundle(self.folder, manifest=manifest, task=self.task)
-            self.log.line(f"bundle and report.html are in {self.folder}")
+        write_judgement(
+            folder, manifest=manifest, evaluations=evaluations, cases=cases, report=experiment.report, facts=facts
+        )
+        save_bundle(folder, manifest=manifest, task=self.task)
+        self.log.line(f"bundle and report.html are in {folder}")
         return manifest.metrics
 
     def _memory_advice(self) -> contextlib.AbstractContextManager[None]:

@@ -177,6 +177,8 @@ class Progress:
     best_step: int | None = None
     evaluations_without_improvement: int = 0
     stop_reason: str | None = None
+    loss_sum: float = 0.0  # loss x cases since the last line of the log, which starts it anew
+    loss_cases: int = 0
 
 
 @dataclass(frozen=True)

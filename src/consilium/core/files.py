@@ -54,7 +54,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leavings(folder: Path) -> None:
-    """Remove what a killed process left of ``atomic_file`` and ``atomic_folder`` in ``folder``; nobody may be writing."""
+    """Remove what a killed process left of ``atomic_file`` and ``atomic_folder``; nobody may be writing there."""
     for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
         if path.is_dir():
             shutil.rmtree(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -144,7 +145,7 @@ class Loader:
             pin_memory=torch.cuda.is_available(),
             # The order is fixed by the requests; torch's own generator must not move with the number of loaders.
             generator=torch.Generator().manual_seed(seed),
-            worker_init_fn=_one_thread,
+            worker_init_fn=_start_worker,
         )
 
     def load(self, requests: Sequence[Request]) -> Iterator[Loaded]:
@@ -153,8 +154,12 @@ class Loader:
         yield from self._loader
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C and a cluster's SIGTERM reach every process of the group; the main one still needs the batch that this
+    # worker is on to end its step and save. Workers end when the main process ends or closes the loader.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def worker_count(config: LoaderConfig) -> int:

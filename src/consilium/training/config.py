@@ -106,9 +106,11 @@ class OutputConfig(Config):
     """Where a run goes: ``{root}/{name}/{variation}-{time}``."""
 
     root: str = Field(default="runs", description="Folder of all runs.")
-    variation: str = Field(default="default", description="Tells runs of one experiment apart.")
+    variation: str = Field(
+        default="default", pattern=r"^[A-Za-z0-9_.-]+$", description="Tells runs of one experiment apart."
+    )
     if_exists: Literal["new", "resume", "refuse", "replace"] = Field(
         default="new",
         description="A folder of this name and variation exists: start another, resume the latest unfinished one, "
-        "stop with an error, or remove it.",
+        "stop with an error, or remove it when the new run has finished.",
     )

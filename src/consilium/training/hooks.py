@@ -20,19 +20,29 @@ WAIT_WARNING = 0.15  # share of a step spent waiting for data from which the log
 
 
 class RunLog:
-    """The plain text log of a run; every line also goes to ``echo``."""
+    """The plain text log of a run; every line also goes to ``echo``. Lines wait until there is a file."""
 
-    def __init__(self, path: Path | None, *, echo: Callable[[str], None] | None = None) -> None:
-        self._path = path
+    def __init__(self, *, echo: Callable[[str], None]) -> None:
+        self._path: Path | None = None
+        self._waiting: list[str] = []
         self._echo = echo
+
+    def open(self, path: Path) -> None:
+        """Write to the end of ``path`` from now on, first what was logged before."""
+        self._path = path
+        self._write()
 
     def line(self, text: str) -> None:
         """Write one line with the time in front."""
+        self._waiting.append(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
+        self._write()
+        self._echo(text)
+
+    def _write(self) -> None:
         if self._path is not None:
+            lines, self._waiting = self._waiting, []
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
-        if self._echo is not None:
-            self._echo(text)
+                file.writelines(lines)
 
 
 class History:
@@ -94,7 +104,8 @@ class LogHook:
     def _flush(self, progress: Progress) -> None:
         logs, self._since = self._since, []
         cases = sum(log.cases for log in logs)
-        loss = sum(log.loss * log.cases for log in logs) / cases
+        loss = progress.loss_sum / progress.loss_cases
+        progress.loss_sum, progress.loss_cases = 0.0, 0
         wait, work = (sum(getattr(log, name) for log in logs) for name in ("data_seconds", "step_seconds"))
         rates = logs[-1].learning_rates
         shown_rates = ", ".join(f"{name} {rate:.2e}" for name, rate in rates.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,19 +12,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from consilium.core.contracts import Batch, Hook, Progress, StepLog
+from consilium.core.contracts import Batch, Hook, Outputs, Progress, StepLog
 from consilium.core.errors import InterruptedRunError, NonFiniteLossError, TrainingError
 from consilium.training.config import TrainerConfig
 from consilium.training.optim import Schedule
 from consilium.training.plan import Plan
-from consilium.training.state import random_state, save_checkpoint, save_weights
+from consilium.training.processes import anywhere, from_all, on_main
+from consilium.training.state import random_state, remove_weights, save_checkpoint, save_weights, weights_folder
 
 Metrics = Mapping[str, float | None]
+AGAIN = 2.0  # seconds; torchrun and Slurm pass on a signal that the terminal has sent already
+_DIVERGED = "Lower optimizer.learning_rate, set trainer.clip_norm: 1.0 or trainer.precision: fp32"
 
 
 @dataclass
@@ -57,29 +60,38 @@ def fit(training: Training, *, progress: Progress) -> Progress:
     """Train from ``progress`` to the end of the plan; leaves resumable checkpoints and the best weights."""
     task, plan, accelerator = training.task, training.plan, training.accelerator
     progress.total_steps = plan.total_steps
-    model, optimizer = accelerator.prepare(task, training.optimizer)
+    model, optimizer = task, training.optimizer
+    learning: list[bool] = []
     with _interruptible() as interrupted:
         while progress.step < plan.total_steps and progress.stop_reason is None:
             task.set_epoch(progress.epoch)
             task.train()
+            if learning != (now := [parameter.requires_grad for parameter in task.parameters()]):
+                # DDP averages the gradients of what learns when it is built, so it is built anew when that changes.
+                accelerator.free_memory()
+                model, optimizer = accelerator.prepare(task, training.optimizer)
+                learning = now
             stream = training.batches(progress.epoch, progress.batch)
             for window in _windows(stream, size=training.config.accumulate):
                 log = _optimizer_step(training, model=model, optimizer=optimizer, window=window)
                 _advance(progress, plan=plan, window=window)
                 progress.seconds += log.data_seconds + log.step_seconds
+                progress.loss_sum += log.loss * log.cases
+                progress.loss_cases += log.cases
                 for hook in training.hooks:
                     hook.on_step(progress, log)
                 if progress.step in plan.validate_after:
                     _validate(training, progress)
                     task.train()
-                stops = progress.step >= plan.total_steps or progress.stop_reason is not None or bool(interrupted)
+                came = anywhere(accelerator, bool(interrupted))
+                stops = progress.step >= plan.total_steps or progress.stop_reason is not None or came
                 if stops or progress.step in plan.save_after:
-                    _save(training, progress, optimizer)
-                if interrupted:
+                    _save(training, progress)
+                if came:
                     raise InterruptedRunError(
-                        f"stopped by {interrupted[0]} after step {progress.step} of {plan.total_steps}; a checkpoint "
-                        "is in "
-                        f"{training.checkpoints}. Give the same command with --resume to go on exactly there."
+                        f"stopped by {interrupted[0] if interrupted else 'a signal to another process'} after step "
+                        f"{progress.step} of {plan.total_steps}; a checkpoint is in {training.checkpoints}. Give the "
+                        "same command with --resume to go on exactly there."
                     )
                 if stops or progress.batch == 0:
                     break
@@ -149,11 +161,31 @@ def _refuse_loss(training: Training, loss: float, window: _Window) -> None:
     shown = ", ".join(training.case_ids(rows)[:16])
     raise NonFiniteLossError(
         f"the loss became {loss}; the optimizer did not take this step and the last checkpoint in "
-        f"{training.checkpoints} "
-        f"is from before it. Cases of the step: {shown}{' ...' if len(rows) > 16 else ''}. Lower "
-        "optimizer.learning_rate, "
-        "set trainer.clip_norm: 1.0 or trainer.precision: fp32, and look at these images."
+        f"{training.checkpoints} is from before it. Cases of the step: {shown}{' ...' if len(rows) > 16 else ''}. "
+        f"{_DIVERGED}, and look at these images."
     )
+
+
+def _refuse_weights(training: Training, progress: Progress) -> None:
+    """A checkpoint holds finite weights only: one bad step must not take the place of the last good one."""
+    for name, tensor in training.task.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteLossError(
+                f"`{name}` of the model is no longer finite after step {progress.step}, so nothing was saved: the last "
+                f"checkpoint in {training.checkpoints} is from before it. {_DIVERGED}."
+            )
+
+
+def refuse_non_finite(outputs: Outputs) -> None:
+    """What a model that still learns says about validation cases must be numbers."""
+    for name, values in outputs.arrays.items():
+        bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
+        if bad.any():
+            raise NonFiniteLossError(
+                f"the {name} of {int(bad.sum())} of {len(bad)} validation cases are no longer finite (the first: "
+                f"{outputs.ids[int(bad.argmax())]}); the training has diverged and nothing was saved since. "
+                f"{_DIVERGED}."
+            )
 
 
 def _advance(progress: Progress, *, plan: Plan, window: _Window) -> None:
@@ -167,7 +199,9 @@ def _advance(progress: Progress, *, plan: Plan, window: _Window) -> None:
 
 
 def _validate(training: Training, progress: Progress) -> None:
-    metrics = training.validate()
+    accelerator = training.accelerator
+    _refuse_weights(training, progress)
+    metrics = on_main(accelerator, training.validate)
     name = training.config.monitor
     value = metrics[name]
     if value is None:
@@ -179,8 +213,7 @@ def _validate(training: Training, progress: Progress) -> None:
     if best is None or (value > best if training.higher_is_better else value < best):
         progress.best_metric, progress.best_step = value, progress.step
         progress.evaluations_without_improvement = 0
-        if training.accelerator.is_main_process:
-            save_weights(best_folder(training.checkpoints, progress), training.task)
+        on_main(accelerator, lambda: save_weights(best_folder(training.checkpoints, progress), training.task))
     else:
         progress.evaluations_without_improvement += 1
     training.schedule.on_evaluation(value)
@@ -193,38 +226,44 @@ def _validate(training: Training, progress: Progress) -> None:
 
 def best_folder(checkpoints: Path, progress: Progress) -> Path:
     """Where the best weights so far are."""
-    return checkpoints / f"best-{progress.best_step:08d}"
+    return weights_folder(checkpoints, progress.best_step or 0)
 
 
-def _save(training: Training, progress: Progress, optimizer: Any) -> None:
-    if training.accelerator.is_main_process:
+def _save(training: Training, progress: Progress) -> None:
+    _refuse_weights(training, progress)
+    trainer = {
+        "optimizer": training.optimizer.state_dict(),
+        "schedule": training.schedule.state_dict(),
+        "random": from_all(training.accelerator, random_state()),
+    }
+
+    def write() -> None:
         save_checkpoint(
             training.checkpoints,
             module=training.task,
-            trainer={
-                "optimizer": optimizer.state_dict(),
-                "schedule": training.schedule.state_dict(),
-                "random": random_state(),
-            },
+            trainer=trainer,
             progress=progress,
             keep_last=training.config.keep_last,
         )
         # Only now: until the checkpoint stood, an older one could still have needed its own best weights.
-        for folder in training.checkpoints.glob("best-*"):
-            if progress.best_step is not None and folder != best_folder(training.checkpoints, progress):
-                shutil.rmtree(folder)
-    training.accelerator.wait_for_everyone()
+        remove_weights(training.checkpoints, keep=progress.best_step)
+
+    on_main(training.accelerator, write)
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[list[str]]:
-    """A list that holds the name of SIGINT or SIGTERM once one came; a second Ctrl-C interrupts at once."""
+    """A list that holds the name of SIGINT or SIGTERM once one came; one that comes later interrupts at once."""
     came: list[str] = []
+    first = 0.0
 
     def note(number: int, _: Any) -> None:
-        if came:
+        nonlocal first
+        if not came:
+            first = time.monotonic()
+            came.append(signal.Signals(number).name)
+        elif time.monotonic() - first > AGAIN:
             raise KeyboardInterrupt
-        came.append(signal.Signals(number).name)
 
     try:
         old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

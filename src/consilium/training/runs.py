@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
+import fcntl
 import json
+import os
+import re
 import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from consilium.core.config import Config, parse_yaml, to_yaml
-from consilium.core.errors import RunFolderError
+from consilium.core.errors import ConfigError, InterruptedRunError, RunFolderError, TrainingError
 from consilium.core.files import write_json, write_text
 from consilium.training.config import OutputConfig
 
-STATE, CONFIG = "run.json", "config.yaml"
+STATE, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
+# What may differ in a restart: it changes neither what is learned nor what is validated.
+FREE = (
+    "output.", "report.", "data.loader.workers", "data.loader.prefetch_factor", "data.loader.eval_batch_size",
+    "trainer.keep_last", "trainer.log_every", "trainer.threads", "trainer.wandb",
+)  # fmt: skip
 
 
 class RunState(Config):
@@ -26,14 +38,16 @@ class RunState(Config):
     limit: int | None = None
 
 
-def open_run(output: OutputConfig, *, name: str, config: Config, limit: int | None, resume: bool) -> Path:
-    """The folder for this run, made or found as ``output.if_exists`` (or ``resume``) says."""
+def find_run(
+    output: OutputConfig, *, name: str, config: Config, limit: int | None, data_fingerprint: str, resume: bool
+) -> Path | None:
+    """The unfinished run to go on with, as ``resume`` or ``output.if_exists`` says; None: start a new one."""
     parent = Path(output.root) / name
-    existing = sorted(path for path in parent.glob(f"{output.variation}-*") if (path / STATE).is_file())
+    existing = _runs(parent, output.variation)
     if resume or output.if_exists == "resume":
         unfinished = [path for path in existing if read_state(path).status != "finished"]
         if unfinished:
-            _check_same(unfinished[-1], config, limit=limit)
+            _check_same(unfinished[-1], config, limit=limit, data_fingerprint=data_fingerprint)
             return unfinished[-1]
         if resume:
             raise RunFolderError(
@@ -44,47 +58,136 @@ def open_run(output: OutputConfig, *, name: str, config: Config, limit: int | No
         raise RunFolderError(
             f"{existing[-1]} exists and output.if_exists is refuse. Choose another output.variation, or if_exists: new."
         )
-    if existing and output.if_exists == "replace":
-        for path in existing:
-            shutil.rmtree(path)
-    return _new_folder(parent, output.variation, config, limit=limit)
+    return None
 
 
-def _new_folder(parent: Path, variation: str, config: Config, *, limit: int | None) -> Path:
+def new_run(
+    output: OutputConfig, *, name: str, config: Config, limit: int | None, data_fingerprint: str, precision: str
+) -> Path:
+    """A new run folder."""
     moment = datetime.datetime.now()
-    while True:
-        folder = parent / f"{variation}-{moment:%Y%m%d-%H%M%S}"
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            moment += datetime.timedelta(seconds=1)
-    write_text(folder / CONFIG, to_yaml(config))
-    write_state(folder, RunState(status="running", started=f"{moment:%Y-%m-%d %H:%M:%S}", limit=limit))
+    try:
+        while True:
+            folder = Path(output.root) / name / f"{output.variation}-{moment:%Y%m%d-%H%M%S}"
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:
+                moment += datetime.timedelta(seconds=1)
+        state = RunState(
+            status="running",
+            started=f"{moment:%Y-%m-%d %H:%M:%S}",
+            precision=precision,
+            data_fingerprint=data_fingerprint,
+            limit=limit,
+        )
+        write_text(folder / CONFIG, to_yaml(config))
+        write_state(folder, state)
+    except OSError as error:
+        raise RunFolderError(
+            f"the run folder {folder} could not be made: {error}. Correct output.root, its permissions, or free space."
+        ) from error
     return folder
 
 
-def _check_same(folder: Path, config: Config, *, limit: int | None) -> None:
-    old, new = (
-        parse_yaml((folder / CONFIG).read_text(encoding="utf-8"), origin=str(folder / CONFIG)),
-        config.model_dump(mode="json"),
-    )
-    changed = [key for key in _changed(old, new) if not key.startswith("output.")]
-    if read_state(folder).limit != limit:
-        changed.append("--limit")
+def remove_others(output: OutputConfig, *, name: str, keep: Path) -> None:
+    """Remove the other runs of the variation, except those that a process is working in."""
+    for folder in _runs(Path(output.root) / name, output.variation):
+        if folder != keep:
+            with contextlib.suppress(RunFolderError), hold(folder):
+                shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run folder while this one works in it."""
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            # A record lock is this process's own: a loader's worker that outlives a kill does not hold it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise RunFolderError(
+                    f"{folder} is in use by {file.read() or 'another process'}. Wait for it or stop it; or start "
+                    "another run, without --resume."
+                ) from None
+            # else a file system that knows no locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """``hold`` the run folder and keep its state true; a failure to write becomes a TrainingError."""
+
+    def note(status: str) -> None:
+        write_state(folder, read_state(folder).model_copy(update={"status": status}))
+
+    try:
+        with hold(folder):
+            try:
+                note("running")
+                yield
+                note("finished")
+            except BaseException as error:
+                with contextlib.suppress(OSError):  # a full disk must not hide what happened
+                    note("interrupted" if isinstance(error, InterruptedRunError | KeyboardInterrupt) else "failed")
+                raise
+    except OSError as error:
+        raise TrainingError(
+            f"{folder} could not be written: {error}. The checkpoints in it are whole; make room, or mend the disk, "
+            "and give the same command with --resume."
+        ) from error
+
+
+def _runs(parent: Path, variation: str) -> list[Path]:
+    """The runs of a variation, oldest first."""
+    named = re.compile(re.escape(variation) + r"-\d{8}-\d{6}")
+    found = parent.iterdir() if parent.is_dir() else ()
+    return sorted(path for path in found if named.fullmatch(path.name) and (path / STATE).is_file())
+
+
+def _check_same(folder: Path, config: Config, *, limit: int | None, data_fingerprint: str) -> None:
+    state, path = read_state(folder), folder / CONFIG
+    try:
+        old = parse_yaml(path.read_text(encoding="utf-8"), origin=str(path))
+    except (OSError, ValueError, ConfigError) as error:
+        raise RunFolderError(f"{path} is damaged: {error}. Start a new run, without --resume.") from error
+    changed = [
+        f"{key} was {_shown(before)} and is {_shown(now)}"
+        for key, before, now in _changed(old, config.model_dump(mode="json"))
+        if not key.startswith(FREE)
+    ]
+    if state.limit != limit:
+        changed.append(f"--limit was {_shown(state.limit)} and is {_shown(limit)}")
     if changed:
+        more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
         raise RunFolderError(
-            f"{folder} was started with another config; different: {', '.join(changed[:8])}. Resume with the config "
-            "it was "
-            "started with, or start a new run."
+            f"{folder} was started with another config: {'; '.join(changed[:8])}{more}. Resume with the config it was "
+            "started with, or start a new run, without --resume."
+        )
+    if state.data_fingerprint not in (None, data_fingerprint):
+        raise RunFolderError(
+            f"the data changed since {folder} was started (fingerprint {state.data_fingerprint}, now "
+            f"{data_fingerprint}), and a run cannot go on with other data. Put the files back as they were, or start "
+            "a new run, without --resume."
         )
 
 
-def _changed(old: Any, new: Any, path: str = "") -> list[str]:
+def _changed(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Every key that differs, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [found for key in keys for found in _changed(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == new else [path]
+    return [] if old == new else [(path, old, new)]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else "something longer"
 
 
 def read_state(folder: Path) -> RunState:

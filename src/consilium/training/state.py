@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import nn
 
 from consilium.core.contracts import Progress
 from consilium.core.errors import RunFolderError
 from consilium.core.files import atomic_folder
+from consilium.models.weights import save_state
 
-MODEL, TRAINER, BEST = "model.safetensors", "trainer.pt", "best"
+MODEL, TRAINER = "model.safetensors", "trainer.pt"
 
 
 def random_state() -> dict[str, Any]:
@@ -46,15 +44,30 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
 
 
-def model_state(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers on the CPU, without shared storage (safetensors refuses it)."""
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
-
-
 def save_weights(folder: Path, module: nn.Module) -> None:
     """Write a folder with the weights only; an older one stays until the new one is whole."""
-    with atomic_folder(folder) as temporary, _as_os_error():
-        save_file(model_state(module), temporary / MODEL)
+    with atomic_folder(folder) as temporary:
+        save_state(module.state_dict(), temporary / MODEL)
+
+
+def weights_folder(folder: Path, step: int) -> Path:
+    """Where the weights that were the best at ``step`` are."""
+    return folder / f"best-{step:08d}"
+
+
+def remove_weights(folder: Path, *, keep: int | None) -> None:
+    """Remove the best weights of earlier steps that no checkpoint needs; ``keep`` is the step of the best so far.
+
+    A checkpoint needs the last ones that were saved up to its own step.
+    """
+    saved = {int(path.name.removeprefix("best-")): path for path in folder.glob("best-*")}
+    needed = {keep}
+    for checkpoint in checkpoints(folder):
+        step = int(checkpoint.name.removeprefix("step-"))
+        needed.add(max((number for number in saved if number <= step), default=None))
+    for step, path in saved.items():
+        if step not in needed:
+            shutil.rmtree(path)
 
 
 def save_checkpoint(
@@ -62,21 +75,15 @@ def save_checkpoint(
 ) -> Path:
     """Write ``folder/step-N`` whole or not at all, then remove the oldest beyond ``keep_last``."""
     target = folder / f"step-{progress.step:08d}"
-    with atomic_folder(target) as temporary, _as_os_error():
-        save_file(model_state(module), temporary / MODEL)
-        torch.save({**trainer, "progress": asdict(progress)}, temporary / TRAINER)
+    with atomic_folder(target) as temporary:
+        save_state(module.state_dict(), temporary / MODEL)
+        try:
+            torch.save({**trainer, "progress": asdict(progress)}, temporary / TRAINER)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(str(error)) from error
     for old in checkpoints(folder)[:-keep_last]:
         shutil.rmtree(old)
     return target
-
-
-@contextlib.contextmanager
-def _as_os_error() -> Iterator[None]:
-    """torch and safetensors have errors of their own for a full disk."""
-    try:
-        yield
-    except (RuntimeError, SafetensorError) as error:
-        raise OSError(str(error)) from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
