@@ -34,7 +34,7 @@ from consilium.core.files import remove_leavings
 from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.config import ImageConfig
 from consilium.data.load import LoadedData, load_data
-from consilium.data.loader import Loader, batch_count, training_requests
+from consilium.data.loader import Loader, batch_count, fewest_cases, training_requests
 from consilium.data.mixture import build_mixture, coverage_warnings, mixture_table
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.classification import ClassificationEvaluator
@@ -187,6 +187,8 @@ class _Session:
     def _make_plan(self) -> Plan:
         trainer, loader = self.experiment.trainer, self.experiment.data.loader
         lengths = [self.mixture.length(epoch) for epoch in range(trainer.max_epochs)]
+        processes = self.accelerator.num_processes
+        self.fewest = min(fewest_cases(length, config=loader, processes=processes) for length in lengths)
         plan = make_plan([batch_count(length, config=loader) for length in lengths], config=trainer)
         warmup_steps(self.experiment.schedule, total_steps=plan.total_steps)
         return plan
@@ -210,6 +212,7 @@ class _Session:
                 transform=lambda batch: self.transform(batch, train=True),
                 device=self.device,
                 precision=precision or trainer.precision,
+                fewest=self.fewest,
             )
         seconds = trial.seconds_per_batch * trainer.accumulate * self.plan.total_steps
         memory = "" if trial.memory_bytes is None else f", {trial.memory_bytes / 2**30:.1f} GiB at peak"

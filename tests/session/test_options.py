@@ -197,7 +197,7 @@ def test_a_run_is_never_resumed_with_another_config_or_limit(
         tiny(resume=True)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_experiment(tiny_images, tmp_path / "runs"), reporter=Recorder(stop_at=1))
-    with pytest.raises(RunFolderError, match="another config: optimizer.learning_rate was"):
+    with pytest.raises(RunFolderError, match=r"another config: optimizer\.learning_rate was"):
         tiny("optimizer.learning_rate=1e-4", resume=True)
     with pytest.raises(RunFolderError, match="--limit was null and is 6"):
         tiny(resume=True, limit=6)

@@ -204,6 +204,12 @@ def batch_count(rows: int, *, config: LoaderConfig) -> int:
     return count
 
 
+def fewest_cases(rows: int, *, config: LoaderConfig, processes: int) -> int:
+    """The cases that a process gets of the smallest batch in an epoch of ``rows`` rows."""
+    last = rows % config.batch_size
+    return max((config.batch_size if config.drop_last or not last else last) // processes, 1)
+
+
 def evaluation_requests(rows: Sequence[int] | np.ndarray, *, config: LoaderConfig) -> list[Request]:
     """All ``rows`` in order, nothing random."""
     size = config.eval_batch_size or config.batch_size

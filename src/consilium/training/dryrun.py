@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from consilium.core.contracts import Batch
-from consilium.core.errors import MemoryExhaustedError
+from consilium.core.errors import ConfigError, MemoryExhaustedError
 from consilium.training.state import random_state, set_random_state
 
 CPU_CASES = 16  # a trial on a processor uses at most so many cases of the batch
@@ -29,11 +29,17 @@ class Trial:
 
 
 def dry_run(
-    task: Any, batch: Batch, *, transform: Callable[[Batch], Batch], device: torch.device, precision: str
+    task: Any,
+    batch: Batch,
+    *,
+    transform: Callable[[Batch], Batch],
+    device: torch.device,
+    precision: str,
+    fewest: int,
 ) -> Trial:
     """Train and predict on one batch, then put everything back as it was.
 
-    ``precision`` auto tries fp32 and bf16 and takes the faster.
+    ``precision`` auto tries fp32 and bf16 and takes the faster. ``fewest`` are the cases of the smallest batch to come.
     """
     cases = len(batch) if device.type != "cpu" else min(len(batch), CPU_CASES)
     batch = _head(batch, cases).to(device)
@@ -47,6 +53,8 @@ def dry_run(
         seconds = {
             choice: _time(task, batch, transform=transform, device=device, precision=choice) for choice in choices
         }
+        if fewest == 1:
+            _try_single(task, transform(_head(batch, 1)))
         task.eval()
         task.predict(transform(batch))
     finally:
@@ -75,6 +83,21 @@ def _time(
         task.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - start)
     return sorted(seconds[1:])[1]
+
+
+def _try_single(task: Any, batch: Batch) -> None:
+    task.set_epoch(10**9)  # what a frozen warm-up holds in evaluation mode learns by then
+    try:
+        task.step(batch)
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):  # torch has no error of its own
+            raise
+        raise ConfigError(
+            "a batch of the training has a single case (for each process), and BatchNorm in the tower cannot learn "
+            "from one. Set data.loader.drop_last: true, or another data.loader.batch_size."
+        ) from error
+    finally:
+        task.set_epoch(0)
 
 
 def _head(batch: Batch, cases: int) -> Batch:
