@@ -1,0 +1,81 @@
+"""``data prepare``, ``inspect`` and ``stats``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import Cli
+from tests.conftest import ImageFolder
+
+
+def test_prepare_twice_has_nothing_to_do(cli: Cli, recipe: Path) -> None:
+    first, again = cli("data", "prepare", recipe), cli("data", "prepare", recipe)
+    assert (first.code, again.code) == (0, 0)
+    (store,) = (path.parent for path in (recipe.parent / "stores").rglob("store.json"))
+    assert first.out.splitlines()[-1] == f"prepared: {store}"
+    assert again.out.splitlines()[-1] == f"unchanged: {store}"
+    row = next(line.split() for line in first.out.splitlines() if line.split()[:1] == ["images"])
+    assert row[1:4] == ["24", "12", "12"]
+
+
+def test_training_uses_what_was_prepared(cli: Cli, recipe: Path) -> None:
+    assert cli("data", "prepare", recipe).code == 0
+    assert "48 cases (unchanged)" in cli("train", recipe, "--dry-run").out
+
+
+def test_inspect_counts_and_draws(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    answer = cli("data", "inspect", recipe, "--out", tmp_path / "look")
+    assert answer.code == 0
+    with Image.open(tmp_path / "look" / "contact_sheet.png") as sheet:
+        assert min(sheet.size) > 100
+    found = json.loads((tmp_path / "look" / "inspection.json").read_text(encoding="utf-8"))
+    assert (found["cases"], found["images"]) == (48, 48)
+    assert {(row["label"], row["split"]): row["cases"] for row in found["counts"]}["ct", "train"] == 8
+    assert "40 x 32" in answer.out
+    assert answer.out.splitlines()[-1] == f"contact sheet: {tmp_path / 'look' / 'contact_sheet.png'}"
+
+
+def test_inspect_finds_duplicates_and_leaks(cli: Cli, recipe: Path, tmp_path: Path, image_folder: ImageFolder) -> None:
+    images = image_folder()
+    (images / "test" / "ct" / "copy.jpg").write_bytes((images / "train" / "ct" / "000.jpg").read_bytes())
+    answer = cli("data", "inspect", recipe, f"data.sources.0.path={images}", "--out", tmp_path / "look")
+    assert answer.code == 0
+    (duplicate,) = [line for line in answer.out.splitlines() if line.startswith("duplicate: ")]
+    assert duplicate.endswith("(in train, test)")
+    assert str(images / "test" / "ct" / "copy.jpg") in duplicate
+    assert str(images / "train" / "ct" / "000.jpg") in duplicate
+    assert "leak: the same file is in train and test" in answer.out
+
+
+def test_stats_are_those_of_the_training_pixels(cli: Cli, recipe: Path, tiny_images: Path) -> None:
+    answer = cli("data", "stats", recipe)
+    assert answer.code == 0
+    pixels_PC = np.concatenate(
+        [np.asarray(Image.open(path)).reshape(-1, 3) for path in sorted((tiny_images / "train").rglob("*.jpg"))]
+    )
+    assert f"24 images, {len(pixels_PC)} pixels" in answer.out
+    for name, expected_C in (("mean", pixels_PC.mean(0) / 255), ("std", pixels_PC.std(0) / 255)):
+        found = re.search(rf"{name}: \[(.*)\]", answer.out)
+        assert found is not None
+        np.testing.assert_allclose([float(part) for part in found[1].split(",")], expected_C, atol=0.003)
+
+
+@pytest.mark.parametrize("command", ["prepare", "inspect", "stats"])
+def test_bad_rows_are_named(cli: Cli, recipe: Path, command: str, image_folder: ImageFolder) -> None:
+    images = image_folder()
+    (images / "train" / "ct" / "bad.jpg").write_text("not a picture", encoding="utf-8")
+    arguments = ["data", command, recipe, f"data.sources.0.path={images}"]
+    answer = cli(*arguments)
+    assert answer.code == 2
+    assert "1 row is bad" in answer.err
+    assert "bad.jpg" in answer.err
+    if command == "prepare":
+        answer = cli(*arguments, "data.on_bad_row=quarantine")
+        assert answer.code == 0
+        assert re.search(r"1 bad rows left out: .*quarantine.csv", answer.out)
