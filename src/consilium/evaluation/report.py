@@ -9,14 +9,18 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from consilium.core.contracts import Evaluation
 from consilium.core.files import write_json, write_text
 from consilium.evaluation import plots, wording
 from consilium.evaluation.config import ReportConfig
 from consilium.evaluation.statistics import MeanAndDeviation
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 REPORT, METRICS, CARD, TABLES = "report.html", "metrics.json", "MODEL_CARD.md", "tables"
 _HEADLINES = (
@@ -95,7 +99,8 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
+@cache  # a run with several seeds writes many reports, and compiling the templates takes longer than filling them
+def _environment(*, escape_html: bool) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -114,8 +119,12 @@ def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
     }
     environment.filters.update(filters)
     environment.globals |= {"words": wording, "plots": plots, "strip": plots.interval_strip}
+    return environment
+
+
+def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
     main = content.main
-    return environment.get_template(template).render(
+    return _environment(escape_html=escape_html).get_template(template).render(
         content=content,
         main=main,
         headlines=[name for name in _HEADLINES if main is not None and name in main.intervals],
