@@ -37,6 +37,7 @@ import torchvision
 from PIL import Image
 from torchvision import transforms as peer_transforms
 
+from bench._machine import describe_machine
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.images import Box, decode, load_view, resize_once
 from consilium.data.loader import Loader, Request
@@ -189,18 +190,10 @@ def measure(root: Path, *, rounds: int) -> dict[str, list[Rate]]:
 
 def print_machine(load_before: float) -> None:
     """What the figures were taken on."""
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
-    )
-    print(f"machine: {cpu}, {os.cpu_count()} cores, 1 used; load average {load_before:.2f} -> {os.getloadavg()[0]:.2f}")
+    print(f"machine: {describe_machine()}; load before {load_before:.2f}")
     libraries = {"torch": torch, "torchvision": torchvision, "Pillow": Image, "simplejpeg": simplejpeg}
     found = ", ".join(f"{name} {library.__version__}" for name, library in libraries.items())
     print(f"versions: Python {platform.python_version()}, {found}\n")
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def print_rates(root: Path, rates: dict[str, list[Rate]]) -> None:
