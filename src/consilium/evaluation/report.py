@@ -124,7 +124,8 @@ def _environment(*, escape_html: bool) -> Environment:
 
 def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
     main = content.main
-    return _environment(escape_html=escape_html).get_template(template).render(
+    loaded = _environment(escape_html=escape_html).get_template(template)
+    return loaded.render(
         content=content,
         main=main,
         headlines=[name for name in _HEADLINES if main is not None and name in main.intervals],
