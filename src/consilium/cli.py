@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from consilium.core.errors import ConsiliumError
+
+INTERRUPTED = 130  # the exit code that a shell gives for Ctrl-C
 
 app = typer.Typer(
     help="Train, judge and serve a council of medical image and text models.",
@@ -51,6 +54,8 @@ def train(
     experiment = _experiment(config, overrides)
     with Console() as console:
         result = run(experiment, limit=limit, dry_run=dry_run, resume=resume, reporter=console)
+    if int(os.environ.get("RANK", "0")):  # one of several processes; the first one tells
+        return
     if result is None:
         typer.echo("dry run: everything is ready; nothing was written but the store.")
     else:
@@ -211,6 +216,7 @@ def main() -> None:
             traceback.print_exc()
         typer.echo(f"error: {error}. Look at this path, its permissions and its disk's free space.", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted.", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this without a word
+            typer.echo("interrupted.", err=True)
+        raise
