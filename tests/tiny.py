@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,10 @@ from consilium.core.config import apply_overrides, build
 from consilium.experiment import Experiment
 from consilium.session import TrainResult, train
 from consilium.training.hooks import read_history
+
+# A training ends with gc.collect(), which need not look through all that the libraries above loaded.
+gc.freeze()
+atexit.register(gc.unfreeze)
 
 # 24 training images in three batches; two optimizer steps, one validation.
 TREE: dict[str, Any] = {
