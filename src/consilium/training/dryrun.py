@@ -50,9 +50,12 @@ def dry_run(
         choices = (
             ["fp32", "bf16"] if precision == "auto" and device.type != "mps" else [precision.replace("auto", "fp32")]
         )
-        seconds = {
-            choice: _time(task, batch, transform=transform, device=device, precision=choice) for choice in choices
-        }
+        task.train()
+        # In turn, and the best of each: a neighbour's load then does not decide. The first round warms up.
+        rounds = [
+            [_step(task, transform(batch), device=device, precision=choice) for choice in choices] for _ in range(4)
+        ]
+        seconds = {choice: min(times[1:]) for choice, times in zip(choices, zip(*rounds, strict=True), strict=True)}
         if fewest == 1:
             _try_single(task, transform(_head(batch, 1)))
         task.eval()
@@ -66,23 +69,17 @@ def dry_run(
     return Trial(chosen, seconds[chosen] * batch.global_cases / cases, memory, cases)
 
 
-def _time(
-    task: Any, batch: Batch, *, transform: Callable[[Batch], Batch], device: torch.device, precision: str
-) -> float:
-    """Median seconds of a training step after one that warms up."""
-    seconds = []
-    task.train()
-    for _ in range(4):
-        start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = task.step(transform(batch)).loss
-        if loss.requires_grad:
-            loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        task.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds[1:])[1]
+def _step(task: Any, batch: Batch, *, device: torch.device, precision: str) -> float:
+    """Seconds of a training step without the optimizer."""
+    start = time.perf_counter()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        loss = task.step(batch).loss
+    if loss.requires_grad:
+        loss.backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    task.zero_grad(set_to_none=True)
+    return time.perf_counter() - start
 
 
 def _try_single(task: Any, batch: Batch) -> None:
