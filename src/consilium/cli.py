@@ -179,7 +179,14 @@ def config_schema() -> None:
 
     from consilium.experiment import Experiment
 
-    typer.echo(json.dumps(Experiment.model_json_schema(), indent=2))
+    schema = Experiment.model_json_schema()
+    # A file may leave what an experiment needs to the files that it extends.
+    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["extends"]}]
+    schema["properties"]["extends"] = {
+        "description": "Path of a YAML file that this one changes, or a list of them; the later wins, key by key.",
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+    }
+    typer.echo(json.dumps(schema, indent=2))
 
 
 def _version(show: bool) -> None:

@@ -62,6 +62,13 @@ def test_the_schema_accepts_recipes_as_they_are_and_resolved(schema: dict[str, A
     assert problems(Experiment.load(path).model_dump(mode="json"), schema) == []
 
 
+def test_the_schema_knows_that_files_extend_others(schema: dict[str, Any]) -> None:
+    for base in ("base.yaml", ["base.yaml", "more.yaml"]):
+        assert problems({"extends": base, "trainer": {"max_epochs": 3}}, schema) == []
+    assert problems({"trainer": {"max_epochs": 3}}, schema)
+    assert problems({"extends": 3}, schema)
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
