@@ -58,5 +58,5 @@ lock: $(STAMP)  ## resolve requirements/dev.txt again after a change of pyprojec
 		pyproject.toml --extra train --extra wandb --group dev --group docs --output-file $(LOCK) $(ARGS)
 
 clean:  ## remove what was built; .venv, stores and runs stay
-	rm -rf build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build docs/_generated .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find bench src tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
 
 project = "Consilium"
 author = "The Consilium authors"
@@ -18,3 +21,12 @@ html_theme = "furo"
 html_title = f"Consilium {version}"
 html_show_sphinx = False
 html_copy_source = False
+
+
+def setup(app: Any) -> None:
+    """Write the reference of all keys from the program, before the pages are read."""
+    here = Path(__file__).parent
+    sys.path.insert(0, str(here))
+    import key_reference
+
+    key_reference.write(here / "_generated" / "keys.md")
