@@ -158,6 +158,8 @@ def test_many_labels_a_case(tmp_path: Path, pictures: Path) -> None:
     assert run.manifest["training_cases"] == 42  # those without a label too
     assert run.manifest["class_counts"] == [sum(n % 4 >= k for n in range(60) if n // 3 % 6 < 4) for k in (1, 2, 3)]
     assert {"exact_match", "hamming_loss"} <= set(run.metrics["test"])
+    balanced = train_on(tmp_path, [many], "task.multi_label=true", "data.mixture.sampling=class_balanced")
+    assert not same(balanced.weights, run.weights)
     with pytest.raises(DataError, match=r"has 2 labels \(ct, mri\); set task.multi_label: true"):
         train_on(tmp_path, [many])
 
@@ -289,6 +291,8 @@ def test_weights_decide_the_draws_and_stop_decides_the_epoch(tmp_path: Path, sou
     fixed = train_on(tmp_path, mixed, *EPOCH, "data.mixture.stop=steps", "data.mixture.steps=7")
     assert 6 <= first.steps("cases")[-1] < 60 < 24 * 3 < all_.steps("cases")[-1]
     assert fixed.steps("cases") == [6 * step for step in range(1, 8)]
+    balanced = train_on(tmp_path, mixed, *EPOCH, "data.mixture.sampling=class_balanced")
+    assert balanced.steps("cases")[-1] == 60
     heavy = train_on(
         tmp_path, weighted(sources, [97, 1, 1, 1]), *EPOCH, "data.mixture.stop=steps", "data.mixture.steps=20"
     )
@@ -318,11 +322,50 @@ def test_validation_comes_out_of_train_where_there_is_none(tmp_path: Path, image
     assert judged["val"]["cases"] + run.manifest["training_cases"] == 60
 
 
+def test_a_folder_without_splits_is_divided(tmp_path: Path, image_folder: ImageFolder) -> None:
+    images = image_folder(tmp_path / "images", splits={"train": 30}) / "train"
+    run = train_tiny(images, tmp_path / "runs", "data.split={val: 0.2, test: 0.3}")
+    judged = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
+    counts = [run.manifest["training_cases"], judged["val"]["cases"], judged["test"]["cases"]]
+    assert sum(counts) == 90
+    assert counts == pytest.approx([45, 18, 27], abs=12)  # by a hash of the file's name
+
+
 def test_two_folder_levels_make_a_label_path(tmp_path: Path, image_folder: ImageFolder) -> None:
     images = image_folder(tmp_path / "images", labels=("radiology/ct", "radiology/mri", "microscopy/light"))
     run = train_tiny(images, tmp_path / "runs", "data.sources.0.label_levels=2")
     assert run.manifest["labels"] == ["microscopy.light", "radiology.ct", "radiology.mri"]
     assert train_tiny(images, tmp_path / "runs").manifest["labels"] == ["microscopy", "radiology"]
+
+
+def test_folders_of_every_kind_of_image(tmp_path: Path) -> None:
+    """A class for each form in which a picture may be stored; the colour tells the class anyway."""
+    kinds = {
+        "jpeg": (".jpg", "RGB", {}),
+        "turned": (".jpg", "RGB", {"exif": Image.Exif()}),
+        "cmyk": (".jpg", "CMYK", {}),
+        "png": (".png", "RGB", {}),
+        "palette": (".png", "P", {}),
+        "alpha": (".png", "RGBA", {}),
+        "grey": (".png", "L", {}),
+        "deep": (".png", "I;16", {}),
+        "tiff": (".tiff", "RGB", {}),
+        "webp": (".webp", "RGB", {}),
+        "bmp": (".bmp", "RGB", {}),
+    }
+    kinds["turned"][2]["exif"][0x0112] = 6
+    rng = np.random.default_rng(3)
+    for number, (name, (suffix, mode, options)) in enumerate(kinds.items()):
+        for split, count in (("train", 2), ("val", 1), ("test", 1)):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for image in range(count):
+                picture = coloured_image(label=number, labels=len(kinds), size=(24, 36), rng=rng)
+                picture = picture.convert("L").convert(mode) if mode == "I;16" else picture.convert(mode)
+                picture.save(folder / f"{image}{suffix}", **options)
+    run = train_tiny(tmp_path / "images", tmp_path / "runs")
+    assert run.manifest["labels"] == sorted(kinds)
+    assert run.manifest["training_cases"] == 2 * len(kinds)
 
 
 # -- Loading ------------------------------------------------------------------------------------------------------

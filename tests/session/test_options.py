@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import statistics
 from pathlib import Path
@@ -242,6 +243,28 @@ def test_intervals_and_thumbnails_are_the_configs(tiny: TrainTiny) -> None:
     assert none["low"] is None
     assert some["low"] <= some["value"] <= some["high"]
     assert ["data:image/jpeg" in page for page in pages] == [False, True]
+
+
+def test_figures_per_column_and_at_the_configs_levels(tiny: TrainTiny, tiny_images: Path, tmp_path: Path) -> None:
+    files = sorted(tiny_images.rglob("*.jpg"))
+    table = tmp_path / "cases.csv"
+    rows = [f"{path},{path.parent.name},{path.parent.parent.name},s{n % 2}" for n, path in enumerate(files)]
+    table.write_text("\n".join(["image,label,split,scanner", *rows]) + "\n", encoding="utf-8")
+    run = tiny(
+        f"data.sources=[{{kind: csv, name: cases, path: '{table}'}}]",
+        f"data.store.root={tmp_path / 'stores'}",
+        "evaluation={specificities: [0.5], calibration_bins: 4, columns: [source, scanner], bootstrap_samples: 20}",
+    )
+
+    def table_of(name: str) -> list[dict[str, str]]:
+        with (run.folder / "tables" / f"test_{name}.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    assert [(row["scanner"], row["n"]) for row in table_of("per_scanner")] == [("s0", "6"), ("s1", "6")]
+    assert [row["source"] for row in table_of("per_source")] == ["cases"]
+    assert len(table_of("calibration")) == 4
+    assert "sensitivity_at_specificity_0.50" in table_of("per_class")[0]
+    assert "sensitivity_at_specificity_0.95" not in table_of("per_class")[0]
 
 
 # -- Recipes ------------------------------------------------------------------------------------------------------
