@@ -48,6 +48,8 @@ def load_data(
     )
     _check_leaks(store, cases, config=config)
     cases.notes.extend(rare_class_warnings(cases))
+    if "train" in needs and not len(cases.rows["test"]):
+        cases.notes.append("no case is in the test split: validation will choose the weights, and nothing judges them.")
     for note in cases.notes:
         reporter.line(f"note: {note}")
     for split in needs:
@@ -55,8 +57,7 @@ def load_data(
             counts = ", ".join(f"{name} {len(rows)}" for name, rows in cases.rows.items())
             raise DataError(
                 f"the {split} split is empty (cases: {counts}). Raise data.split.{split}, or give rows the split "
-                f"'{split}'; "
-                "`consilium data inspect` shows what is where."
+                f"'{split}'; `consilium data inspect` shows what is where."
             )
     image = config.image
     if image.statistics == "data":
