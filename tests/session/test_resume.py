@@ -22,7 +22,9 @@ from torch import Tensor
 from consilium.core.config import to_yaml
 from consilium.core.errors import InterruptedRunError, RunFolderError
 from consilium.session import train
+from consilium.training.dryrun import Trial
 from consilium.training.hooks import read_history
+from consilium.training.state import remove_weights
 from tests.tiny import Recorder, Run, same, tiny_experiment, train_tiny
 
 TIMES = {"data_seconds", "step_seconds"}
@@ -73,7 +75,7 @@ class Interrupter(Recorder):
 
 
 @dataclass
-class Trial:
+class Broken:
     """One recipe: its unbroken run, and runs that are stopped in between."""
 
     images: Path
@@ -99,15 +101,15 @@ class Trial:
 
 
 @pytest.fixture(params=RECIPES)
-def trial(request: pytest.FixtureRequest, tiny_images: Path, tmp_path: Path) -> Trial:
-    return Trial(tiny_images, tmp_path, RECIPES[request.param])
+def trial(request: pytest.FixtureRequest, tiny_images: Path, tmp_path: Path) -> Broken:
+    return Broken(tiny_images, tmp_path, RECIPES[request.param])
 
 
 @pytest.fixture(scope="module")
 def unbroken(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """The unbroken run of every recipe."""
     root = tmp_path_factory.mktemp("unbroken")
-    return {name: Trial(tiny_images, root / name, recipe).unbroken() for name, recipe in RECIPES.items()}
+    return {name: Broken(tiny_images, root / name, recipe).unbroken() for name, recipe in RECIPES.items()}
 
 
 @pytest.fixture
@@ -170,7 +172,7 @@ def test_the_recipes_use_what_they_are_meant_to(unbroken: dict[str, Run]) -> Non
         assert any(bool((tensor != 0).any()) for _, tensor in moments), name
 
 
-def test_stopped_after_every_single_step(trial: Trial, whole: Run) -> None:
+def test_stopped_after_every_single_step(trial: Broken, whole: Run) -> None:
     trial.stopped(*range(1, STEPS))
     run = trial.resumed()
     assert_unbroken(run, whole)
@@ -181,12 +183,12 @@ def test_stopped_after_every_single_step(trial: Trial, whole: Run) -> None:
 
 
 @pytest.mark.parametrize("steps", [(1,), (4, 5), (8,)], ids=str)
-def test_killed_between_checkpoints(trial: Trial, whole: Run, steps: tuple[int, ...]) -> None:
+def test_killed_between_checkpoints(trial: Broken, whole: Run, steps: tuple[int, ...]) -> None:
     trial.stopped(*steps, kill=True)
     assert_unbroken(trial.resumed(), whole)
 
 
-def test_stopped_by_a_signal_and_killed_in_turn(trial: Trial, whole: Run) -> None:
+def test_stopped_by_a_signal_and_killed_in_turn(trial: Broken, whole: Run) -> None:
     trial.stopped(2)
     trial.stopped(4, 5, kill=True, resume=True)
     trial.stopped(7, resume=True)
@@ -194,7 +196,7 @@ def test_stopped_by_a_signal_and_killed_in_turn(trial: Trial, whole: Run) -> Non
 
 
 @pytest.mark.parametrize("trial", ["adamw-cosine"], indirect=True)
-def test_with_other_workers_and_another_log_than_before(trial: Trial, whole: Run) -> None:
+def test_with_other_workers_and_another_log_than_before(trial: Broken, whole: Run) -> None:
     trial.stopped(4)
     run = trial.resumed("data.loader.workers=2", "data.loader.prefetch_factor=1", "trainer.keep_last=3")
     assert same(run.weights, whole.weights)
@@ -205,7 +207,7 @@ def test_with_other_workers_and_another_log_than_before(trial: Trial, whole: Run
 
 
 @pytest.mark.parametrize("trial", ["adamw-cosine"], indirect=True)
-def test_sigterm_leaves_a_checkpoint_too(trial: Trial, whole: Run) -> None:
+def test_sigterm_leaves_a_checkpoint_too(trial: Broken, whole: Run) -> None:
     experiment = tiny_experiment(trial.images, trial.root / "broken", *trial.recipe)
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM after step 5 of 9"):
         train(experiment, reporter=Interrupter(signal_at=5, number=signal.SIGTERM))
@@ -213,7 +215,7 @@ def test_sigterm_leaves_a_checkpoint_too(trial: Trial, whole: Run) -> None:
 
 
 @pytest.mark.parametrize("trial", ["momentum-plateau"], indirect=True)
-def test_an_older_checkpoint_still_has_the_best_weights_it_needs(trial: Trial, whole: Run) -> None:
+def test_an_older_checkpoint_still_has_the_best_weights_it_needs(trial: Broken, whole: Run) -> None:
     trial.overrides = ["trainer.keep_last=9", "trainer.save_every=0.34"]
     trial.stopped(8)
     (folder,) = (trial.root / "broken" / "tiny").iterdir()
@@ -255,6 +257,46 @@ def test_a_restart_repeats_neither_training_nor_judging_of_a_finished_seed(tiny_
     for mine, other in zip(run.result.runs, whole.result.runs, strict=True):
         assert mine.metrics == other.metrics
         assert same(load_file(mine.folder / "model.safetensors"), load_file(other.folder / "model.safetensors"))
+
+
+def test_the_precision_of_the_first_start_stays(
+    tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faster = ["bf16", "fp32"]  # a busy machine may find another one the second time
+
+    def dry_run(*_: object, precision: str, **__: object) -> Trial:
+        return Trial(faster.pop(0) if precision == "auto" else precision, 1.0, None, 1)
+
+    monkeypatch.setattr("consilium.session.dry_run", dry_run)
+    trial = Broken(tiny_images, tmp_path, ["trainer.precision=auto"])
+    trial.stopped(1)
+    trials = [line.split("  ", 1)[1] for line in trial.resumed().log.splitlines() if "trial step" in line]
+    assert [line.split()[4] for line in trials] == ["bf16,", "bf16,"]
+
+
+def test_best_weights_stay_as_long_as_a_checkpoint_needs_them(tmp_path: Path) -> None:
+    for name in ("step-00000004", "step-00000009", "best-00000002", "best-00000003", "best-00000008", "best-00000011"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer.pt").touch()
+
+    def left() -> list[int]:
+        return sorted(int(path.name[5:]) for path in tmp_path.glob("best-*"))
+
+    remove_weights(tmp_path, keep=8)  # 3 for checkpoint 4; 11 is of a step that comes again
+    assert left() == [3, 8]
+    shutil.rmtree(tmp_path / "step-00000004")
+    remove_weights(tmp_path, keep=8)
+    assert left() == [8]
+
+
+def test_weights_of_steps_that_come_again_are_not_believed(tiny_images: Path, tmp_path: Path) -> None:
+    trial = Broken(tiny_images, tmp_path, RECIPES["adamw-cosine"])
+    trial.stopped(4)
+    (folder,) = (tmp_path / "broken" / "tiny").iterdir()
+    (stale := folder / "checkpoints" / "best-00000005").mkdir()
+    (stale / "model.safetensors").write_bytes(b"from a start that was lost")
+    trial.stopped(5, resume=True)
+    assert not stale.exists()
 
 
 # -- A real kill --------------------------------------------------------------------------------------------------
