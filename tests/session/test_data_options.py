@@ -41,7 +41,8 @@ AUGMENTATIONS = {
 def test_each_augmentation_changes_training_reproducibly(tiny: TrainTiny, tiny_run: Run, name: str) -> None:
     override = f"data.augmentation.{name}={AUGMENTATIONS[name]}"
     run = tiny(override)
-    assert not same(run.weights, tiny_run.weights)
+    # By far more than another order of roundings: the pictures are others.
+    assert abs(run.steps("train_loss")[0] - tiny_run.steps("train_loss")[0]) > 1e-3
     assert same(run.weights, tiny(override).weights)
     assert run.manifest["image"] == tiny_run.manifest["image"]
 
@@ -86,7 +87,7 @@ def test_statistics_given_of_the_model_and_of_the_data(tiny: TrainTiny, tiny_ima
 @pytest.mark.parametrize("option", ["fit=crop", "fit=pad", "interpolation=bicubic", "size=[48, 32]", "size=[32, 48]"])
 def test_how_an_image_becomes_the_models(tiny: TrainTiny, tiny_run: Run, option: str) -> None:
     run = tiny(f"data.image.{option}")
-    assert not same(run.weights, tiny_run.weights)
+    assert abs(run.steps("train_loss")[0] - tiny_run.steps("train_loss")[0]) > 1e-4
     name, _, value = option.partition("=")
     assert run.manifest["image"][name] == (json.loads(value) if "[" in value else value)
 
@@ -388,6 +389,7 @@ def test_drop_last_leaves_the_short_batch_out(tiny: TrainTiny) -> None:
 
 def test_the_size_of_evaluation_batches_changes_no_figure(tiny: TrainTiny, tiny_run: Run) -> None:
     run = tiny("data.loader.eval_batch_size=5", "data.loader.prefetch_factor=1")
+    assert [done for name, done, _ in run.reporter.bars if name == "judge test"] == [5, 10, 12]
     assert same(run.weights, tiny_run.weights)
     for split in ("val", "test"):
         assert run.metrics[split] == pytest.approx(tiny_run.metrics[split], rel=1e-4)
