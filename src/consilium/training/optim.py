@@ -94,6 +94,9 @@ class Schedule:
         if self._tracker is not None:
             self._tracker.step(metric)
             self._plateau_factor = self._tracker.optimizer.param_groups[0]["lr"]
+            # The rate of the next step was set before this validation.
+            for group, rate in zip(self._scheduler.optimizer.param_groups, self._scheduler.base_lrs, strict=True):
+                group["lr"] = rate * self.factor(self._scheduler.last_epoch)
 
     def rates(self) -> dict[str, float]:
         """The current learning rate by group name."""
