@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=default_table())
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of the step measurement; 0 leaves it out")
     parser.add_argument("--skip-accuracy", action="store_true")
     arguments = parser.parse_args()
     print(describe_machine())
@@ -53,7 +53,8 @@ def main() -> None:
     print(f"{arguments.data.name}: " + ", ".join(f"{split} {len(rows)}" for split, rows in cases.items()))
     with tempfile.TemporaryDirectory() as folder:
         ours(arguments.data, Path(folder), epochs=1, seed=0, limit_steps=2)  # prepares the store, warms the caches
-        measure_steps(arguments.data, cases, Path(folder), rounds=arguments.rounds)
+        if arguments.rounds:
+            measure_steps(arguments.data, cases, Path(folder), rounds=arguments.rounds)
         if not arguments.skip_accuracy:
             measure_accuracy(arguments.data, cases, Path(folder), epochs=arguments.epochs, seeds=arguments.seeds)
     print(describe_machine())
