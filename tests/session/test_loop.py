@@ -345,8 +345,8 @@ def test_a_plateau_schedule_hears_of_every_validation(tmp_path: Path) -> None:
     box = Toybox(tmp_path, [[1]] * 8, values=[3, 2, 2.5, 4, 4, 4, 4, 4], schedule=schedule)
     box.fit()
     rates = [log.learning_rates["head"] for log in box.events.logs]
-    # The second validation without a gain (after step 3, after step 6) lowers the rate of the step after the next.
-    assert rates == pytest.approx([1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25])
+    # The second validation without a gain (after step 3, after step 6) lowers the rate at once.
+    assert rates == pytest.approx([1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25])
 
 
 def test_an_undefined_metric_stops_with_advice(tmp_path: Path) -> None:
@@ -375,8 +375,9 @@ def test_a_loss_that_is_no_number_names_its_cases_and_takes_no_step(tmp_path: Pa
     assert torch.equal(other.head, before[1])
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
-    box = Toybox(tmp_path, [[1, 1], [1, 1], [1, 1]])
+@pytest.mark.parametrize(("validate_every", "save_every"), [(1.0, 3.0), (3.0, 1.0)])
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path, validate_every: float, save_every: float) -> None:
+    box = Toybox(tmp_path, [[1, 1], [1, 1], [1, 1]], validate_every=validate_every, save_every=save_every)
 
     def damage(progress: Progress, _: StepLog) -> None:  # as an infinite gradient of a finite loss does
         if progress.step == 4:
@@ -386,10 +387,9 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
     box.events.on_step = damage  # type: ignore[method-assign]
     with pytest.raises(NonFiniteLossError, match="`head` of the model is no longer finite after step 4"):
         box.fit()
-    assert [path.name for path in checkpoints(box.folder)] == ["step-00000002"]
-    assert [path.name for path in box.folder.glob("best-*")] == ["best-00000002"]
-    for path in box.folder.rglob("*.safetensors"):
-        assert torch.isfinite(load_file(path)["head"]).all()
+    (written,) = box.folder.iterdir()
+    assert written.name == ("best-00000002" if validate_every == 1 else "step-00000002")
+    assert torch.isfinite(load_file(written / "model.safetensors")["head"]).all()
 
 
 def test_predictions_that_are_no_numbers_stop_the_training() -> None:
@@ -431,6 +431,16 @@ def test_only_a_later_second_signal_interrupts_at_once(tmp_path: Path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         box.fit()
     assert not checkpoints(box.folder)
+
+
+def test_training_goes_on_in_training_mode_whatever_validation_left(tmp_path: Path) -> None:
+    box = Toybox(tmp_path, [[1] * 4], validate_every=0.5)
+    modes: list[bool] = []
+    box.events.on_step = lambda *_: modes.append(box.task.training)  # type: ignore[method-assign]
+    validate = box.training.validate
+    box.training.validate = lambda: (box.task.eval(), validate())[1]
+    box.fit()
+    assert modes == [True] * 4
 
 
 # -- Validation leaves no trace -----------------------------------------------------------------------------------
@@ -547,6 +557,18 @@ def test_the_log_says_how_long_a_step_waits(tmp_path: Path) -> None:
     rows = read_history(tmp_path / "history.csv")
     assert [float(row["train_loss"]) for row in rows] == [1.0, 3.0, 6.5, 10.5]  # means since the last line
     assert {row["data_seconds"] for row in rows} == {"0.01"}
+
+
+def test_the_logged_loss_is_the_mean_over_cases_since_the_last_line(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.csv", metrics=["score"], groups=["head"], resume_step=0)
+    hook = LogHook(RunLog(echo=lambda _: None), history, log_every=3, monitor="score")
+    box = Toybox(tmp_path, [[1, 4, 2, 5, 3]], rate=1e-9, hooks=[hook])
+    with torch.no_grad():
+        box.task.head[:, 0] = torch.arange(ROWS)
+    box.fit()
+    rows = np.random.default_rng(0).permutation(ROWS)
+    losses = [float(row["train_loss"]) for row in read_history(tmp_path / "history.csv") if row["train_loss"]]
+    assert losses == pytest.approx([rows[:1].mean(), rows[1:7].mean(), rows[7:15].mean()])
 
 
 def test_the_log_advises_once_when_steps_wait(tmp_path: Path) -> None:
