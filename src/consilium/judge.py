@@ -110,6 +110,9 @@ def evaluate(
         config, multi_label=manifest.task.multi_label, needs=needs, labels=predictor.labels, reporter=reporter
     )
     cases = loaded.cases
+    if data is None and loaded.store.manifest.fingerprint != manifest.data_fingerprint:
+        cases.notes.append("the data or its place changed since the training; this may be another test set.")
+        reporter.line(f"note: {cases.notes[-1]}")
     if split == "all":
         cases = replace(cases, rows={"all": np.arange(len(cases.table))})
     evaluator = ClassificationEvaluator(

@@ -20,6 +20,7 @@ from consilium.data.mixture import Mixture
 from consilium.data.transforms import sample_box
 
 NO_DRAW = -1  # the draw number of an image that nothing random happens to
+GRACE = 10  # seconds that a worker goes on after SIGTERM
 EPOCH_SHIFT = 32  # draw number = epoch << 32 | slot
 
 
@@ -156,10 +157,10 @@ class Loader:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C and a cluster's SIGTERM reach every process of the group; the main one still needs the batch that this
-    # worker is on to end its step and save. Workers end when the main process ends or closes the loader.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # Ctrl-C and a cluster's SIGTERM reach every process of the group, and the main one still needs the batch that this
+    # worker is on to end its step and save. It says itself when it is done; only SIGTERM may also come from its exit.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 def worker_count(config: LoaderConfig) -> int:
