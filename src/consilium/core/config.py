@@ -88,7 +88,8 @@ def read_tree(path: Path, *, _parents: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"config file {path} does not exist; give the path of a YAML file.") from None
+        named = f", which {_parents[-1]} extends," if _parents else ""
+        raise ConfigError(f"config file {path}{named} does not exist; give the path of a YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
     tree = parse_yaml(text, origin=str(path)) or {}
