@@ -210,7 +210,7 @@ def test_extends_must_be_paths(tmp_path: Path, value: str) -> None:
 
 
 def test_missing_base_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml does not exist"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml, which .*a\.yaml extends, does not exist"):
         read_tree(write(tmp_path / "a.yaml", "extends: nowhere.yaml\n"))
 
 
