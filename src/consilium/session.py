@@ -295,7 +295,7 @@ class _Session:
             task=self.task,
             batches=self._batches,
             transform=lambda batch: self.transform(batch, train=True),
-            validate=self._validate,
+            validate=partial(self._validate, folder / "checkpoints"),
             case_ids=lambda rows: [self.data.cases.table.ids[row] for row in rows],
             plan=self.plan,
             optimizer=optimizer,
@@ -310,9 +310,9 @@ class _Session:
         with self._memory_advice():
             return fit(training, progress=progress)
 
-    def _validate(self) -> dict[str, float | None]:
+    def _validate(self, checkpoints: Path) -> dict[str, float | None]:
         outputs = case_outputs(self._predictor, self.data.cases, "val")
-        refuse_non_finite(outputs)
+        refuse_non_finite(outputs, folder=checkpoints)
         return self.evaluator.quick(outputs)
 
     def _hooks(self, folder: Path, resume_step: int) -> list[Hook]:

@@ -392,11 +392,11 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path, validate_ev
     assert torch.isfinite(load_file(written / "model.safetensors")["head"]).all()
 
 
-def test_predictions_that_are_no_numbers_stop_the_training() -> None:
+def test_predictions_that_are_no_numbers_stop_the_training(tmp_path: Path) -> None:
     arrays = {"logits": np.array([[0.0, 1.0], [0.0, np.nan], [np.inf, 0.0]])}
     outputs = Outputs(arrays, np.zeros(3), ids=["a", "b", "c"], groups=["a", "b", "c"], columns={})
     with pytest.raises(NonFiniteLossError, match=r"the logits of 2 of 3 validation cases .*the first: b"):
-        refuse_non_finite(outputs)
+        refuse_non_finite(outputs, folder=tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -518,9 +518,9 @@ def test_frozen_stays_frozen_and_thaws_after_its_epochs(tiny: TrainTiny, monkeyp
     towers: list[dict[str, Tensor]] = []
     validate = _Session._validate
 
-    def note(session: _Session) -> Any:
+    def note(session: _Session, checkpoints: Path) -> Any:
         towers.append({name: tensor.clone() for name, tensor in session.task.tower.state_dict().items()})
-        return validate(session)
+        return validate(session, checkpoints)
 
     monkeypatch.setattr(_Session, "_validate", note)
     run = tiny("task.vision.freeze.warmup_epochs=2", "trainer.max_epochs=3", "trainer.max_steps=9")

@@ -24,11 +24,18 @@ from consilium.training.config import TrainerConfig
 from consilium.training.optim import Schedule
 from consilium.training.plan import Plan
 from consilium.training.processes import anywhere, from_all, on_main
-from consilium.training.state import random_state, remove_weights, save_checkpoint, save_weights, weights_folder
+from consilium.training.state import (
+    checkpoints,
+    random_state,
+    remove_weights,
+    save_checkpoint,
+    save_weights,
+    weights_folder,
+)
 
 Metrics = Mapping[str, float | None]
 AGAIN = 2.0  # seconds; torchrun and Slurm pass on a signal that the terminal has sent already
-_DIVERGED = "Lower optimizer.learning_rate, set trainer.clip_norm: 1.0 or trainer.precision: fp32"
+ADVICE = "Lower optimizer.learning_rate, set trainer.clip_norm: 1.0 or trainer.precision: fp32"
 
 
 @dataclass
@@ -160,9 +167,8 @@ def _refuse_loss(training: Training, loss: float, window: _Window) -> None:
     rows = [int(row) for batch in window.batches for row in batch.rows_B]
     shown = ", ".join(training.case_ids(rows)[:16])
     raise NonFiniteLossError(
-        f"the loss became {loss}; the optimizer did not take this step and the last checkpoint in "
-        f"{training.checkpoints} is from before it. Cases of the step: {shown}{' ...' if len(rows) > 16 else ''}. "
-        f"{_DIVERGED}, and look at these images."
+        f"the loss became {loss}; the optimizer did not take this step. {_last_good(training.checkpoints)} Cases of "
+        f"the step: {shown}{' ...' if len(rows) > 16 else ''}. {ADVICE}, and look at these images."
     )
 
 
@@ -171,21 +177,25 @@ def _refuse_weights(training: Training, progress: Progress) -> None:
     for name, tensor in training.task.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise NonFiniteLossError(
-                f"`{name}` of the model is no longer finite after step {progress.step}, so nothing was saved: the last "
-                f"checkpoint in {training.checkpoints} is from before it. {_DIVERGED}."
+                f"`{name}` of the model is no longer finite after step {progress.step}; it was not saved. "
+                f"{_last_good(training.checkpoints)} {ADVICE}."
             )
 
 
-def refuse_non_finite(outputs: Outputs) -> None:
+def refuse_non_finite(outputs: Outputs, *, folder: Path) -> None:
     """What a model that still learns says about validation cases must be numbers."""
     for name, values in outputs.arrays.items():
         bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
         if bad.any():
             raise NonFiniteLossError(
                 f"the {name} of {int(bad.sum())} of {len(bad)} validation cases are no longer finite (the first: "
-                f"{outputs.ids[int(bad.argmax())]}); the training has diverged and nothing was saved since. "
-                f"{_DIVERGED}."
+                f"{outputs.ids[int(bad.argmax())]}): the training has diverged. {_last_good(folder)} {ADVICE}."
             )
+
+
+def _last_good(folder: Path) -> str:
+    found = checkpoints(folder)
+    return f"The last checkpoint, {found[-1]}, is from before." if found else "No checkpoint was written yet."
 
 
 def _advance(progress: Progress, *, plan: Plan, window: _Window) -> None:
@@ -224,9 +234,9 @@ def _validate(training: Training, progress: Progress) -> None:
         hook.on_evaluation(progress, metrics)
 
 
-def best_folder(checkpoints: Path, progress: Progress) -> Path:
+def best_folder(folder: Path, progress: Progress) -> Path:
     """Where the best weights so far are."""
-    return weights_folder(checkpoints, progress.best_step or 0)
+    return weights_folder(folder, progress.best_step or 0)
 
 
 def _save(training: Training, progress: Progress) -> None:
