@@ -104,12 +104,8 @@ def test_a_loss_that_is_no_number(cli: Cli, recipe: Path, whole: Path, monkeypat
     [
         (["optimizer={kind: sgd, learning_rate: 1e30}"], "the loss became"),
         (["optimizer={kind: sgd, learning_rate: 1e30}", "data.loader.batch_size=24"], "validation cases are no longer"),
-        (
-            ["optimizer={kind: sgd, learning_rate: 1e39}", "data.loader.batch_size=24"],
-            "of the model is no longer finite",
-        ),
     ],
-    ids=["loss", "validation", "weights"],
+    ids=["loss", "validation"],
 )
 def test_a_training_that_diverges(cli: Cli, recipe: Path, overrides: list[str], told: str) -> None:
     answer = cli("train", recipe, *LONG, *overrides)
