@@ -276,7 +276,8 @@ def _open(data: bytes, name: str) -> Image.Image:
             f"{data[:16]!r}; convert it, or leave the row out."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} is too large: {error} Reduce the image.") from None
+        size = str(error).partition(",")[0]  # what follows is about attacks
+        raise ImageError(f"{name} is too large: {size}, Pillow's own above any max_pixels; reduce the image.") from None
     except Exception as error:  # Pillow's readers raise anything on damaged headers
         raise _damaged(name, error) from error
 
