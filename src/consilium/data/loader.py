@@ -122,7 +122,7 @@ class _Requests:
 
 
 class Loader:
-    """Decoded batches for lists of requests; ``close`` ends its workers."""
+    """Decoded batches for lists of requests; its workers live as long as it does."""
 
     def __init__(
         self,
