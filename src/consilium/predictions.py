@@ -16,7 +16,7 @@ from consilium.bundle import Item, Predictor
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.files import atomic_file
 from consilium.core.reporter import Reporter
-from consilium.data.sources import IMAGE_EXTENSIONS
+from consilium.data.sources.files import IMAGE_EXTENSIONS
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from consilium.core.config import build
 from consilium.data.case import BadRow, Case
 from consilium.data.config import DataConfig
-from consilium.data.sources import read_source
+from consilium.data.sources.reading import read_source
 
 
 def image_bytes(seed: int = 0, *, size: tuple[int, int] = (12, 10), format: str = "PNG") -> bytes:

@@ -7,67 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from consilium.core.config import Config
+from consilium.data.sources.config import Source
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 Statistic = tuple[float, float, float]
-
-
-class SourceBase(Config):
-    """What every source has: a name (unique), a root or file, a weight in the mixture."""
-
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="Its name in tables and reports.")
-    path: str = Field(description="Folder or file; relative paths are relative to the working directory.")
-    weight: float | None = Field(
-        default=None, gt=0, description="Share in the mixture. No source has one: all rows form one pool."
-    )
-    label_prefix: str = Field(default="", description="Put in front of every label of this source, as `prefix.`.")
-
-
-class FolderSource(SourceBase):
-    """``{path}/{train,val,test}/{label}/...`` or plain ``{path}/{label}/...``; group = file unless mapped."""
-
-    kind: Literal["folder"] = "folder"
-    label_levels: int = Field(default=1, ge=0, description="How many folder levels make the label; 0: no label.")
-    group_pattern: str | None = Field(
-        default=None, description="Regular expression on the file name; its first bracket is the group (patient)."
-    )
-
-
-class Columns(Config):
-    """Which column (or JSON key) holds what; null: the file has none."""
-
-    image: str | list[str] = Field(default="image", description="Path of the image; several columns: several views.")
-    text: str | None = Field(default="text", description="Text of the case.")
-    label: str | None = Field(default="label", description="Label; a dot separates the levels of one, as in a.b.")
-    split: str | None = Field(default="split", description="train, val, test or unlabelled, in any usual spelling.")
-    group: str | None = Field(default="group_id", description="What stays on one side of the splits: the patient.")
-    id: str | None = Field(default="id", description="Id, unique in the source; none: the source's name and the line.")
-    mask: str | None = Field(default="mask", description="Path of the mask.")
-    is_gt: str | None = Field(default="is_gt", description="true or false; false marks a pseudo-label.")
-    label_separator: str | None = Field(default=None, description="Splits a label cell into several (multi-label).")
-    meta: list[str] | None = Field(default=None, description="Columns kept as metadata; null keeps all others.")
-
-
-class TableSource(SourceBase):
-    """A csv or parquet table, one case a row; columns that do not exist and were not named are skipped."""
-
-    kind: Literal["csv", "parquet"]
-    columns: Columns = Columns()
-    image_root: str | None = Field(default=None, description="Folder of relative image paths; null: the file's own.")
-    separator: str = Field(default=",", min_length=1, max_length=1, description="csv only.")
-
-
-class JsonlSource(SourceBase):
-    """MultiMediset form: one object a line, ``text`` or ``conversations``, ``modalities: [{type, value}]``."""
-
-    kind: Literal["jsonl"] = "jsonl"
-    columns: Columns = Columns()
-    image_root: str | None = Field(default=None, description="Folder of relative image paths; null: the file's own.")
-    attachment_token: str = Field(default="<|reserved_special_token_0|>", description="Removed from text, counted.")
-
-
-Source = Annotated[FolderSource | TableSource | JsonlSource, Field(discriminator="kind")]
 
 
 class SplitConfig(Config):
@@ -80,12 +24,63 @@ class SplitConfig(Config):
     val: Fraction = Field(default=0.1, description="Share of the groups that validate.")
     test: Fraction = Field(default=0.1, description="Share of the groups that test.")
     seed: int = Field(default=0, description="Another seed divides the groups in another way.")
+    folds: int | None = Field(
+        default=None, ge=2, description="Divide all groups into so many folds, whatever split they name; see fold."
+    )
+    fold: int | None = Field(default=None, ge=0, description="The fold that tests, from 0; val is taken from the rest.")
+    leave_out: dict[str, list[str]] | None = Field(
+        default=None,
+        min_length=1,
+        description="Test on the cases that have one of these values in every column named (source, label or "
+        "metadata), and train on the others, whatever split they name.",
+    )
 
     @model_validator(mode="after")
     def _leaves_train(self) -> SplitConfig:
+        if (self.folds is None) != (self.fold is None):
+            raise ValueError("folds: K and fold: k belong together; give both or neither")
+        if self.folds is not None and self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold is {self.fold}; of {self.folds} folds the last is {self.folds - 1}")
+        if self.folds is not None and self.leave_out is not None:
+            raise ValueError("folds and leave_out exclude each other; give one")
         if self.val + self.test >= 1:
             raise ValueError(f"val + test is {self.val + self.test}; it must leave something for train (below 1)")
         return self
+
+
+class FilterConfig(Config):
+    """Which cases are used, applied in the order of these keys; see ``consilium.data.filters``.
+
+    The first four act on every split. ``fraction`` and ``max_samples_per_label`` act on train alone, so that figures
+    stay comparable; ``min_samples_per_label`` counts in train and takes the label out of every split.
+    """
+
+    labels: list[str] | None = Field(default=None, description="Labels (or branches of the tree) kept; null: all.")
+    sources: list[str] | None = Field(default=None, description="Names of the sources kept; null: all.")
+    sub_sources: dict[str, list[str]] | None = Field(
+        default=None, description="Metadata column: the values kept, as in {dataset: [isic, ham]}."
+    )
+    has_text: bool | None = Field(default=None, description="true: only cases with text; false: only without.")
+    fraction: Probability = Field(default=1.0, description="Share of train, drawn by label with the split's seed.")
+    max_samples_per_label: int | None = Field(default=None, ge=1, description="Training cases kept of a label.")
+    min_samples_per_label: int | None = Field(
+        default=None, ge=1, description="Labels with fewer training cases are left out."
+    )
+    max_train_samples: int | None = Field(default=None, ge=1, description="Training cases kept, spread over labels.")
+    max_eval_samples: int | None = Field(
+        default=None, ge=1, description="Cases kept of val and of test each, spread over labels."
+    )
+
+
+class GuardConfig(Config):
+    """What is looked for in data before it is trusted; see ``consilium.data.guards``."""
+
+    near_duplicates: bool = Field(default=True, description="Look for almost equal images on both sides of a split.")
+    label_in_text: bool = Field(default=True, description="Look for labels that are named in their own text.")
+    shortcuts: bool = Field(default=True, description="See whether sizes, borders and colours alone tell the label.")
+    synonyms: dict[str, list[str]] = Field(
+        default_factory=dict, description="Other words for a label, or for a part of one: {melanoma: [mm]}."
+    )
 
 
 class StoreConfig(Config):
@@ -99,6 +94,9 @@ class StoreConfig(Config):
         default=None, ge=16, description="embed only: shorter side in pixels that larger images are reduced to once."
     )
     max_pixels: int = Field(default=100_000_000, gt=0, description="Images with more pixels are bad rows.")
+    workers: int | Literal["auto"] = Field(
+        default="auto", description="Threads that read images; auto: the cores, at most 8 (32 from a bucket)."
+    )
 
     @model_validator(mode="after")
     def _resize_needs_embed(self) -> StoreConfig:
@@ -142,6 +140,11 @@ class ImageConfig(Config):
     )
     mean: Statistic = Field(default=(0.485, 0.456, 0.406), description="Per channel, of pixels in [0, 1].")
     std: Annotated[Statistic, Field(description="Per channel, of pixels in [0, 1].")] = (0.229, 0.224, 0.225)
+    window: tuple[float, float] | None = Field(
+        default=None,
+        description="[centre, width] of the grey values shown, in the image's own units (Hounsfield units of a CT); "
+        "null: the file's own window, else from its lowest to its highest value.",
+    )
     max_pixels: int = Field(default=100_000_000, gt=0, description="Larger images are refused.")
 
     @model_validator(mode="after")
@@ -200,8 +203,12 @@ class DataConfig(Config):
     on_bad_row: Literal["stop", "quarantine"] = Field(
         default="stop", description="Stop with a list of all bad rows, or set them aside in quarantine.csv."
     )
-    on_leak: Literal["warn", "error"] = Field(
-        default="warn", description="What to do about a group or file that is in several splits."
+    filters: FilterConfig = FilterConfig()
+    guards: GuardConfig = GuardConfig()
+    on_leak: Literal["warn", "error", "drop"] = Field(
+        default="warn",
+        description="What to do about a group, file or near-duplicate image in several splits; drop leaves it in test "
+        "alone, else in val alone.",
     )
     pseudo_labels: bool = Field(default=False, description="Let rows with is_gt: false into train.")
     mixture: MixtureConfig = MixtureConfig()

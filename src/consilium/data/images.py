@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from consilium.core import places
 from consilium.core.errors import ImageError
 from consilium.data.config import ImageConfig
 
@@ -65,8 +66,7 @@ def read_bytes(image: str | Path | bytes) -> bytes:
     if isinstance(image, bytes):
         return image
     try:
-        with open(image, "rb") as file:
-            data = file.read()
+        data = places.read_bytes(str(image))
     except FileNotFoundError:
         raise ImageError(f"{image} does not exist; correct the path, or leave the row out.") from None
     except IsADirectoryError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from consilium.core.errors import DataError
 from consilium.core.files import write_json
+from consilium.core.places import exists
 from consilium.core.reporter import format_table
 from consilium.data.case import SPLITS
 from consilium.data.contact_sheet import draw_contact_sheet
@@ -138,7 +138,7 @@ def _sizes(table: CaseTable) -> list[dict[str, Any]]:
 def _missing(table: CaseTable, *, embedded: bool) -> list[str]:
     images = [] if embedded else table.view_column("image")[1]
     masks = [mask for mask in table.masks if mask is not None]
-    return [path for path in dict.fromkeys([*images, *masks]) if not os.path.isfile(path)]
+    return [path for path in dict.fromkeys([*images, *masks]) if not exists(path)]
 
 
 def _duplicates(table: CaseTable) -> list[Duplicate]:

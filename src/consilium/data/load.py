@@ -10,6 +10,8 @@ from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
+from consilium.data.filters import filtered
+from consilium.data.folds import resplit
 from consilium.data.prepare import prepare
 from consilium.data.splits import find_leaks
 from consilium.data.store import Store
@@ -43,9 +45,11 @@ def load_data(
         reporter.line(
             f"note: {len(prepared.bad_rows)} bad rows were left out; {store.path / 'quarantine.csv'} lists them."
         )
+    table = filtered(resplit(store.table, config=config.split), config=config.filters, seed=config.split.seed)
     cases = labelled_cases(
-        store.table, multi_label=multi_label, pseudo_labels=config.pseudo_labels, labels=labels, limit=limit
+        table.table, multi_label=multi_label, pseudo_labels=config.pseudo_labels, labels=labels, limit=limit
     )
+    cases.notes[:0] = table.notes
     _check_leaks(store, cases, config=config)
     cases.notes.extend(rare_class_warnings(cases))
     if "train" in needs and not len(cases.rows["test"]):

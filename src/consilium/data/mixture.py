@@ -9,8 +9,9 @@ from functools import lru_cache
 import numpy as np
 
 from consilium.core.errors import DataError
-from consilium.data.config import DataConfig, Source
+from consilium.data.config import DataConfig
 from consilium.data.dataset import LabelledCases
+from consilium.data.sources.config import Source
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ import fcntl
 import hashlib
 import os
 import shutil
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
@@ -21,11 +20,14 @@ from typing import Any
 
 from consilium.core.errors import BadRowsError, DataError, ImageError, StoreError
 from consilium.core.files import atomic_file, fingerprint
+from consilium.core.places import FileFacts, absolute, facts, is_remote
 from consilium.data.case import SPLITS, BadRow, Case, View
-from consilium.data.config import DataConfig, FolderSource, Source, StoreConfig
+from consilium.data.config import DataConfig, StoreConfig
 from consilium.data.images import probe, read_bytes, resize_once
 from consilium.data.parts import BadImage, PartWriter, bad_images, count, parts, remove_leavings
-from consilium.data.sources import Inputs, list_inputs, read_source
+from consilium.data.sources.config import FolderSource, Source
+from consilium.data.sources.files import Inputs, list_inputs
+from consilium.data.sources.reading import read_source
 from consilium.data.splits import SplitRule, assign_split, split_rule
 from consilium.data.store import FORMAT_VERSION, Manifest, Store, write_dataset_files
 
@@ -76,7 +78,7 @@ def _fingerprint(config: DataConfig, inputs: Sequence[Inputs]) -> str:
     files = hashlib.sha256()
     for source_inputs in inputs:
         for file in source_inputs.files:
-            files.update(f"{file.name}\0{file.size}\0{file.modified_ns}\n".encode(errors="surrogateescape"))
+            files.update(f"{file.name}\0{file.size}\0{file.version}\n".encode(errors="surrogateescape"))
         files.update(b"\0")
     return fingerprint([FORMAT_VERSION, _relevant(config), files.hexdigest()])
 
@@ -86,12 +88,12 @@ def _relevant(config: DataConfig) -> dict[str, Any]:
     sources = []
     for source in config.sources:
         tree = source.model_dump(mode="json", exclude={"weight"})
-        paths = {key: os.path.abspath(os.path.expanduser(tree[key])) for key in ("path", "image_root") if tree.get(key)}
+        paths = {key: absolute(tree[key]) for key in ("path", "image_root") if tree.get(key)}
         sources.append({**tree, **paths})
     return {
         "sources": sources,
-        "split": config.split.model_dump(mode="json"),
-        "store": config.store.model_dump(mode="json", exclude={"root"}),
+        "split": config.split.model_dump(mode="json", include={"val", "test", "seed"}),
+        "store": config.store.model_dump(mode="json", exclude={"root", "workers"}),
     }
 
 
@@ -137,17 +139,10 @@ def _unchanged_store(target: Path, config: DataConfig) -> Store | None:
 
 
 def _is_unchanged(path: str, size: int | None, modified_ns: int | None, *, embedded: bool) -> bool:
-    found = _stat(path)
+    found = facts(path)
     if found is None:
         return size is None or embedded  # an embedded image outlives its file
-    return (found.st_size, found.st_mtime_ns) == (size, modified_ns)
-
-
-def _stat(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except OSError:
-        return None
+    return (found.size, found.version) == (size, modified_ns)
 
 
 @dataclass
@@ -177,6 +172,10 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
 
     for source, files in zip(config.sources, inputs, strict=True):
         survey.rules[source.name] = split_rule(given(source, files))
+    if any(source.split == "val" for source in config.sources):  # validation is a source of its own
+        for source in config.sources:
+            if source.split is not None:
+                survey.rules[source.name] = replace(survey.rules[source.name], val_from_train=False)
     return survey
 
 
@@ -193,7 +192,7 @@ def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str,
         if isinstance(item, Case)
     )
     remaining = islice(cases, writer.start, None)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(_workers(config)) as pool:
         while batch := list(islice(remaining, BATCH)):
             checked = list(pool.map(lambda case: _check_images(case, config.store), batch))
             with _writing(target):
@@ -207,27 +206,35 @@ def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str,
         return _finish(work, target, config, inputs, key, survey)
 
 
+def _workers(config: DataConfig) -> int:
+    if config.store.workers != "auto":
+        return config.store.workers
+    # From a bucket a thread mostly waits.
+    return 32 if any(is_remote(source.path) for source in config.sources) else min(8, os.cpu_count() or 1)
+
+
 def _check_images(case: Case, config: StoreConfig) -> list[dict[str, Any]] | BadImage:
     """The stored form of a case's views."""
     views = []
     for view in case.views:
-        found = _stat(view.image) if view.data is None else None
+        found = None
         try:
+            found = facts(view.image) if view.data is None else None
             views.append(_check_image(view, found, config))
-        except ImageError as error:
-            size, time = (None, None) if found is None else (found.st_size, found.st_mtime_ns)
+        except (ImageError, OSError) as error:
+            size, time = (None, None) if found is None else (found.size, found.version)
             return BadImage(view.image if view.data is None else "", size, time, str(error))
     return views
 
 
-def _check_image(view: View, found: os.stat_result | None, config: StoreConfig) -> dict[str, Any]:
+def _check_image(view: View, found: FileFacts | None, config: StoreConfig) -> dict[str, Any]:
     name = view.image or "the embedded image"
     if found is not None:
-        if not stat.S_ISREG(found.st_mode):
+        if not found.is_file:
             raise ImageError(f"{name} is a folder or device; an image file was expected.")
-        if found.st_size > BYTES_PER_PIXEL * config.max_pixels + 2**20:
+        if found.size > BYTES_PER_PIXEL * config.max_pixels + 2**20:
             raise ImageError(
-                f"{name} has {found.st_size:,} bytes, more than an image of max_pixels: {config.max_pixels:,} can need."
+                f"{name} has {found.size:,} bytes, more than an image of max_pixels: {config.max_pixels:,} can need."
             )
     data = read_bytes(view.image if view.data is None else view.data)
     info = probe(data, name=name, max_pixels=config.max_pixels)
@@ -242,8 +249,8 @@ def _check_image(view: View, found: os.stat_result | None, config: StoreConfig) 
         "width": info.width,
         "height": info.height,
         "sha256": digest,
-        "file_size": None if found is None else found.st_size,
-        "modified_ns": None if found is None else found.st_mtime_ns,
+        "file_size": None if found is None else found.size,
+        "modified_ns": None if found is None else found.version,
     }
 
 

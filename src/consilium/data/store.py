@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -138,11 +138,11 @@ class CaseTable:
     A column becomes Python values when it is first asked for.
     """
 
-    def __init__(self, folder: Path, *, rows: np.ndarray | None = None) -> None:
-        self._folder, self._rows = folder, rows
+    def __init__(self, folder: Path, *, rows: np.ndarray | None = None, splits: list[str] | None = None) -> None:
+        self._folder, self._rows, self._splits = folder, rows, splits
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_folder": self._folder, "_rows": self._rows}
+        return {"_folder": self._folder, "_rows": self._rows, "_splits": None}  # workers only read images
 
     def __len__(self) -> int:
         return self._arrow.num_rows if self._rows is None else len(self._rows)
@@ -184,7 +184,7 @@ class CaseTable:
     @cached_property
     def splits(self) -> list[str]:
         """The split of each case."""
-        return self._repeated("split")
+        return self._repeated("split") if self._splits is None else self._splits
 
     @cached_property
     def labels(self) -> list[tuple[str, ...]]:
@@ -278,7 +278,14 @@ class CaseTable:
     def select(self, rows: np.ndarray) -> CaseTable:
         """The cases at these rows, in this order."""
         rows = np.asarray(rows, dtype=np.int64)
-        table = CaseTable(self._folder, rows=rows if self._rows is None else self._rows[rows])
+        splits = None if self._splits is None else [self._splits[row] for row in rows.tolist()]
+        table = CaseTable(self._folder, rows=rows if self._rows is None else self._rows[rows], splits=splits)
+        table.__dict__["_arrow"] = self._arrow
+        return table
+
+    def with_splits(self, splits: Sequence[str]) -> CaseTable:
+        """The same cases in other splits, one for each."""
+        table = CaseTable(self._folder, rows=self._rows, splits=list(splits))
         table.__dict__["_arrow"] = self._arrow
         return table
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from consilium.core.errors import ConfigError, DataError
-from consilium.data.sources import list_inputs
+from consilium.data.sources.files import list_inputs
 from tests.data.samples import data_config, read, write_images, write_jsonl
 
 

@@ -1,0 +1,1 @@
+"""Sources: from a configured place to cases, row by row."""

@@ -1,0 +1,139 @@
+"""Config of sources; imports no heavy library."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from consilium.core.config import Config
+
+
+class SourceBase(Config):
+    """What every source has: a name (unique), a root or file, a weight in the mixture."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="Its name in tables and reports.")
+    path: str = Field(
+        description="Folder or file, here (relative: to the working directory) or in a bucket (gs://, s3://, hf://)."
+    )
+    weight: float | None = Field(
+        default=None, gt=0, description="Share in the mixture. No source has one: all rows form one pool."
+    )
+    label_prefix: str = Field(default="", description="Put in front of every label of this source, as `prefix.`.")
+    split: Literal["train", "val", "test", "unlabelled"] | None = Field(
+        default=None, description="The split of every row that names none; null: what data.split decides."
+    )
+
+
+class FolderSource(SourceBase):
+    """``{path}/{train,val,test}/{label}/...`` or plain ``{path}/{label}/...``; group = file unless mapped."""
+
+    kind: Literal["folder"] = "folder"
+    label_levels: int = Field(default=1, ge=0, description="How many folder levels make the label; 0: no label.")
+    group_pattern: str | None = Field(
+        default=None, description="Regular expression on the file name; its first bracket is the group (patient)."
+    )
+
+
+class Columns(Config):
+    """Which column (or JSON key) holds what; null: the file has none."""
+
+    image: str | list[str] = Field(default="image", description="Path of the image; several columns: several views.")
+    text: str | None = Field(default="text", description="Text of the case.")
+    label: str | None = Field(default="label", description="Label; a dot separates the levels of one, as in a.b.")
+    split: str | None = Field(default="split", description="train, val, test or unlabelled, in any usual spelling.")
+    group: str | None = Field(default="group_id", description="What stays on one side of the splits: the patient.")
+    id: str | None = Field(default="id", description="Id, unique in the source; none: the source's name and the line.")
+    mask: str | None = Field(default="mask", description="Path of the mask.")
+    is_gt: str | None = Field(default="is_gt", description="true or false; false marks a pseudo-label.")
+    label_separator: str | None = Field(default=None, description="Splits a label cell into several (multi-label).")
+    meta: list[str] | None = Field(default=None, description="Columns kept as metadata; null keeps all others.")
+
+
+class RowSource(SourceBase):
+    """A file of rows whose columns have names."""
+
+    columns: Columns = Columns()
+    image_root: str | None = Field(default=None, description="Folder of relative image paths; null: the file's own.")
+
+
+class TableSource(RowSource):
+    """A csv or parquet table, one case a row; columns that do not exist and were not named are skipped."""
+
+    kind: Literal["csv", "parquet"]
+    separator: str = Field(default=",", min_length=1, max_length=1, description="csv only.")
+
+
+class ModalityClassifierSource(TableSource):
+    """The table of image modality classifiers (csv or parquet): ``img_path, split_set, label, is_gt``."""
+
+    kind: Literal["modality_classifier"]  # type: ignore[assignment]
+    columns: Columns = Columns(image="img_path", split="split_set")
+
+
+class HarmonisedSource(TableSource):
+    """The harmonised table (csv or parquet): ``image_id, dataset, filename, orig_filename, label, text_desc``."""
+
+    kind: Literal["harmonised"]  # type: ignore[assignment]
+    columns: Columns = Columns(image="filename", text="text_desc", id="image_id")
+
+
+class JsonlSource(RowSource):
+    """MultiMediset form: one object a line, ``text`` or ``conversations``, ``modalities: [{type, value}]``."""
+
+    kind: Literal["jsonl", "multimediset"] = "jsonl"
+    attachment_token: str = Field(default="<|reserved_special_token_0|>", description="Removed from text, counted.")
+
+
+class HubDataset(Config):
+    """Which part of a dataset of the Hugging Face hub, and how gently it is fetched."""
+
+    config_name: str | None = Field(default=None, description="Configuration (subset) of the dataset.")
+    data_dir: str | None = Field(default=None, description="Folder inside the dataset.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit; null: the newest.")
+    delay: float = Field(default=0.0, ge=0.0, description="Seconds to wait after every 1,000 rows fetched.")
+    retries: int = Field(default=8, ge=0, description="Tries again after a rate limit or a lost connection.")
+
+
+class HubSource(SourceBase, HubDataset):
+    """A Hugging Face dataset: an id (``owner/name``) or a local copy in any layout that ``datasets`` reads."""
+
+    kind: Literal["hub"]
+    path: str = Field(description="Dataset id, as owner/name, or the folder of a local copy.")
+    splits: list[str] | None = Field(default=None, description="The dataset's own splits to read; null: all.")
+    columns: Columns = Columns()
+
+
+class HubImages(HubDataset):
+    """The images that a table names by their number in a dataset."""
+
+    path: str = Field(description="Dataset id, as owner/name, or the folder of a local copy.")
+    split: str = Field(default="train", description="The dataset's own split that the numbers count in.")
+    image: str = Field(default="image", description="The column of the images.")
+
+
+class RetClipCsvSource(SourceBase):
+    """``dataset_index,label,prompt``: prompts and labels of images of a hub dataset, joined by index."""
+
+    kind: Literal["ret_clip_csv"]
+    images: HubImages
+
+
+class RetClipTsvSource(SourceBase):
+    """TSV ``id<TAB>left base64<TAB>right base64`` (or one image), and JSONL ``{text_id, text, image_ids}``."""
+
+    kind: Literal["ret_clip_tsv"]
+    texts: str | None = Field(default=None, description="The JSONL of the texts; null: images without text.")
+
+
+Source = Annotated[
+    FolderSource
+    | TableSource
+    | ModalityClassifierSource
+    | HarmonisedSource
+    | JsonlSource
+    | HubSource
+    | RetClipCsvSource
+    | RetClipTsvSource,
+    Field(discriminator="kind"),
+]

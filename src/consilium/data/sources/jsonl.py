@@ -1,0 +1,100 @@
+"""jsonl files in MultiMediset form, line by line; a bad line is reported and the rest goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from consilium.core.places import open_binary
+from consilium.data.case import BadRow, Case, RowError, View, scalar_text
+from consilium.data.sources.config import JsonlSource
+from consilium.data.sources.rows import RowReader
+
+_MULTIMEDISET_KEYS = frozenset({"conversations", "modalities"})
+
+
+def read_jsonl(source: JsonlSource) -> Iterator[Case | BadRow]:
+    """The objects of a jsonl file in MultiMediset form.
+
+    Purpose: each line is an object with ``text`` or else ``conversations: [{role or from, content or value}]``
+    (the turns are joined by newlines) and ``modalities: [{type: image, value: path}]``; without
+    ``modalities`` the image column is read. Several images are several views. Every attachment token
+    is removed from the text; where a row has any, their number must be that of its images. Other keys
+    become metadata. Errors: each bad line is a BadRow; blank lines are passed over.
+    """
+    reader = RowReader(source, also_used=_MULTIMEDISET_KEYS)
+    present: dict[str, None] = {}
+    with open_binary(reader.file) as stream:
+        for line, raw in enumerate(stream, start=1):
+            raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+            if not raw.strip():
+                continue
+            try:
+                row = _json_object(raw)
+                present.update(dict.fromkeys(row))
+                views = _modalities(reader, row["modalities"]) if "modalities" in row else reader.views(row)
+                yield reader.case(row, line, views=views, text=_jsonl_text(source, row, images=len(views)))
+            except RowError as error:
+                yield reader.bad(line, str(error))
+    if present:
+        # ``modalities`` stands for the image columns, ``conversations`` for the text.
+        stands_for = reader.image_columns if "modalities" in present else []
+        text = [source.columns.text] if "conversations" in present and source.columns.text else []
+        reader.check_columns([*present, *stands_for, *text])
+
+
+def _json_object(raw: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(raw)
+    except json.JSONDecodeError as error:  # its own line number counts from this row
+        raise RowError(f"not valid JSON: {error.msg} (character {error.pos + 1})") from None
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise RowError(f"the line holds a {type(row).__name__}; expected one JSON object a line")
+    return row
+
+
+def _modalities(reader: RowReader, modalities: Any) -> list[View]:
+    views = []
+    for item in modalities if isinstance(modalities, list) else [modalities]:
+        if not isinstance(item, dict):
+            raise RowError(f"modalities holds a {type(item).__name__}; expected objects {{type: image, value: path}}")
+        if item.get("type", "image") != "image":
+            raise RowError(f"a modality of type '{item['type']}' is not supported; expected image")
+        value = scalar_text(item.get("value"), "modalities value")
+        if not value:
+            raise RowError("a modality has no value; expected the path of an image")
+        views.append(View(reader.path(value), scalar_text(item.get("name"), "modalities name")))
+    return views
+
+
+def _jsonl_text(source: JsonlSource, row: Mapping[str, Any], *, images: int) -> str | None:
+    column = source.columns.text
+    if column is None:
+        return None
+    if row.get(column) is None and "conversations" in row:
+        turns = row["conversations"]
+        if not isinstance(turns, list):
+            raise RowError(f"conversations is a {type(turns).__name__}; expected a list of turns")
+        text = "\n".join(map(_turn, turns))
+    else:
+        text = scalar_text(row.get(column), column)
+    token = source.attachment_token
+    count = text.count(token) if token else 0
+    if count and count != images:
+        raise RowError(f"the text has {count} attachment tokens, the row {images} images")
+    if count:
+        lines = (" ".join(line.replace(token, " ").split()) for line in text.split("\n"))
+        text = "\n".join(line for line in lines if line)
+    return text or None
+
+
+def _turn(turn: Any) -> str:
+    if not isinstance(turn, dict):
+        raise RowError(f"conversations holds a {type(turn).__name__}; expected objects {{role, content}}")
+    for key in ("content", "value"):
+        if key in turn:
+            return scalar_text(turn[key], "conversation content")
+    raise RowError("a conversation turn has neither content nor value")

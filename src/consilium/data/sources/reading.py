@@ -1,0 +1,63 @@
+"""From a configured source to its rows, each checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from consilium.core.errors import DataError
+from consilium.data.case import BadRow, Case, RowError, check_encodable, printable
+from consilium.data.sources.config import FolderSource, JsonlSource, Source, TableSource
+from consilium.data.sources.files import Inputs, list_inputs
+
+
+def read_source(source: Source, *, inputs: Inputs | None = None) -> Iterator[Case | BadRow]:
+    """The rows of a source, in a fixed order, each either usable or with the reason why not.
+
+    Only the rows are judged here; whether their images can be read is found out when they are prepared.
+    A missing or empty file or folder is a DataError, a column that does not exist and a group_pattern that cannot
+    be used are ConfigErrors.
+    """
+    inputs = inputs or list_inputs(source)
+    first_line: dict[str, int | None] = {}
+    count = 0
+    try:
+        for item in _rows(source, inputs):
+            count += 1
+            if isinstance(item, Case):
+                item = _checked(item, first_line)
+            if isinstance(item, BadRow):
+                item = item._replace(file=printable(item.file), reason=printable(item.reason))
+            yield item
+    except OSError as error:
+        raise DataError(f"source '{source.name}': {source.path} cannot be read: {error}.") from error
+    if not count:
+        raise DataError(f"source '{source.name}': {source.path} holds no rows.")
+
+
+def _checked(case: Case, first_line: dict[str, int | None]) -> Case | BadRow:
+    """The case, or what is wrong with it; ``first_line`` is where each id was first."""
+    try:
+        check_encodable(case)
+        # Files of a folder have ids of their own.
+        if case.line is not None and first_line.setdefault(case.id, case.line) != case.line:
+            raise RowError(f"the id '{case.id}' was given before, in line {first_line[case.id]}")
+    except RowError as error:
+        return BadRow(case.source, case.file, case.line, str(error))
+    return case
+
+
+def _rows(source: Source, inputs: Inputs) -> Iterator[Case | BadRow]:
+    match source:
+        case FolderSource():
+            from consilium.data.sources.folder import read_folder
+
+            return read_folder(source, inputs)
+        case JsonlSource():
+            from consilium.data.sources.jsonl import read_jsonl
+
+            return read_jsonl(source)
+        case TableSource():
+            from consilium.data.sources.tables import read_table
+
+            return read_table(source)
+    raise NotImplementedError(source.kind)

@@ -1,0 +1,151 @@
+"""From a row, as a mapping, to a case, by the configured columns."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from consilium.core.errors import ConfigError
+from consilium.core.places import absolute, exists, is_bucket, is_remote, join, parent
+from consilium.data.case import (
+    BadRow,
+    Case,
+    RowError,
+    View,
+    flag,
+    label_paths,
+    meta_text,
+    printable,
+    scalar_text,
+    split_name,
+)
+from consilium.data.sources.config import Columns, RowSource
+
+_OPTIONAL = ("text", "label", "split", "group", "id", "mask", "is_gt")
+
+
+class RowReader:
+    """Turns the rows of one file, as mappings, into cases by the configured columns."""
+
+    def __init__(self, source: RowSource, *, also_used: frozenset[str] = frozenset()) -> None:
+        self.source = source
+        self.columns = source.columns
+        self.file = absolute(source.path)
+        root = source.image_root
+        self.root = parent(self.file) if root is None else absolute(root)
+        image = self.columns.image
+        self.image_columns = [image] if isinstance(image, str) else list(image)
+        named = [getattr(self.columns, name) for name in _OPTIONAL]
+        self.used = also_used.union(self.image_columns, (name for name in named if name is not None))
+
+    def check_columns(self, present: Sequence[str]) -> None:
+        """Refuse a column that the config names and the file lacks, and a file of neither images nor texts.
+
+        A name that is the default counts as not named: a resolved config spells out every default.
+        """
+        default: Columns = type(self.source).model_fields["columns"].default
+        named = [(key, name) for key in _OPTIONAL if (name := getattr(self.columns, key)) != getattr(default, key)]
+        if self.columns.image != default.image:
+            named += [("image", name) for name in self.image_columns]
+        named += [("meta", name) for name in self.columns.meta or []]
+        for key, name in named:
+            if name is not None and name not in present:
+                raise ConfigError(
+                    f"source '{self.source.name}': columns.{key} is '{name}', {self._absent(name, present)}"
+                )
+        if self.columns.text not in present and not set(self.image_columns) & set(present):
+            raise ConfigError(
+                f"source '{self.source.name}': neither an image nor a text column was found; name one in columns.image "
+                f"or columns.text. The image column is '{self.image_columns[0]}', "
+                f"{self._absent(self.image_columns[0], present)}"
+            )
+
+    def _absent(self, name: str, present: Sequence[str]) -> str:
+        close = difflib.get_close_matches(name, present, n=1, cutoff=0.6)
+        hint = f"did you mean '{close[0]}'?" if close else f"its columns are: {', '.join(present)}."
+        return printable(f"which {self.file} does not have; {hint}")
+
+    def bad(self, line: int, reason: str) -> BadRow:
+        """A bad row of this file."""
+        return BadRow(self.source.name, self.file, line, reason)
+
+    def path(self, value: str) -> str:
+        """The absolute path of an image or mask as a row gives it."""
+        if is_remote(value) and not is_bucket(value):
+            raise RowError(f"'{value}' is an address; download the file and give its path")
+        if "\0" in value:
+            raise RowError("a path holds a zero byte")
+        return join(self.root, value)
+
+    def views(self, row: Mapping[str, Any]) -> list[View]:
+        """The images in the image columns; each of several columns names its view."""
+        several = len(self.image_columns) > 1
+        return [
+            view
+            for column in self.image_columns
+            for view in self._cell_views(row.get(column), name=column if several else "")
+        ]
+
+    def _cell_views(self, cell: Any, *, name: str) -> list[View]:
+        if isinstance(cell, (list, tuple)):
+            return [view for item in cell for view in self._cell_views(item, name=name)]
+        if isinstance(cell, (bytes, bytearray)):
+            return [View("", name, bytes(cell))]
+        if isinstance(cell, dict):
+            if cell.get("bytes") is not None:
+                return [View(cell.get("path") or "", name, cell["bytes"])]
+            cell = cell.get("path")
+        text = scalar_text(cell, "image")
+        return [View(self.path(text), name)] if text else []
+
+    def case(self, row: Mapping[str, Any], line: int, *, views: list[View], text: str | None) -> Case:
+        """The case of a row whose images and text are known already."""
+        columns, source = self.columns, self.source
+        if not views and not text:
+            raise RowError("the row has neither an image nor a text")
+        found = {key: row.get(column) if (column := getattr(columns, key)) is not None else None for key in _OPTIONAL}
+        identity = scalar_text(found["id"], "id")
+        wanted = columns.meta if columns.meta is not None else (key for key in row if key not in self.used)
+        return Case(
+            id=identity or f"{source.name}:{line}",
+            source=source.name,
+            group=scalar_text(found["group"], "group") or self._own_group(views, text, identity),
+            split=split_name(found["split"]) or source.split,
+            views=tuple(views),
+            text=text,
+            labels=label_paths(found["label"], separator=columns.label_separator, prefix=source.label_prefix),
+            mask=self._mask(found["mask"]),
+            is_gt=flag(found["is_gt"], "is_gt"),
+            file=self.file,
+            line=line,
+            meta={key: value for key in wanted if (value := meta_text(row.get(key)))},
+        )
+
+    def _own_group(self, views: list[View], text: str | None, identity: str) -> str:
+        """The group where none is given: rows of one image belong together. It never hangs on the row's line,
+        so that rows put in between move nothing."""
+        if views and views[0].image:
+            return f"{self.source.name}:{views[0].image.removeprefix(f'{self.root}/')}"
+        if identity:
+            return f"{self.source.name}:{identity}"
+        content = views[0].data if views else (text or "").encode(errors="surrogatepass")
+        return f"{self.source.name}:{hashlib.blake2b(content or b'', digest_size=8).hexdigest()}"
+
+    def _mask(self, cell: Any) -> str | None:
+        value = scalar_text(cell, "mask")
+        if not value:
+            return None
+        path = self.path(value)
+        if not exists(path):
+            raise RowError(f"the mask {path} does not exist")
+        return path
+
+    def table_case(self, row: Mapping[str, Any], line: int) -> Case | BadRow:
+        """The case of a csv or parquet row."""
+        try:
+            text = scalar_text(row.get(self.columns.text), "text") if self.columns.text is not None else ""
+            return self.case(row, line, views=self.views(row), text=text or None)
+        except RowError as error:
+            return self.bad(line, str(error))

@@ -1,0 +1,100 @@
+"""csv and parquet files, row by row; a bad row is reported and the rest goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from consilium.core.errors import DataError
+from consilium.core.places import open_binary
+from consilium.data.case import BadRow, Case
+from consilium.data.sources.config import TableSource
+from consilium.data.sources.rows import RowReader
+
+
+def read_csv(source: TableSource) -> Iterator[Case | BadRow]:
+    """The rows of a csv file (UTF-8, with or without byte order mark); ``line`` is where a row begins."""
+    reader = RowReader(source)
+    # Bytes that are not UTF-8 are kept as surrogates, so that only their row is bad.
+    with (
+        open_binary(reader.file) as raw,
+        io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream,
+    ):
+        rows = csv.reader(stream, delimiter=source.separator, strict=True)
+        header = _csv_header(rows, reader)
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise DataError(f"source '{source.name}': {reader.file} has the column '{twice[0]}' twice; rename one.")
+        reader.check_columns(header)
+        while True:
+            line = rows.line_num + 1
+            try:
+                cells = next(rows)
+                reason = _bad_cells(cells, header)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                cells, reason = [], f"not a valid csv row: {error}"
+            if reason:
+                more = f"; it runs to line {rows.line_num}, look for an open quote" if rows.line_num > line else ""
+                yield reader.bad(line, reason + more)
+            elif cells:
+                yield reader.table_case(dict(zip(header, cells, strict=True)), line)
+
+
+def _bad_cells(cells: Sequence[str], header: Sequence[str]) -> str:
+    """What is wrong with the cells of a row; '' for nothing, and for a blank line."""
+    if cells and len(cells) != len(header):
+        return f"the row has {len(cells)} cells, the header {len(header)}"
+    return "" if _is_clean(cells) else "the row is not UTF-8 text; save the file as UTF-8"
+
+
+def _csv_header(rows: Iterator[list[str]], reader: RowReader) -> list[str]:
+    try:
+        header = next(rows, [])
+    except csv.Error as error:
+        raise DataError(
+            f"source '{reader.source.name}': the first line of {reader.file} is no header: {error}"
+        ) from None
+    if not _is_clean(header):
+        raise DataError(f"source '{reader.source.name}': the header of {reader.file} is not UTF-8; save it as UTF-8.")
+    return header
+
+
+def _is_clean(cells: Sequence[str]) -> bool:
+    joined = "".join(cells)
+    if joined.isascii():
+        return True
+    try:
+        joined.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_parquet(source: TableSource) -> Iterator[Case | BadRow]:
+    """The rows of a parquet file; ``line`` counts rows from 1. Images may be paths, bytes or Hugging Face structs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    reader = RowReader(source)
+    line = 0
+    try:
+        with open_binary(reader.file) as stream, pq.ParquetFile(stream) as file:
+            types = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
+            reader.check_columns(list(types))
+            only_paths = all(pa.types.is_string(types[name]) for name in reader.image_columns if name in types)
+            # Cells that may hold whole images come in small batches.
+            for batch in file.iter_batches(batch_size=1024 if only_paths else 64):
+                for row in batch.to_pylist():
+                    line += 1
+                    yield reader.table_case(row, line)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        after = f" after row {line}" if line else ""
+        raise DataError(f"source '{source.name}': {reader.file} is no sound parquet file{after}: {error}") from error
+
+
+def read_table(source: TableSource) -> Iterator[Case | BadRow]:
+    """The rows of a csv or parquet table, told apart by ``kind`` or, in a mapping, by the end of the name."""
+    return read_parquet(source) if source.kind == "parquet" or source.path.endswith(".parquet") else read_csv(source)
