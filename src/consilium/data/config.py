@@ -71,6 +71,15 @@ class FilterConfig(Config):
         default=None, ge=1, description="Cases kept of val and of test each, spread over labels."
     )
 
+    @model_validator(mode="after")
+    def _most_is_not_below_least(self) -> FilterConfig:
+        most, least = self.max_samples_per_label, self.min_samples_per_label
+        if most is not None and least is not None and most < least:
+            raise ValueError(
+                f"max_samples_per_label is {most}, below min_samples_per_label: {least}; no label would stay"
+            )
+        return self
+
 
 class GuardConfig(Config):
     """What is looked for in data before it is trusted; see ``consilium.data.guards``."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
+from consilium.data.filters import Filtered
 from consilium.data.store import CaseTable
 
 SPLITS = ("train", "val", "test")
@@ -43,43 +44,28 @@ class LabelledCases:
 
 
 def labelled_cases(
-    table: CaseTable,
+    found: Filtered,
     *,
     multi_label: bool,
-    pseudo_labels: bool,
     labels: LabelTree | None = None,
-    limit: int | None = None,
+    limits: Mapping[str, int | None] | None = None,
 ) -> LabelledCases:
-    """Filter ``table`` for a classification task.
+    """The classes and targets of cases that were filtered.
 
-    Left out: the unlabelled split, cases without image or label (a multi-label case may have none),
-    pseudo-labels (``is_gt: false``) outside train, and inside it unless ``pseudo_labels``. ``labels`` None
-    takes those of train. ``limit`` keeps at most so many cases of each split, spread over the classes.
+    ``labels`` None takes those of train. ``limits`` has the most cases of each split to keep, spread over the
+    classes.
     """
-    notes: list[str] = []
-    splits = np.asarray(table.splits, dtype=object)
-    keep = np.isin(splits, SPLITS)
-    has_image = np.zeros(len(table), dtype=bool)
-    has_image[table.view_column("name")[0]] = True
-    has_label = np.array([bool(row) for row in table.labels], dtype=bool) | multi_label
-    trusted = table.is_gt | (pseudo_labels & (splits == "train"))
-    for why, allowed in (("no image", has_image), ("no label", has_label), ("a pseudo-label", trusted)):
-        left_out = int((keep & ~allowed).sum())
-        if left_out:
-            notes.append(f"{left_out} cases are left out: they have {why}.")
-        keep &= allowed
-    table = table.select(np.flatnonzero(keep))
+    table = found.table
     rows = {split: table.rows(split) for split in SPLITS}
     if labels is None:
         labels = _training_labels(table, rows, multi_label=multi_label)
     _check_labels(table, labels, multi_label=multi_label)
     targets = labels.multi_hot(table.labels) if multi_label else labels.indices(table.labels)
-    cases = LabelledCases(table, labels, targets, rows, notes)
-    if limit is not None:
-        classes = cases.balancing_class()
-        cases = LabelledCases(
-            table, labels, targets, {name: _spread(own, classes, limit) for name, own in rows.items()}, notes
-        )
+    cases = LabelledCases(table, labels, targets, rows, list(found.notes))
+    classes = cases.balancing_class()
+    for split, limit in (limits or {}).items():
+        if limit is not None and limit < len(rows[split]):
+            rows[split] = _spread(rows[split], classes, limit)
     return cases
 
 

@@ -1,11 +1,20 @@
-"""Which of the prepared cases are used: by label, source, text and number, in one documented order."""
+"""Which of the prepared cases are used: what a task can use at all, then the filters of the config, in one order."""
 
 from __future__ import annotations
 
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from consilium.core.errors import ConfigError
 from consilium.data.config import FilterConfig
+from consilium.data.splits import position
 from consilium.data.store import CaseTable
+
+JUDGED = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -15,9 +24,138 @@ class Filtered:
     table: CaseTable
     notes: list[str] = field(default_factory=list)
 
+    def keep(self, allowed: np.ndarray, why: str) -> Filtered:
+        """The cases where ``allowed`` [N] is true; a note says how many are left out, and ``why``."""
+        left_out = int((~allowed).sum())
+        if not left_out:
+            return self
+        return Filtered(self.table.select(np.flatnonzero(allowed)), [*self.notes, f"{left_out} cases {why}."])
 
-def filtered(table: CaseTable, *, config: FilterConfig, seed: int) -> Filtered:
-    """The cases of ``table`` that all filters keep."""
-    if config != FilterConfig():
-        raise NotImplementedError
-    return Filtered(table)
+
+def usable(table: CaseTable, *, multi_label: bool, pseudo_labels: bool) -> Filtered:
+    """The cases that a classification can use.
+
+    Left out: the unlabelled split, cases without image or label (a multi-label case may have none), pseudo-labels
+    (``is_gt: false``) outside train, and inside it unless ``pseudo_labels``.
+    """
+    splits = _splits(table)
+    found = Filtered(table.select(np.flatnonzero(np.isin(splits, JUDGED))))
+    has_image = np.zeros(len(found.table), dtype=bool)
+    has_image[found.table.view_column("name")[0]] = True
+    found = found.keep(has_image, "are left out: they have no image")
+    has_label = np.array([bool(row) for row in found.table.labels], dtype=bool) | multi_label
+    found = found.keep(has_label, "are left out: they have no label")
+    trusted = found.table.is_gt | (pseudo_labels & (_splits(found.table) == "train"))
+    return found.keep(trusted, "are left out: they have a pseudo-label")
+
+
+def filtered(found: Filtered, *, config: FilterConfig, seed: int) -> Filtered:
+    """The cases that every filter of the config keeps.
+
+    They act in the order of the keys of ``FilterConfig``, each on what those before it leave. ``labels``,
+    ``sources``, ``sub_sources`` and ``has_text`` act on every split. A case keeps those of its labels that are
+    wanted, and goes when it loses all; a case that never had one stays. ``fraction`` and
+    ``max_samples_per_label`` thin out train alone: within a label the cases are ordered by a hash of (seed, id) and
+    the first are kept, so that a smaller share is a part of a larger one, and new data moves little. A case of
+    several labels counts for its rarest. ``min_samples_per_label`` then counts train and takes rare labels out of
+    every split. A source, column, value or label that does not occur is a ConfigError.
+    """
+    if config.labels is not None:
+        found = _keep_labels(found, _wanted_labels(found.table, config.labels), "data.filters.labels")
+    if config.sources is not None:
+        allowed = _one_of(found.table.sources, config.sources, "sources", "source")
+        found = found.keep(allowed, "are left out by data.filters.sources")
+    for column, values in (config.sub_sources or {}).items():
+        allowed = _one_of(_column(found.table, column), values, f"sub_sources.{column}", column)
+        found = found.keep(allowed, f"are left out by data.filters.sub_sources.{column}")
+    if config.has_text is not None:
+        has_text = np.array([bool(text) for text in found.table.texts], dtype=bool)
+        found = found.keep(has_text == config.has_text, f"are left out by data.filters.has_text: {config.has_text}")
+    if config.fraction < 1:
+        found = _thin(found, lambda count: _share(count, config.fraction), seed=seed, name="fraction")
+    if (most := config.max_samples_per_label) is not None:
+        found = _thin(found, lambda count: min(count, most), seed=seed, name="max_samples_per_label")
+    if config.min_samples_per_label is not None:
+        counts = _training_counts(found.table)
+        common = {label for label, count in counts.items() if count >= config.min_samples_per_label}
+        found = _keep_labels(found, common, f"data.filters.min_samples_per_label: {config.min_samples_per_label}")
+    return found
+
+
+def _splits(table: CaseTable) -> np.ndarray:
+    return np.array(table.splits, dtype=object)
+
+
+def is_branch(label: str, branch: str) -> bool:
+    """Whether a label is ``branch`` or lies under it in the tree."""
+    return label == branch or label.startswith(f"{branch}.")
+
+
+def _wanted_labels(table: CaseTable, wanted: Sequence[str]) -> set[str]:
+    present = {label for labels in table.labels for label in labels}
+    kept: set[str] = set()
+    for branch in wanted:
+        of_branch = {label for label in present if is_branch(label, branch)}
+        if not of_branch:
+            raise _unknown("labels", "label", branch, present)
+        kept |= of_branch
+    return kept
+
+
+def _keep_labels(found: Filtered, kept: set[str], why: str) -> Filtered:
+    """Take all other labels off the cases; those that lose every one are left out."""
+    table = found.table
+    labels = [tuple(label for label in own if label in kept) for own in table.labels]
+    gone = Counter(label for own in table.labels for label in own if label not in kept)
+    if not gone:
+        return found
+    named = ", ".join(f"'{label}' ({count})" for label, count in sorted(gone.items())[:8])
+    more = f" and {len(gone) - 8} more" if len(gone) > 8 else ""
+    allowed = np.array([bool(now) or not before for now, before in zip(labels, table.labels, strict=True)], dtype=bool)
+    left = Filtered(table.with_labels(labels), [*found.notes, f"{why} leaves out the labels {named}{more}."])
+    return left.keep(allowed, f"are left out by {why}")
+
+
+def _column(table: CaseTable, name: str) -> list[str]:
+    columns = table.columns()
+    if name not in columns:
+        raise _unknown("sub_sources", "metadata column", name, columns)
+    return columns[name]
+
+
+def _one_of(values: Sequence[str], wanted: Sequence[str], key: str, what: str) -> np.ndarray:
+    present = set(values)
+    for value in wanted:
+        if value not in present:
+            raise _unknown(key, what, value, present)
+    return np.isin(np.array(values, dtype=object), list(wanted))
+
+
+def _unknown(key: str, what: str, value: str, present: Iterable[str]) -> ConfigError:
+    names = sorted(present)
+    close = difflib.get_close_matches(value, names, n=1, cutoff=0.6)
+    shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+    hint = f"did you mean '{close[0]}'?" if close else f"there are: {shown or 'none'}."
+    return ConfigError(f"data.filters.{key} names the {what} '{value}', which no case has; {hint}")
+
+
+def _training_counts(table: CaseTable) -> Counter[str]:
+    return Counter(label for row in table.rows("train").tolist() for label in table.labels[row])
+
+
+def _share(count: int, fraction: float) -> int:
+    return max(1, round(count * fraction))
+
+
+def _thin(found: Filtered, size: Callable[[int], int], *, seed: int, name: str) -> Filtered:
+    """Keep ``size(n)`` of the n training cases of every label."""
+    table = found.table
+    counts = _training_counts(table)
+    strata: dict[str, list[int]] = {}
+    for row in table.rows("train").tolist():
+        strata.setdefault(min(table.labels[row], key=lambda label: (counts[label], label), default=""), []).append(row)
+    allowed = np.ones(len(table), dtype=bool)
+    for rows in strata.values():
+        ordered = sorted(rows, key=lambda row: position(table.ids[row], seed=seed))
+        allowed[ordered[size(len(rows)) :]] = False
+    return found.keep(allowed, f"of train are left out by data.filters.{name}")

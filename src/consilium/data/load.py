@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter
-from consilium.data.config import DataConfig, ImageConfig
+from consilium.data.config import DataConfig, FilterConfig, ImageConfig
 from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
-from consilium.data.filters import filtered
+from consilium.data.filters import filtered, usable
 from consilium.data.folds import resplit
 from consilium.data.prepare import prepare
 from consilium.data.splits import find_leaks
@@ -45,11 +45,10 @@ def load_data(
         reporter.line(
             f"note: {len(prepared.bad_rows)} bad rows were left out; {store.path / 'quarantine.csv'} lists them."
         )
-    table = filtered(resplit(store.table, config=config.split), config=config.filters, seed=config.split.seed)
-    cases = labelled_cases(
-        table.table, multi_label=multi_label, pseudo_labels=config.pseudo_labels, labels=labels, limit=limit
-    )
-    cases.notes[:0] = table.notes
+    table = resplit(store.table, config=config.split)
+    found = usable(table, multi_label=multi_label, pseudo_labels=config.pseudo_labels)
+    found = filtered(found, config=config.filters, seed=config.split.seed)
+    cases = labelled_cases(found, multi_label=multi_label, labels=labels, limits=_limits(config.filters, limit))
     _check_leaks(store, cases, config=config)
     cases.notes.extend(rare_class_warnings(cases))
     if "train" in needs and not len(cases.rows["test"]):
@@ -67,9 +66,17 @@ def load_data(
     if image.statistics == "data":
         from consilium.data.pixel_statistics import pixel_statistics
 
-        found = pixel_statistics(store, progress=lambda done, total: reporter.progress("pixel statistics", done, total))
-        image = image.model_copy(update={"mean": found.mean, "std": found.std, "statistics": "given"})
+        pixels = pixel_statistics(
+            store, progress=lambda done, total: reporter.progress("pixel statistics", done, total)
+        )
+        image = image.model_copy(update={"mean": pixels.mean, "std": pixels.std, "statistics": "given"})
     return LoadedData(store, cases, image)
+
+
+def _limits(filters: FilterConfig, limit: int | None) -> dict[str, int | None]:
+    """The most cases of each split: of the filters, and of one run."""
+    most = {"train": filters.max_train_samples, "val": filters.max_eval_samples, "test": filters.max_eval_samples}
+    return {split: min((n for n in (own, limit) if n is not None), default=None) for split, own in most.items()}
 
 
 def _check_leaks(store: Store, cases: LabelledCases, *, config: DataConfig) -> None:

@@ -138,11 +138,11 @@ class CaseTable:
     A column becomes Python values when it is first asked for.
     """
 
-    def __init__(self, folder: Path, *, rows: np.ndarray | None = None, splits: list[str] | None = None) -> None:
-        self._folder, self._rows, self._splits = folder, rows, splits
+    def __init__(self, folder: Path, *, rows: np.ndarray | None = None) -> None:
+        self._folder, self._rows = folder, rows
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_folder": self._folder, "_rows": self._rows, "_splits": None}  # workers only read images
+        return {"_folder": self._folder, "_rows": self._rows}  # workers only read images
 
     def __len__(self) -> int:
         return self._arrow.num_rows if self._rows is None else len(self._rows)
@@ -184,7 +184,7 @@ class CaseTable:
     @cached_property
     def splits(self) -> list[str]:
         """The split of each case."""
-        return self._repeated("split") if self._splits is None else self._splits
+        return self._repeated("split")
 
     @cached_property
     def labels(self) -> list[tuple[str, ...]]:
@@ -278,15 +278,25 @@ class CaseTable:
     def select(self, rows: np.ndarray) -> CaseTable:
         """The cases at these rows, in this order."""
         rows = np.asarray(rows, dtype=np.int64)
-        splits = None if self._splits is None else [self._splits[row] for row in rows.tolist()]
-        table = CaseTable(self._folder, rows=rows if self._rows is None else self._rows[rows], splits=splits)
-        table.__dict__["_arrow"] = self._arrow
-        return table
+        given = {name: [self.__dict__[name][row] for row in rows.tolist()] for name in self._given()}
+        return self._with(rows if self._rows is None else self._rows[rows], given)
 
     def with_splits(self, splits: Sequence[str]) -> CaseTable:
         """The same cases in other splits, one for each."""
-        table = CaseTable(self._folder, rows=self._rows, splits=list(splits))
-        table.__dict__["_arrow"] = self._arrow
+        return self._with(self._rows, {**self._given(), "splits": list(splits)})
+
+    def with_labels(self, labels: Sequence[tuple[str, ...]]) -> CaseTable:
+        """The same cases with other labels, a tuple for each."""
+        return self._with(self._rows, {**self._given(), "labels": list(labels)})
+
+    def _given(self) -> dict[str, list[Any]]:
+        """The columns that are not those of the files any more."""
+        return {name: self.__dict__[name] for name in self.__dict__.get("_replaced", ())}
+
+    def _with(self, rows: np.ndarray | None, given: dict[str, list[Any]]) -> CaseTable:
+        table = CaseTable(self._folder, rows=rows)
+        # A cached property is an attribute once it is known.
+        table.__dict__.update({"_arrow": self._arrow, "_replaced": tuple(given), **given})
         return table
 
     def rows(self, split: str) -> np.ndarray:
