@@ -21,7 +21,7 @@ _BOUNDS = {
     "exclusiveMinimum": lambda value, bound: value > bound,
     "exclusiveMaximum": lambda value, bound: value < bound,
 }
-_LENGTHS = {"minLength": str, "minItems": list, "maxLength": str, "maxItems": list}
+_LENGTHS = {"minLength": str, "minItems": list, "maxLength": str, "maxItems": list, "minProperties": dict}
 
 
 def problems(value: Any, schema: dict[str, Any], *, root: dict[str, Any] | None = None, place: str = "$") -> list[str]:
