@@ -275,6 +275,11 @@ class CaseTable:
             sizes_N2[first_rows, axis] = np.array(values, dtype=np.int64)[first]
         return sizes_N2
 
+    @cached_property
+    def store_rows(self) -> np.ndarray:
+        """Where in the whole store each case is, int64 [N]."""
+        return np.arange(len(self)) if self._rows is None else self._rows
+
     def select(self, rows: np.ndarray) -> CaseTable:
         """The cases at these rows, in this order."""
         rows = np.asarray(rows, dtype=np.int64)

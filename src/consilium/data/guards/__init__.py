@@ -1,0 +1,1 @@
+"""What is looked for in data before a figure that comes of it is trusted."""

@@ -1,0 +1,212 @@
+"""One pass over all images of a store: a perceptual hash and a few plain statistics of each.
+
+Axes in names: V views (images) of the store, F statistics, H height, W width, C channel.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from consilium.core.errors import ImageError
+from consilium.core.files import atomic_file
+from consilium.data.config import ImageConfig
+from consilium.data.images import load_view, read_bytes
+from consilium.data.store import CaseTable, Store
+
+FILE = "digests.npz"
+VERSION = 1
+SIDE = 64  # each image is looked at as SIDE x SIDE pixels
+BATCH = 256
+SIDES = ("top", "bottom", "left", "right")
+STATISTICS = (
+    "width", "height",
+    *(f"{side} {what}" for what in ("border level", "border deviation", "margin") for side in SIDES),
+    "black border",
+    *(f"{channel} {what}" for what in ("mean", "deviation") for channel in ("red", "green", "blue")),
+    "saturation mean", "saturation deviation",
+    *(f"grey level {32 * part} to {32 * part + 31}" for part in range(8)),
+)  # fmt: skip
+BLACK = 12  # levels of 255; JPEG leaves a black border so bright
+MARGIN_RANGE = 10  # levels of 255 within which a line counts as empty margin
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What one look at every image of a table found.
+
+    ``rows`` int64 [V]: the row of each image's case; ``hashes`` uint64 [V]; ``statistics`` float32 [V, F], named by
+    ``names``; ``readable`` bool [V]: False where an image could not be decoded (its hash is 0, its statistics are
+    NaN), which ``problems`` tells in words. ``max_pixels`` is the store's limit.
+    """
+
+    rows: np.ndarray
+    hashes: np.ndarray
+    statistics: np.ndarray
+    readable: np.ndarray
+    names: tuple[str, ...]
+    problems: list[str]
+    max_pixels: int
+
+    def of(self, table: CaseTable) -> Digests:
+        """Of the digests of a whole store, those of a table selected from it, in the order of its ``view_column``."""
+        first = np.searchsorted(self.rows, table.store_rows, side="left")
+        counts = np.searchsorted(self.rows, table.store_rows, side="right") - first
+        rows = np.repeat(np.arange(len(counts)), counts)
+        taken = np.arange(len(rows)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+        return Digests(
+            rows, self.hashes[taken], self.statistics[taken], self.readable[taken], self.names, self.problems,
+            self.max_pixels,
+        )  # fmt: skip
+
+
+def image_digests(store: Store, *, progress: Progress | None = None) -> Digests:
+    """The digests of all images of a store, kept in its folder as ``digests.npz`` and read back from there.
+
+    The hash is the DCT hash of 64 bits: of the grey image at 32 x 32 pixels the 8 x 8 lowest frequencies of the
+    discrete cosine transform without the mean, each a bit, set above their median (Zauner, "Implementation and
+    benchmarking of perceptual image hash functions", 2010). Recompressing, resizing or brightening an image changes
+    few bits; unlike images differ in about 32. Mirroring or turning it changes all.
+
+    The statistics, ``STATISTICS``, in order: width and height in pixels, of the file; of the image at 64 x 64 pixels,
+    as shares of 1: the level and deviation of each outermost line, the empty margin on each side, the share of the
+    outermost lines that is black, mean and deviation of every channel and of the saturation, and a histogram of grey.
+
+    ``progress`` is called with (images done, all). An image whose data is damaged is noted in ``problems``. A store
+    in a folder that cannot be written is looked through each time.
+    """
+    key = f"{VERSION} {store.manifest.fingerprint} {store.manifest.created}"
+    found = _read(store.path / FILE, key, store.manifest.max_pixels)
+    if found is None:
+        found = _look(store, progress)
+        _write(store.path / FILE, key, found)
+    return found
+
+
+def _read(path: Path, key: str, max_pixels: int) -> Digests | None:
+    """The saved digests; None where there are none, or others, or a damaged file."""
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            if saved["key"].item() != key:
+                return None
+            problems = saved["problems"].tolist()
+            arrays = [saved[name] for name in ("rows", "hashes", "statistics", "readable")]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    rows, hashes, statistics_VF, readable = arrays
+    return Digests(rows, hashes, statistics_VF, readable, STATISTICS, problems, max_pixels)
+
+
+def _write(path: Path, key: str, digests: Digests) -> None:
+    try:
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(
+                file, key=np.array(key), rows=digests.rows, hashes=digests.hashes, statistics=digests.statistics,
+                readable=digests.readable, problems=np.array(digests.problems, dtype=np.str_),
+            )  # fmt: skip
+    except OSError:
+        return  # a store that is only read, or a full disk: the digests are at hand, only not for the next time
+
+
+def _look(store: Store, progress: Progress | None) -> Digests:
+    table, max_pixels = store.table, store.manifest.max_pixels
+    rows, names = table.view_column("name")
+    hashes = np.zeros(len(rows), dtype=np.uint64)
+    statistics_VF = np.full((len(rows), len(STATISTICS)), np.nan, dtype=np.float32)
+    readable = np.zeros(len(rows), dtype=bool)
+    problems: list[str] = []
+    image = ImageConfig(size=(SIDE, SIDE), max_pixels=max_pixels)
+
+    def small(item: tuple[str | bytes, str]) -> np.ndarray | str:
+        try:
+            return load_view(read_bytes(item[0]), name=item[1], image=image, box=None)
+        except ImageError as error:
+            return str(error)
+
+    views = _views(table)
+    start = 0
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        while batch := list(islice(views, BATCH)):
+            found = list(pool.map(small, batch))
+            seen = [number for number, pixels in enumerate(found, start) if not isinstance(pixels, str)]
+            problems += [pixels for pixels in found if isinstance(pixels, str)]
+            if seen:
+                pixels_BHWC = np.stack([pixels for pixels in found if not isinstance(pixels, str)])
+                hashes[seen] = _hashes(pixels_BHWC)
+                statistics_VF[seen, 2:] = _statistics(pixels_BHWC)
+                readable[seen] = True
+            start += len(batch)
+            if progress is not None:
+                progress(start, len(names))
+    statistics_VF[:, 0], statistics_VF[:, 1] = table.view_column("width")[1], table.view_column("height")[1]
+    return Digests(rows, hashes, statistics_VF, readable, STATISTICS, problems, max_pixels)
+
+
+def _views(table: CaseTable) -> Iterator[tuple[str | bytes, str]]:
+    """Every image of a table and what to call it, in order."""
+    for row in range(len(table)):
+        named = [name or f"the embedded image of case {table.ids[row]}" for name in table.image_names(row)]
+        yield from zip(table.images(row), named, strict=True)
+
+
+def _hashes(pixels_BHWC: np.ndarray) -> np.ndarray:
+    """The DCT hash, uint64 [B], of images of SIDE x SIDE pixels."""
+    grey_BHW = _halved(pixels_BHWC.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32))
+    basis_KH = _cosines(grey_BHW.shape[1])
+    frequencies_BKK = basis_KH @ grey_BHW @ basis_KH.T
+    coefficients_BK = frequencies_BKK.reshape(len(pixels_BHWC), 64)
+    # The mean says nothing of the content, so its bit is always 0 and it has no part in the median.
+    bits_BK = coefficients_BK > np.median(coefficients_BK[:, 1:], axis=1, keepdims=True)
+    bits_BK[:, 0] = False
+    hashes: np.ndarray = np.packbits(bits_BK, axis=1).view(">u8")[:, 0].astype(np.uint64)
+    return hashes
+
+
+def _halved(grey_BHW: np.ndarray) -> np.ndarray:
+    """Each 2 x 2 pixels as one."""
+    batch, height, width = grey_BHW.shape
+    halved: np.ndarray = grey_BHW.reshape(batch, height // 2, 2, width // 2, 2).mean((2, 4))
+    return halved
+
+
+@cache
+def _cosines(length: int) -> np.ndarray:
+    """The 8 lowest vectors of the discrete cosine transform (type 2, orthonormal), float32 [8, length]."""
+    order, place = np.arange(8)[:, None], np.arange(length)
+    basis = np.cos(np.pi * order * (place + 0.5) / length) * np.sqrt(2 / length)
+    basis[0] /= np.sqrt(2)
+    return basis.astype(np.float32)
+
+
+def _statistics(pixels_BHWC: np.ndarray) -> np.ndarray:
+    """All of ``STATISTICS`` but width and height, float32 [B, F - 2]."""
+    colours_BHWC = pixels_BHWC.astype(np.float32) / 255
+    grey_BHW = colours_BHWC.mean(3)
+    sides = (grey_BHW, grey_BHW[:, ::-1], grey_BHW.swapaxes(1, 2), grey_BHW[:, :, ::-1].swapaxes(1, 2))  # lines from it
+    edges_B4L = np.stack([side_BLX[:, 0] for side_BLX in sides], axis=1)
+    margins = [np.cumprod(np.ptp(side_BLX, axis=2) <= MARGIN_RANGE / 255, axis=1).mean(1) for side_BLX in sides]
+    brightest_BHW, darkest_BHW = colours_BHWC.max(3), colours_BHWC.min(3)
+    saturation_BHW = (brightest_BHW - darkest_BHW) / np.maximum(brightest_BHW, 1 / 255)
+    parts_BHW = np.minimum((grey_BHW * 8).astype(np.int64), 7)
+    columns = [
+        *edges_B4L.mean(2).T,
+        *edges_B4L.std(2).T,
+        *margins,
+        (edges_B4L <= BLACK / 255).mean((1, 2)),
+        *colours_BHWC.mean((1, 2)).T,
+        *colours_BHWC.std((1, 2)).T,
+        saturation_BHW.mean((1, 2)),
+        saturation_BHW.std((1, 2)),
+        *((parts_BHW == part).mean((1, 2)) for part in range(8)),
+    ]
+    statistics: np.ndarray = np.stack(columns, axis=1).astype(np.float32)
+    return statistics
