@@ -12,6 +12,7 @@ from consilium.data.sources.config import Source
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 Statistic = tuple[float, float, float]
+LeaveOut = Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
 
 
 class SplitConfig(Config):
@@ -28,12 +29,17 @@ class SplitConfig(Config):
         default=None, ge=2, description="Divide all groups into so many folds, whatever split they name; see fold."
     )
     fold: int | None = Field(default=None, ge=0, description="The fold that tests, from 0; val is taken from the rest.")
-    leave_out: dict[str, list[str]] | None = Field(
+    leave_out: LeaveOut | list[LeaveOut] | None = Field(
         default=None,
         min_length=1,
         description="Test on the cases that have one of these values in every column named (source, label or "
-        "metadata), and train on the others, whatever split they name.",
+        "metadata; of a list of such sections, in any), and train on the others, whatever split they name.",
     )
+
+    @property
+    def cells(self) -> list[LeaveOut]:
+        """What is left out, as a list."""
+        return [self.leave_out] if isinstance(self.leave_out, dict) else self.leave_out or []
 
     @model_validator(mode="after")
     def _leaves_train(self) -> SplitConfig:

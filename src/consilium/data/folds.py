@@ -1,13 +1,216 @@
-"""Splits for cross-validation: folds of whole groups, and sources or other values left out."""
+"""Splits for cross-validation: folds of whole groups, and sources or other values left out.
+
+Axes in names: N case, U unit (cases that must stay together), C class, P part.
+"""
 
 from __future__ import annotations
 
-from consilium.data.config import SplitConfig
+import difflib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from consilium.core.errors import ConfigError, DataError
+from consilium.data.config import LeaveOut, SplitConfig
+from consilium.data.filters import Filtered, is_branch
+from consilium.data.splits import position
 from consilium.data.store import CaseTable
 
+PASSES = 3  # over all units, each time taking one out and putting it where it fits best now
 
-def resplit(table: CaseTable, *, config: SplitConfig) -> CaseTable:
-    """The cases in the splits of the fold, or of what is left out, that the config names; else as they were."""
-    if config.folds is None and config.leave_out is None:
-        return table
-    raise NotImplementedError
+
+def resplit(table: CaseTable, *, config: SplitConfig) -> Filtered:
+    """The cases in the splits of the fold, or of what is left out, that the config names; else as they were.
+
+    Cases that share a group, or a file by its sha256, are one unit, also by way of others, and no unit is divided.
+    The split ``unlabelled`` stays. Pseudo-labels (``is_gt: false``) count for nothing: beside tested cases of their
+    unit they go to test, where they are left out later; alone they train.
+
+    ``folds``: the units are divided into folds that are even in every class, and fold number ``fold`` is tested.
+    ``leave_out``: what matches is tested; the rest keeps its val cases and trains on the others. A case of the rest
+    that shares a unit with a tested one is left out, with a note. Where no val is left, and always with ``folds``,
+    the share ``val`` of the units that are not tested is taken for it, even in every class.
+    """
+    if config.leave_out is not None:
+        return _leave_out(table, config=config)
+    if config.folds is None:
+        return Filtered(table)
+    units = units_of(table)
+    fold_of = _divide(table, units, np.flatnonzero(_trusted(table)), [1 / config.folds] * config.folds, config.seed)
+    if len(fold_of) < config.folds:
+        raise DataError(
+            f"data.split.folds is {config.folds}, but there are only {len(fold_of)} groups of cases (a group, and all "
+            "that shares a file with it, stays together). Ask for fewer folds, or look at the group column."
+        )
+    tested = np.array([fold_of.get(unit) == config.fold for unit in units], dtype=bool)
+    return Filtered(table.with_splits(_splits(table, units, tested, np.zeros(len(table), dtype=bool), config=config)))
+
+
+def _leave_out(table: CaseTable, *, config: SplitConfig) -> Filtered:
+    judged = _judged(table)
+    tested = np.zeros(len(table), dtype=bool)
+    for cell in config.cells:
+        tested |= _matching(table, cell, judged=judged)
+    if not (judged & ~tested).any():
+        raise DataError("data.split.leave_out matches every case, so none is left to train on; name fewer values.")
+    units = units_of(table)
+    tested_units = {units[row] for row in np.flatnonzero(tested).tolist()}
+    kept = np.array([unit not in tested_units for unit in units], dtype=bool) | tested | ~judged
+    val = np.array([split == "val" for split in table.splits], dtype=bool) & kept & ~tested
+    splits = _splits(table, units, tested, val, config=config)
+    what = "of the rest are left out: they share a group or a file with cases that data.split.leave_out tests"
+    return Filtered(table.with_splits(splits)).keep(kept, what + _such_as(table, ~kept))
+
+
+def seen_in_training(found: Filtered) -> Filtered:
+    """Without the cases of val and test that have a label which training never shows: no answer could be right."""
+    table = found.table
+    shown = {label for row in table.rows("train").tolist() for label in table.labels[row]}
+    allowed = np.array([shown.issuperset(labels) for labels in table.labels], dtype=bool)
+    unseen = sorted({label for row in np.flatnonzero(~allowed).tolist() for label in table.labels[row]} - shown)
+    return found.keep(allowed, f"of val and test are left out: training never sees their labels ({_some(unseen)})")
+
+
+def units_of(table: CaseTable) -> list[str]:
+    """The unit of each case: the first, by name, of all groups that share cases or files, also by way of others."""
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(key: tuple[str, str]) -> tuple[str, str]:
+        while (above := parent.setdefault(key, key)) != key:
+            parent[key] = key = parent[above]
+        return key
+
+    judged = _judged(table)
+    for row, digest in table.file_hashes():
+        if judged[row]:
+            parent[root(("file", digest))] = root(("group", table.groups[row]))
+    roots = {group: root(("group", group)) for group in table.groups}
+    names: dict[tuple[str, str], str] = {}
+    for group in sorted(roots):
+        names.setdefault(roots[group], group)
+    return [names[roots[group]] for group in table.groups]
+
+
+def _judged(table: CaseTable) -> np.ndarray:
+    return np.array(table.splits, dtype=object) != "unlabelled"
+
+
+def _trusted(table: CaseTable) -> np.ndarray:
+    return _judged(table) & table.is_gt
+
+
+def _splits(
+    table: CaseTable, units: Sequence[str], tested: np.ndarray, val: np.ndarray, *, config: SplitConfig
+) -> list[str]:
+    """The split of each case; where none is ``val`` yet, a share of the units without a tested case is."""
+    if config.val > 0 and not (val & _trusted(table)).any():
+        tested_units = {units[row] for row in np.flatnonzero(tested).tolist()}
+        rest = np.array([unit not in tested_units for unit in units], dtype=bool) & _trusted(table)
+        part_of = _divide(table, units, np.flatnonzero(rest), [1 - config.val, config.val], config.seed)
+        val = np.array([part_of.get(unit) == 1 for unit in units], dtype=bool)
+    new = np.where(tested, "test", np.where(val, "val", "train"))
+    return np.where(_judged(table), new, "unlabelled").tolist()  # type: ignore[no-any-return]
+
+
+def _divide(
+    table: CaseTable, units: Sequence[str], rows: np.ndarray, shares: Sequence[float], seed: int
+) -> dict[str, int]:
+    """The part that each unit of these rows falls into; every part gets its share of every class."""
+    names = sorted({units[row] for row in rows.tolist()})
+    labels = [table.labels[row] or ("",) for row in rows.tolist()]
+    classes = {label: c for c, label in enumerate(sorted({label for own in labels for label in own}))}
+    number = {name: u for u, name in enumerate(names)}
+    counts_UC = np.zeros((len(names), len(classes)), dtype=np.int64)
+    for row, own in zip(rows.tolist(), labels, strict=True):
+        for label in own:
+            counts_UC[number[units[row]], classes[label]] += 1
+    place_U = [position(name, seed=seed) for name in names]
+    return dict(zip(names, divide(counts_UC, shares=shares, place_U=place_U).tolist(), strict=True))
+
+
+def divide(counts_UC: np.ndarray, *, shares: Sequence[float], place_U: Sequence[float]) -> np.ndarray:
+    """Divide units into parts of given shares, so that each part has its share of every class: part numbers [U].
+
+    ``counts_UC`` are each unit's cases of every class, ``shares`` sum to 1, ``place_U`` orders units that are alike.
+    With n_pc the cases of class c in part p and N_c those in all, what is made small is the sum over p and c of
+    (n_pc / N_c)^2 / share_p, smallest at exact shares. Units go one by one, the largest in their classes first, to
+    where they raise it least; then each is taken out and placed again, while that helps.
+    """
+    weight_UC = counts_UC / np.maximum(counts_UC.sum(axis=0), 1) ** 2
+    size_U = np.round((counts_UC * weight_UC).sum(axis=1), 12)
+    order = sorted(range(len(counts_UC)), key=lambda u: (-size_U[u], place_U[u]))
+    columns = [np.flatnonzero(counts_C) for counts_C in counts_UC]
+    share_P = np.asarray(shares)
+    filled_PC = np.zeros((len(shares), counts_UC.shape[1]), dtype=np.int64)
+    cases_P = np.zeros(len(shares), dtype=np.int64)
+    part_U = np.full(len(counts_UC), -1)
+    for _ in range(PASSES):
+        before_U = part_U.copy()
+        for u in order:
+            own_C, old = counts_UC[u, columns[u]], part_U[u]
+            cases = own_C.sum()
+            if old >= 0:
+                filled_PC[old, columns[u]] -= own_C
+                cases_P[old] -= cases
+            rise_P = ((2 * filled_PC[:, columns[u]] + own_C) * weight_UC[u, columns[u]]).sum(axis=1) / share_P
+            part_U[u] = new = np.lexsort((cases_P / share_P, np.round(rise_P, 12)))[0]
+            filled_PC[new, columns[u]] += own_C
+            cases_P[new] += cases
+        if (part_U == before_U).all():
+            break
+    return part_U
+
+
+def columns_of(table: CaseTable) -> dict[str, list[tuple[str, ...]]]:
+    """The values of each case by column: ``source``, ``label``, and every metadata key; () where it has none."""
+    metadata = {f"meta.{name}" if name == "label" else name: column for name, column in table.columns().items()}
+    return {
+        **{name: [(value,) if value else () for value in column] for name, column in metadata.items()},
+        "label": table.labels,
+    }
+
+
+def _matching(table: CaseTable, cell: LeaveOut, *, judged: np.ndarray) -> np.ndarray:
+    """The judged cases that have one of the values in every column of the cell."""
+    columns = columns_of(table)
+    matches = judged.copy()
+    for column, wanted in cell.items():
+        if column not in columns:
+            raise ConfigError(f"data.split.leave_out names the column '{column}'; {_known(column, columns)}")
+        for value in wanted:
+            if not any(_is(column, own, value) for values in columns[column] for own in values):
+                names = {own for values in columns[column] for own in values}
+                raise ConfigError(
+                    f"data.split.leave_out names the {column} '{value}', which no case has; {_known(value, names)}"
+                )
+        matches &= np.array(
+            [any(_is(column, own, value) for own in values for value in wanted) for values in columns[column]],
+            dtype=bool,
+        )
+    if not (matches & table.is_gt).any():
+        told = " and ".join(f"the {column} {' or '.join(values)}" for column, values in cell.items())
+        raise DataError(
+            f"data.split.leave_out: no case with a true label has {told}, so there is nothing to test; `consilium "
+            "data inspect` shows what is where."
+        )
+    return matches
+
+
+def _is(column: str, own: str, value: str) -> bool:
+    """Whether a value is the one that is wanted; a label is, too, where it lies under it in the tree."""
+    return is_branch(own, value) if column == "label" else own == value
+
+
+def _known(name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"there are: {_some(names, at_most=20)}."
+
+
+def _such_as(table: CaseTable, rows_N: np.ndarray) -> str:
+    found = [table.ids[row] for row in np.flatnonzero(rows_N).tolist()]
+    return f" (cases {_some(found, at_most=3)})"
+
+
+def _some(names: Sequence[str], *, at_most: int = 8) -> str:
+    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")

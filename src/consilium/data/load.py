@@ -10,11 +10,11 @@ from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter
 from consilium.data.config import DataConfig, FilterConfig, ImageConfig
 from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
-from consilium.data.filters import filtered, usable
-from consilium.data.folds import resplit
+from consilium.data.filters import Filtered, filtered, usable
+from consilium.data.folds import resplit, seen_in_training
 from consilium.data.prepare import prepare
 from consilium.data.splits import find_leaks
-from consilium.data.store import Store
+from consilium.data.store import CaseTable, Store
 
 SHOWN_LEAKS = 10
 
@@ -45,10 +45,7 @@ def load_data(
         reporter.line(
             f"note: {len(prepared.bad_rows)} bad rows were left out; {store.path / 'quarantine.csv'} lists them."
         )
-    table = resplit(store.table, config=config.split)
-    found = usable(table, multi_label=multi_label, pseudo_labels=config.pseudo_labels)
-    found = filtered(found, config=config.filters, seed=config.split.seed)
-    cases = labelled_cases(found, multi_label=multi_label, labels=labels, limits=_limits(config.filters, limit))
+    cases = take_cases(store.table, config=config, multi_label=multi_label, labels=labels, limit=limit)
     _check_leaks(store, cases, config=config)
     cases.notes.extend(rare_class_warnings(cases))
     if "train" in needs and not len(cases.rows["test"]):
@@ -71,6 +68,24 @@ def load_data(
         )
         image = image.model_copy(update={"mean": pixels.mean, "std": pixels.std, "statistics": "given"})
     return LoadedData(store, cases, image)
+
+
+def take_cases(
+    table: CaseTable,
+    *,
+    config: DataConfig,
+    multi_label: bool,
+    labels: LabelTree | None = None,
+    limit: int | None = None,
+) -> LabelledCases:
+    """The cases of a store that a classification uses, in the splits that the config asks for."""
+    again = resplit(table, config=config.split)
+    found = usable(again.table, multi_label=multi_label, pseudo_labels=config.pseudo_labels)
+    found = filtered(found, config=config.filters, seed=config.split.seed)
+    if config.split.folds is not None or config.split.cells:
+        found = seen_in_training(found)
+    found = Filtered(found.table, [*again.notes, *found.notes])
+    return labelled_cases(found, multi_label=multi_label, labels=labels, limits=_limits(config.filters, limit))
 
 
 def _limits(filters: FilterConfig, limit: int | None) -> dict[str, int | None]:
