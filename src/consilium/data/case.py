@@ -15,8 +15,8 @@ _SPELLINGS = {
     **dict.fromkeys(("unlabelled", "unlabeled", "unl"), "unlabelled"),
 }
 _FLAGS = {
-    **dict.fromkeys(("true", "1", "yes", "y", "t"), True),
-    **dict.fromkeys(("false", "0", "no", "n", "f"), False),
+    **dict.fromkeys(("true", "1", "1.0", "yes", "y", "t"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "n", "f"), False),
 }
 
 

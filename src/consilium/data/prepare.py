@@ -88,7 +88,7 @@ def _relevant(config: DataConfig) -> dict[str, Any]:
     sources = []
     for source in config.sources:
         tree = source.model_dump(mode="json", exclude={"weight"})
-        paths = {key: absolute(tree[key]) for key in ("path", "image_root") if tree.get(key)}
+        paths = {key: absolute(tree[key]) for key in ("path", "image_root", "texts") if tree.get(key)}
         sources.append({**tree, **paths})
     return {
         "sources": sources,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -53,6 +53,8 @@ class Columns(Config):
 class RowSource(SourceBase):
     """A file of rows whose columns have names."""
 
+    required: ClassVar[tuple[str, ...]] = ()  # the keys of ``columns`` that a ready-made mapping cannot do without
+    kind: str
     columns: Columns = Columns()
     image_root: str | None = Field(default=None, description="Folder of relative image paths; null: the file's own.")
 
@@ -64,18 +66,38 @@ class TableSource(RowSource):
     separator: str = Field(default=",", min_length=1, max_length=1, description="csv only.")
 
 
+class ModalityClassifierColumns(Columns):
+    """Which column of the table of image modality classifiers holds what; a key that is given changes it alone."""
+
+    image: str | list[str] = Field(default="img_path", description="Path of the image.")
+    split: str | None = Field(default="split_set", description="TRAIN, VAL, TEST or UNL (unlabelled).")
+
+
 class ModalityClassifierSource(TableSource):
     """The table of image modality classifiers (csv or parquet): ``img_path, split_set, label, is_gt``."""
 
+    required: ClassVar[tuple[str, ...]] = ("image", "split", "label")
     kind: Literal["modality_classifier"]  # type: ignore[assignment]
-    columns: Columns = Columns(image="img_path", split="split_set")
+    columns: ModalityClassifierColumns = ModalityClassifierColumns()
+
+
+class HarmonisedColumns(Columns):
+    """Which column of the harmonised table holds what; a key that is given changes it alone."""
+
+    image: str | list[str] = Field(default="filename", description="Path of the image.")
+    text: str | None = Field(default="text_desc", description="Description of the image.")
+    id: str | None = Field(default="image_id", description="Id, unique in the table.")
 
 
 class HarmonisedSource(TableSource):
-    """The harmonised table (csv or parquet): ``image_id, dataset, filename, orig_filename, label, text_desc``."""
+    """The harmonised table (csv or parquet): ``image_id, dataset, filename, orig_filename, label, text_desc``.
 
+    ``dataset`` and ``orig_filename`` are metadata. Rows of one file are a group, unless ``columns.group`` names one.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("id", "image", "label", "text")
     kind: Literal["harmonised"]  # type: ignore[assignment]
-    columns: Columns = Columns(image="filename", text="text_desc", id="image_id")
+    columns: HarmonisedColumns = HarmonisedColumns()
 
 
 class JsonlSource(RowSource):
@@ -123,6 +145,7 @@ class RetClipTsvSource(SourceBase):
     """TSV ``id<TAB>left base64<TAB>right base64`` (or one image), and JSONL ``{text_id, text, image_ids}``."""
 
     kind: Literal["ret_clip_tsv"]
+    path: str = Field(description="The TSV of the images, here or in a bucket.")
     texts: str | None = Field(default=None, description="The JSONL of the texts; null: images without text.")
 
 

@@ -31,7 +31,7 @@ def read_jsonl(source: JsonlSource) -> Iterator[Case | BadRow]:
             if not raw.strip():
                 continue
             try:
-                row = _json_object(raw)
+                row = json_object(raw)
                 present.update(dict.fromkeys(row))
                 views = _modalities(reader, row["modalities"]) if "modalities" in row else reader.views(row)
                 yield reader.case(row, line, views=views, text=_jsonl_text(source, row, images=len(views)))
@@ -44,7 +44,8 @@ def read_jsonl(source: JsonlSource) -> Iterator[Case | BadRow]:
         reader.check_columns([*present, *stands_for, *text])
 
 
-def _json_object(raw: bytes) -> dict[str, Any]:
+def json_object(raw: bytes) -> dict[str, Any]:
+    """The object on a line."""
     try:
         row = json.loads(raw)
     except json.JSONDecodeError as error:  # its own line number counts from this row

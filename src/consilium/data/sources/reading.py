@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from consilium.core.errors import DataError
 from consilium.data.case import BadRow, Case, RowError, check_encodable, printable
-from consilium.data.sources.config import FolderSource, JsonlSource, Source, TableSource
+from consilium.data.sources.config import FolderSource, JsonlSource, RetClipTsvSource, Source, TableSource
 from consilium.data.sources.files import Inputs, list_inputs
 
 
@@ -60,4 +60,8 @@ def _rows(source: Source, inputs: Inputs) -> Iterator[Case | BadRow]:
             from consilium.data.sources.tables import read_table
 
             return read_table(source)
+        case RetClipTsvSource():
+            from consilium.data.sources.ret_clip_tsv import read_ret_clip_tsv
+
+            return read_ret_clip_tsv(source)
     raise NotImplementedError(source.kind)

@@ -43,9 +43,11 @@ class RowReader:
     def check_columns(self, present: Sequence[str]) -> None:
         """Refuse a column that the config names and the file lacks, and a file of neither images nor texts.
 
-        A name that is the default counts as not named: a resolved config spells out every default.
+        A name that is the default counts as not named: a resolved config spells out every default. A ready-made
+        mapping has columns that must be there; null in the config says that a file has none.
         """
         default: Columns = type(self.source).model_fields["columns"].default
+        self._check_mapping(present)
         named = [(key, name) for key in _OPTIONAL if (name := getattr(self.columns, key)) != getattr(default, key)]
         if self.columns.image != default.image:
             named += [("image", name) for name in self.image_columns]
@@ -60,6 +62,24 @@ class RowReader:
                 f"source '{self.source.name}': neither an image nor a text column was found; name one in columns.image "
                 f"or columns.text. The image column is '{self.image_columns[0]}', "
                 f"{self._absent(self.image_columns[0], present)}"
+            )
+
+    def _check_mapping(self, present: Sequence[str]) -> None:
+        """Refuse a file without the columns of its ready-made mapping."""
+        required = self.source.required
+        expected = {
+            key: self.image_columns if key == "image" else [name]
+            for key in required
+            if (name := getattr(self.columns, key)) is not None
+        }
+        missing = [(key, name) for key, names in expected.items() for name in names if name not in present]
+        if missing:
+            key, name = missing[0]
+            columns = ", ".join(name for names in expected.values() for name in names)
+            optional = f", or columns.{key}: null if the file has none" if key != "image" else ""
+            raise ConfigError(
+                f"source '{self.source.name}': kind {self.source.kind} expects the columns {columns}. The {key} column "
+                f"is '{name}', {self._absent(name, present)} Name yours in columns.{key}{optional}."
             )
 
     def _absent(self, name: str, present: Sequence[str]) -> str:
@@ -80,8 +100,8 @@ class RowReader:
         return join(self.root, value)
 
     def views(self, row: Mapping[str, Any]) -> list[View]:
-        """The images in the image columns; each of several columns names its view."""
-        several = len(self.image_columns) > 1
+        """The images in the image columns; each column of a list names its view."""
+        several = not isinstance(self.columns.image, str)
         return [
             view
             for column in self.image_columns

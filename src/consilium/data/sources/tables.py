@@ -97,4 +97,6 @@ def read_parquet(source: TableSource) -> Iterator[Case | BadRow]:
 
 def read_table(source: TableSource) -> Iterator[Case | BadRow]:
     """The rows of a csv or parquet table, told apart by ``kind`` or, in a mapping, by the end of the name."""
-    return read_parquet(source) if source.kind == "parquet" or source.path.endswith(".parquet") else read_csv(source)
+    named_parquet = source.kind != "csv" and source.path.lower().endswith((".parquet", ".pq"))
+    is_parquet = source.kind == "parquet" or named_parquet
+    return read_parquet(source) if is_parquet else read_csv(source)
