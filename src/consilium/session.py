@@ -196,9 +196,11 @@ class _Session:
     def try_out(self, *, precision: str | None) -> str:
         """Print what will happen, run a trial batch, and return the precision to train in."""
         cases, trainer = self.data.cases, self.experiment.trainer
-        table = mixture_table(self.mixture, cases, sources=self.experiment.data.sources, epochs=trainer.max_epochs)
+        batches = [count for count in self.plan.batches if count]
+        sources, batch_size = self.experiment.data.sources, self.experiment.data.loader.batch_size
+        table = mixture_table(self.mixture, cases, sources=sources, batches=batches, batch_size=batch_size)
         self.mixture_rows = [dataclasses.asdict(row) for row in table]
-        self.log.line(format_table(self.mixture_rows, title=f"mixture over {trainer.max_epochs} epochs"))
+        self.log.line(format_table(self.mixture_rows, title=f"mixture over {len(batches)} epochs"))
         self.warnings = [*cases.notes, *coverage_warnings(table)]
         for warning in coverage_warnings(table):
             self.log.line(f"warning: {warning}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.config import DataConfig, LoaderConfig
 from consilium.data.loader import batch_count, training_requests
-from consilium.data.mixture import Mixture, Pool, build_mixture, coverage_warnings, mixture_table
+from consilium.data.mixture import Mixture, MixtureRow, Pool, build_mixture, coverage_warnings, mixture_table
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
@@ -25,37 +26,70 @@ def pools(sizes: list[int], weights: list[float] | None = None) -> list[Pool]:
     ]
 
 
-@given(SIZES, st.integers(0, 1000), st.integers(0, 5), st.sampled_from(["first_exhausted", "all_exhausted"]))
-def test_an_epoch_is_a_pure_function_and_never_repeats_too_early(
-    sizes: list[int], seed: int, epoch: int, stop: str
+@st.composite
+def recipes(draw: st.DrawFn) -> tuple[list[int], list[float], str, int | None]:
+    """Sizes, weights, the stop rule and the slots of an epoch."""
+    sizes = draw(SIZES)
+    weights = draw(st.lists(st.floats(0.05, 20), min_size=len(sizes), max_size=len(sizes)))
+    stop = draw(st.sampled_from(["first_exhausted", "all_exhausted", "steps"]))
+    return sizes, weights, stop, draw(st.integers(1, 200)) if stop == "steps" else None
+
+
+def assert_passes_without_repetition(rows: list[int], pool: Pool) -> int:
+    """Every row of the pool comes once before any comes again; returns how often the pool was drawn."""
+    own = set(pool.rows.tolist())
+    drawn = [row for row in rows if row in own]
+    for start in range(0, len(drawn), len(own)):
+        part = drawn[start : start + len(own)]
+        assert len(set(part)) == len(part)
+    return len(drawn)
+
+
+@given(recipes(), st.integers(0, 1000), st.integers(0, 5))
+def test_an_epoch_is_a_pure_function_and_ends_and_repeats_by_its_rule(
+    recipe: tuple[list[int], list[float], str, int | None], seed: int, epoch: int
 ) -> None:
-    mixture = Mixture(pools(sizes), stop=stop, slots=None, seed=seed)
-    rows = mixture.epoch(epoch)
-    again = Mixture(pools(sizes), stop=stop, slots=None, seed=seed)
+    sizes, weights, stop, slots = recipe
+    mixture = Mixture(pools(sizes, weights), stop=stop, slots=slots, seed=seed)
+    length = mixture.length(epoch)  # before the epoch was ever drawn
+    rows = mixture.epoch(epoch).tolist()
+    again = Mixture(pools(sizes, weights), stop=stop, slots=slots, seed=seed)
     again.epoch(epoch + 1)  # asking for another epoch first changes nothing
-    assert np.array_equal(rows, again.epoch(epoch))
-    assert mixture.length(epoch) == len(rows)
-    for pool in mixture.pools:
-        drawn = [row for row in rows.tolist() if row in set(pool.rows.tolist())]
-        for start in range(0, len(drawn), len(pool.rows)):  # each pass through a pool is free of repetition
-            part = drawn[start : start + len(pool.rows)]
-            assert len(set(part)) == len(part)
-    counts = [int(np.isin(rows, pool.rows).sum()) for pool in mixture.pools]
+    assert again.epoch(epoch).tolist() == rows
+    assert mixture.length(epoch) == length == len(rows)
+    counts = [assert_passes_without_repetition(rows, pool) for pool in mixture.pools]
+    assert sum(counts) == len(rows)
+    spent = [count >= size for count, size in zip(counts, sizes, strict=True)]
+    last = next(number for number, pool in enumerate(mixture.pools) if rows[-1] in pool.rows)
     if stop == "first_exhausted":
-        assert all(count <= len(pool.rows) for count, pool in zip(counts, mixture.pools, strict=True))
-        assert any(count == len(pool.rows) for count, pool in zip(counts, mixture.pools, strict=True))
+        assert len(set(rows)) == len(rows)
+        assert [number for number, done in enumerate(spent) if done] == [last]
+    elif stop == "all_exhausted":
+        assert all(spent)
+        assert counts[last] == sizes[last]  # one row earlier this one was not used up
     else:
-        assert set(rows.tolist()) == set(range(sum(sizes)))
+        assert len(rows) == slots
 
 
-def test_shares_follow_the_weights_within_binomial_bounds() -> None:
-    weights = [1.0, 2.0, 5.0]
-    mixture = Mixture(pools([50, 50, 50], weights), stop="steps", slots=20_000, seed=3)
-    rows = mixture.epoch(0)
+@given(
+    st.lists(st.floats(0.2, 5), min_size=2, max_size=6),
+    st.sampled_from(["first_exhausted", "all_exhausted", "steps"]),
+    st.integers(0, 1000),
+)
+@settings(max_examples=25)
+def test_shares_follow_the_weights_within_binomial_bounds(weights: list[float], stop: str, seed: int) -> None:
+    sizes = [1500] * len(weights)
+    mixture = Mixture(pools(sizes, weights), stop=stop, slots=6000 if stop == "steps" else None, seed=seed)
+    pool_of = mixture.epoch(0) // 1500
     for number, weight in enumerate(weights):
-        share = weight / 8
-        deviation = (share * (1 - share) / 20_000) ** 0.5
-        assert abs((rows // 50 == number).mean() - share) < 4 * deviation
+        share = weight / sum(weights)
+        deviation = (share * (1 - share) * len(pool_of)) ** 0.5
+        assert abs((pool_of == number).sum() - share * len(pool_of)) < 6 * deviation + 2
+
+
+def test_a_source_that_would_hardly_ever_be_used_up_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"source '1' would be used up only after about 4e\+10 draws"):
+        Mixture(pools([10, 40], [1, 1e-9]), stop="all_exhausted", slots=None, seed=0)
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -114,12 +148,96 @@ def test_class_balanced_draws_classes_equally_and_uses_every_row_of_a_rare_class
     assert set(range(980, 1000)) <= set(rows.tolist())
 
 
+@given(st.lists(st.integers(0, 3), min_size=4, max_size=80), st.integers(0, 1000), st.integers(1, 9) | st.none())
+def test_class_balanced_draws_every_class_of_a_source_alike(kinds: list[int], seed: int, steps: int | None) -> None:
+    names, classes = [f"s{kind % 2}" for kind in kinds], [kind // 2 for kind in kinds]
+    weights = {"s0": 3.0, "s1": 1.0}
+    present = sorted(set(names))
+    stop = {} if steps is None else {"stop": "steps", "steps": steps}
+    settings = config(present, [weights[name] for name in present], sampling="class_balanced", **stop)
+    mixture = build_mixture(cases(names, classes), config=settings, seed=seed)  # type: ignore[arg-type]
+    rows = mixture.epoch(3).tolist()
+    assert len(rows) == mixture.length(3) == (len(kinds) if steps is None else 4 * steps)
+    assert sum(assert_passes_without_repetition(rows, pool) for pool in mixture.pools) == len(rows)
+    for pool, probability in zip(mixture.pools, mixture.probabilities, strict=True):
+        ((name, _),) = {(names[row], classes[row]) for row in pool.rows.tolist()}
+        own_classes = len({k for own, k in zip(names, classes, strict=True) if own == name})
+        assert probability == pytest.approx(weights[name] / sum(weights[n] for n in present) / own_classes)
+
+
+# -- Coverage -----------------------------------------------------------------------------------------------------
+
+
+def simulated_coverage(sizes: list[int], weights: list[float], *, epochs: int, seed: int) -> list[float]:
+    """The share of every source that some epoch draws until the first source is used up, drawn card by card."""
+    chance = random.Random(seed)
+    seen: list[set[int]] = [set() for _ in sizes]
+    for _ in range(epochs):
+        decks = [chance.sample(range(size), size) for size in sizes]
+        while all(decks):
+            (source,) = chance.choices(range(len(sizes)), weights)
+            seen[source].add(decks[source].pop())
+    return [len(own) / size for own, size in zip(seen, sizes, strict=True)]
+
+
+SIX = [40, 80, 160, 320, 640, 1280]
+
+
+def coverage_of(data: _Cases, settings: DataConfig, *, epochs: int, seed: int) -> list[MixtureRow]:
+    """The table of a training over whole epochs."""
+    mixture = build_mixture(data, config=settings, seed=seed)  # type: ignore[arg-type]
+    batches = [batch_count(mixture.length(epoch), config=settings.loader) for epoch in range(epochs)]
+    size = settings.loader.batch_size
+    return mixture_table(mixture, data, sources=settings.sources, batches=batches, batch_size=size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("weights", "most"), [([float(size) for size in SIX], True), ([1.0] * 6, False)])
+def test_coverage_is_that_of_a_simulation_and_is_said(weights: list[float], most: bool) -> None:
+    names = [f"source-{size}" for size in SIX]
+    data = cases([name for name, size in zip(names, SIX, strict=True) for _ in range(size)], [0] * sum(SIX))
+    settings = config(names, list(weights))
+    table = coverage_of(data, settings, epochs=2, seed=0)
+    mixture = build_mixture(data, config=settings, seed=0)  # type: ignore[arg-type]
+    # Exactly what the batches of both epochs bring ...
+    rows = [
+        row
+        for epoch in (0, 1)
+        for one in training_requests(mixture, epoch=epoch, config=settings.loader)
+        for row in one.rows
+    ]
+    for line in table:
+        own = [row for row in rows if data.table.sources[row] == line.source]
+        assert (line.draws, line.seen) == (len(own), len(set(own)))
+        assert line.share == pytest.approx(len(own) / len(rows))
+        assert line.coverage == pytest.approx(len(set(own)) / line.rows)
+    # ... which is, on average over seeds, what other dice give.
+    told = np.array(
+        [[line.coverage for line in coverage_of(data, settings, epochs=2, seed=seed)] for seed in range(40)]
+    )
+    simulated = np.array([simulated_coverage(SIX, weights, epochs=2, seed=seed) for seed in range(40)])
+    error = np.sqrt((told.var(0) + simulated.var(0)) / 40)
+    assert (np.abs(told.mean(0) - simulated.mean(0)) < 5 * error + 1e-9).all(), (told.mean(0), simulated.mean(0))
+    assert np.allclose([line.coverage for line in table], told[0])
+    whole = sum(line.seen for line in table) / sum(SIX)
+    warnings = coverage_warnings(table)
+    if most:
+        assert whole > 0.9
+        assert not warnings
+    else:
+        assert whole < 0.25
+        assert f"only {sum(line.seen for line in table)} of {sum(SIX)} training rows ({whole:.0%})" in warnings[0]
+        assert [warning.split("'")[1] for warning in warnings[1:]] == [
+            line.source for line in table if line.coverage < 0.5
+        ]
+        assert all(line.coverage < 0.5 for line in table[2:])
+
+
 def test_most_data_unseen_is_said() -> None:
     # Equal weights, very different sizes: the small source ends the epoch, most of the large one is never seen.
     data = cases(["big"] * 5000 + ["small"] * 20, [0] * 5020)
     settings = config(["big", "small"], [1.0, 1.0])
     mixture = build_mixture(data, config=settings, seed=0)  # type: ignore[arg-type]
-    table = mixture_table(mixture, data, sources=settings.sources, epochs=3)  # type: ignore[arg-type]
+    table = coverage_of(data, settings, epochs=3, seed=0)
     by_name = {row.source: row for row in table}
     assert by_name["big"].coverage < 0.05
     assert by_name["small"].coverage > 0.9

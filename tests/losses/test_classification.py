@@ -49,8 +49,27 @@ def logits_and_sets(seed: int = 0, cases: int = 7) -> tuple[Tensor, Tensor]:
 def test_cross_entropy_is_torch_s(smoothing: float, weights: Any) -> None:
     logits_BK, targets_B = logits_and_classes()
     loss = loss_of(CrossEntropyConfig(label_smoothing=smoothing, class_weights=weights))
-    expected = functional.cross_entropy(logits_BK, targets_B, weight=loss.weights_K, label_smoothing=smoothing)
-    torch.testing.assert_close(loss(logits_BK, targets_B), expected)
+    expected = functional.cross_entropy(
+        logits_BK, targets_B, weight=loss.weights_K, label_smoothing=smoothing, reduction="none"
+    )
+    torch.testing.assert_close(loss(logits_BK, targets_B), expected.mean())
+
+
+@pytest.mark.parametrize("weights", ["balanced", GIVEN], ids=["balanced", "given"])
+def test_over_all_of_train_weighted_cross_entropy_is_torch_s_weighted_mean(weights: Any) -> None:
+    targets_N = torch.repeat_interleave(torch.arange(3), torch.tensor(COUNTS))
+    logits_NK, _ = logits_and_classes(cases=len(targets_N))
+    given = torch.tensor([sum(COUNTS) / (3 * n) for n in COUNTS] if weights == "balanced" else list(GIVEN.values()))
+    expected = functional.cross_entropy(logits_NK, targets_N, weight=given)
+    torch.testing.assert_close(loss_of(CrossEntropyConfig(class_weights=weights))(logits_NK, targets_N), expected)
+
+
+@given(st.integers(0, 1000), st.integers(1, 11), st.booleans())
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts(seed: int, first: int, multi_label: bool) -> None:
+    logits_BK, targets = logits_and_sets(seed, 12) if multi_label else logits_and_classes(seed, 12)
+    loss = loss_of(FocalConfig(class_weights=GIVEN, label_smoothing=0.1), multi_label=multi_label)
+    parts = first * loss(logits_BK[:first], targets[:first]) + (12 - first) * loss(logits_BK[first:], targets[first:])
+    torch.testing.assert_close(parts / 12, loss(logits_BK, targets))
 
 
 @pytest.mark.parametrize(
@@ -68,13 +87,13 @@ def test_focal_with_gamma_0_is_exactly_cross_entropy(multi_label: bool, smoothin
 def test_focal_is_the_formula_of_the_paper(gamma: float, smoothing: float) -> None:
     logits_BK, targets_B = logits_and_classes()
     weights_K = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
-    total = norm = 0.0
+    norm = len(targets_B) * sum(w * n for w, n in zip(weights_K.tolist(), COUNTS, strict=True)) / sum(COUNTS)
+    total = 0.0
     for logits_K, target in zip(logits_BK.double(), targets_B.tolist(), strict=True):
         p_K = logits_K.exp() / logits_K.exp().sum()
         smoothed_K = torch.full((3,), smoothing / 3, dtype=torch.float64)
         smoothed_K[target] += 1 - smoothing
         total += float((1 - p_K[target]) ** gamma * -(smoothed_K * weights_K * p_K.log()).sum())
-        norm += float(weights_K[target])
     loss = loss_of(FocalConfig(gamma=gamma, label_smoothing=smoothing, class_weights=GIVEN))
     assert loss(logits_BK, targets_B).item() == pytest.approx(total / norm, rel=1e-5)
 
@@ -89,11 +108,13 @@ def test_focal_of_two_classes_is_torchvision_s_sigmoid_focal(seed: int) -> None:
     torch.testing.assert_close(actual, expected.mean(), rtol=1e-4, atol=1e-6)
 
 
-def test_weighted_mean_divides_by_the_weights_of_the_true_classes() -> None:
-    logits_BK, _ = logits_and_classes()
-    targets_B = torch.full((len(logits_BK),), 2)
-    weighted = loss_of(CrossEntropyConfig(class_weights=GIVEN))(logits_BK, targets_B)
-    torch.testing.assert_close(weighted, loss_of(CrossEntropyConfig())(logits_BK, targets_B))
+def test_only_the_ratios_of_given_weights_count() -> None:
+    logits_BK, targets_B = logits_and_classes()
+    tenfold = {label: 10 * weight for label, weight in GIVEN.items()}
+    losses = [loss_of(CrossEntropyConfig(class_weights=given))(logits_BK, targets_B) for given in (GIVEN, tenfold)]
+    torch.testing.assert_close(*losses)
+    equal = loss_of(CrossEntropyConfig(class_weights=dict.fromkeys(GIVEN, 7.0)))(logits_BK, targets_B)
+    torch.testing.assert_close(equal, loss_of(CrossEntropyConfig())(logits_BK, targets_B))
 
 
 # --- several labels a case -------------------------------------------------------------------------------------------
@@ -150,7 +171,8 @@ def test_balanced_weights_of_several_labels_are_negatives_per_positive() -> None
 def test_given_weights_follow_the_order_of_the_labels() -> None:
     loss = loss_of(CrossEntropyConfig(class_weights={"xray": 3.0, "ct": 1.0, "mri": 2.0}))
     assert loss.weights_K is not None
-    assert loss.weights_K.tolist() == [1.0, 2.0, 3.0]
+    assert (loss.weights_K / loss.weights_K[0]).tolist() == pytest.approx([1.0, 2.0, 3.0])
+    assert sum(loss.weights_K * torch.tensor(COUNTS)) == pytest.approx(sum(COUNTS))  # their mean over train is 1
 
 
 @pytest.mark.parametrize(
@@ -188,7 +210,7 @@ def test_class_weights_are_the_runs_own_and_no_part_of_the_state() -> None:
     balanced, given_ = (loss_of(CrossEntropyConfig(class_weights=weights)) for weights in ("balanced", GIVEN))
     given_.load_state_dict(balanced.state_dict())
     assert given_.weights_K is not None
-    np.testing.assert_allclose(given_.weights_K.numpy(), list(GIVEN.values()), rtol=1e-6)
+    np.testing.assert_allclose(given_.weights_K.numpy() * 0.9, list(GIVEN.values()), rtol=1e-6)
     assert loss_of(CrossEntropyConfig()).load_state_dict(balanced.state_dict()).missing_keys == []
 
 

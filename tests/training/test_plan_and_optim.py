@@ -36,6 +36,13 @@ def test_every_batch_belongs_to_a_step_and_the_last_step_validates(
     assert plan.total_steps == sum(math.ceil(count / accumulate) for count in batches)
     assert plan.total_steps in plan.validate_after
     assert all(0 < step <= plan.total_steps for step in plan.validate_after)
+    assert plan.batches == tuple(batches)
+
+
+def test_batches_after_max_steps_are_not_trained_on() -> None:
+    plan = make_plan([5, 4, 6, 6], config=TrainerConfig(accumulate=2, max_steps=7))
+    assert plan.steps == (3, 2, 3, 3)
+    assert plan.batches == (5, 4, 4, 0)
 
 
 def test_whole_epochs_end_with_their_step() -> None:

@@ -8,10 +8,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from consilium.core.errors import DataError
+from consilium.core.errors import ConfigError, DataError
 from consilium.data.config import DataConfig
 from consilium.data.dataset import LabelledCases
 from consilium.data.sources.config import Source
+
+MAX_SLOTS = 1e9  # an epoch is drawn before it starts and held in memory
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class MixtureRow:
     source: str
     rows: int
     weight: float  # share of the draws that the config asks for
-    draws: int  # realised, over all epochs
+    draws: int  # realised, over the whole training
     share: float  # realised share of the draws
     seen: int  # different rows drawn at least once
     coverage: float  # seen / rows
@@ -60,6 +62,13 @@ class Mixture:
         weights = np.array([pool.weight for pool in pools], dtype=np.float64)
         self.probabilities = weights / weights.sum()
         self._sizes = np.array([len(pool.rows) for pool in pools])
+        needed = self._sizes / self.probabilities  # slots until a pool is used up, on average
+        if stop == "all_exhausted" and slots is None and needed.max() > MAX_SLOTS:
+            name = self.pools[int(needed.argmax())].name
+            raise ConfigError(
+                f"data.mixture.stop is all_exhausted, but with its weight source '{name}' would be used up only after "
+                f"about {needed.max():.0e} draws. Raise its weight, or set stop: first_exhausted or steps."
+            )
         self.epoch = lru_cache(maxsize=2)(self._epoch)
         self._lengths: dict[int, int] = {}
 
@@ -94,7 +103,8 @@ class Mixture:
             return np.zeros(total, dtype=np.int64)
         sequence = np.empty(0, dtype=np.int64)
         while True:
-            sequence = np.concatenate([sequence, random.choice(len(self.pools), size=total, p=self.probabilities)])
+            more = random.choice(len(self.pools), size=max(total, len(sequence)), p=self.probabilities)
+            sequence = np.concatenate([sequence, more])
             # The slot (counted from 1) with which each pool gives its last row; none: not yet.
             ends = [places[size - 1] + 1 if len(places) >= size else None for places, size in self._places(sequence)]
             reached = [end for end in ends if end is not None]
@@ -139,13 +149,13 @@ def _by_class(pool: Pool, class_of_row: np.ndarray) -> list[Pool]:
 
 
 def mixture_table(
-    mixture: Mixture, cases: LabelledCases, *, sources: Sequence[Source], epochs: int
+    mixture: Mixture, cases: LabelledCases, *, sources: Sequence[Source], batches: Sequence[int], batch_size: int
 ) -> list[MixtureRow]:
-    """Expected and realised draws of every source over a whole training."""
+    """Expected and realised draws of every source over a whole training with so many ``batches`` of every epoch."""
     rows, names = cases.rows["train"], _sources(cases)
     draws = np.zeros(int(rows.max()) + 1, dtype=np.int64)
-    for epoch in range(epochs):
-        draws += np.bincount(mixture.epoch(epoch), minlength=len(draws))
+    for epoch, count in enumerate(batches):
+        draws += np.bincount(mixture.epoch(epoch)[: count * batch_size], minlength=len(draws))
     total_weight = sum(source.weight or 0.0 for source in sources)
     table = []
     for source in sources:

@@ -25,14 +25,17 @@ class ClassificationLoss(nn.Module):
 
     One label a case: ``targets`` is int64 [B] with ids in [0, K). The loss of a case is softmax cross
     entropy with ``label_smoothing`` spread evenly over the K classes, times ``(1 - p) ** gamma`` where p
-    is the probability of the true class. ``weights_K`` multiplies the term of each class, and the mean
-    divides by the sum of the true classes' weights, as ``torch.nn.CrossEntropyLoss`` does: a batch of
-    one class has the same loss whatever the weight of this class.
+    is the probability of the true class. ``weights_K`` multiplies the term of each class.
+
+    The result is the mean over the cases, not over their weights as in ``torch.nn.CrossEntropyLoss``: a
+    case then counts the same in whatever batch it comes, so that accumulated batches and several
+    processes have the gradient of one large batch. ``build_loss`` scales the weights to a mean of 1
+    over the training cases, which gives torch's value for all of them together.
 
     Multi-label: ``targets`` is float [B, K] in {0, 1}. The loss of an element is binary cross entropy
     with the target moved towards 0.5 by ``label_smoothing``, times ``(1 - p) ** gamma`` where p is the
     probability of what the target says. ``weights_K`` multiplies the positive term of each class (torch's
-    ``pos_weight``), and the mean divides by B x K, so it does change the scale of the loss.
+    ``pos_weight``), and the mean divides by B x K.
 
     ``gamma`` 0 is plain cross entropy. Focal loss: Lin et al., Focal Loss for Dense Object Detection,
     2017, arXiv:1708.02002 (its alpha is the class weight here). Label smoothing: Szegedy et al., 2016,
@@ -63,7 +66,7 @@ class ClassificationLoss(nn.Module):
         if self.gamma > 0:
             log_p_B = -functional.cross_entropy(logits_BK, targets_B, reduction="none")
             losses_B = losses_B * self._focal_factor(log_p_B)
-        return losses_B.mean() if self.weights_K is None else losses_B.sum() / self.weights_K[targets_B].sum()
+        return losses_B.mean()
 
     def _binary(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
         smoothed_BK = targets_BK * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
@@ -126,7 +129,11 @@ def _class_weights(
     missing = [leaf for leaf in labels.leaves if leaf not in given]
     if missing:
         raise ConfigError(f"class_weights: no weight for {', '.join(missing)}; give every label one (1.0: unchanged).")
-    return [given[leaf] for leaf in labels.leaves]
+    weights = [given[leaf] for leaf in labels.leaves]
+    if multi_label:
+        return weights
+    mean = sum(weight * count for weight, count in zip(weights, counts, strict=True)) / cases
+    return [weight / mean for weight in weights]
 
 
 def _balanced(*, labels: LabelTree, multi_label: bool, counts: Sequence[int], cases: int) -> list[float]:

@@ -12,9 +12,11 @@ from consilium.training.config import TrainerConfig
 
 @dataclass(frozen=True)
 class Plan:
-    """``steps`` of every epoch, and after which optimizer steps (counted from 1) to validate and to save."""
+    """``steps`` of every epoch, ``batches`` of it that are trained on before ``max_steps``, and after which optimizer
+    steps (counted from 1) to validate and to save."""
 
     steps: tuple[int, ...]
+    batches: tuple[int, ...]
     total_steps: int
     validate_after: frozenset[int]
     save_after: frozenset[int]
@@ -24,8 +26,13 @@ def make_plan(batches: Sequence[int], *, config: TrainerConfig) -> Plan:
     """The plan of a training with ``batches`` per epoch; the last step always validates and saves."""
     steps = tuple(math.ceil(count / config.accumulate) for count in batches)
     total = min(sum(steps), config.max_steps or sum(steps))
+    before = [0, *accumulate(steps)]
+    trained = [
+        min(count, max(total - done, 0) * config.accumulate) for count, done in zip(batches, before[:-1], strict=True)
+    ]
     return Plan(
         steps=steps,
+        batches=tuple(trained),
         total_steps=total,
         validate_after=_every(config.validate_every, steps=steps, total=total),
         save_after=_every(config.save_every, steps=steps, total=total),

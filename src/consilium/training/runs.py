@@ -61,6 +61,19 @@ def find_run(
     return None
 
 
+def finished_run(
+    output: OutputConfig, *, name: str, config: Config, limit: int | None, data_fingerprint: str
+) -> Path | None:
+    """The latest finished run of the variation; one of another config or of other data is a RunFolderError."""
+    finished = [
+        path for path in _runs(Path(output.root) / name, output.variation) if read_state(path).status == "finished"
+    ]
+    if not finished:
+        return None
+    _check_same(finished[-1], config, limit=limit, data_fingerprint=data_fingerprint)
+    return finished[-1]
+
+
 def new_run(
     output: OutputConfig, *, name: str, config: Config, limit: int | None, data_fingerprint: str, precision: str
 ) -> Path:
