@@ -108,34 +108,38 @@ class JsonlSource(RowSource):
 
 
 class HubDataset(Config):
-    """Which part of a dataset of the Hugging Face hub, and how gently it is fetched."""
+    """A dataset of the Hugging Face hub, or a local copy of one, and how gently it is fetched."""
 
+    path: str = Field(min_length=1, description="Dataset id, as owner/name, or the folder of a local copy.")
     config_name: str | None = Field(default=None, description="Configuration (subset) of the dataset.")
     data_dir: str | None = Field(default=None, description="Folder inside the dataset.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit; null: the newest.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit; null: the newest when first fetched.")
     delay: float = Field(default=0.0, ge=0.0, description="Seconds to wait after every 1,000 rows fetched.")
     retries: int = Field(default=8, ge=0, description="Tries again after a rate limit or a lost connection.")
 
 
-class HubSource(SourceBase, HubDataset):
+class HubSource(RowSource, HubDataset):
     """A Hugging Face dataset: an id (``owner/name``) or a local copy in any layout that ``datasets`` reads."""
 
     kind: Literal["hub"]
-    path: str = Field(description="Dataset id, as owner/name, or the folder of a local copy.")
-    splits: list[str] | None = Field(default=None, description="The dataset's own splits to read; null: all.")
-    columns: Columns = Columns()
+    path: str = Field(min_length=1, description="Dataset id, as owner/name, or the folder of a local copy.")
+    splits: list[str] | None = Field(
+        default=None, min_length=1, description="The dataset's own splits to read; null: all."
+    )
+    use_splits: bool = Field(
+        default=True, description="Take the dataset's own splits for ours; false: data.split decides."
+    )
 
 
 class HubImages(HubDataset):
     """The images that a table names by their number in a dataset."""
 
-    path: str = Field(description="Dataset id, as owner/name, or the folder of a local copy.")
-    split: str = Field(default="train", description="The dataset's own split that the numbers count in.")
+    split: str = Field(default="train", min_length=1, description="The dataset's own split that the numbers count in.")
     image: str = Field(default="image", description="The column of the images.")
 
 
 class RetClipCsvSource(SourceBase):
-    """``dataset_index,label,prompt``: prompts and labels of images of a hub dataset, joined by index."""
+    """``dataset_index,label,prompt``: prompts and labels of images of a hub dataset, joined by index from 0."""
 
     kind: Literal["ret_clip_csv"]
     images: HubImages
