@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any
 
-from consilium.core.errors import MissingExtraError
+from consilium.core.errors import ConsiliumError, MissingExtraError
 
 BUCKETS = ("gs", "gcs", "s3", "hf")
-# What a file system calls the thing that changes with a file's content.
-_VERSIONS = ("etag", "ETag", "generation", "md5Hash", "blob_id", "LastModified", "updated", "mtime", "last_commit")
+THREADS = 32  # that wait for a bucket at the same time
+# What a file system calls the thing that changes with a file's content; the first that it tells counts, since a
+# listing and a look at one file may tell the others in different words.
+_VERSIONS = ("md5Hash", "generation", "ETag", "etag", "blob_id", "mtime", "LastModified", "updated")
+_ACCESS = {
+    "gs": "`gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS",
+    "s3": "`aws configure`, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "hf": "`hf auth login`, or HF_TOKEN",
+}
 
 
 @dataclass(frozen=True)
@@ -67,14 +76,47 @@ def facts(path: str) -> FileFacts | None:
         return FileFacts(found.st_size, found.st_mtime_ns, stat.S_ISREG(found.st_mode))
     try:
         with remote_errors(path):
-            return remote_facts(filesystem(path).info(path))
+            return _remote_facts(filesystem(path).info(path))
     except FileNotFoundError:
         return None
 
 
-def remote_facts(info: dict[str, Any]) -> FileFacts:
+def facts_of(paths: Sequence[str]) -> list[FileFacts | None]:
+    """The facts of many files; each folder of a bucket is listed once, so that no file there is asked for alone."""
+    folders = sorted({parent(path) for path in paths if is_remote(path)})
+    with ThreadPoolExecutor(THREADS) as pool:
+        listings = dict(zip(folders, pool.map(names_in, folders), strict=True))
+    return [listings[parent(path)].get(posixpath.basename(path)) if is_remote(path) else facts(path) for path in paths]
+
+
+def names_in(folder: str) -> dict[str, FileFacts]:
+    """The names in one folder of a bucket; none where it does not exist."""
+    try:
+        with remote_errors(folder):
+            listing = filesystem(folder).ls(folder, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {posixpath.basename(info["name"]): _remote_facts(info) for info in listing}
+
+
+def find(folder: str) -> dict[str, FileFacts]:
+    """All files under a folder of a bucket by their path from there, sorted, out of its listing alone."""
+    with remote_errors(folder):
+        listing = filesystem(folder).find(folder, detail=True)
+    start = len(folder.partition("://")[2].rstrip("/")) + 1
+    return {path[start:]: _remote_facts(info) for path, info in sorted(listing.items())}
+
+
+def matches(pattern: str) -> list[str]:
+    """The files of a bucket that a glob names, sorted."""
+    scheme = pattern.partition("://")[0]
+    with remote_errors(pattern):
+        return [f"{scheme}://{path}" for path in sorted(filesystem(pattern).glob(pattern))]
+
+
+def _remote_facts(info: dict[str, Any]) -> FileFacts:
     """The facts in what fsspec says of a file."""
-    told = repr([info.get(key) for key in _VERSIONS])
+    told = repr(next((info[key] for key in _VERSIONS if info.get(key)), None))
     version = int.from_bytes(hashlib.blake2b(told.encode(), digest_size=8).digest(), "big") >> 1
     return FileFacts(int(info.get("size") or 0), version, info.get("type") == "file")
 
@@ -88,12 +130,40 @@ def exists(path: str) -> bool:
 @contextlib.contextmanager
 def open_binary(path: str) -> Iterator[IO[bytes]]:
     """The bytes of a file, as a stream."""
-    if not is_remote(path):
-        with open(path, "rb") as stream:
-            yield stream
-        return
-    with remote_errors(path), filesystem(path).open(path, "rb") as stream:
+    with open(path, "rb") if not is_remote(path) else io.BufferedReader(_RemoteFile(path), 2**20) as stream:
         yield stream
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of a bucket that fails like one of this machine: with an OSError."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with remote_errors(path):
+            self._file = filesystem(path).open(path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with remote_errors(self._path):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def read_bytes(path: str) -> bytes:
@@ -107,7 +177,10 @@ def read_bytes(path: str) -> bytes:
 
 
 def filesystem(path: str) -> Any:
-    """The fsspec file system of an address; its extra missing is a MissingExtraError."""
+    """The fsspec file system of an address; its extra missing is a MissingExtraError.
+
+    What it listed before it forgets: a file that changed since must be seen.
+    """
     import fsspec
 
     scheme = path.partition("://")[0]
@@ -115,17 +188,28 @@ def filesystem(path: str) -> Any:
         known = ", ".join(f"{name}://" for name in BUCKETS)
         raise OSError(f"{path} is an address of a kind that is not read; expected {known} or a path of this machine")
     try:
-        return fsspec.filesystem(scheme)
+        return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError:
         raise MissingExtraError(f"Reading {scheme}://", "cloud") from None
 
 
 @contextlib.contextmanager
 def remote_errors(path: str) -> Iterator[None]:
-    """Whatever the library of a bucket raises as an OSError that names the path."""
+    """Whatever the library of a bucket raises as an OSError that names the path and says what to look at."""
     try:
         yield
-    except (OSError, MissingExtraError, GeneratorExit):
+    except ConsiliumError:
         raise
-    except Exception as error:
-        raise OSError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} does not exist, or this machine may not see it: check the address, and its access"
+        ) from error
+    except Exception as error:  # each library has errors of its own
+        scheme = path.partition("://")[0].replace("gcs", "gs")
+        if scheme not in _ACCESS:
+            raise
+        words = " ".join(str(error).split())[:300]
+        raise OSError(
+            f"{path} cannot be reached ({type(error).__name__}: {words}). Check the address, the network, and that "
+            f"this machine has access: {_ACCESS[scheme]}"
+        ) from error

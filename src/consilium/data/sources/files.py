@@ -7,16 +7,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from consilium.core.errors import DataError
-from consilium.core.places import FileFacts, absolute, facts, filesystem, is_remote, remote_errors, remote_facts
+from consilium.core.places import FileFacts, absolute, facts, find, is_remote
 from consilium.data.case import printable
-from consilium.data.sources.config import FolderSource, Source
+from consilium.data.sources.config import FolderSource, RetClipTsvSource, Source
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"})
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file a source is read from, relative to the source's path ('.' for the path itself)."""
+    """A file a source is read from, relative to the source's path ('.': the path itself; 'texts': its texts)."""
 
     name: str
     size: int
@@ -44,7 +44,8 @@ def _list_folder(source: FolderSource) -> Inputs:
     root = absolute(source.path)
     inputs = Inputs([])
     if is_remote(root):
-        _find(root, inputs)
+        for name, found in find(root).items():
+            _add(name, found, inputs)
     elif os.path.isdir(root):
         _walk(root, "", inputs, ())
     else:
@@ -59,21 +60,19 @@ def _list_folder(source: FolderSource) -> Inputs:
 
 
 def _list_file(source: Source) -> Inputs:
-    found = facts(absolute(source.path))
+    inputs = Inputs([_input_file(source, ".", source.path)])
+    if isinstance(source, RetClipTsvSource) and source.texts is not None:
+        inputs.files.append(_input_file(source, "texts", source.texts))
+    return inputs
+
+
+def _input_file(source: Source, name: str, path: str) -> InputFile:
+    found = facts(absolute(path))
     if found is None or not found.is_file:
-        raise DataError(f"source '{source.name}': the file {source.path} does not exist; correct its path.")
+        raise DataError(f"source '{source.name}': the file {path} does not exist; correct its path.")
     if not found.size:
-        raise DataError(f"source '{source.name}': the file {source.path} is empty.")
-    return Inputs([InputFile(".", found.size, found.version)])
-
-
-def _find(root: str, inputs: Inputs) -> None:
-    """Add the images under a folder of a bucket, sorted."""
-    with remote_errors(root):
-        listing = filesystem(root).find(root, detail=True)
-    start = len(root.partition("://")[2]) + 1
-    for path, info in sorted(listing.items()):
-        _add(path[start:], remote_facts(info), inputs)
+        raise DataError(f"source '{source.name}': the file {path} is empty.")
+    return InputFile(name, found.size, found.version)
 
 
 def _add(name: str, found: FileFacts, inputs: Inputs) -> None:
