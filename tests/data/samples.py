@@ -15,6 +15,7 @@ from consilium.core.config import build
 from consilium.data.case import BadRow, Case
 from consilium.data.config import DataConfig
 from consilium.data.sources.reading import read_source
+from consilium.data.store import CaseTable, schema
 
 
 def image_bytes(seed: int = 0, *, size: tuple[int, int] = (12, 10), format: str = "PNG") -> bytes:
@@ -52,3 +53,35 @@ def read(kind: str, path: Path, **keys: Any) -> tuple[list[Case], list[BadRow]]:
     config = data_config(path.parent, {"kind": kind, "name": "s", "path": str(path), **keys})
     items = list(read_source(config.sources[0]))
     return [i for i in items if isinstance(i, Case)], [i for i in items if isinstance(i, BadRow)]
+
+
+def case_table(rows: Sequence[Mapping[str, Any]]) -> CaseTable:
+    """Cases in memory, fast to make: each row gives some of id, source, group, split, label, text and files.
+
+    ``files`` are the digests of its images; a row that names no id has its number, and no group is shared.
+    """
+    import pyarrow as pa
+
+    full = []
+    for number, row in enumerate(rows):
+        label = row.get("label", ())
+        views = [
+            {"image": f"{file}.png", "name": "", "width": 1, "height": 1, "sha256": file}
+            for file in row.get("files", ())
+        ]
+        full.append(
+            {
+                "id": row.get("id", str(number)),
+                "source": row.get("source", "s"),
+                "group": row.get("group", f"group of {number}"),
+                "split": row.get("split", "train"),
+                "views": views,
+                "text": row.get("text"),
+                "labels": [label] if isinstance(label, str) else list(label),
+                "is_gt": row.get("is_gt", True),
+                "meta": "{}",
+            }
+        )
+    table = CaseTable(Path())
+    table.__dict__["_arrow"] = pa.Table.from_pylist(full, schema=schema())
+    return table

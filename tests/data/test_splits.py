@@ -1,4 +1,4 @@
-"""Splits: stable, by group, and leaks found."""
+"""Splits: stable, by group, and what is odd about them said."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from scipy.stats import binom
 from consilium.core.errors import DataError
 from consilium.data.config import SplitConfig
 from consilium.data.prepare import prepare
-from consilium.data.splits import assign_split, check_splits, find_leaks, position, split_rule
+from consilium.data.splits import assign_split, check_splits, position, split_rule
 from consilium.data.store import CaseTable
-from tests.data.samples import data_config, write_images, write_jsonl
+from tests.data.samples import data_config, write_jsonl
 
 SPLIT = st.sampled_from(["train", "val", "test", "unlabelled"])
 GROUPS = st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=30)
@@ -83,43 +83,12 @@ def table_of(tmp_path: Path, rows: list[dict[str, Any]], **sections: Any) -> Cas
     return prepare(data_config(tmp_path, {"kind": "jsonl", "name": "s", "path": str(path)}, **sections)).store.table
 
 
-def test_leaks(tmp_path: Path) -> None:
-    write_images(tmp_path, ["a.png", "b.png", "c.png"])
-    (tmp_path / "copy of a.png").write_bytes((tmp_path / "a.png").read_bytes())
-    table = table_of(
-        tmp_path,
-        [
-            {"id": "1", "image": "a.png", "split": "train", "group_id": "p1"},
-            {"id": "2", "image": "copy of a.png", "split": "test", "group_id": "p2"},
-            {"id": "3", "image": "b.png", "split": "val", "group_id": "p1"},
-            {"id": "4", "image": "c.png", "split": "train", "group_id": "p3"},
-            {"id": "5", "image": "c.png", "split": "train", "group_id": "p3"},
-            {"id": "6", "image": "b.png", "split": "unlabelled", "group_id": "p3"},
-        ],
-    )
-    group, file = find_leaks(table)
-    assert (group.kind, group.key, group.splits, group.ids) == ("group", "p1", ("train", "val"), ("1", "3"))
-    assert (file.kind, file.splits, file.ids) == ("file", ("train", "test"), ("1", "2"))
-    assert "the same file is in train and test (cases 1, 2)" in file.message
-
-
-def test_group_of_one_name_in_two_sources_is_told_apart(tmp_path: Path) -> None:
-    sources = []
-    for name, split in (("a", "train"), ("b", "test")):
-        path = write_jsonl(tmp_path / f"{name}.jsonl", [{"text": name, "split": split, "group_id": "p1"}])
-        sources.append({"kind": "jsonl", "name": name, "path": str(path)})
-    (leak,) = find_leaks(prepare(data_config(tmp_path, *sources)).store.table)
-    assert leak.kind == "group_across_sources"
-    assert "through the sources a, b" in leak.message
-
-
-def test_clean_splits_have_neither_leaks_nor_warnings(tmp_path: Path) -> None:
+def test_clean_splits_have_no_warnings(tmp_path: Path) -> None:
     rows = [
         {"text": f"{split}{label}{number}", "label": label, "split": split}
         for split in ("train", "val", "test") for label in "ab" for number in range(2)
     ]  # fmt: skip
     table = table_of(tmp_path, rows)
-    assert find_leaks(table) == []
     assert check_splits(table) == []
 
 

@@ -45,6 +45,11 @@ def format_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> str:
     return "\n".join([*head, line(columns), line(["-" * width for width in widths]), *(line(row) for row in cells)])
 
 
+def some(names: Sequence[str], at_most: int) -> str:
+    """The first names as a text, and how many more there are."""
+    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"

@@ -15,7 +15,8 @@ from consilium.core.places import exists
 from consilium.core.reporter import format_table
 from consilium.data.case import SPLITS
 from consilium.data.contact_sheet import draw_contact_sheet
-from consilium.data.splits import Leak, check_splits, find_leaks
+from consilium.data.guards.leaks import Leak, find_leaks
+from consilium.data.splits import check_splits
 from consilium.data.store import CaseTable, Store
 
 QUANTILES = {"smallest": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "largest": 1.0}

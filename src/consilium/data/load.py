@@ -12,8 +12,8 @@ from consilium.data.config import DataConfig, FilterConfig, ImageConfig
 from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
 from consilium.data.filters import Filtered, filtered, usable
 from consilium.data.folds import resplit, seen_in_training
+from consilium.data.guards.leaks import find_leaks
 from consilium.data.prepare import prepare
-from consilium.data.splits import find_leaks
 from consilium.data.store import CaseTable, Store
 
 SHOWN_LEAKS = 10

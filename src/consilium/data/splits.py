@@ -6,12 +6,12 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from consilium.core.errors import DataError
-from consilium.data.case import SPLITS
+from consilium.core.reporter import some
 from consilium.data.config import SplitConfig
 
 if TYPE_CHECKING:
@@ -61,68 +61,6 @@ def assign_split(group: str, given: str | None, *, rule: SplitRule, config: Spli
     return "train"
 
 
-@dataclass(frozen=True)
-class Leak:
-    """The same thing in several splits.
-
-    ``kind``: ``group`` (within a source), ``group_across_sources`` (may be two patients of one name) or
-    ``file`` (the same bytes); ``key`` is the group, or the start of the file's sha256.
-    """
-
-    kind: Literal["group", "group_across_sources", "file"]
-    key: str
-    splits: tuple[str, ...]
-    ids: tuple[str, ...]
-    message: str
-
-
-def find_leaks(table: CaseTable) -> list[Leak]:
-    """Groups and identical files that are in more than one of train, val and test."""
-    leaks = [_group_leak(table, key, rows) for key, rows in _on_several_sides(table, enumerate(table.groups))]
-    return leaks + [_file_leak(table, key, rows) for key, rows in _on_several_sides(table, table.file_hashes())]
-
-
-def _on_several_sides(table: CaseTable, pairs: Iterable[tuple[int, str]]) -> list[tuple[str, list[int]]]:
-    """The keys, of (row, key), whose rows are in several of train, val and test, and these rows."""
-    splits = table.splits
-    judged = [(row, key) for row, key in pairs if splits[row] != "unlabelled"]
-    first: dict[str, str] = {}
-    rows: dict[str, list[int]] = {key: [] for row, key in judged if first.setdefault(key, splits[row]) != splits[row]}
-    for row, key in judged:
-        if key in rows:
-            rows[key].append(row)
-    return list(rows.items())
-
-
-def _file_leak(table: CaseTable, digest: str, rows: list[int]) -> Leak:
-    splits, ids, named = _who(table, rows)
-    message = f"the same file is in {' and '.join(splits)} (cases {named}); keep one of them."
-    return Leak("file", digest[:12], splits, ids, message)
-
-
-def _group_leak(table: CaseTable, group: str, rows: list[int]) -> Leak:
-    splits, ids, named = _who(table, rows)
-    where = " and ".join(splits)
-    by_source: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        by_source[table.sources[row]].add(table.splits[row])
-    if any(len(found) > 1 for found in by_source.values()):
-        return Leak("group", group, splits, ids, f"group '{group}' is in {where} (cases {named}); put it on one side.")
-    message = (
-        f"group '{group}' is in {where} through the sources {', '.join(sorted(by_source))} (cases {named}); "
-        "put it on one side, or rename the groups if these are not the same patient."
-    )
-    return Leak("group_across_sources", group, splits, ids, message)
-
-
-def _who(table: CaseTable, rows: list[int]) -> tuple[tuple[str, ...], tuple[str, ...], str]:
-    """The splits and ids of rows, and the first ids as a text."""
-    found = {table.splits[row] for row in rows}
-    ids = tuple(dict.fromkeys(table.ids[row] for row in rows))
-    named = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
-    return tuple(split for split in SPLITS if split in found), ids, named
-
-
 def check_splits(table: CaseTable) -> list[str]:
     """What is odd about the splits, as warnings; a table without train rows is a DataError."""
     rows = {split: table.rows(split) for split in ("train", "val", "test")}
@@ -167,4 +105,4 @@ def _label_counts(table: CaseTable, rows: np.ndarray) -> dict[str, int]:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return some([f"'{name}'" for name in names], 8)
