@@ -38,5 +38,5 @@ class Experiment(Config):
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Experiment:
         """The experiment in a YAML file, with dotted overrides; problems are one ConfigError."""
-        tree = apply_overrides(read_tree(Path(path)), overrides)
+        tree = apply_overrides(read_tree(path), overrides)
         return build(cls, tree, origin=str(path))

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from consilium.core.errors import ConfigError
+from consilium.core.places import is_remote, join, parent, read_bytes
 
 
 class Config(BaseModel):
@@ -24,6 +25,7 @@ class Config(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+MAX_NODES = 1_000_000  # values of a config; a few lines of aliases to aliases can stand for billions
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -69,40 +71,63 @@ for _side in (_Loader, _Dumper):  # YAML 1.1 wants a dot in the mantissa and a s
 
 def parse_yaml(text: str, *, origin: str) -> Any:
     """The value of a YAML text; ``origin`` names it in errors."""
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # a character that YAML does not know
+        raise ConfigError(f"{origin} is not valid YAML: {error}") from error
     loader.name = origin
     try:
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _written_out(node, {}) > MAX_NODES:
+            raise ConfigError(
+                f"{origin} is refused: with its aliases (*name) written out it has more than {MAX_NODES:,} values."
+            )
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin} is not valid YAML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{origin} is refused: it is nested too deeply, or an alias (*name) holds itself.") from None
     finally:
         loader.dispose()
 
 
-def read_tree(path: Path, *, _parents: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file with ``extends`` layered and ``${VAR}`` replaced."""
-    path = path.expanduser()
-    if path.resolve() in _parents:
-        chain = " -> ".join(str(p) for p in (*_parents, path))
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node holds where every alias counts like what it stands for."""
+    if id(node) not in known:
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        nodes = [each for item in inner for each in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_written_out(each, known) for each in nodes)
+    return known[id(node)]
+
+
+def read_tree(path: str | Path, *, _parents: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file, here or in a bucket, with ``extends`` layered and ``${VAR}`` replaced."""
+    path = os.path.expanduser(path)
+    identity = path if is_remote(path) else os.path.realpath(path)
+    if identity in _parents:
+        chain = " -> ".join((*_parents, path))
         raise ConfigError(f"`extends` runs in a circle: {chain}. Remove one of these links.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         named = f", which {_parents[-1]} extends," if _parents else ""
         raise ConfigError(f"config file {path}{named} does not exist; give the path of a YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    tree = parse_yaml(text, origin=str(path)) or {}
+    tree = parse_yaml(text, origin=path) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds a {type(tree).__name__}; a config is a mapping of sections.")
-    tree = _replace_variables(tree, origin=str(path))
+    tree = _replace_variables(tree, origin=path)
     bases = tree.pop("extends", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: `extends` is {_shown(bases)}; expected the path of a YAML file, or a list of them.")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = merge(merged, read_tree(path.parent / Path(base).expanduser(), _parents=(*_parents, path.resolve())))
+        where = join(parent(path), os.path.expanduser(base))
+        merged = merge(merged, read_tree(where, _parents=(*_parents, identity)))
     return merge(merged, tree)
 
 
