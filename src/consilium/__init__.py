@@ -11,19 +11,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from consilium.bundle import Predictor, load
     from consilium.core.errors import ConsiliumError
+    from consilium.crossval import CrossvalResult, cross_validate
     from consilium.experiment import Experiment
     from consilium.judge import evaluate
     from consilium.session import TrainResult, train
 
     __version__: str
 
-__all__ = ["ConsiliumError", "Experiment", "Predictor", "TrainResult", "__version__", "evaluate", "load", "train"]
+__all__ = [
+    "ConsiliumError",
+    "CrossvalResult",
+    "Experiment",
+    "Predictor",
+    "TrainResult",
+    "__version__",
+    "cross_validate",
+    "evaluate",
+    "load",
+    "train",
+]
 
 _HOMES = {
     "ConsiliumError": "consilium.core.errors",
+    "CrossvalResult": "consilium.crossval",
     "Experiment": "consilium.experiment",
     "Predictor": "consilium.bundle",
     "TrainResult": "consilium.session",
+    "cross_validate": "consilium.crossval",
     "evaluate": "consilium.judge",
     "load": "consilium.bundle",
     "train": "consilium.session",

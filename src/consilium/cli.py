@@ -63,6 +63,28 @@ def train(
 
 
 @app.command()
+def crossval(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="Divide the groups into so many folds.")] = None,
+    leave_out: Annotated[
+        str | None,
+        typer.Option(help="Leave out each value of these columns in turn: source, or source,label, or metadata."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many cases of each split.")] = None,
+) -> None:
+    """Train and test over folds, or over each source left out; the same command goes on after a stop."""
+    from consilium.console import Console
+    from consilium.crossval import cross_validate
+
+    experiment = _experiment(config, overrides)
+    columns = [column.strip() for column in (leave_out or "").split(",") if column.strip()]
+    with Console() as console:
+        result = cross_validate(experiment, folds=folds, leave_out=columns, limit=limit, reporter=console)
+    typer.echo(f"finished: {result.folder}")
+
+
+@app.command()
 def evaluate(
     bundle: BundlePath,
     data: Annotated[
@@ -158,7 +180,11 @@ def data_stats(config: ConfigPath, overrides: Overrides = None) -> None:
     experiment = _experiment(config, overrides)
     with Console() as console:
         prepared = prepare(experiment.data, progress=lambda done, total: console.progress("prepare", done, total))
-        found = pixel_statistics(prepared.store, progress=lambda done, total: console.progress("pixels", done, total))
+        found = pixel_statistics(
+            prepared.store,
+            window=experiment.data.image.window,
+            progress=lambda done, total: console.progress("pixels", done, total),
+        )
         console.line(f"{found.images} images, {found.pixels} pixels of the train split, in [0, 1]")
         console.line(f"mean: [{', '.join(f'{value:.4f}' for value in found.mean)}]")
         console.line(f"std: [{', '.join(f'{value:.4f}' for value in found.std)}]")

@@ -21,7 +21,7 @@ LAYERS = (
     ("judge", "predictions"),
     ("experiment",),
     ("session",),
-    ("labelling", "launch", "serving", "demo", "console"),
+    ("crossval", "labelling", "launch", "serving", "demo", "console"),
     ("cli",),
 )
 HEIGHT = {part: height for height, row in enumerate(LAYERS) for part in row}

@@ -10,7 +10,18 @@ import pytest
 import consilium
 from tests.policy.source import MODULES, Module, public
 
-NAMES = ["ConsiliumError", "Experiment", "Predictor", "TrainResult", "__version__", "evaluate", "load", "train"]
+NAMES = [
+    "ConsiliumError",
+    "CrossvalResult",
+    "Experiment",
+    "Predictor",
+    "TrainResult",
+    "__version__",
+    "cross_validate",
+    "evaluate",
+    "load",
+    "train",
+]
 
 
 def test_the_list() -> None:

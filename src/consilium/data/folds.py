@@ -64,11 +64,15 @@ def _leave_out(table: CaseTable, *, config: SplitConfig) -> Filtered:
 
 def seen_in_training(found: Filtered) -> Filtered:
     """Without the cases of val and test that have a label which training never shows: no answer could be right."""
-    table = found.table
-    shown = {label for row in table.rows("train").tolist() for label in table.labels[row]}
-    allowed = np.array([shown.issuperset(labels) for labels in table.labels], dtype=bool)
-    unseen = sorted({label for row in np.flatnonzero(~allowed).tolist() for label in table.labels[row]} - shown)
-    return found.keep(allowed, f"of val and test are left out: training never sees their labels ({_some(unseen)})")
+    shown = {label for row in found.table.rows("train").tolist() for label in found.table.labels[row]}
+    for split in ("val", "test"):
+        table = found.table
+        strange = [row for row in table.rows(split).tolist() if not shown.issuperset(table.labels[row])]
+        labels = sorted({label for row in strange for label in table.labels[row]} - shown)
+        allowed = np.ones(len(table), dtype=bool)
+        allowed[strange] = False
+        found = found.keep(allowed, f"of {split} are left out: training never sees their labels ({_some(labels)})")
+    return found
 
 
 def units_of(table: CaseTable) -> list[str]:
@@ -92,11 +96,11 @@ def units_of(table: CaseTable) -> list[str]:
 
 
 def _judged(table: CaseTable) -> np.ndarray:
-    return np.array(table.splits, dtype=object) != "unlabelled"
+    return np.array([split != "unlabelled" for split in table.splits], dtype=bool)
 
 
 def _trusted(table: CaseTable) -> np.ndarray:
-    return _judged(table) & table.is_gt
+    return np.asarray(_judged(table) & table.is_gt)
 
 
 def _splits(
@@ -139,26 +143,35 @@ def divide(counts_UC: np.ndarray, *, shares: Sequence[float], place_U: Sequence[
     weight_UC = counts_UC / np.maximum(counts_UC.sum(axis=0), 1) ** 2
     size_U = np.round((counts_UC * weight_UC).sum(axis=1), 12)
     order = sorted(range(len(counts_UC)), key=lambda u: (-size_U[u], place_U[u]))
-    columns = [np.flatnonzero(counts_C) for counts_C in counts_UC]
-    share_P = np.asarray(shares)
-    filled_PC = np.zeros((len(shares), counts_UC.shape[1]), dtype=np.int64)
-    cases_P = np.zeros(len(shares), dtype=np.int64)
-    part_U = np.full(len(counts_UC), -1)
+    # Plain numbers from here on: a unit has few classes, for which numpy is slow.
+    own: list[list[tuple[int, int, float]]] = [[] for _ in order]
+    for u, c in np.argwhere(counts_UC).tolist():
+        own[u].append((c, int(counts_UC[u, c]), float(weight_UC[u, c])))
+    filled = [[0] * counts_UC.shape[1] for _ in shares]
+    cases = [0] * len(shares)
+    parts = [-1] * len(order)
+
+    def rise(part: int, u: int) -> tuple[float, float]:
+        """What the sum would rise by; of equal parts the emptier is taken."""
+        there = filled[part]
+        share = shares[part]
+        return round(sum((2 * there[c] + n) * weight for c, n, weight in own[u]) / share, 12), cases[part] / share
+
+    def move(u: int, part: int, sign: int) -> None:
+        for c, n, _ in own[u]:
+            filled[part][c] += sign * n
+            cases[part] += sign * n
+
     for _ in range(PASSES):
-        before_U = part_U.copy()
+        before = parts.copy()
         for u in order:
-            own_C, old = counts_UC[u, columns[u]], part_U[u]
-            cases = own_C.sum()
-            if old >= 0:
-                filled_PC[old, columns[u]] -= own_C
-                cases_P[old] -= cases
-            rise_P = ((2 * filled_PC[:, columns[u]] + own_C) * weight_UC[u, columns[u]]).sum(axis=1) / share_P
-            part_U[u] = new = np.lexsort((cases_P / share_P, np.round(rise_P, 12)))[0]
-            filled_PC[new, columns[u]] += own_C
-            cases_P[new] += cases
-        if (part_U == before_U).all():
+            if parts[u] >= 0:
+                move(u, parts[u], -1)
+            parts[u] = min(range(len(shares)), key=lambda part, u=u: rise(part, u))  # type: ignore[misc]
+            move(u, parts[u], 1)
+        if parts == before:
             break
-    return part_U
+    return np.array(parts, dtype=np.int64)
 
 
 def columns_of(table: CaseTable) -> dict[str, list[tuple[str, ...]]]:

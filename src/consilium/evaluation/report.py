@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 REPORT, METRICS, CARD, TABLES = "report.html", "metrics.json", "MODEL_CARD.md", "tables"
-_HEADLINES = (
+HEADLINES = (
     "accuracy",
     "exact_match",
     "balanced_accuracy",
@@ -100,7 +100,8 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 @cache  # a run with several seeds writes many reports, and compiling the templates takes longer than filling them
-def _environment(*, escape_html: bool) -> Environment:
+def environment(*, escape_html: bool) -> Environment:
+    """Jinja2 with the templates of reports, and what they call."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -124,11 +125,11 @@ def _environment(*, escape_html: bool) -> Environment:
 
 def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
     main = content.main
-    loaded = _environment(escape_html=escape_html).get_template(template)
+    loaded = environment(escape_html=escape_html).get_template(template)
     return loaded.render(
         content=content,
         main=main,
-        headlines=[name for name in _HEADLINES if main is not None and name in main.intervals],
+        headlines=[name for name in HEADLINES if main is not None and name in main.intervals],
         mistakes=wording.confusions(main, at_most=_CONFUSIONS) if main else [],
         columns=[name for name in main.tables if name.startswith("per_") and name != "per_class"] if main else [],
         curves=_curves(content) if escape_html else [],

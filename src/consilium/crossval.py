@@ -1,0 +1,307 @@
+"""Cross-validation: an experiment trained and tested over folds, or over each source or other value left out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from consilium.bundle import Predictor, case_outputs, read_manifest
+from consilium.core.config import build, merge, nearest, to_yaml
+from consilium.core.contracts import Evaluation, Interval, Outputs
+from consilium.core.errors import ConfigError, ConsiliumError, DataError
+from consilium.core.files import write_text
+from consilium.core.labels import LabelTree
+from consilium.core.reporter import Reporter, Silent, format_table
+from consilium.data.dataset import LabelledCases
+from consilium.data.filters import filtered, usable
+from consilium.data.folds import columns_of
+from consilium.data.load import take_cases
+from consilium.data.prepare import prepare
+from consilium.data.store import Store
+from consilium.evaluation.classification import ClassificationEvaluator
+from consilium.evaluation.crossval_report import CrossvalContent, FoldFigures, write_crossval
+from consilium.evaluation.report import METRICS
+from consilium.evaluation.wording import FEW_CASES
+from consilium.experiment import Experiment
+from consilium.session import train
+from consilium.training.runs import CONFIG, finished_run
+
+
+@dataclass(frozen=True)
+class CrossvalResult:
+    """A finished cross-validation: its folder, the figures of every fold, and those of all tested cases at once.
+
+    ``skipped`` gives the reason for each value that could not be left out.
+    """
+
+    folder: Path
+    folds: list[FoldFigures]
+    pooled: Evaluation
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """One training to come: its name in tables, its experiment, and its cases."""
+
+    name: str
+    experiment: Experiment
+    cases: LabelledCases
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """One finished fold: its figures, and the answers of its model to the cases it tested."""
+
+    figures: FoldFigures
+    outputs: Outputs
+    labels: LabelTree
+
+
+def cross_validate(
+    experiment: Experiment,
+    *,
+    folds: int | None = None,
+    leave_out: Sequence[str] = (),
+    limit: int | None = None,
+    reporter: Reporter | None = None,
+) -> CrossvalResult:
+    """Train and test ``folds`` times, or once for each value of the columns ``leave_out`` (their combinations).
+
+    Every fold is a run of its own in ``{root}/{name}/crossval-{variation}-{what}``, with bundle and report. Finished
+    folds are read and an unfinished one is resumed: after a stop the same call goes on. ``limit`` keeps so many
+    cases of each split.
+    """
+    reporter = reporter or Silent()
+    _check(experiment, folds=folds, leave_out=leave_out)
+    store = prepare(experiment.data, progress=lambda done, total: reporter.progress("prepare", done, total)).store
+    planner = _Planner(experiment, store, limit=limit)
+    plan = planner.folds(folds) if folds is not None else planner.leave_out(leave_out)
+    counts = [{"fold": fold.name, **{split: len(rows) for split, rows in fold.cases.rows.items()}} for fold in plan]
+    reporter.line(format_table(counts, title=f"{len(plan)} trainings"))
+    for name, reason in planner.skipped.items():
+        reporter.line(f"note: {name} is not tested: {reason}")
+    tested = []
+    for fold in plan:
+        with _named(fold):
+            tested.append(_test(fold, store, limit=limit, reporter=reporter))
+    labels, outputs = _pool(tested, multi_label=experiment.task.multi_label)
+    evaluator = ClassificationEvaluator(labels, multi_label=experiment.task.multi_label, config=experiment.evaluation)
+    folder = _folder(plan[0].experiment)
+    option = f"--folds {folds}" if folds is not None else f"--leave-out {','.join(leave_out)}"
+    content = CrossvalContent(
+        name=experiment.name,
+        what=f"{folds} folds" if folds is not None else f"each {' and '.join(leave_out)} left out",
+        by_value=folds is None,
+        folds=[one.figures for one in tested],
+        pooled=evaluator.evaluate(outputs, split="crossval"),
+        labels=labels.leaves,
+        skipped=planner.skipped,
+        notes=planner.notes,
+        confidence=experiment.evaluation.confidence,
+        command=f"consilium crossval {folder / CONFIG} {option}" + ("" if limit is None else f" --limit {limit}"),
+        config_yaml=to_yaml(experiment),
+    )
+    write_text(folder / CONFIG, content.config_yaml)
+    reporter.line(format_table(content.rows(), title="test figures of each fold"))
+    reporter.line(format_table(content.summary_rows(), title="over all folds"))
+    for text in content.cautions():
+        reporter.line(f"note: {text}")
+    reporter.line(f"report: {write_crossval(folder, content)}")
+    return CrossvalResult(folder, list(content.folds), content.pooled, planner.skipped)
+
+
+def _check(experiment: Experiment, *, folds: int | None, leave_out: Sequence[str]) -> None:
+    split = experiment.data.split
+    if (folds is None) == (not leave_out):
+        raise ConfigError("crossval needs --folds K or --leave-out source (or another column); give one of them.")
+    if split.folds is not None or split.cells:
+        raise ConfigError("crossval sets data.split.folds, fold and leave_out itself; take them out of the config.")
+    if experiment.trainer.num_runs > 1:
+        raise ConfigError(
+            f"trainer.num_runs is {experiment.trainer.num_runs}, but crossval trains one run for each fold; set it to "
+            "1. Repeat crossval with another seed, data.split.seed and output.variation instead."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "crossval runs in one process. To train a fold with several, give data.split.folds and data.split.fold to "
+            "`consilium train`."
+        )
+
+
+class _Planner:
+    """Divides the cases into folds before anything is trained; ``skipped`` and ``notes`` say what has no fold."""
+
+    def __init__(self, experiment: Experiment, store: Store, *, limit: int | None) -> None:
+        self.experiment, self.store, self.limit = experiment, store, limit
+        self.skipped: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    def folds(self, count: int) -> list[_Fold]:
+        """K folds, each tested once."""
+        splits = [(f"fold {k}", f"fold-{k}", {"folds": count, "fold": k}) for k in range(count)]
+        return [self._fold(f"{count}-folds", *split) for split in splits]
+
+    def leave_out(self, columns: Sequence[str]) -> list[_Fold]:
+        """A fold for each combination of values that occurs and can be tested."""
+        plan = []
+        values = self._values(columns)
+        for number, (combination, cases) in enumerate(sorted(values.items())):
+            name = ", ".join(combination)
+            place = f"fold-{number}-{re.sub(r'[^A-Za-z0-9_.-]', '_', '-'.join(combination))[:60]}"
+            cell = {column: [value] for column, value in zip(columns, combination, strict=True)}
+            try:
+                fold = self._fold(f"leave-out-{'-'.join(columns)}", name, place, {"leave_out": cell})
+            except DataError as error:
+                self.skipped[name] = str(error)
+                continue
+            if not len(fold.cases.rows["test"]):
+                self.skipped[name] = f"none of its {cases} cases has a label that the others have."
+            elif not len(fold.cases.rows["val"]):
+                self.skipped[name] = "the others leave no case for validation; raise data.split.val."
+            else:
+                plan.append(fold)
+        if not plan:
+            told = "\n".join(f"  - {name}: {reason}" for name, reason in self.skipped.items())
+            raise DataError(f"no value of {' and '.join(columns)} can be left out and tested:\n{told}")
+        return plan
+
+    def _values(self, columns: Sequence[str]) -> Counter[tuple[str, ...]]:
+        """The combinations of values that occur, and the cases of each."""
+        data, multi_label = self.experiment.data, self.experiment.task.multi_label
+        found = usable(self.store.table, multi_label=multi_label, pseudo_labels=False)
+        table = filtered(found, config=data.filters, seed=data.split.seed).table
+        known = columns_of(table)
+        for column in columns:
+            if column not in known:
+                raise ConfigError(f"--leave-out names the column '{column}'{nearest(column, sorted(known))}")
+        if "label" in columns and (len(columns) == 1 or multi_label):
+            raise ConfigError(
+                "a label that is left out everywhere is one that the model cannot name; leave it out of one source at "
+                "a time: --leave-out source,label (and only where a case has one label)."
+            )
+        rows = [list(product(*own)) for own in zip(*(known[column] for column in columns), strict=True)]
+        without = sum(not row for row in rows)
+        if without:
+            self.notes.append(f"{without} cases have no {' or no '.join(columns)}: they train, and are never tested.")
+        counts = Counter(combination for row in rows for combination in row)
+        if len(counts) < 2:
+            only = ", ".join(next(iter(counts), ("none",)))
+            raise ConfigError(
+                f"--leave-out {','.join(columns)} needs two values or more, but there is only: {only}. Use --folds."
+            )
+        return counts
+
+    def _fold(self, what: str, name: str, place: str, split: dict[str, Any]) -> _Fold:
+        own, output = self.experiment, self.experiment.output
+        change = {
+            "name": f"crossval-{output.variation}-{what}",
+            "data": {"split": split},
+            "output": {"root": str(Path(output.root) / own.name), "variation": place, "if_exists": "resume"},
+        }
+        experiment = build(Experiment, merge(own.model_dump(mode="json"), change), origin=name)
+        cases = take_cases(self.store.table, config=experiment.data, multi_label=own.task.multi_label, limit=self.limit)
+        return _Fold(name, experiment, cases)
+
+
+def _folder(experiment: Experiment) -> Path:
+    return Path(experiment.output.root) / experiment.name
+
+
+@contextlib.contextmanager
+def _named(fold: _Fold) -> Iterator[None]:
+    """Let an error say which fold it stopped."""
+    try:
+        yield
+    except ConsiliumError as error:
+        kept = f"What is finished is kept in {_folder(fold.experiment)}; the same crossval command goes on from there."
+        error.args = (f"{fold.name}: {error} {kept}",)
+        raise
+
+
+def _test(fold: _Fold, store: Store, *, limit: int | None, reporter: Reporter) -> _Tested:
+    """Train the fold unless that is done, and let its model answer the cases that it tests."""
+    experiment = fold.experiment
+    folder = finished_run(
+        experiment.output,
+        name=experiment.name,
+        config=experiment,
+        limit=limit,
+        data_fingerprint=store.manifest.fingerprint,
+    )
+    if folder is None:
+        reporter.line(f"-- {fold.name} --")
+        result = train(experiment, limit=limit, reporter=reporter)
+        assert result is not None, "no dry run"
+        folder = result.bundle
+    else:
+        reporter.line(f"{fold.name} is finished: {folder}")
+    predictor = Predictor.load(
+        folder, device=experiment.trainer.device, batch_size=experiment.data.loader.eval_batch_size or 32
+    )
+    multi_label = experiment.task.multi_label
+    cases = take_cases(
+        store.table, config=experiment.data, multi_label=multi_label, labels=predictor.labels, limit=limit
+    )
+    outputs = case_outputs(predictor, cases, "test")
+    judged = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    figures = FoldFigures(
+        name=fold.name,
+        folder=str(folder),
+        train=read_manifest(folder).training_cases,
+        val=judged["val"]["cases"],
+        test=len(outputs.ids),
+        metrics=judged["test"]["metrics"],
+        intervals={name: Interval(**interval) for name, interval in judged["test"]["intervals"].items()},
+        notes=[*cases.notes, *_few(cases)],
+    )
+    return _Tested(figures, outputs, predictor.labels)
+
+
+def _few(cases: LabelledCases) -> list[str]:
+    """What makes the figures of a fold say little."""
+    targets = cases.targets[cases.rows["test"]]
+    notes = [f"only {len(targets)} cases are tested; their figures say little."] if len(targets) < FEW_CASES else []
+    if targets.ndim == 1 and len(present := np.unique(targets)) == 1:
+        notes.append(
+            f"all cases tested are {cases.labels.leaves[present[0]]}: only how many are found can be measured."
+        )
+    return notes
+
+
+def _pool(tested: Sequence[_Tested], *, multi_label: bool) -> tuple[LabelTree, Outputs]:
+    """The answers of all folds in one list, over all labels; one that a fold's training lacked has probability 0."""
+    labels = LabelTree(sorted({leaf for one in tested for leaf in one.labels.leaves}))
+    probabilities, targets = [], []
+    for one in tested:
+        places = np.array([labels.index(leaf) for leaf in one.labels.leaves])
+        probabilities.append(_spread(one.outputs.arrays["probabilities"], places, len(labels)))
+        own = one.outputs.targets
+        targets.append(_spread(own, places, len(labels)) if multi_label else places[own])
+    columns = sorted({name for one in tested for name in one.outputs.columns})
+    return labels, Outputs(
+        arrays={"probabilities": np.concatenate(probabilities)},
+        targets=np.concatenate(targets),
+        ids=[name for one in tested for name in one.outputs.ids],
+        groups=[group for one in tested for group in one.outputs.groups],
+        columns={
+            name: [value for one in tested for value in one.outputs.columns.get(name, [""] * len(one.outputs.ids))]
+            for name in columns
+        },
+    )
+
+
+def _spread(array_NL: np.ndarray, places: np.ndarray, classes: int) -> np.ndarray:
+    spread_NK = np.zeros((len(array_NL), classes), dtype=array_NL.dtype)
+    spread_NK[:, places] = array_NL
+    return spread_NK
