@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,11 +16,14 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from consilium.core.archives import is_archive, unpack_once
 from consilium.core.config import Config
 from consilium.core.contracts import Outputs
-from consilium.core.errors import BundleError, ConfigError, ConsiliumError, DataError, ImageError, WeightsError
+from consilium.core.errors import BundleError, ConfigError, ConsiliumError, DataError, WeightsError
 from consilium.core.files import atomic_file, write_json
 from consilium.core.labels import LabelTree
+from consilium.core.places import exists, is_remote
+from consilium.core.transfer import cache_folder, fetch
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.dataset import LabelledCases
 from consilium.data.loader import Images, Loaded, Loader, evaluation_requests
@@ -30,6 +34,7 @@ from consilium.tasks.config import TaskConfig
 
 FORMAT_VERSION = 1
 MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
+FILES = (MANIFEST, WEIGHTS, "config.yaml", "history.csv")  # that others read of a bundle
 
 Item = str | Path | bytes | Sequence[str | Path | bytes]
 
@@ -91,8 +96,48 @@ def save_bundle(folder: Path, *, manifest: Manifest, task: torch.nn.Module) -> N
     write_json(folder / MANIFEST, manifest.model_copy(update={"weights_sha256": digest}).model_dump(mode="json"))
 
 
+def local_bundle(bundle: str | Path) -> Path:
+    """The folder of a bundle; one in a bucket is downloaded, one in an archive unpacked, once for each content."""
+    try:
+        path = fetch(bundle, names=() if is_archive(bundle) else FILES)
+        if not (is_archive(path) and path.is_file()):
+            return path
+        folder = unpack_once(path, cache_folder() / "bundles")
+    except (OSError, DataError) as error:
+        raise BundleError(f"bundle {bundle} cannot be read: {error}") from error
+    inner = [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]
+    found = [child for child in inner if (child / MANIFEST).is_file()]
+    if not found:
+        raise BundleError(f"{bundle} has no {MANIFEST}, so it is no bundle; pack the folder of a finished run.")
+    return found[0]
+
+
+def weights_file(origin: str) -> Path:
+    """The weights of a bundle, or a weights file, wherever it lies."""
+    if is_archive(origin) or (Path(origin).is_dir() if not is_remote(origin) else not exists(origin)):
+        folder = local_bundle(origin)
+        refuse_links(folder)
+        return folder / WEIGHTS
+    try:
+        return fetch(origin)
+    except OSError as error:
+        raise WeightsError(f"weights file {error}.") from error
+
+
+def refuse_links(folder: Path) -> None:
+    """A file of a bundle that is a link out of its folder is a BundleError: what it leads to nobody has checked."""
+    for name in FILES:
+        target = os.path.realpath(folder / name)
+        if not Path(target).is_relative_to(os.path.realpath(folder)):
+            raise BundleError(
+                f"{folder / name} is a link to {target}, outside of the bundle, and is not read. If you trust it, "
+                f"copy the bundle with what its links stand for (cp -rL {folder} COPY) and give the copy."
+            )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The checked manifest of a bundle; anything wrong is a BundleError."""
+    refuse_links(folder)
     path = folder / MANIFEST
     if not path.is_file():
         what = "does not exist" if not folder.exists() else f"has no {MANIFEST}, so it is not a finished run"
@@ -175,8 +220,8 @@ class Predictor:
     def load(
         cls, folder: str | Path, *, device: str = "auto", batch_size: int = 32, workers: int | None = None
     ) -> Predictor:
-        """The predictor of a bundle; a damaged, incomplete or newer bundle is a BundleError."""
-        folder = Path(folder)
+        """The predictor of a bundle (a folder, here or in a bucket, or an archive); a damaged one is a BundleError."""
+        folder = local_bundle(folder)
         manifest = read_manifest(folder)
         chosen = choose_device(device)
         if not (folder / WEIGHTS).is_file():
@@ -226,9 +271,9 @@ class Predictor:
             key = {"image": source.name(row)}
             yield {**key, "error": str(answer)} if isinstance(answer, ConsiliumError) else {**key, **answer}
 
-    def _answers(self, source: Images, rows: Sequence[int]) -> Iterator[tuple[int, dict[str, Any] | ImageError]]:
+    def _answers(self, source: Images, rows: Sequence[int]) -> Iterator[tuple[int, dict[str, Any] | ConsiliumError]]:
         for loaded, arrays in self._run(source, rows):
-            found: dict[int, dict[str, Any] | ImageError] = dict(loaded.errors)
+            found: dict[int, dict[str, Any] | ConsiliumError] = dict(loaded.errors)
             if loaded.batch is not None and arrays is not None:
                 records = self.task.records(arrays, threshold=self.threshold)
                 found.update(zip(loaded.batch.rows_B.tolist(), records, strict=True))

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from consilium.bundle import Manifest, Predictor, case_outputs, read_manifest
+from consilium.bundle import Manifest, Predictor, case_outputs, local_bundle, read_manifest
+from consilium.core import places
+from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator
 from consilium.core.errors import BundleError, ConfigError
@@ -94,11 +96,11 @@ def evaluate(
     report.html, metrics.json and tables into ``out`` (default: a folder ``evaluation-...`` in the bundle).
     """
     reporter = reporter or Silent()
-    folder = Path(bundle)
+    folder = local_bundle(bundle)
     manifest = read_manifest(folder)
     tree = _bundle_config(folder)
     own = build(DataConfig, tree["data"], origin=str(folder / "config.yaml"))
-    config = own if data is None else _data_config(Path(data), own=own)
+    config = own if data is None else _data_config(str(data), own=own)
     if split is None:
         split = "test" if data is None or Path(data).suffix in YAML else "all"
     if split not in (*SPLITS, "all"):
@@ -120,7 +122,8 @@ def evaluate(
     )
     evaluations = judge(predictor, cases, evaluator, splits=[split], reporter=reporter)
     name = split if data is None else f"{Path(data).stem}-{split}"
-    target = Path(out) if out is not None else folder / f"evaluation-{name}"
+    beside = folder if folder == Path(bundle).expanduser() else Path()  # what is in the cache may be deleted
+    target = Path(out) if out is not None else beside / f"evaluation-{name}"
     report = build(ReportConfig, tree.get("report", {}), origin=str(folder))
     write_judgement(
         target,
@@ -150,20 +153,23 @@ def _bundle_config(folder: Path) -> dict[str, Any]:
     return tree
 
 
-def _data_config(path: Path, *, own: DataConfig) -> DataConfig:
+def _data_config(path: str, *, own: DataConfig) -> DataConfig:
     """The data section of a YAML file (a whole experiment, or a data section alone), or one source with defaults."""
-    if path.suffix in YAML:
+    suffix = Path(path).suffix
+    if suffix in YAML:
         tree = read_tree(path)
-        return build(DataConfig, tree.get("data", tree), origin=str(path))
-    kind = "folder" if path.is_dir() else path.suffix.removeprefix(".")
+        return build(DataConfig, tree.get("data", tree), origin=path)
+    found = places.facts(places.absolute(path))
+    is_folder = is_archive(path) or (found is not None and not found.is_file)
+    kind = "folder" if is_folder else suffix.removeprefix(".")
     if kind not in ("folder", "csv", "parquet", "jsonl"):
         raise ConfigError(
             f"the data to judge on is {path}; expected a YAML file with a `data` section (as in a recipe), a folder of "
-            "{label}/images, or a .csv, .parquet or .jsonl file."
+            "{label}/images (also as a .zip or .tar), or a .csv, .parquet or .jsonl file."
         )
-    source = {"kind": kind, "name": re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem) or "data", "path": str(path)}
+    source = {"kind": kind, "name": re.sub(r"[^A-Za-z0-9_.-]", "_", Path(path).stem) or "data", "path": path}
     store = own.store.model_dump()
-    return build(DataConfig, {"sources": [source], "store": store, "on_bad_row": own.on_bad_row}, origin=str(path))
+    return build(DataConfig, {"sources": [source], "store": store, "on_bad_row": own.on_bad_row}, origin=path)
 
 
 def write_judgement(
@@ -192,7 +198,7 @@ def write_judgement(
         warnings=facts.warnings,
         config_yaml=facts.config_yaml,
         command=facts.command,
-        thumbnail=_thumbnails(cases, size=report.thumbnail_size),
+        thumbnail=_thumbnails(cases, size=report.thumbnail_size, window=manifest.image.window),
     )
     return write_report(folder, content)
 
@@ -222,7 +228,9 @@ def _data_rows(cases: LabelledCases) -> list[dict[str, Any]]:
     return [{"source": s, "split": p, "label": k, "cases": n} for (s, p, k), n in sorted(counts.items())]
 
 
-def _thumbnails(cases: LabelledCases, *, size: int) -> Callable[[str], bytes | None]:
+def _thumbnails(
+    cases: LabelledCases, *, size: int, window: tuple[float, float] | None
+) -> Callable[[str], bytes | None]:
     """JPEG thumbnails by case id, made when asked for."""
     row_of = {name: row for row, name in enumerate(cases.table.ids)}
 
@@ -234,7 +242,8 @@ def _thumbnails(cases: LabelledCases, *, size: int) -> Callable[[str], bytes | N
         images = cases.table.images(row_of[case])
         if not images:
             return None
-        pixels = load_view(read_bytes(images[0]), name=case, image=ImageConfig(size=(size, size), fit="pad"), box=None)
+        image = ImageConfig(size=(size, size), fit="pad", window=window)
+        pixels = load_view(read_bytes(images[0]), name=case, image=image, box=None)
         encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=85)
         return encoded
 

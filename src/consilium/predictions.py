@@ -15,8 +15,9 @@ from typing import Any, Protocol
 from consilium.bundle import Item, Predictor
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.files import atomic_file
+from consilium.core.places import facts, find, is_remote, join, matches
 from consilium.core.reporter import Reporter
-from consilium.data.sources.files import IMAGE_EXTENSIONS
+from consilium.data.sources.files import IMAGE_EXTENSIONS, extension_of
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,15 @@ class PredictionSummary:
     errors: int
 
 
+_GLOB = "*?["
+
+
 class _Writer(Protocol):
     def write(self, record: dict[str, Any]) -> None: ...
 
 
 def predict_files(
-    bundle: Path, paths: Sequence[str], *, out: Path | None, batch_size: int, device: str, reporter: Reporter
+    bundle: str | Path, paths: Sequence[str], *, out: Path | None, batch_size: int, device: str, reporter: Reporter
 ) -> PredictionSummary:
     """Predict everything under ``paths`` into ``out`` (.jsonl or .csv; None prints JSON lines)."""
     if out is not None and out.suffix not in (".jsonl", ".csv"):
@@ -54,22 +58,14 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], list[Item]]:
     names: list[str] = []
     items: list[Item] = []
     for given in paths:
-        path = Path(given)
-        if (path / "store.json").is_file():
+        if not is_remote(given) and (Path(given) / "store.json").is_file():
             from consilium.data.store import Store
 
-            table = Store.open(path).table
+            table = Store.open(Path(given)).table
             names += table.ids
             items += [table.images(row) for row in range(len(table))]
             continue
-        if path.is_dir():
-            found = sorted(
-                str(file) for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()
-            )
-        elif any(sign in given for sign in "*?[") and not path.exists():
-            found = sorted(file for file in glob.glob(given, recursive=True) if Path(file).is_file())
-        else:
-            found = [given]  # a missing file gets its error entry, the rest goes on
+        found = _in_bucket(given) if is_remote(given) else _here(given)
         if not found:
             raise DataError(
                 f"no image under {given}; expected image files ({', '.join(sorted(IMAGE_EXTENSIONS))}), a folder or a "
@@ -78,6 +74,26 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], list[Item]]:
         names += found
         items += found
     return names, items
+
+
+def _here(given: str) -> list[str]:
+    path = Path(given)
+    if path.is_dir():
+        files = (file for file in path.rglob("*") if extension_of(file.name) in IMAGE_EXTENSIONS and file.is_file())
+        return sorted(map(str, files))
+    if any(sign in given for sign in _GLOB) and not path.exists():
+        return sorted(file for file in glob.glob(given, recursive=True) if Path(file).is_file())
+    return [given]  # a missing file gets its error entry, the rest goes on
+
+
+def _in_bucket(given: str) -> list[str]:
+    try:
+        known = facts(given)
+        if known is not None and not known.is_file:
+            return [join(given, name) for name in find(given) if extension_of(name) in IMAGE_EXTENSIONS]
+        return matches(given) if known is None and any(sign in given for sign in _GLOB) else [given]
+    except OSError as error:
+        raise DataError(f"{error}.") from error
 
 
 @contextmanager

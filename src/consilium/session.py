@@ -21,12 +21,12 @@ except ImportError:
 
 from consilium.bundle import (
     MANIFEST,
-    WEIGHTS,
     Predictor,
     case_outputs,
     new_manifest,
     read_manifest,
     save_bundle,
+    weights_file,
 )
 from consilium.core.config import to_yaml
 from consilium.core.contracts import Batch, Hook, Progress
@@ -48,7 +48,7 @@ from consilium.training.loop import Training, best_folder, fit, refuse_non_finit
 from consilium.training.optim import Schedule, build_optimizer, warmup_steps
 from consilium.training.plan import Plan, make_plan
 from consilium.training.processes import build_accelerator, on_main
-from consilium.training.runs import CONFIG, find_run, new_run, read_state, remove_others, working_in
+from consilium.training.runs import CONFIG, copy_run, find_run, new_run, read_state, remove_others, try_copy, working_in
 from consilium.training.state import MODEL, checkpoints, load_checkpoint, remove_weights, set_random_state
 
 
@@ -102,9 +102,13 @@ def train(
     precision = first.try_out(precision=None if found is None else read_state(found).precision)
     folder = found or on_main(accelerator, lambda: make(data_fingerprint=fingerprint, precision=precision))
     with working_in(folder) if accelerator.is_main_process else contextlib.nullcontext():
+        if experiment.output.copy_to is not None:
+            on_main(accelerator, lambda: try_copy(folder, experiment.output, name=experiment.name))
         results = [_run_seed(first, folder=folder, number=number, precision=precision) for number in range(first.runs)]
         if len(results) > 1 and accelerator.is_main_process:
             write_summary(folder, {run.folder.name: run.metrics for run in results}, reporter=reporter)
+    if experiment.output.copy_to is not None:
+        on_main(accelerator, lambda: copy_run(folder, experiment.output, name=experiment.name, reporter=reporter))
     if experiment.output.if_exists == "replace" and accelerator.is_main_process:
         remove_others(experiment.output, name=experiment.name, keep=folder)
     return TrainResult(folder, results)
@@ -167,8 +171,7 @@ class _Session:
         )
         origin = self.experiment.trainer.init_from
         if origin is not None:
-            path = Path(origin) / WEIGHTS if Path(origin).is_dir() else Path(origin)
-            load_strict(task, load_state(path), origin=str(path))
+            load_strict(task, load_state(weights_file(origin)), origin=origin)
         return task.to(self.device).to(memory_format=torch.channels_last)
 
     def _resolved_image(self) -> ImageConfig:

@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from consilium.core.errors import ConfigError
 from consilium.core.places import is_remote, join, parent, read_bytes
@@ -24,6 +24,16 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
+def _on_a_disk(path: str) -> str:
+    if is_remote(path):
+        raise ValueError(
+            f"{path} is an address, but memory maps, locks and whole renames need a disk; give a folder of this "
+            "machine (sources are read from buckets, and output.copy_to copies a finished run into one)"
+        )
+    return path
+
+
+LocalFolder = Annotated[str, AfterValidator(_on_a_disk)]
 ConfigT = TypeVar("ConfigT", bound=Config)
 MAX_NODES = 1_000_000  # values of a config; a few lines of aliases to aliases can stand for billions
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import posixpath
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import IO, Any
 
 from consilium.core.errors import ConsiliumError, MissingExtraError
 
+_FRAME = re.compile("[0-9]{1,9}")
 BUCKETS = ("gs", "gcs", "s3", "hf")
 THREADS = 32  # that wait for a bucket at the same time
 # What a file system calls the thing that changes with a file's content; the first that it tells counts, since a
@@ -66,8 +68,20 @@ def parent(path: str) -> str:
     return path.rpartition("/")[0] if is_remote(path) else os.path.dirname(path)
 
 
+def split_frame(path: str) -> tuple[str, int | None]:
+    """The file and the frame that a path such as ``scan.dcm#12`` names; None where it names none.
+
+    A file of this machine whose own name ends that way is that file.
+    """
+    file, mark, frame = path.rpartition("#")
+    if not mark or not _FRAME.fullmatch(frame) or (not is_remote(path) and os.path.exists(path)):
+        return path, None
+    return file, int(frame)
+
+
 def facts(path: str) -> FileFacts | None:
-    """What is known of a file without reading it; None where there is none."""
+    """What is known of a file (of the file that a frame is in) without reading it; None where there is none."""
+    path, _ = split_frame(path)
     if not is_remote(path):
         try:
             found = os.stat(path)
@@ -83,6 +97,7 @@ def facts(path: str) -> FileFacts | None:
 
 def facts_of(paths: Sequence[str]) -> list[FileFacts | None]:
     """The facts of many files; each folder of a bucket is listed once, so that no file there is asked for alone."""
+    paths = [split_frame(path)[0] for path in paths]
     folders = sorted({parent(path) for path in paths if is_remote(path)})
     with ThreadPoolExecutor(THREADS) as pool:
         listings = dict(zip(folders, pool.map(names_in, folders), strict=True))

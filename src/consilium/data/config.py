@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from consilium.core.config import Config
+from consilium.core.config import Config, LocalFolder
 from consilium.data.sources.config import Source
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -101,7 +102,7 @@ class GuardConfig(Config):
 class StoreConfig(Config):
     """Where prepared cases live, and whether images are referenced by path or embedded as bytes."""
 
-    root: str = Field(default="stores", description="Folder of all stores.")
+    root: LocalFolder = Field(default="stores", description="Folder of all stores, on a disk of this machine.")
     images: Literal["reference", "embed"] = Field(
         default="reference", description="Keep the paths of the images, or a copy of them."
     )
@@ -166,6 +167,12 @@ class ImageConfig(Config):
     def _std_is_positive(self) -> ImageConfig:
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std}; every channel's must be above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _window_is_one(self) -> ImageConfig:
+        if self.window is not None and not (math.isfinite(sum(self.window)) and self.window[1] > 0):
+            raise ValueError(f"window is {list(self.window)}; expected [centre, width] with a width above 0")
         return self
 
 

@@ -20,21 +20,22 @@ from typing import Any
 
 from consilium.core.errors import BadRowsError, DataError, ImageError, StoreError
 from consilium.core.files import atomic_file, fingerprint
-from consilium.core.places import FileFacts, absolute, facts, is_remote
+from consilium.core.places import THREADS, FileFacts, absolute, facts, facts_of, is_remote
+from consilium.core.reporter import Reporter, Silent
 from consilium.data.case import SPLITS, BadRow, Case, View
 from consilium.data.config import DataConfig, StoreConfig
-from consilium.data.images import probe, read_bytes, resize_once
+from consilium.data.images import alone, probe, read_bytes, resize_once
 from consilium.data.parts import BadImage, PartWriter, bad_images, count, parts, remove_leavings
-from consilium.data.sources.config import FolderSource, Source
+from consilium.data.pixels import BYTES_PER_PIXEL
+from consilium.data.sources.config import FolderSource, HubSource, RetClipCsvSource, Source
 from consilium.data.sources.files import Inputs, list_inputs
+from consilium.data.sources.packed import unpacked
 from consilium.data.sources.reading import read_source
 from consilium.data.splits import SplitRule, assign_split, split_rule
 from consilium.data.store import FORMAT_VERSION, Manifest, Store, write_dataset_files
 
 QUARANTINE = "quarantine.csv"
 BATCH = 64
-# No uncompressed image takes more (four channels of 16 bits); a larger file is not read into memory.
-BYTES_PER_PIXEL = 8
 Progress = Callable[[int, int | None], None]
 
 
@@ -51,26 +52,38 @@ class Prepared:
     summary: list[dict[str, str | int]]
 
 
-def prepare(config: DataConfig, *, progress: Progress | None = None) -> Prepared:
+def prepare(config: DataConfig, *, progress: Progress | None = None, reporter: Reporter | None = None) -> Prepared:
     """The store for a data config, made if it does not exist or its inputs changed.
 
-    ``progress`` is called with (cases done, all cases). A run that was killed goes on where it stopped when it
-    is started again. Bad rows stop it with a BadRowsError that summarises all, or are set aside, as the config
-    says.
+    ``progress`` is called with (cases done, all cases); ``reporter`` hears of downloads. A run that was killed goes
+    on where it stopped when it is started again. Bad rows stop it with a BadRowsError that summarises all, or are set
+    aside, as the config says.
     """
-    inputs = [list_inputs(source) for source in config.sources]
+    stores = Path(config.store.root).expanduser().absolute()
+    config = config.model_copy(update={"sources": [unpacked(source, stores) for source in config.sources]})
+    inputs = [list_inputs(source, root=config.store.root, reporter=reporter) for source in config.sources]
     key = _fingerprint(config, inputs)
     names = "+".join(source.name for source in config.sources)[:60]
-    target = Path(config.store.root).expanduser().absolute() / f"{names}-{key}"
+    target = stores / f"{names}-{key}"
     with _lock(target):
         store = _unchanged_store(target, config)
         created = store is None
         if store is None:
+            _fetch(config, inputs, reporter or Silent())
             store = _build(target, config, inputs, key, progress)
     bad_rows = _read_bad_rows(store.path / QUARANTINE) if store.manifest.bad_rows else []
     if bad_rows and config.on_bad_row == "stop":
         raise _bad_rows_error(bad_rows, store.path / QUARANTINE)
     return Prepared(store, created, bad_rows, _summary(config.sources, store.manifest, bad_rows))
+
+
+def _fetch(config: DataConfig, inputs: Sequence[Inputs], reporter: Reporter) -> None:
+    """Bring the rows of hub datasets to this machine."""
+    for source, files in zip(config.sources, inputs, strict=True):
+        if files.hub is not None and isinstance(source, HubSource | RetClipCsvSource):
+            from consilium.data.sources.hub import fetch_source
+
+            fetch_source(source, files.hub, embed=config.store.images == "embed", reporter=reporter)
 
 
 def _fingerprint(config: DataConfig, inputs: Sequence[Inputs]) -> str:
@@ -87,8 +100,10 @@ def _relevant(config: DataConfig) -> dict[str, Any]:
     """The part of the config that decides what is in a store; paths are absolute."""
     sources = []
     for source in config.sources:
-        tree = source.model_dump(mode="json", exclude={"weight"})
-        paths = {key: absolute(tree[key]) for key in ("path", "image_root", "texts") if tree.get(key)}
+        gently = {"delay": True, "retries": True}  # how rows come says nothing about them
+        tree = source.model_dump(mode="json", exclude={"weight": True, **gently, "images": gently})
+        keys = ("image_root",) if isinstance(source, HubSource) else ("path", "image_root", "texts")
+        paths = {key: absolute(tree[key]) for key in keys if tree.get(key)}
         sources.append({**tree, **paths})
     return {
         "sources": sources,
@@ -134,12 +149,13 @@ def _unchanged_store(target: Path, config: DataConfig) -> Store | None:
         return None
     known = [item for item in zip(*columns, strict=True) if item[1] is not None]
     known += [tuple(file) for file in store.manifest.unreadable if file[0]]
-    unchanged = all(_is_unchanged(*file, embedded=config.store.images == "embed") for file in known)
+    now = facts_of([path for path, _, _ in known])
+    embedded = config.store.images == "embed"
+    unchanged = all(_is_unchanged(found, *file[1:], embedded=embedded) for found, file in zip(now, known, strict=True))
     return store if unchanged else None
 
 
-def _is_unchanged(path: str, size: int | None, modified_ns: int | None, *, embedded: bool) -> bool:
-    found = facts(path)
+def _is_unchanged(found: FileFacts | None, size: int | None, modified_ns: int | None, *, embedded: bool) -> bool:
     if found is None:
         return size is None or embedded  # an embedded image outlives its file
     return (found.size, found.version) == (size, modified_ns)
@@ -210,7 +226,7 @@ def _workers(config: DataConfig) -> int:
     if config.store.workers != "auto":
         return config.store.workers
     # From a bucket a thread mostly waits.
-    return 32 if any(is_remote(source.path) for source in config.sources) else min(8, os.cpu_count() or 1)
+    return THREADS if any(is_remote(source.path) for source in config.sources) else min(8, os.cpu_count() or 1)
 
 
 def _check_images(case: Case, config: StoreConfig) -> list[dict[str, Any]] | BadImage:
@@ -239,6 +255,8 @@ def _check_image(view: View, found: FileFacts | None, config: StoreConfig) -> di
     data = read_bytes(view.image if view.data is None else view.data)
     info = probe(data, name=name, max_pixels=config.max_pixels)
     digest = hashlib.sha256(data).hexdigest()
+    if config.images == "embed":
+        data = alone(data, name=name, max_pixels=config.max_pixels)
     if config.resize is not None and min(info.width, info.height) > config.resize:
         data = resize_once(data, name=name, shorter=config.resize, max_pixels=config.max_pixels)
         info = probe(data, name=name, max_pixels=config.max_pixels)

@@ -36,7 +36,9 @@ class VisionConfig(Config):
     name: str = Field(
         default="resnet50", description="A timm model, or a short name: vit_b_16, vit_b_32, vit_l_16, vit_l_32."
     )
-    pretrained: bool | str = Field(default=True, description="true, false, or a local weights file or folder.")
+    pretrained: bool | str = Field(
+        default=True, description="true, false, or a weights file or folder, here or in a bucket."
+    )
     pooling: Literal["default", "avg", "max", "concat"] = Field(
         default="default", description="default: the model's own; concat: avg and max side by side."
     )

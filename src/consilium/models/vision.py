@@ -19,6 +19,7 @@ from timm.models import PretrainedCfg, group_parameters
 from torch import Tensor, nn
 
 from consilium.core.errors import ConfigError, WeightsError
+from consilium.core.transfer import fetch
 from consilium.models.config import VisionConfig
 from consilium.models.weights import load_state
 
@@ -148,7 +149,7 @@ def build_vision(config: VisionConfig, *, image_size: tuple[int, int], weights: 
     elif config.pretrained is True:
         model = _create_pretrained(name, image_size=image_size, options=options)
     else:
-        model = _create_local(name, Path(config.pretrained).expanduser(), image_size=image_size, options=options)
+        model = _create_local(name, config.pretrained, image_size=image_size, options=options)
     if config.drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
         raise ConfigError(f"vision.drop_path is {config.drop_path}, but {name} has no drop path; set it to 0.")
     try:
@@ -209,8 +210,12 @@ def _create_pretrained(
         ) from error
 
 
-def _create_local(name: str, path: Path, *, image_size: tuple[int, int], options: dict[str, Any]) -> nn.Module:
+def _create_local(name: str, place: str, *, image_size: tuple[int, int], options: dict[str, Any]) -> nn.Module:
     """The model with the weights of a file or folder; timm converts foreign keys and resizes position embeddings."""
+    try:
+        path = fetch(place, names=("config.json", *_FOLDER_FILES))
+    except OSError as error:
+        raise WeightsError(f"vision.pretrained: {error}.") from error
     file, overlay = _local_files(name, path)
     state = load_state(file)
     classifiers = overlay.get("classifier") or _cfg(name).classifier or ()

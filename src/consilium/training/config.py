@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from consilium.core.config import Config
+from consilium.core.config import Config, LocalFolder
 
 Rate = Annotated[float, Field(gt=0.0)]
 
@@ -97,7 +97,9 @@ class TrainerConfig(Config):
     )
     keep_last: int = Field(default=1, ge=1, description="Resumable checkpoints kept.")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of the log.")
-    init_from: str | None = Field(default=None, description="A bundle or weights file to start from.")
+    init_from: str | None = Field(
+        default=None, description="A bundle or weights file to start from, here or in a bucket."
+    )
     num_runs: int = Field(default=1, ge=1, description="Runs with seeds seed, seed + 1, ...; mean and deviation.")
     wandb: bool = Field(default=False, description="Also log to Weights & Biases (extra: wandb).")
 
@@ -105,7 +107,12 @@ class TrainerConfig(Config):
 class OutputConfig(Config):
     """Where a run goes: ``{root}/{name}/{variation}-{time}``."""
 
-    root: str = Field(default="runs", description="Folder of all runs.")
+    root: LocalFolder = Field(default="runs", description="Folder of all runs, on a disk of this machine.")
+    copy_to: str | None = Field(
+        default=None,
+        pattern="^(gs|gcs|s3|hf)://.",
+        description="A bucket, as in gs://name/runs: the finished run is copied to {copy_to}/{name}/{run} at its end.",
+    )
     variation: str = Field(
         default="default", pattern=r"^[A-Za-z0-9_.-]+$", description="Tells runs of one experiment apart."
     )

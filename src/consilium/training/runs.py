@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from consilium.bundle import MANIFEST
 from consilium.core.config import Config, parse_yaml, to_yaml
 from consilium.core.errors import ConfigError, InterruptedRunError, RunFolderError, TrainingError
 from consilium.core.files import write_json, write_text
+from consilium.core.reporter import Reporter
+from consilium.core.transfer import send
 from consilium.training.config import OutputConfig
 
 STATE, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
@@ -154,6 +157,36 @@ def working_in(folder: Path) -> Iterator[None]:
             f"{folder} could not be written: {error}. The checkpoints in it are whole; make room, or mend the disk, "
             "and give the same command with --resume."
         ) from error
+
+
+def try_copy(folder: Path, output: OutputConfig, *, name: str) -> None:
+    """Copy the config of a run that begins to ``output.copy_to``: that no access is left shows now, not at the end."""
+    try:
+        send(folder / CONFIG, f"{_copy_of(folder, output, name=name)}/{CONFIG}")
+    except OSError as error:
+        raise RunFolderError(f"output.copy_to cannot be used: {error}.") from error
+
+
+def copy_run(folder: Path, output: OutputConfig, *, name: str, reporter: Reporter) -> None:
+    """Copy a finished run to ``output.copy_to``, without its checkpoints; what makes it a bundle comes last."""
+    target = _copy_of(folder, output, name=name)
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in files if "checkpoints" not in path.parts and path.name != LOCK]
+    files.sort(key=lambda path: (path.name == MANIFEST, path))
+    try:
+        for done, path in enumerate(files, start=1):
+            send(folder / path, f"{target}/{path.as_posix()}")
+            reporter.progress("copy", done, len(files))
+    except OSError as error:
+        raise TrainingError(
+            f"the run is finished and whole in {folder}, but could not be copied to {target}: {error}. Copy the folder "
+            "there by hand."
+        ) from error
+    reporter.line(f"copied to {target}")
+
+
+def _copy_of(folder: Path, output: OutputConfig, *, name: str) -> str:
+    return f"{str(output.copy_to).rstrip('/')}/{name}/{folder.name}"
 
 
 def _runs(parent: Path, variation: str) -> list[Path]:
