@@ -25,6 +25,7 @@ from consilium.data.store import CaseTable, Store
 FILE = "digests.npz"
 VERSION = 1
 SIDE = 64  # each image is looked at as SIDE x SIDE pixels
+HASH_SIDE = 16  # frequencies in each direction that make the hash
 BATCH = 256
 SIDES = ("top", "bottom", "left", "right")
 STATISTICS = (
@@ -44,7 +45,7 @@ Progress = Callable[[int, int | None], None]
 class Digests:
     """What one look at every image of a table found.
 
-    ``rows`` int64 [V]: the row of each image's case; ``hashes`` uint64 [V]; ``statistics`` float32 [V, F], named by
+    ``rows`` int64 [V]: the row of each image's case; ``hashes`` uint64 [V, 4]; ``statistics`` float32 [V, F], named by
     ``names``; ``readable`` bool [V]: False where an image could not be decoded (its hash is 0, its statistics are
     NaN), which ``problems`` tells in words. ``max_pixels`` is the store's limit.
     """
@@ -72,10 +73,11 @@ class Digests:
 def image_digests(store: Store, *, progress: Progress | None = None) -> Digests:
     """The digests of all images of a store, kept in its folder as ``digests.npz`` and read back from there.
 
-    The hash is the DCT hash of 64 bits: of the grey image at 32 x 32 pixels the 8 x 8 lowest frequencies of the
-    discrete cosine transform without the mean, each a bit, set above their median (Zauner, "Implementation and
-    benchmarking of perceptual image hash functions", 2010). Recompressing, resizing or brightening an image changes
-    few bits; unlike images differ in about 32. Mirroring or turning it changes all.
+    The hash is the DCT hash (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010): of
+    the grey image at 64 x 64 pixels the 16 x 16 lowest frequencies of the discrete cosine transform without the mean,
+    each a bit, set above their median. Recompressing, resizing or brightening an image changes few of the 255 bits;
+    unlike images differ in about 127. The usual 64 bits do not tell one fundus photograph from another. A mirrored or
+    turned image has another hash.
 
     The statistics, ``STATISTICS``, in order: width and height in pixels, of the file; of the image at 64 x 64 pixels,
     as shares of 1: the level and deviation of each outermost line, the empty margin on each side, the share of the
@@ -102,8 +104,8 @@ def _read(path: Path, key: str, max_pixels: int) -> Digests | None:
             arrays = [saved[name] for name in ("rows", "hashes", "statistics", "readable")]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    rows, hashes, statistics_VF, readable = arrays
-    return Digests(rows, hashes, statistics_VF, readable, STATISTICS, problems, max_pixels)
+    rows, hashes_V4, statistics_VF, readable = arrays
+    return Digests(rows, hashes_V4, statistics_VF, readable, STATISTICS, problems, max_pixels)
 
 
 def _write(path: Path, key: str, digests: Digests) -> None:
@@ -120,7 +122,7 @@ def _write(path: Path, key: str, digests: Digests) -> None:
 def _look(store: Store, progress: Progress | None) -> Digests:
     table, max_pixels = store.table, store.manifest.max_pixels
     rows, names = table.view_column("name")
-    hashes = np.zeros(len(rows), dtype=np.uint64)
+    hashes_V4 = np.zeros((len(rows), 4), dtype=np.uint64)
     statistics_VF = np.full((len(rows), len(STATISTICS)), np.nan, dtype=np.float32)
     readable = np.zeros(len(rows), dtype=bool)
     problems: list[str] = []
@@ -141,14 +143,14 @@ def _look(store: Store, progress: Progress | None) -> Digests:
             problems += [pixels for pixels in found if isinstance(pixels, str)]
             if seen:
                 pixels_BHWC = np.stack([pixels for pixels in found if not isinstance(pixels, str)])
-                hashes[seen] = _hashes(pixels_BHWC)
+                hashes_V4[seen] = _hashes(pixels_BHWC)
                 statistics_VF[seen, 2:] = _statistics(pixels_BHWC)
                 readable[seen] = True
             start += len(batch)
             if progress is not None:
                 progress(start, len(names))
     statistics_VF[:, 0], statistics_VF[:, 1] = table.view_column("width")[1], table.view_column("height")[1]
-    return Digests(rows, hashes, statistics_VF, readable, STATISTICS, problems, max_pixels)
+    return Digests(rows, hashes_V4, statistics_VF, readable, STATISTICS, problems, max_pixels)
 
 
 def _views(table: CaseTable) -> Iterator[tuple[str | bytes, str]]:
@@ -159,32 +161,25 @@ def _views(table: CaseTable) -> Iterator[tuple[str | bytes, str]]:
 
 
 def _hashes(pixels_BHWC: np.ndarray) -> np.ndarray:
-    """The DCT hash, uint64 [B], of images of SIDE x SIDE pixels."""
-    grey_BHW = _halved(pixels_BHWC.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32))
-    basis_KH = _cosines(grey_BHW.shape[1])
+    """The DCT hashes, uint64 [B, 4], of images of SIDE x SIDE pixels."""
+    grey_BHW = pixels_BHWC.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    basis_KH = _cosines()
     frequencies_BKK = basis_KH @ grey_BHW @ basis_KH.T
-    coefficients_BK = frequencies_BKK.reshape(len(pixels_BHWC), 64)
+    coefficients_BK = frequencies_BKK.reshape(len(pixels_BHWC), HASH_SIDE**2)
     # The mean says nothing of the content, so its bit is always 0 and it has no part in the median.
     bits_BK = coefficients_BK > np.median(coefficients_BK[:, 1:], axis=1, keepdims=True)
     bits_BK[:, 0] = False
-    hashes: np.ndarray = np.packbits(bits_BK, axis=1).view(">u8")[:, 0].astype(np.uint64)
-    return hashes
-
-
-def _halved(grey_BHW: np.ndarray) -> np.ndarray:
-    """Each 2 x 2 pixels as one."""
-    batch, height, width = grey_BHW.shape
-    halved: np.ndarray = grey_BHW.reshape(batch, height // 2, 2, width // 2, 2).mean((2, 4))
-    return halved
+    hashes_B4: np.ndarray = np.packbits(bits_BK, axis=1).view(np.uint64)
+    return hashes_B4
 
 
 @cache
-def _cosines(length: int) -> np.ndarray:
-    """The 8 lowest vectors of the discrete cosine transform (type 2, orthonormal), float32 [8, length]."""
-    order, place = np.arange(8)[:, None], np.arange(length)
-    basis = np.cos(np.pi * order * (place + 0.5) / length) * np.sqrt(2 / length)
-    basis[0] /= np.sqrt(2)
-    return basis.astype(np.float32)
+def _cosines() -> np.ndarray:
+    """The lowest vectors of the discrete cosine transform (type 2, orthonormal), float32 [HASH_SIDE, SIDE]."""
+    order, place = np.arange(HASH_SIDE)[:, None], np.arange(SIDE)
+    basis_KH: np.ndarray = np.cos(np.pi * order * (place + 0.5) / SIDE) * np.sqrt(2 / SIDE)
+    basis_KH[0] /= np.sqrt(2)
+    return basis_KH.astype(np.float32)
 
 
 def _statistics(pixels_BHWC: np.ndarray) -> np.ndarray:
@@ -208,5 +203,5 @@ def _statistics(pixels_BHWC: np.ndarray) -> np.ndarray:
         saturation_BHW.std((1, 2)),
         *((parts_BHW == part).mean((1, 2)) for part in range(8)),
     ]
-    statistics: np.ndarray = np.stack(columns, axis=1).astype(np.float32)
-    return statistics
+    statistics_BF: np.ndarray = np.stack(columns, axis=1).astype(np.float32)
+    return statistics_BF

@@ -1,22 +1,39 @@
-"""Images that are almost the same: found by their hashes, confirmed on the images themselves."""
+"""Images that are almost the same: found by their hashes, confirmed on the images themselves.
+
+Axes in names: I different images, B blocks of an image, H height, W width, C channel.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
+import numpy as np
+
+from consilium.core.errors import ImageError
 from consilium.data.guards.digests import Digests
+from consilium.data.guards.similarity import LEAST_SIMILARITY, grey_image, similarity
 from consilium.data.store import CaseTable
 
-MAX_DISTANCE = 10
+MAX_DISTANCE = 40
+MAX_COMPARED = 20_000
+CLOSEST = 32
+CACHED = 1_000
+FLAT = 0.01  # of 1: an image of which no channel deviates more is of one colour, and its hash is noise
+DEVIATIONS = frozenset(f"{channel} deviation" for channel in ("red", "green", "blue"))
 Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two cases (rows ``a`` < ``b`` of the table) with almost the same image, and the paths of these images.
+    """Two cases (rows ``a`` < ``b`` of the table) with almost the same image, and the names of these images.
 
-    ``distance`` is the number of bits, of 64, in which their hashes differ; ``similarity`` is at most 1.
+    ``distance`` is the number of bits, of 255, in which their hashes differ; ``similarity`` is at most 1.
     """
 
     a: int
@@ -45,7 +62,132 @@ def find_near_duplicates(
     """Pairs of cases with almost equal images that are not the same file.
 
     ``digests`` are those of the whole store, whatever part of it ``table`` is. ``across_splits`` looks only for pairs
-    of different splits (train, val and test); else for all, in any split. ``progress`` is called with (candidates
-    compared, all).
+    of different splits (train, val and test); else for all, in any split. A pair is a candidate if its hashes differ
+    in at most ``max_distance`` bits, and is told if ``similarity`` confirms it. ``progress`` is called with
+    (candidates compared, all).
+
+    The hashes of all pairs are compared: that is a few seconds for 100,000 images, and no index to get wrong. Where
+    thousands of images look alike (blank charts, one scanner's photographs) the work stays bounded: of an image the
+    ``CLOSEST`` candidates, and of all ``MAX_COMPARED``, everyone's closest first; a note tells. Images of one colour
+    are left out, and so are those that cannot be read. Where a file stands in several cases each of them is told
+    once, with the first case of the other file.
     """
-    raise NotImplementedError
+    own = digests.of(table)
+    images, notes = _images(table, own, across_splits=across_splits)
+    candidates, left_out = _candidates(images, own.hashes, across_splits=across_splits, max_distance=max_distance)
+    if left_out:
+        notes.append(
+            f"{left_out + len(candidates):,} pairs of images look alike at first sight; only the closest "
+            f"{len(candidates):,} were compared in full, so near-duplicates may be missed."
+        )
+
+    @lru_cache(CACHED)
+    def grey(image: int) -> np.ndarray:
+        row, number = images[image].views[0]
+        width, height = own.statistics[images[image].position, :2].astype(int).tolist()
+        return grey_image(
+            table.images(row)[number], name=_name(table, row, number), size=(height, width),
+            max_pixels=digests.max_pixels,
+        )  # fmt: skip
+
+    def compare(candidate: _Candidate) -> float:
+        try:
+            return similarity(grey(candidate.a), grey(candidate.b))
+        except ImageError:  # it could be read when the digests were made, and the next reader of it will tell
+            return 0.0
+
+    found: list[Pair] = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for done, (candidate, alike) in enumerate(zip(candidates, pool.map(compare, candidates), strict=True), 1):
+            if alike >= LEAST_SIMILARITY:
+                found += _pairs(table, images[candidate.a], images[candidate.b], candidate.distance, alike)
+            if progress is not None:
+                progress(done, len(candidates))
+    return NearDuplicates(sorted(found, key=lambda pair: (-pair.similarity, pair.a, pair.b)), notes)
+
+
+class _Image(NamedTuple):
+    """A file of one split: the (row, number of the view) where it stands, and the position of its first in digests."""
+
+    split: str
+    sha256: str
+    views: list[tuple[int, int]]
+    position: int
+
+
+class _Candidate(NamedTuple):
+    a: int
+    b: int
+    distance: int
+
+
+def _images(table: CaseTable, digests: Digests, *, across_splits: bool) -> tuple[list[_Image], list[str]]:
+    """Every file once in each split (once in all without ``across_splits``), small splits first, and notes."""
+    shas = table.view_column("sha256")[1]
+    first_view = np.searchsorted(digests.rows, digests.rows, side="left")
+    deviations = [number for number, name in enumerate(digests.names) if name in DEVIATIONS]
+    flat = digests.readable & (digests.statistics[:, deviations] <= FLAT).all(1)
+    found: dict[tuple[str, str], _Image] = {}
+    sizes: dict[str, int] = defaultdict(int)
+    for position, (row, sha) in enumerate(zip(digests.rows.tolist(), shas, strict=True)):
+        split = table.splits[row] if across_splits else ""
+        if split == "unlabelled" or flat[position] or not digests.readable[position]:
+            continue
+        if (split, sha) not in found:
+            found[split, sha] = _Image(split, sha, [], position)
+            sizes[split] += 1
+        found[split, sha].views.append((row, position - int(first_view[position])))
+    notes = [f"{flat.sum():,} images of a single colour were not compared."] if flat.any() else []
+    unreadable = int((~digests.readable).sum())
+    if unreadable:
+        notes.append(f"{unreadable:,} images cannot be read and were not compared.")
+    return sorted(found.values(), key=lambda image: (sizes[image.split], image.split)), notes
+
+
+def _candidates(
+    images: list[_Image], hashes_V4: np.ndarray, *, across_splits: bool, max_distance: int
+) -> tuple[list[_Candidate], int]:
+    """The pairs to compare, those of one image near each other, and how many more there would be."""
+    words_4I = np.ascontiguousarray(hashes_V4[[image.position for image in images]].T)
+    same_file = np.unique([image.sha256 for image in images], return_inverse=True)[1]
+    begins = _next_splits(images) if across_splits else range(1, len(images) + 1)
+    closest: list[np.ndarray] = []  # of each image: its rank among the image's candidates, distance, image, other
+    total = 0
+    for image, begin in enumerate(begins):
+        distances = np.zeros(len(images) - begin, dtype=np.uint8)
+        for words in words_4I:
+            distances += np.bitwise_count(words[begin:] ^ words[image])
+        near = np.flatnonzero(distances <= max_distance)
+        if len(near):
+            near = near[same_file[begin + near] != same_file[image]]
+        if len(near):
+            total += len(near)
+            near = near[np.argsort(distances[near], kind="stable")[:CLOSEST]]
+            closest.append(np.stack([np.arange(len(near)), distances[near], np.full(len(near), image), begin + near]))
+    if not closest:
+        return [], 0
+    all_4K = np.concatenate(closest, axis=1)
+    kept = np.lexsort(all_4K[1::-1])[:MAX_COMPARED]  # by rank, then by distance
+    kept.sort()  # those of one image together, so that it is decoded once
+    candidates = [_Candidate(a, b, distance) for _, distance, a, b in all_4K[:, kept].T.tolist()]
+    return candidates, total - len(candidates)
+
+
+def _next_splits(images: list[_Image]) -> Iterator[int]:
+    """For each image, sorted by split, where the next split begins."""
+    splits = [image.split for image in images]
+    ends = {split: number for number, split in enumerate(splits, 1)}
+    return (ends[split] for split in splits)
+
+
+def _pairs(table: CaseTable, one: _Image, other: _Image, distance: int, alike: float) -> Iterator[Pair]:
+    """Every case of a file with the first of the other file."""
+    linked = [(view, other.views[0]) for view in one.views] + [(one.views[0], view) for view in other.views[1:]]
+    for first, second in (sorted(pair) for pair in linked):
+        if first[0] != second[0]:
+            names = (_name(table, *first), _name(table, *second))
+            yield Pair(first[0], second[0], names, distance, alike)
+
+
+def _name(table: CaseTable, row: int, number: int) -> str:
+    return table.image_names(row)[number] or f"the embedded image of case {table.ids[row]}"
