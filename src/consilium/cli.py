@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from consilium.core.errors import ConsiliumError
+from consilium.core.errors import ConfigError, ConsiliumError
 
 INTERRUPTED = 130  # the exit code that a shell gives for Ctrl-C
 
@@ -25,15 +25,23 @@ config_app = typer.Typer(help="Look at configs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 
-ConfigPath = Annotated[Path, typer.Argument(help="A YAML experiment.", show_default=False)]
+ConfigPath = Annotated[str, typer.Argument(help="A YAML experiment, here or in a bucket.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Dotted overrides: trainer.max_epochs=3", show_default=False)
 ]
-BundlePath = Annotated[Path, typer.Argument(help="The folder that a finished run left.", show_default=False)]
+BundlePath = Annotated[
+    str, typer.Argument(help="The folder that a finished run left, here or in a bucket, or a zip.", show_default=False)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 
-def _experiment(path: Path, overrides: list[str] | None) -> Any:
+def _on_disk(path: str) -> Path:
+    if "://" in path:
+        raise ConfigError(f"--out is {path}, an address; give a path of this machine and copy the result from there.")
+    return Path(path)
+
+
+def _experiment(path: str, overrides: list[str] | None) -> Any:
     from consilium.experiment import Experiment
 
     return Experiment.load(path, overrides=overrides or [])
@@ -88,13 +96,13 @@ def crossval(
 def evaluate(
     bundle: BundlePath,
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Other data: a folder, csv, parquet or jsonl, or a YAML file with a data section."),
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="train, val, test or all; default: test, or all of a folder or table.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the report goes.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the report goes.", parser=_on_disk, metavar="PATH")] = None,
     device: Device = "auto",
 ) -> None:
     """Judge a bundle and write a report."""
@@ -109,7 +117,10 @@ def evaluate(
 def predict(
     bundle: BundlePath,
     paths: Annotated[list[str], typer.Argument(help="Image files, folders, globs or a store.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="predictions.jsonl or .csv; default: print JSON lines.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="predictions.jsonl or .csv; default: print JSON lines.", parser=_on_disk, metavar="PATH"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     device: Device = "auto",
 ) -> None:
@@ -145,7 +156,9 @@ def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
 
     experiment = _experiment(config, overrides)
     with Console() as console:
-        prepared = prepare(experiment.data, progress=lambda done, total: console.progress("prepare", done, total))
+        prepared = prepare(
+            experiment.data, progress=lambda done, total: console.progress("prepare", done, total), reporter=console
+        )
         console.line(format_table(prepared.summary))
         console.line(f"{'prepared' if prepared.created else 'unchanged'}: {prepared.store.path}")
         if prepared.bad_rows:
@@ -165,7 +178,9 @@ def data_inspect(
 
     experiment = _experiment(config, overrides)
     with Console() as console:
-        prepared = prepare(experiment.data, progress=lambda done, total: console.progress("prepare", done, total))
+        prepared = prepare(
+            experiment.data, progress=lambda done, total: console.progress("prepare", done, total), reporter=console
+        )
         for text in inspect(prepared.store, out=out).lines():
             console.line(text)
 
@@ -179,7 +194,9 @@ def data_stats(config: ConfigPath, overrides: Overrides = None) -> None:
 
     experiment = _experiment(config, overrides)
     with Console() as console:
-        prepared = prepare(experiment.data, progress=lambda done, total: console.progress("prepare", done, total))
+        prepared = prepare(
+            experiment.data, progress=lambda done, total: console.progress("prepare", done, total), reporter=console
+        )
         found = pixel_statistics(
             prepared.store,
             window=experiment.data.image.window,
@@ -188,6 +205,42 @@ def data_stats(config: ConfigPath, overrides: Overrides = None) -> None:
         console.line(f"{found.images} images, {found.pixels} pixels of the train split, in [0, 1]")
         console.line(f"mean: [{', '.join(f'{value:.4f}' for value in found.mean)}]")
         console.line(f"std: [{', '.join(f'{value:.4f}' for value in found.std)}]")
+
+
+@data_app.command("export")
+def data_export(
+    config: ConfigPath,
+    out: Annotated[str, typer.Option(help="The file: .jsonl, .parquet or (RET-CLIP) .tsv.", show_default=False)],
+    overrides: Overrides = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only this split; may be given again.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="jsonl, parquet or ret_clip_tsv; default: by the file's ending.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace what an earlier export wrote.")] = False,
+) -> None:
+    """Write the prepared cases as one file that other programs read."""
+    from consilium.console import Console
+    from consilium.data.case import SPLITS
+    from consilium.data.export import export, form_of
+    from consilium.data.prepare import prepare
+
+    experiment = _experiment(config, overrides)
+    form = form_of(out, format)
+    with Console() as console:
+        prepared = prepare(
+            experiment.data, progress=lambda done, total: console.progress("prepare", done, total), reporter=console
+        )
+        done = export(
+            prepared.store,
+            Path(out),
+            form=form,
+            splits=split or SPLITS,
+            overwrite=overwrite,
+            progress=lambda done, total: console.progress("export", done, total),
+        )
+        for note in done.notes:
+            console.line(f"note: {note}")
+        console.line(f"{done.cases} cases, to be read with kind: {form}: {', '.join(map(str, done.paths))}")
 
 
 @config_app.command("show")
