@@ -95,7 +95,8 @@ def parse_yaml(text: str, *, origin: str) -> Any:
                 f"{origin} is refused: with its aliases (*name) written out it has more than {MAX_NODES:,} values."
             )
         return loader.construct_document(node)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # PyYAML raises its own errors for most; the others come from a tag or an escape that does not fit its value.
         raise ConfigError(f"{origin} is not valid YAML: {error}") from error
     except RecursionError:
         raise ConfigError(f"{origin} is refused: it is nested too deeply, or an alias (*name) holds itself.") from None

@@ -28,6 +28,10 @@ class ConsiliumError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """The message; what a damaged name or file brought into it and cannot be written as UTF-8 is escaped."""
+        return super().__str__().encode(errors="backslashreplace").decode()
+
 
 class ConfigError(ConsiliumError):
     """A config file, key, value or override is wrong."""
@@ -69,6 +73,10 @@ class MissingExtraError(ConsiliumError):
             f"{feature} needs the extra '{extra}', which is not installed. "
             f"Install it with: pip install 'consilium[{extra}]'"
         )
+        self._given = (feature, extra)
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), self._given  # so that it survives the way from a worker process
 
 
 class TrainingError(ConsiliumError):
