@@ -184,24 +184,28 @@ def _cosines() -> np.ndarray:
 
 def _statistics(pixels_BHWC: np.ndarray) -> np.ndarray:
     """All of ``STATISTICS`` but width and height, float32 [B, F - 2]."""
-    colours_BHWC = pixels_BHWC.astype(np.float32) / 255
-    grey_BHW = colours_BHWC.mean(3)
-    sides = (grey_BHW, grey_BHW[:, ::-1], grey_BHW.swapaxes(1, 2), grey_BHW[:, :, ::-1].swapaxes(1, 2))  # lines from it
-    edges_B4L = np.stack([side_BLX[:, 0] for side_BLX in sides], axis=1)
-    margins = [np.cumprod(np.ptp(side_BLX, axis=2) <= MARGIN_RANGE / 255, axis=1).mean(1) for side_BLX in sides]
-    brightest_BHW, darkest_BHW = colours_BHWC.max(3), colours_BHWC.min(3)
-    saturation_BHW = (brightest_BHW - darkest_BHW) / np.maximum(brightest_BHW, 1 / 255)
-    parts_BHW = np.minimum((grey_BHW * 8).astype(np.int64), 7)
+    images = len(pixels_BHWC)
+    planes_CBHW = np.ascontiguousarray(pixels_BHWC.transpose(3, 0, 1, 2))
+    values_CBL = planes_CBHW.reshape(3, images, -1).astype(np.float32) / 255
+    grey_BHW = (planes_CBHW.sum(0, dtype=np.uint16) // 3).astype(np.uint8)
+    brightest_BHW, darkest_BHW = planes_CBHW.max(0), planes_CBHW.min(0)
+    range_BHW = (brightest_BHW - darkest_BHW).astype(np.float32)
+    saturation_BL = (range_BHW / np.maximum(brightest_BHW, 1)).reshape(images, -1)
+    edges_4BL = np.stack([grey_BHW[:, 0], grey_BHW[:, -1], grey_BHW[:, :, 0], grey_BHW[:, :, -1]])
+    empty = [grey_BHW.max(axis) - grey_BHW.min(axis) <= MARGIN_RANGE for axis in (2, 1)]  # rows, columns
+    lines_4BL = np.stack([empty[0], empty[0][:, ::-1], empty[1], empty[1][:, ::-1]])
+    bins_BL = (grey_BHW // 32).reshape(images, -1) + 8 * np.arange(images)[:, None]
+    histogram_B8 = np.bincount(bins_BL.ravel(), minlength=8 * images).reshape(images, 8) / SIDE**2
     columns = [
-        *edges_B4L.mean(2).T,
-        *edges_B4L.std(2).T,
-        *margins,
-        (edges_B4L <= BLACK / 255).mean((1, 2)),
-        *colours_BHWC.mean((1, 2)).T,
-        *colours_BHWC.std((1, 2)).T,
-        saturation_BHW.mean((1, 2)),
-        saturation_BHW.std((1, 2)),
-        *((parts_BHW == part).mean((1, 2)) for part in range(8)),
+        *edges_4BL.mean(2) / 255,
+        *edges_4BL.std(2) / 255,
+        *lines_4BL.cumprod(2).mean(2),
+        (edges_4BL <= BLACK).mean((0, 2)),
+        *values_CBL.mean(2),
+        *values_CBL.std(2),
+        saturation_BL.mean(1),
+        saturation_BL.std(1),
+        *histogram_B8.T,
     ]
     statistics_BF: np.ndarray = np.stack(columns, axis=1).astype(np.float32)
     return statistics_BF
