@@ -148,6 +148,86 @@ def test_floats_and_32_bit_integers_are_windowed_and_nan_is_black() -> None:
     assert pixels_of(encoded(nothing, "TIFF"))[0, :, 0].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_window_is_applied_to_grey_of_16_bits_and_to_nothing_less(kind: str) -> None:
+    values = np.array([[0, 900, 1000, 1051, 1100, 65535]], np.uint16)
+    window = (1000.0, 200.0)
+    assert pixels_of(encoded(values, kind), window=window)[0, :, 0].tolist() == [0, 0, 128, 193, 255, 255]
+    view = load_view(
+        encoded(np.repeat(values, 6, axis=0).repeat(2, axis=1), kind),
+        name="it",
+        image=ImageConfig(size=(12, 12), window=window),
+        box=Box(left=0.5, top=0, width=1 / 6, height=1),
+    )
+    assert (view == 193).all()
+    picture = noise(5, 6)
+    for eight_bits in (picture, picture[..., 0]):
+        data = encoded(eight_bits, kind)
+        np.testing.assert_array_equal(pixels_of(data, window=window), pixels_of(data))
+
+
+def test_a_window_is_applied_to_floats_and_nan_is_black() -> None:
+    values = np.array([[-1.5, 0.0, 0.5, 7.0, np.nan, np.inf]], np.float32)
+    assert pixels_of(encoded(values, "TIFF"), window=(0.5, 2.0))[0, :, 0].tolist() == [0, 64, 128, 255, 0, 0]
+
+
+@pytest.mark.parametrize("window", [(40, 0), (40, -5)])
+def test_a_window_has_a_width(window: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=r"expected \[centre, width\] with a width above 0"):
+        ImageConfig(window=window)
+
+
+def png_of_16_bits(values_HWC: np.ndarray) -> bytes:
+    """A PNG of two, three or four channels of 16 bits, which Pillow does not write."""
+    height, width, channels = values_HWC.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
+def tiff_of_16_bits(values_HWC: np.ndarray, *, order: str) -> bytes:
+    """An RGB TIFF of 16 bits in one strip, which Pillow does not write; ``order`` is that of its bytes, < or >."""
+    height, width, _ = values_HWC.shape
+    body = values_HWC.astype(f"{order}u2").tobytes()
+    bits = 8 + len(body)  # where the three numbers of bits lie
+    tags = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, bits), (259, 3, 1, 1), (262, 3, 1, 2),
+            (273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(body))]  # fmt: skip
+    entries = b"".join(
+        struct.pack(f"{order}HHI", tag, kind, count)
+        + (struct.pack(f"{order}HH", value, 0) if kind == 3 and count == 1 else struct.pack(f"{order}I", value))
+        for tag, kind, count, value in tags
+    )
+    start = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, bits + 6)
+    return (
+        start + body + struct.pack(f"{order}3H", 16, 16, 16) + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+    )
+
+
+@given(height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 99))
+def test_colours_of_16_bits_are_shown_over_their_full_range(height: int, width: int, seed: int) -> None:
+    """Pillow takes the upper byte, which is value * 255 / 65535 within a level, and exact for black and white."""
+    values = np.random.default_rng(seed).integers(0, 65536, (height, width, 3)).astype(np.uint16)
+    values[0, 0], values[-1, -1] = 0, 65535
+    expected = values / 65535 * 255
+    for data in (png_of_16_bits(values), tiff_of_16_bits(values, order="<"), tiff_of_16_bits(values, order=">")):
+        found = pixels_of(data)
+        assert np.abs(found - expected).max() <= 1
+        assert (found[-1, -1] == 255).all()
+        assert found[0, 0].max() == 0 or height * width == 1
+
+
+def test_transparent_pixels_of_16_bits_lie_on_white() -> None:
+    values = np.full((1, 3, 4), 65535, np.uint16) * np.array([0.1, 0.5, 0.9, 1])
+    values[0, 1, 3] = 0
+    found = pixels_of(png_of_16_bits(values.astype(np.uint16)))
+    assert found[0].tolist() == [[25, 127, 230], [255, 255, 255], [25, 127, 230]]
+    grey = pixels_of(png_of_16_bits(values[..., [1, 3]].astype(np.uint16)))
+    assert grey[0, :, 0].tolist() == [127, 255, 127]
+
+
 def test_a_flat_16_bit_image_is_black() -> None:
     assert pixels_of(encoded(np.full((2, 2), 700, np.uint16), "PNG")).max() == 0
 

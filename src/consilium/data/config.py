@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -41,6 +40,11 @@ class SplitConfig(Config):
     def cells(self) -> list[LeaveOut]:
         """What is left out, as a list."""
         return [self.leave_out] if isinstance(self.leave_out, dict) else self.leave_out or []
+
+    @property
+    def anew(self) -> bool:
+        """Whether cases are divided anew, whatever split they name."""
+        return self.folds is not None or self.leave_out is not None
 
     @model_validator(mode="after")
     def _leaves_train(self) -> SplitConfig:
@@ -92,6 +96,7 @@ class GuardConfig(Config):
     """What is looked for in data before it is trusted; see ``consilium.data.guards``."""
 
     near_duplicates: bool = Field(default=True, description="Look for almost equal images on both sides of a split.")
+    labels: bool = Field(default=True, description="Look for images labelled two ways, and labels in two spellings.")
     label_in_text: bool = Field(default=True, description="Look for labels that are named in their own text.")
     shortcuts: bool = Field(default=True, description="See whether sizes, borders and colours alone tell the label.")
     synonyms: dict[str, list[str]] = Field(
@@ -171,7 +176,7 @@ class ImageConfig(Config):
 
     @model_validator(mode="after")
     def _window_is_one(self) -> ImageConfig:
-        if self.window is not None and not (math.isfinite(sum(self.window)) and self.window[1] > 0):
+        if self.window is not None and self.window[1] <= 0:
             raise ValueError(f"window is {list(self.window)}; expected [centre, width] with a width above 0")
         return self
 
@@ -229,8 +234,8 @@ class DataConfig(Config):
     guards: GuardConfig = GuardConfig()
     on_leak: Literal["warn", "error", "drop"] = Field(
         default="warn",
-        description="What to do about a group, file or near-duplicate image in several splits; drop leaves it in test "
-        "alone, else in val alone.",
+        description="What to do about a group, file or near-duplicate image in several splits: tell, stop, or drop: "
+        "leave it in test alone, else in val alone.",
     )
     pseudo_labels: bool = Field(default=False, description="Let rows with is_gt: false into train.")
     mixture: MixtureConfig = MixtureConfig()

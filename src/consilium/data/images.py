@@ -6,12 +6,10 @@ Colour profiles are ignored, as in torchvision and timm, whose weights were trai
 
 from __future__ import annotations
 
-import io
 import math
-import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,32 +18,20 @@ import simplejpeg
 from consilium.core import places
 from consilium.core.errors import ImageError
 from consilium.data.config import ImageConfig
+from consilium.data.dicom import is_dicom, probe_dicom, read_dicom
+from consilium.data.jpeg_header import probe_jpeg
+from consilium.data.nifti import is_nifti, probe_nifti, read_nifti
+from consilium.data.pillow_images import lossless, probe_pillow, read_pillow
+from consilium.data.pixels import Grey, ImageInfo, Pixels, damaged, no_such_frame, shown, too_many_pixels, with_curve
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-Pixels = npt.NDArray[np.uint8]
+Kind = TypeVar("Kind", np.uint8, np.float32)
 
 # A scaled JPEG keeps at least this many times the pixels needed on each side, so that the antialiased resize
 # that follows, not the decoder's coarse scaling, decides how the image looks.
 MARGIN = 1.15
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")  # never EPS and the like, which run programs
-_ORIENTATION_TAG = 0x0112
-_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_BARE_MARKERS = frozenset((0x01, *range(0xD0, 0xD9)))
+_FRAME = b"\0consilium frame\0"
 # What libjpeg says when pixels are lost; its other warnings (a stray byte, an odd version) lose nothing.
 _JPEG_DAMAGE = ("remature end", "bad Huffman", "bad arithmetic", "instead of RST", "Inconsistent progression")
-
-
-@dataclass(frozen=True)
-class ImageInfo:
-    """What an image's header says; ``width`` and ``height`` are those after ``orientation`` (EXIF, 1 to 8)."""
-
-    width: int
-    height: int
-    format: str
-    mode: str
-    orientation: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,11 +48,12 @@ WHOLE = Box(left=0.0, top=0.0, width=1.0, height=1.0)
 
 
 def read_bytes(image: str | Path | bytes) -> bytes:
-    """The bytes of an image given as a path or as bytes."""
+    """The bytes of an image given as a path (``scan.dcm#12``: its frame 12) or as bytes."""
     if isinstance(image, bytes):
         return image
     try:
-        data = places.read_bytes(str(image))
+        path, frame = places.split_frame(str(image))
+        data = places.read_bytes(path)
     except FileNotFoundError:
         raise ImageError(f"{image} does not exist; correct the path, or leave the row out.") from None
     except IsADirectoryError:
@@ -75,38 +62,45 @@ def read_bytes(image: str | Path | bytes) -> bytes:
         raise ImageError(f"{image} cannot be read ({error}); check the path and its permissions.") from error
     if not data:
         raise ImageError(f"{image} is empty (0 bytes); copy it again, or leave the row out.")
-    return data
+    return data if frame is None else _wrapped(data, frame)
 
 
 def probe(data: bytes, *, name: str, max_pixels: int) -> ImageInfo:
     """What the header says, without decoding; an image that is too large, cut short or no image is an ImageError."""
+    frame, data = _unwrapped(data)
     if data.startswith(b"\xff\xd8\xff"):
-        info = _probe_jpeg(data, name)
+        if frame:
+            raise no_such_frame(name, frame, 1)
+        info = probe_jpeg(data, name=name)
+    elif is_dicom(data):
+        info = probe_dicom(data, name=name, frame=frame, max_pixels=max_pixels)
+    elif is_nifti(data):
+        info = probe_nifti(data, name=name, frame=frame, max_pixels=max_pixels)
     else:
-        with _open(data, name) as opened:
-            png_chunks = _png_chunks(data, name) if opened.format == "PNG" else set()
-            orientation = _orientation(opened, png_chunks)
-            width, height = _stored_size(opened)
-            if orientation >= 5:
-                width, height = height, width
-            info = ImageInfo(width, height, str(opened.format), opened.mode, orientation)
+        info = probe_pillow(data, name=name, frame=frame)
     if info.width * info.height > max_pixels:
-        raise ImageError(
-            f"{name} has {info.width} x {info.height} = {info.width * info.height:,} pixels, more than "
-            f"max_pixels: {max_pixels:,}; reduce the image, or raise max_pixels."
-        )
+        raise too_many_pixels(info, name=name, max_pixels=max_pixels)
     return info
 
 
-def decode(data: bytes, *, name: str, max_pixels: int, needed: tuple[int, int] | None = None) -> Pixels:
+def decode(
+    data: bytes,
+    *,
+    name: str,
+    max_pixels: int,
+    needed: tuple[int, int] | None = None,
+    window: tuple[float, float] | None = None,
+) -> Pixels:
     """The pixels of an image, all of them or an image that is not decoded: nothing is filled in for lost data.
 
     ``needed`` (height, width) lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep
     ``MARGIN`` times that. Transparent pixels are laid on white, the paper that figures and charts are drawn
-    for. Grey images of 16 or 32 bits or of floats are windowed from their lowest to their highest value,
-    since many use a part of their range only (12 bits in 16). Of several frames the first is taken.
+    for. ``window`` [centre, width] in the image's own units decides how the grey values of DICOM and NIfTI, and of
+    other images of more than 8 bits, are shown; without it the file's own window does, and without that they are
+    shown from their lowest to their highest value, since many use a part of their range only (12 bits in 16). Of
+    several frames the one that the path names is taken, else the first; of DICOM and NIfTI the middle one.
     """
-    return _decode(data, probe(data, name=name, max_pixels=max_pixels), name, needed)
+    return _decode(data, probe(data, name=name, max_pixels=max_pixels), name, needed, window)
 
 
 def load_view(data: bytes, *, name: str, image: ImageConfig, box: Box | None) -> Pixels:
@@ -124,8 +118,8 @@ def load_view(data: bytes, *, name: str, image: ImageConfig, box: Box | None) ->
     if box is None:
         box = _centred(info, height / width) if image.fit == "crop" else WHOLE
     needed = (math.ceil(height / box.height), math.ceil(width / box.width))
-    pixels_HWC = _cut(_decode(data, info, name, needed), box)
-    pixels_HWC = _resize(pixels_HWC, (height, width), image.interpolation)
+    pixels_HWC = _cut(_decode(data, info, name, needed, image.window), box)
+    pixels_HWC = resize(pixels_HWC, (height, width), image.interpolation)
     if (height, width) == image.size:
         return pixels_HWC
     canvas_HWC = np.zeros((*image.size, 3), np.uint8)
@@ -135,23 +129,68 @@ def load_view(data: bytes, *, name: str, image: ImageConfig, box: Box | None) ->
 
 
 def resize_once(data: bytes, *, name: str, shorter: int, max_pixels: int) -> bytes:
-    """The image as a JPEG (quality 95, full colour resolution) with ``shorter`` pixels on its shorter side.
+    """The image with ``shorter`` pixels on its shorter side: a JPEG (quality 95, full colour resolution).
 
-    Pixels are upright: no EXIF is left. An image whose shorter side is no longer than that stays as it is.
+    Grey values that a window is for become a TIFF of 32-bit floats, so that nothing is lost before any window. Pixels
+    are upright: no EXIF is left. An image whose shorter side is no longer than that stays as it is.
     """
     info = probe(data, name=name, max_pixels=max_pixels)
     zoom = shorter / min(info.width, info.height)
     if zoom >= 1:
         return data
-    size = (round(info.height * zoom), round(info.width * zoom))
-    pixels_HWC = _resize(_decode(data, info, name, size), size, "bicubic")
+    size = (max(1, round(info.height * zoom)), max(1, round(info.width * zoom)))
+    image = _read(data, info, name, size)
+    if isinstance(image, Grey):
+        return lossless(_reduced(with_curve(image), size))
+    pixels_HWC = resize(image, size, "bicubic")
     encoded: bytes = simplejpeg.encode_jpeg(pixels_HWC, quality=95, colorspace="RGB", colorsubsampling="444")
     return encoded
 
 
-def _decode(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None) -> Pixels:
-    if info.format != "JPEG":
-        return _decode_other(data, name)
+def alone(data: bytes, *, name: str, max_pixels: int) -> bytes:
+    """One frame of DICOM, NIfTI or a file of several as a file of its own, without loss and without the header.
+
+    Grey values are kept as 32-bit floats (TIFF) with the file's own window, pixels as PNG. Other images stay as they
+    are.
+    """
+    info = probe(data, name=name, max_pixels=max_pixels)
+    if info.format not in ("DICOM", "NIfTI") and not data.startswith(_FRAME):
+        return data
+    image = _read(data, info, name, None)
+    return lossless(image)
+
+
+def _wrapped(data: bytes, frame: int) -> bytes:
+    """The bytes of a file of which one frame is meant; only the functions of this module see them."""
+    return _FRAME + frame.to_bytes(8, "big") + data
+
+
+def _unwrapped(data: bytes) -> tuple[int | None, bytes]:
+    if not data.startswith(_FRAME):
+        return None, data
+    start = len(_FRAME) + 8
+    return int.from_bytes(data[len(_FRAME) : start], "big"), data[start:]
+
+
+def _decode(
+    data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None, window: tuple[float, float] | None
+) -> Pixels:
+    image = _read(data, info, name, needed)
+    return shown(image, window) if isinstance(image, Grey) else image
+
+
+def _read(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None) -> Pixels | Grey:
+    frame, data = _unwrapped(data)
+    if info.format == "JPEG":
+        return _decode_jpeg(data, info, name, needed)
+    if info.format == "DICOM":
+        return read_dicom(data, name=name, frame=frame)
+    if info.format == "NIfTI":
+        return read_nifti(data, name=name, frame=frame)
+    return read_pillow(data, name=name, frame=frame)
+
+
+def _decode_jpeg(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None) -> Pixels | Grey:
     height, width = (info.height, info.width) if info.orientation < 5 else (info.width, info.height)
     eighths = 8
     if needed is not None:
@@ -164,11 +203,11 @@ def _decode(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | N
         pixels_HWC = simplejpeg.decode_jpeg(data, colours, min_height=rows, min_width=columns)
     except ValueError as error:
         if any(sign in str(error) for sign in _JPEG_DAMAGE):
-            raise _damaged(name, error) from error
-        return _decode_other(data, name)
+            raise damaged(name, error) from error
+        return read_pillow(data, name=name, frame=None)
     if colours == "CMYK":
         # Pillow knows the colours; decoding first finds the damage that Pillow would fill with grey.
-        return _decode_other(data, name)
+        return read_pillow(data, name=name, frame=None)
     return _oriented(pixels_HWC, info.orientation)
 
 
@@ -202,7 +241,23 @@ def _cut(pixels_HWC: Pixels, box: Box) -> Pixels:
     return pixels_HWC[top:bottom, left:right]
 
 
-def _resize(pixels_HWC: Pixels, size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"]) -> Pixels:
+def _reduced(grey: Grey, size: tuple[int, int]) -> Grey:
+    """Grey values resized, within their range; a pixel that mostly covers nothing (NaN) is nothing."""
+    values_HW = grey.values_HW.astype(np.float32)
+    is_there_HW = np.isfinite(values_HW)
+    if not is_there_HW.any():
+        return replace(grey, values_HW=np.full(size, np.nan, np.float32))
+    low, high = values_HW[is_there_HW].min(), values_HW[is_there_HW].max()
+    filled_HWC = np.stack([np.where(is_there_HW, values_HW - low, 0), is_there_HW], axis=2, dtype=np.float32)
+    resized_HWC = resize(filled_HWC, size, "bicubic")
+    above_HW, cover_HW = resized_HWC[..., 0], resized_HWC[..., 1]
+    values_HW = np.where(cover_HW < 0.5, np.nan, (low + above_HW / np.maximum(cover_HW, 0.5)).clip(low, high))
+    return replace(grey, values_HW=values_HW)
+
+
+def resize(
+    pixels_HWC: npt.NDArray[Kind], size: tuple[int, int], interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+) -> npt.NDArray[Kind]:
     """Antialiased resize; torch's uint8 kernel matches Pillow's to a level and takes a quarter of the time."""
     import torch
     from torch.nn.functional import interpolate
@@ -212,155 +267,3 @@ def _resize(pixels_HWC: Pixels, size: tuple[int, int], interpolation: Literal["b
     images_1CHW = torch.from_numpy(pixels_HWC)[None].permute(0, 3, 1, 2)  # in this order torch sees channels_last
     resized_1CHW = interpolate(images_1CHW, size, mode=interpolation, antialias=True, align_corners=False)
     return np.ascontiguousarray(resized_1CHW[0].permute(1, 2, 0).numpy())
-
-
-# JPEG headers
-
-
-def _probe_jpeg(data: bytes, name: str) -> ImageInfo:
-    """Size, components and orientation from the markers before the first scan: a few microseconds."""
-    position, orientation, frame = 2, 1, b""
-    while True:
-        position = data.find(b"\xff", position)
-        if position < 0 or position + 4 > len(data):
-            raise _cut_short(name, "a JPEG that ends in its header")
-        marker = data[position + 1]
-        if marker == 0xFF or marker == 0x00 or marker in _BARE_MARKERS:
-            position += 1 if marker == 0xFF else 2
-            continue
-        body, position = position + 4, position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker in _FRAME_MARKERS:
-            frame = data[body : body + 6]
-        elif marker == 0xE1 and data.startswith(b"Exif\0\0", body):
-            orientation = _exif_orientation(data[body + 6 : position])
-        elif marker == 0xDA or marker == 0xD9:
-            break
-    if len(frame) < 6 or marker == 0xD9:
-        raise _cut_short(name, "a JPEG without image data")
-    # Compressed data cannot hold an end marker, so one after the start of the scan is the image's own; the
-    # thumbnail in the EXIF block has another before it. What follows the end (padding, a second image) is harmless.
-    if data.rfind(b"\xff\xd9", position) < 0:
-        raise _cut_short(name, "a JPEG without its end marker")
-    _, height, width, components = struct.unpack(">BHHB", frame)
-    if not height or not width:
-        raise _cut_short(name, f"a JPEG of {width} x {height} pixels")
-    if orientation >= 5:
-        height, width = width, height
-    return ImageInfo(width, height, "JPEG", {1: "L", 4: "CMYK"}.get(components, "RGB"), orientation)
-
-
-def _exif_orientation(exif: bytes) -> int:
-    """The orientation in an EXIF block; 1 (upright) where it has none or cannot be read."""
-    order: Literal["little", "big"] = "little" if exif[:2] == b"II" else "big"
-    start = int.from_bytes(exif[4:8], order)
-    for entry in range(start + 2, start + 2 + 12 * int.from_bytes(exif[start : start + 2], order), 12):
-        if int.from_bytes(exif[entry : entry + 2], order) == _ORIENTATION_TAG:
-            value = int.from_bytes(exif[entry + 8 : entry + 10], order)
-            return value if 1 <= value <= 8 else 1
-    return 1
-
-
-# Everything else, through Pillow
-
-
-def _open(data: bytes, name: str) -> Image.Image:
-    from PIL import Image, UnidentifiedImageError
-
-    if not data:
-        raise ImageError(f"{name} is empty (0 bytes); copy it again, or leave the row out.")
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"{name} is no image of a known kind (JPEG, PNG, TIFF, WebP, BMP, GIF, PPM), or cut short: it starts with "
-            f"{data[:16]!r}; convert it, or leave the row out."
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        size = str(error).partition(",")[0]  # what follows is about attacks
-        raise ImageError(f"{name} is too large: {size}, Pillow's own above any max_pixels; reduce the image.") from None
-    except Exception as error:  # Pillow's readers raise anything on damaged headers
-        raise _damaged(name, error) from error
-
-
-def _decode_other(data: bytes, name: str) -> Pixels:
-    from PIL import ImageOps
-
-    opened = _open(data, name)
-    with opened:
-        try:
-            opened.load()
-            ImageOps.exif_transpose(opened, in_place=True)
-            return _to_rgb(opened)
-        except Exception as error:  # as in _open
-            raise _damaged(name, error) from error
-
-
-def _to_rgb(opened: Image.Image) -> Pixels:
-    from PIL import Image
-
-    if opened.mode == "F" or opened.mode.startswith("I"):
-        values_HW = np.asarray(opened)
-        # Pillow leaves 16-bit TIFFs in which 0 is white (PhotometricInterpretation 0) uninverted.
-        grey_HW = _window(-values_HW.astype(np.float32) if _is_white_zero(opened) else values_HW)
-        return np.repeat(grey_HW[:, :, None], 3, axis=2)
-    if opened.has_transparency_data:
-        layered = opened.convert("RGBA")
-        paper = Image.new("RGB", opened.size, "white")
-        paper.paste(layered, mask=layered.getchannel("A"))
-        return np.array(paper)
-    return np.array(opened.convert("RGB"))
-
-
-def _is_white_zero(opened: Image.Image) -> bool:
-    tags: Any = getattr(opened, "tag_v2", {})
-    return bool(tags.get(262, 1) == 0)
-
-
-def _window(values_HW: npt.NDArray[Any]) -> Pixels:
-    """Linear from the lowest finite value (0) to the highest (255); a flat image is 0, and so is NaN."""
-    values_HW = values_HW.astype(np.float32 if values_HW.dtype.itemsize <= 2 else np.float64)
-    finite_HW = np.isfinite(values_HW)
-    low = values_HW.min(where=finite_HW, initial=np.inf)
-    high = values_HW.max(where=finite_HW, initial=-np.inf)
-    if not low < high:
-        return np.zeros(values_HW.shape, np.uint8)
-    scaled_HW = (np.clip(np.where(finite_HW, values_HW, low), low, high) - low) * (255 / (high - low))
-    result: Pixels = np.rint(scaled_HW).astype(np.uint8)
-    return result
-
-
-def _png_chunks(data: bytes, name: str) -> set[bytes]:
-    """The kinds of chunks in a PNG, which must be whole up to its end."""
-    kinds: set[bytes] = set()
-    position = 8
-    while b"IEND" not in kinds:
-        if position + 12 > len(data):
-            raise _cut_short(name, "a PNG without its end (IEND)")
-        kinds.add(data[position + 4 : position + 8])
-        position += 12 + int.from_bytes(data[position : position + 4], "big")
-    return kinds
-
-
-def _orientation(opened: Image.Image, png_chunks: set[bytes]) -> int:
-    # Pillow decodes a whole PNG to look for EXIF behind the pixels; look only where there is some.
-    if opened.format == "PNG" and "exif" not in opened.info and b"eXIf" not in png_chunks:
-        return 1
-    try:
-        value = int(opened.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # damaged EXIF does not spoil the pixels
-        return 1
-    return value if 1 <= value <= 8 else 1
-
-
-def _stored_size(opened: Image.Image) -> tuple[int, int]:
-    # Some versions of Pillow report a TIFF's size already turned; its tags never are.
-    tags: Any = getattr(opened, "tag_v2", {})
-    return int(tags.get(256, opened.size[0])), int(tags.get(257, opened.size[1]))
-
-
-def _cut_short(name: str, what: str) -> ImageError:
-    return ImageError(f"{name} is {what}: it was cut short; copy or download it again, or leave the row out.")
-
-
-def _damaged(name: str, error: Exception) -> ImageError:
-    return ImageError(f"{name} is damaged and cannot be decoded ({error}); copy it again, or leave the row out.")

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from consilium.core.contracts import Batch
-from consilium.core.errors import ConfigError, ImageError
+from consilium.core.errors import ConfigError, ConsiliumError, ImageError
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.images import load_view, probe, read_bytes
 from consilium.data.mixture import Mixture
@@ -44,10 +44,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A batch, and the images of it that could not be read (their rows are not in the batch)."""
+    """A batch, and what kept images of it from being read (their rows are not in the batch)."""
 
     batch: Batch | None
-    errors: list[tuple[int, ImageError]]
+    errors: list[tuple[int, ConsiliumError]]
 
 
 class _Decoder(Dataset[Any]):
@@ -71,7 +71,7 @@ class _Decoder(Dataset[Any]):
                 views = [self._view(image, draw, number) for number, image in enumerate(self.table.images(row))]
                 if not views:
                     raise ImageError(f"case {row} has no image; this task needs one per case.")
-            except ImageError as error:
+            except ConsiliumError as error:
                 errors.append((row, error))
                 continue
             rows.append(row)

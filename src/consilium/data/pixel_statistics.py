@@ -31,11 +31,13 @@ def pixel_statistics(
     *,
     split: str = "train",
     limit: int | None = None,
+    window: tuple[float, float] | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> PixelStatistics:
     """The statistics of every pixel of a split at the size in the store, exact: whole-number histograms are summed.
 
-    ``limit`` takes so many cases, spread evenly. Large images weigh more than small ones, as their pixels are more.
+    ``limit`` takes so many cases, spread evenly; ``window`` is that of the data config. Large images weigh more than
+    small ones, as their pixels are more.
     An image that cannot be decoded is an ImageError, a split without images a DataError.
     """
     table = store.table.select(store.table.rows(split))
@@ -46,7 +48,7 @@ def pixel_statistics(
     def histograms(row: int) -> list[np.ndarray]:
         names = [name or f"the embedded image of case {table.ids[row]}" for name in table.image_names(row)]
         return [
-            _histogram(image, name=name, max_pixels=store.manifest.max_pixels)
+            _histogram(image, name=name, max_pixels=store.manifest.max_pixels, window=window)
             for image, name in zip(table.images(row), names, strict=True)
         ]
 
@@ -73,8 +75,8 @@ def spread(count: int, limit: int) -> list[int]:
     return [position * count // min(limit, count) for position in range(min(limit, count))]
 
 
-def _histogram(image: str | bytes, *, name: str, max_pixels: int) -> np.ndarray:
+def _histogram(image: str | bytes, *, name: str, max_pixels: int, window: tuple[float, float] | None) -> np.ndarray:
     from PIL import Image
 
-    pixels_HWC = decode(read_bytes(image), name=name, max_pixels=max_pixels)
+    pixels_HWC = decode(read_bytes(image), name=name, max_pixels=max_pixels, window=window)
     return np.array(Image.fromarray(pixels_HWC).histogram(), dtype=np.int64).reshape(3, 256)

@@ -1,0 +1,131 @@
+"""What all readers of images share: what a header says, grey values and how they are shown, and their errors.
+
+Axes in names: H height, W width, C channel.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from consilium.core.errors import ImageError
+
+Pixels = npt.NDArray[np.uint8]
+Values = npt.NDArray[Any]
+
+# No uncompressed image takes more (four channels of 16 bits); a larger file is not read into memory.
+BYTES_PER_PIXEL = 8
+_NOTE = "consilium curve "
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What an image's header says; ``width`` and ``height`` are those after ``orientation`` (EXIF, 1 to 8)."""
+
+    width: int
+    height: int
+    format: str
+    mode: str
+    orientation: int = 1
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How bright each value is shown: straight between these points, level before the first and after the last.
+
+    ``values`` rise; a brightness of 0 is black and 1 white.
+    """
+
+    values: tuple[float, ...]
+    brightness: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Grey:
+    """A grey image in its own units, before it becomes 256 levels; NaN is where the image has nothing.
+
+    ``curve`` is the window that the file itself names; ``inverted`` says that its low values are white.
+    """
+
+    values_HW: Values
+    curve: Curve | None = None
+    inverted: bool = False
+
+
+def window_curve(window: tuple[float, float]) -> Curve:
+    """Straight from centre - width / 2 (black) to centre + width / 2 (white)."""
+    centre, width = window
+    return Curve((centre - width / 2, centre + width / 2), (0.0, 1.0))
+
+
+def range_curve(values_HW: Values) -> Curve | None:
+    """Straight from the lowest finite value to the highest; None for a flat image."""
+    finite = values_HW if values_HW.dtype.kind in "biu" else values_HW[np.isfinite(values_HW)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    return Curve((low, high), (0.0, 1.0)) if low < high else None
+
+
+def shown(grey: Grey, window: tuple[float, float] | None) -> Pixels:
+    """The image in 256 levels by ``window``, else by its own curve, else from its lowest to its highest value.
+
+    A flat image without any window is black, and so is what is not finite.
+    """
+    curve = window_curve(window) if window is not None else grey.curve or range_curve(grey.values_HW)
+    if curve is None:
+        return np.zeros((*grey.values_HW.shape, 3), np.uint8)
+    brightness_HW = np.interp(grey.values_HW, curve.values, curve.brightness)
+    if grey.inverted:
+        brightness_HW = 1 - brightness_HW
+    levels_HW = np.rint(255 * np.where(np.isfinite(grey.values_HW), brightness_HW, 0)).astype(np.uint8)
+    return np.repeat(levels_HW[:, :, None], 3, axis=2)
+
+
+def with_curve(grey: Grey) -> Grey:
+    """The same image, whose own range is a curve of its own, so that it looks the same when it is reduced."""
+    return grey if grey.curve is not None else replace(grey, curve=range_curve(grey.values_HW))
+
+
+def curve_note(grey: Grey) -> str:
+    """The curve as a text to keep beside the values."""
+    curve = grey.curve or Curve((), ())
+    return _NOTE + json.dumps([curve.values, curve.brightness, grey.inverted])
+
+
+def noted(values_HW: Values, note: object) -> Grey | None:
+    """The image of values that ``curve_note`` was kept beside; None where ``note`` is something else."""
+    if not isinstance(note, str) or not note.startswith(_NOTE):
+        return None
+    values, brightness, inverted = json.loads(note.removeprefix(_NOTE).rstrip("\0"))
+    if len(values) != len(brightness):
+        raise ValueError(f"a curve of {len(values)} values and {len(brightness)} brightnesses")
+    curve = Curve(tuple(map(float, values)), tuple(map(float, brightness))) if values else None
+    return Grey(values_HW, curve, inverted=bool(inverted))
+
+
+def too_many_pixels(info: ImageInfo, *, name: str, max_pixels: int) -> ImageError:
+    """The error of an image that is larger than allowed."""
+    return ImageError(
+        f"{name} has {info.width} x {info.height} = {info.width * info.height:,} pixels, more than "
+        f"max_pixels: {max_pixels:,}; reduce the image, or raise max_pixels."
+    )
+
+
+def no_such_frame(name: str, frame: int, frames: int) -> ImageError:
+    """The error of a frame that a file does not have."""
+    there = "one frame, 0" if frames == 1 else f"{frames} frames, 0 to {frames - 1}"
+    return ImageError(f"{name}: there is no frame {frame}; the file has {there}. Correct the number after '#'.")
+
+
+def cut_short(name: str, what: str) -> ImageError:
+    """The error of a file that ends too early."""
+    return ImageError(f"{name} is {what}: it was cut short; copy or download it again, or leave the row out.")
+
+
+def damaged(name: str, error: Exception) -> ImageError:
+    """The error of a file that its decoder does not understand."""
+    reason = str(error) or type(error).__name__
+    return ImageError(f"{name} is damaged and cannot be decoded ({reason}); copy it again, or leave the row out.")
