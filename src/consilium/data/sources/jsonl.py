@@ -47,7 +47,7 @@ def read_jsonl(source: JsonlSource) -> Iterator[Case | BadRow]:
 def json_object(raw: bytes) -> dict[str, Any]:
     """The object on a line."""
     try:
-        row = json.loads(raw)
+        row = json.loads(raw.decode(), object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:  # its own line number counts from this row
         raise RowError(f"not valid JSON: {error.msg} (character {error.pos + 1})") from None
     except (ValueError, RecursionError) as error:
@@ -55,6 +55,14 @@ def json_object(raw: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise RowError(f"the line holds a {type(row).__name__}; expected one JSON object a line")
     return row
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):  # json would take the last one
+        names = [name for name, _ in pairs]
+        raise RowError(f"the key '{next(name for name in names if names.count(name) > 1)}' is given twice; keep one")
+    return found
 
 
 def _modalities(reader: RowReader, modalities: Any) -> list[View]:
