@@ -169,9 +169,9 @@ def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
 def data_inspect(
     config: ConfigPath,
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder for contact sheet and JSON.")] = Path("inspection"),
+    out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")] = Path("inspection"),
 ) -> None:
-    """Count, draw and check what is in the data: labels, sizes, duplicates, leaks."""
+    """Count, draw and check what is in the data: sizes, duplicates, leaks, labels, shortcuts."""
     from consilium.console import Console
     from consilium.data.inspect import inspect
     from consilium.data.prepare import prepare
@@ -181,7 +181,14 @@ def data_inspect(
         prepared = prepare(
             experiment.data, progress=lambda done, total: console.progress("prepare", done, total), reporter=console
         )
-        for text in inspect(prepared.store, out=out).lines():
+        found = inspect(
+            prepared.store,
+            config=experiment.data,
+            multi_label=experiment.task.multi_label,
+            out=out,
+            reporter=console,
+        )
+        for text in found.lines():
             console.line(text)
 
 

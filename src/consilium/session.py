@@ -88,7 +88,12 @@ def train(
     accelerator = build_accelerator(experiment.trainer.device)
     reporter = reporter if reporter is not None and accelerator.is_main_process else Silent()
     data = load_data(
-        experiment.data, multi_label=experiment.task.multi_label, needs=("train", "val"), limit=limit, reporter=reporter
+        experiment.data,
+        multi_label=experiment.task.multi_label,
+        needs=("train", "val"),
+        limit=limit,
+        training=True,
+        reporter=reporter,
     )
     first = _Session(experiment, data, accelerator=accelerator, seed=experiment.seed, reporter=reporter)
     if dry_run:

@@ -1,8 +1,9 @@
-"""A picture of what is in a store: a row of example images for every label."""
+"""Pictures of what is in a store: a row of example images for every label, and near-duplicates side by side."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,16 @@ from consilium.core.errors import ImageError
 from consilium.core.files import atomic_file
 from consilium.data.case import SPLITS
 from consilium.data.config import ImageConfig
+from consilium.data.guards.near_duplicates import Pair
 from consilium.data.images import load_view, read_bytes
 from consilium.data.pixel_statistics import spread
 from consilium.data.store import CaseTable
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFont
 
 TILE, GAP, CAPTION_WIDTH, COLUMNS, MAX_ROWS = 128, 8, 240, 8, 60
+PAIR_TILE, MAX_PAIRS = 224, 40
 PAPER, INK, FAINT, BLANK = "#ffffff", "#1a1a1a", "#6b6b6b", "#e4e4e4"
 
 
@@ -65,6 +68,49 @@ def draw_contact_sheet(table: CaseTable, path: Path, *, max_pixels: int) -> Path
     return path
 
 
+def draw_pairs(table: CaseTable, pairs: Sequence[Pair], path: Path, *, max_pixels: int) -> Path | None:
+    """Write a PNG with the first 40 pairs, each side by side with the id, split and label of both cases.
+
+    Every image is shown whole. Returns ``path``, or None where there is no pair.
+    """
+    if not pairs:
+        return None
+    from PIL import Image, ImageDraw, ImageFont
+
+    shown = pairs[:MAX_PAIRS]
+    line_height = PAIR_TILE + 64 + GAP
+    more = 28 if len(shown) < len(pairs) else 0
+    sheet = Image.new("RGB", (2 * PAIR_TILE + 3 * GAP, GAP + len(shown) * line_height + more), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    name_font, faint_font = ImageFont.load_default(size=15), ImageFont.load_default(size=13)
+    for line, pair in enumerate(shown):
+        top = GAP + line * line_height
+        for column, (row, name) in enumerate(zip((pair.a, pair.b), pair.images, strict=True)):
+            left = GAP + column * (PAIR_TILE + GAP)
+            names = table.image_names(row)
+            view = names.index(name) if name in names else 0
+            sheet.paste(_tile(table, row, max_pixels=max_pixels, view=view, size=PAIR_TILE), (left, top))
+            label = ", ".join(table.labels[row]) or "(no label)"
+            about = (_cut(f"{label} ({table.splits[row]})", name_font), _cut(table.ids[row], faint_font))
+            draw.text((left, top + PAIR_TILE + 4), about[0], fill=INK, font=name_font)
+            draw.text((left, top + PAIR_TILE + 24), about[1], fill=FAINT, font=faint_font)
+    if more:
+        note = f"The {len(shown)} most alike of {len(pairs)} pairs."
+        draw.text((GAP, sheet.height - 24), note, fill=FAINT, font=faint_font)
+    with atomic_file(path) as temporary:
+        sheet.save(temporary, format="PNG")
+    return path
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The end of a text that is too long for one tile: paths and labels differ there."""
+    if font.getlength(text) <= PAIR_TILE:
+        return text
+    while font.getlength("…" + text) > PAIR_TILE:
+        text = text[1:]
+    return "…" + text
+
+
 def _wrapped(text: str, font: object, width: int) -> list[str]:
     """The text in at most four lines; breaks after a dot, a space or an underscore where it can."""
     from PIL import ImageFont
@@ -79,13 +125,15 @@ def _wrapped(text: str, font: object, width: int) -> list[str]:
     return lines[:4] if len(lines) <= 4 else [*lines[:3], lines[3][:-1] + "…"]
 
 
-def _tile(table: CaseTable, row: int, *, max_pixels: int) -> Image.Image:
+def _tile(table: CaseTable, row: int, *, max_pixels: int, view: int = 0, size: int = TILE) -> Image.Image:
     from PIL import Image, ImageDraw
 
-    image = ImageConfig(size=(TILE, TILE), fit="pad", max_pixels=max_pixels)
+    image = ImageConfig(size=(size, size), fit="pad", max_pixels=max_pixels)
     try:
-        return Image.fromarray(load_view(read_bytes(table.images(row)[0]), name=table.ids[row], image=image, box=None))
+        return Image.fromarray(
+            load_view(read_bytes(table.images(row)[view]), name=table.ids[row], image=image, box=None)
+        )
     except ImageError:
-        tile = Image.new("RGB", (TILE, TILE), BLANK)
-        ImageDraw.Draw(tile).text((TILE // 2, TILE // 2), "unreadable", fill=INK, anchor="mm")
+        tile = Image.new("RGB", (size, size), BLANK)
+        ImageDraw.Draw(tile).text((size // 2, size // 2), "unreadable", fill=INK, anchor="mm")
         return tile

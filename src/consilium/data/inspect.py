@@ -1,8 +1,8 @@
-"""What is inside a store: counts, sizes, missing and duplicate files, leaks, and a picture of every label."""
+"""What is inside a store: counts, sizes, missing and duplicate files, what the guards find, and pictures."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ import numpy as np
 from consilium.core.errors import DataError
 from consilium.core.files import write_json
 from consilium.core.places import exists
-from consilium.core.reporter import format_table
+from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.case import SPLITS
-from consilium.data.contact_sheet import draw_contact_sheet
-from consilium.data.guards.leaks import Leak, find_leaks
+from consilium.data.config import DataConfig
+from consilium.data.contact_sheet import draw_contact_sheet, draw_pairs
+from consilium.data.filters import filtered, usable
+from consilium.data.folds import resplit
+from consilium.data.guards.check import Findings, check
 from consilium.data.splits import check_splits
 from consilium.data.store import CaseTable, Store
 
@@ -36,9 +39,13 @@ class Duplicate:
 class Inspection:
     """What ``inspect`` found; tables are rows of dictionaries.
 
-    ``counts``: cases per source, split and label; ``balance``: cases per label and split, and the label's share of
-    train; ``sizes``: quantiles of width and height in pixels per source, each on its own; ``missing``: files that
-    were there when the store was made and are gone; ``contact_sheet`` is None where no case has an image.
+    The store as a whole, in the splits that the config asks for: ``counts``, cases per source, split and label;
+    ``balance``, cases per label and split, and the label's share of train; ``sizes``, quantiles of width and height in
+    pixels per source, each on its own; ``missing``, files that were there when the store was made and are gone;
+    ``duplicates``; ``contact_sheet``, None where no case has an image.
+
+    The cases that a training would use, after the filters: their number ``used``, what was left out (``left_out``),
+    ``findings`` of the guards, ``warnings`` about the splits, and ``near_duplicates``, a picture, None without any.
     """
 
     store: str
@@ -51,9 +58,12 @@ class Inspection:
     sizes: list[dict[str, Any]]
     missing: list[str]
     duplicates: list[Duplicate]
-    leaks: list[Leak]
-    warnings: list[str]
     contact_sheet: str | None
+    used: int
+    left_out: list[str]
+    findings: Findings
+    warnings: list[str]
+    near_duplicates: str | None
 
     def lines(self) -> list[str]:
         """The findings for a screen; ``inspection.json`` has them in full."""
@@ -64,8 +74,14 @@ class Inspection:
             text += [f"{source}: {count} x {reason} skipped" for reason, count in reasons.items()]
         text += _first("missing file", self.missing)
         text += _first("duplicate", [f"{', '.join(d.files)} (in {', '.join(d.splits)})" for d in self.duplicates])
-        text += _first("leak", [leak.message for leak in self.leaks])
-        text += [f"warning: {warning}" for warning in self.warnings]
+        text += [f"left out: {note}" for note in self.left_out]
+        text.append(f"{self.used} cases are those of a training; in these was found:")
+        found = {**self.findings.messages(), "warning": self.warnings}
+        text += [line for what, messages in found.items() for line in _first(what, messages)]
+        if not any(found.values()):
+            text.append("nothing")
+        if self.near_duplicates is not None:
+            text.append(f"near-duplicates: {self.near_duplicates}")
         if self.contact_sheet is not None:
             text.append(f"contact sheet: {self.contact_sheet}")
         return text
@@ -76,29 +92,58 @@ def _first(what: str, found: list[str]) -> list[str]:
     return lines + ([f"{what}: {len(found) - SHOWN} more, see inspection.json"] if len(found) > SHOWN else [])
 
 
-def inspect(store: Store, *, out: Path) -> Inspection:
-    """Look through a store, and write ``inspection.json`` and ``contact_sheet.png`` into ``out``."""
-    table = store.table
+def inspect(
+    store: Store, *, config: DataConfig, multi_label: bool = False, out: Path, reporter: Reporter | None = None
+) -> Inspection:
+    """Look through a store, and write ``inspection.json`` and two pictures into ``out``."""
+    table = resplit(store.table, config=config.split).table
+    found = usable(table, multi_label=multi_label, pseudo_labels=config.pseudo_labels)
+    found = filtered(found, config=config.filters, seed=config.split.seed)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    sheet = draw_contact_sheet(table, out / "contact_sheet.png", max_pixels=store.manifest.max_pixels)
+    max_pixels = store.manifest.max_pixels
+    sheet = draw_contact_sheet(table, out / "contact_sheet.png", max_pixels=max_pixels)
+    findings = check(store, found.table, config, uses_text=False, everything=True, reporter=reporter or Silent())
+    pairs = draw_pairs(found.table, findings.near_duplicates, out / "near_duplicates.png", max_pixels=max_pixels)
+    counts = _counts(table)
     inspection = Inspection(
         store=str(store.path),
         cases=len(table),
         images=len(table.view_column("name")[0]),
         bad_rows=store.manifest.bad_rows,
         skipped={source: reasons for source, reasons in store.manifest.skipped.items() if reasons},
-        counts=store.manifest.counts,
-        balance=_balance(store.manifest.counts),
+        counts=counts,
+        balance=_balance(counts),
         sizes=_sizes(table),
         missing=_missing(table, embedded=store.manifest.images == "embed"),
         duplicates=_duplicates(table),
-        leaks=find_leaks(table),
-        warnings=_warnings(table),
         contact_sheet=None if sheet is None else str(sheet),
+        used=len(found.table),
+        left_out=found.notes,
+        findings=findings,
+        warnings=_warnings(found.table),
+        near_duplicates=None if pairs is None else str(pairs),
     )
-    write_json(out / "inspection.json", asdict(inspection))
+    write_json(out / "inspection.json", _tree(inspection, found.table))
     return inspection
+
+
+def _tree(inspection: Inspection, table: CaseTable) -> dict[str, Any]:
+    """The inspection as JSON: ids in the place of rows, which mean nothing outside."""
+    tree = asdict(inspection)
+    for leak in tree["findings"]["leaks"]:
+        del leak["rows"]
+    for pair in tree["findings"]["near_duplicates"]:
+        pair["ids"] = [table.ids[pair.pop("a")], table.ids[pair.pop("b")]]
+    return tree
+
+
+def _counts(table: CaseTable) -> list[dict[str, Any]]:
+    found: Counter[tuple[str, str, str]] = Counter()
+    for source, split, labels in zip(table.sources, table.splits, table.labels, strict=True):
+        found.update((source, split, label) for label in labels or ("",))
+    keys = ("source", "split", "label", "cases")
+    return [dict(zip(keys, (*key, found[key]), strict=True)) for key in sorted(found)]
 
 
 def _warnings(table: CaseTable) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
@@ -12,7 +14,8 @@ from consilium.data.config import DataConfig, FilterConfig, ImageConfig
 from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
 from consilium.data.filters import Filtered, filtered, usable
 from consilium.data.folds import resplit, seen_in_training
-from consilium.data.guards.leaks import find_leaks
+from consilium.data.guards.check import WHERE, Findings, check
+from consilium.data.guards.leaks import drop_leaks, find_leaks
 from consilium.data.prepare import prepare
 from consilium.data.store import CaseTable, Store
 
@@ -35,10 +38,18 @@ def load_data(
     needs: Sequence[str],
     labels: LabelTree | None = None,
     limit: int | None = None,
+    training: bool = False,
+    uses_text: bool = False,
     reporter: Reporter,
 ) -> LoadedData:
-    """Prepare the store and take the cases of a classification task; splits in ``needs`` must not be empty."""
-    prepared = prepare(config, progress=lambda done, total: reporter.progress("prepare", done, total))
+    """Prepare the store and take the cases of a classification task; splits in ``needs`` must not be empty.
+
+    Before a ``training`` all guards look at the cases, else only groups and files are looked up. ``uses_text`` says
+    that the model reads the texts, so that a label named in its own text is a leak.
+    """
+    prepared = prepare(
+        config, progress=lambda done, total: reporter.progress("prepare", done, total), reporter=reporter
+    )
     store = prepared.store
     reporter.line(f"store {store.path}: {store.manifest.cases} cases" + ("" if prepared.created else " (unchanged)"))
     if prepared.bad_rows:
@@ -46,9 +57,19 @@ def load_data(
             f"note: {len(prepared.bad_rows)} bad rows were left out; {store.path / 'quarantine.csv'} lists them."
         )
     cases = take_cases(store.table, config=config, multi_label=multi_label, labels=labels, limit=limit)
-    _check_leaks(store, cases, config=config)
+    used = cases.table.select(np.sort(np.concatenate(list(cases.rows.values()))))
+    findings = Findings(find_leaks(used))
+    if training:
+        findings = check(store, used, config, uses_text=uses_text, images=limit is None, reporter=reporter)
+    _refuse_leaks(findings, config=config, uses_text=uses_text)
+    dropped = drop_leaks(used, findings.leaks if config.on_leak == "drop" else [])
+    if not dropped.keep.all():
+        left = Filtered(used.select(np.flatnonzero(dropped.keep)), [*cases.notes, *dropped.notes])
+        cases = labelled_cases(left, multi_label=multi_label, labels=labels)
+        findings = replace(findings, leaks=find_leaks(left.table))
+    cases.notes.extend(findings.short())
     cases.notes.extend(rare_class_warnings(cases))
-    if "train" in needs and not len(cases.rows["test"]):
+    if training and not len(cases.rows["test"]):
         cases.notes.append("no case is in the test split: validation will choose the weights, and nothing judges them.")
     for note in cases.notes:
         reporter.line(f"note: {note}")
@@ -64,7 +85,7 @@ def load_data(
         from consilium.data.pixel_statistics import pixel_statistics
 
         pixels = pixel_statistics(
-            store, progress=lambda done, total: reporter.progress("pixel statistics", done, total)
+            store, window=image.window, progress=lambda done, total: reporter.progress("pixel statistics", done, total)
         )
         image = image.model_copy(update={"mean": pixels.mean, "std": pixels.std, "statistics": "given"})
     return LoadedData(store, cases, image)
@@ -82,7 +103,7 @@ def take_cases(
     again = resplit(table, config=config.split)
     found = usable(again.table, multi_label=multi_label, pseudo_labels=config.pseudo_labels)
     found = filtered(found, config=config.filters, seed=config.split.seed)
-    if config.split.folds is not None or config.split.cells:
+    if config.split.anew:
         found = seen_in_training(found)
     found = Filtered(found.table, [*again.notes, *found.notes])
     return labelled_cases(found, multi_label=multi_label, labels=labels, limits=_limits(config.filters, limit))
@@ -94,11 +115,11 @@ def _limits(filters: FilterConfig, limit: int | None) -> dict[str, int | None]:
     return {split: min((n for n in (own, limit) if n is not None), default=None) for split, own in most.items()}
 
 
-def _check_leaks(store: Store, cases: LabelledCases, *, config: DataConfig) -> None:
-    leaks = find_leaks(store.table)
-    shown = [leak.message for leak in leaks[:SHOWN_LEAKS]]
-    if leaks and config.on_leak == "error":
-        raise DataError(f"{len(leaks)} leak(s) between splits (data.on_leak is error):\n  - " + "\n  - ".join(shown))
-    cases.notes.extend(f"leak: {message}" for message in shown)
-    if len(leaks) > SHOWN_LEAKS:
-        cases.notes.append(f"{len(leaks) - SHOWN_LEAKS} more leaks; `consilium data inspect` lists all of them.")
+def _refuse_leaks(findings: Findings, *, config: DataConfig, uses_text: bool) -> None:
+    found = [leak.message for leak in findings.leaks]
+    if uses_text:
+        found += [named.message for named in findings.label_in_text]
+    if found and config.on_leak == "error":
+        more = [f"and {len(found) - SHOWN_LEAKS} more; {WHERE}"] if len(found) > SHOWN_LEAKS else []
+        shown = "".join(f"\n  - {line}" for line in [*found[:SHOWN_LEAKS], *more])
+        raise DataError(f"{len(found)} leak(s) between splits (data.on_leak is error):{shown}")

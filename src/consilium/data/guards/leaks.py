@@ -62,9 +62,11 @@ def find_leaks(table: CaseTable, *, near_duplicates: Sequence[tuple[int, int]] =
         _leak(table, "file", digest[:12], rows, what="the same file", advice="keep one of them.")
         for digest, rows in _on_several_sides(table, table.file_hashes())
     ]
-    sides = [{splits[a], splits[b]} for a, b in near_duplicates]
     crossing = [
-        pair for pair, found_in in zip(near_duplicates, sides, strict=True) if len(found_in - {"unlabelled"}) > 1
+        (a, b)
+        for a, b in near_duplicates
+        if len({splits[a], splits[b]} - {"unlabelled"}) > 1
+        and (table.sources[a], table.groups[a]) != (table.sources[b], table.groups[b])  # else the group is told
     ]
     advice = "keep one of them, or give them one group."
     found += [

@@ -1,0 +1,150 @@
+"""All guards on one table, in full for ``data inspect`` and in short before training."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from consilium.core.files import fingerprint, write_json
+from consilium.core.reporter import Reporter
+from consilium.data.config import DataConfig
+from consilium.data.guards.digests import Digests, image_digests
+from consilium.data.guards.labels import LabelConflict, label_conflicts, label_spellings, label_vocabularies
+from consilium.data.guards.leaks import Leak, find_leaks
+from consilium.data.guards.near_duplicates import NearDuplicates, Pair, find_near_duplicates
+from consilium.data.guards.texts import NamedLabel, named_labels, repeated_texts
+from consilium.data.store import CaseTable, Store
+
+VERSION = 1  # of the near-duplicates that are kept in a store
+WHERE = "`consilium data inspect` lists all that was found, and draws near-duplicates."
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the guards found in a table.
+
+    ``warnings`` has messages by what they are about; ``notes`` what was not looked at, and why; ``near_duplicates``
+    the pairs of rows with almost the same image, those of different splits first.
+    """
+
+    leaks: list[Leak] = field(default_factory=list)
+    label_in_text: list[NamedLabel] = field(default_factory=list)
+    label_conflicts: list[LabelConflict] = field(default_factory=list)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    near_duplicates: list[Pair] = field(default_factory=list)
+
+    def messages(self) -> dict[str, list[str]]:
+        """All messages, by what each is about."""
+        return {
+            "leak": [leak.message for leak in self.leaks],
+            "label in text": [named.message for named in self.label_in_text],
+            "labelled two ways": [conflict.message for conflict in self.label_conflicts],
+            **self.warnings,
+            "not looked at": self.notes,
+        }
+
+    def short(self) -> list[str]:
+        """One line for each kind of finding, with its first example."""
+        kinds: dict[tuple[str, str], list[str]] = {}
+        for leak in self.leaks:
+            kinds.setdefault(("leak", leak.kind), []).append(leak.message)
+        kinds |= {(what, ""): messages for what, messages in self.messages().items() if messages and what != "leak"}
+        lines = [
+            f"{what}: {messages[0]}" + (f" There are {len(messages) - 1} more like it." if len(messages) > 1 else "")
+            for (what, _), messages in kinds.items()
+        ]
+        return [*lines, WHERE] if any(what != "not looked at" for what, _ in kinds) else lines
+
+
+def check(
+    store: Store,
+    table: CaseTable,
+    config: DataConfig,
+    *,
+    uses_text: bool,
+    images: bool = True,
+    everything: bool = False,
+    reporter: Reporter,
+) -> Findings:
+    """Look for all that ``config.guards`` names in ``table``, cases selected from ``store``.
+
+    Purpose: what makes figures better than the model is, or labels worse than they could be, is said before anyone
+    trusts either. ``uses_text`` says whether a model will read the texts; without it a label in its own text is no
+    matter. ``images`` False leaves out what has to decode images, which is minutes for 100,000 of them; what they
+    show is kept in the store, and free the next time. ``everything`` also looks at texts that no model reads, and for
+    near-duplicates within a split.
+    """
+    guards = config.guards
+    across, within = NearDuplicates([]), NearDuplicates([])
+    warnings: dict[str, list[str]] = {}
+    if images and len(table.view_column("name")[0]) and (guards.near_duplicates or guards.shortcuts):
+        with _alone(store):
+            digests = image_digests(store, progress=partial(reporter.progress, "look at images"))
+            if guards.near_duplicates:
+                across = _near_duplicates(store, table, digests, across_splits=True, reporter=reporter)
+                if everything:
+                    within = _near_duplicates(store, table, digests, across_splits=False, reporter=reporter)
+    known = {(pair.a, pair.b) for pair in across.pairs}
+    pairs = across.pairs + [pair for pair in within.pairs if (pair.a, pair.b) not in known]
+    notes = list(dict.fromkeys([*across.notes, *within.notes]))
+    if not images:
+        notes.append("images, since only a part of the cases is used; a training on all of them looks at them.")
+    conflicts: list[LabelConflict] = []
+    if guards.labels:
+        conflicts = label_conflicts(table, near_duplicates=[(pair.a, pair.b) for pair in pairs])
+        warnings["spelling"] = label_spellings(label for own in table.labels for label in own)
+        warnings["vocabulary"] = label_vocabularies(table)
+    named: list[NamedLabel] = []
+    if guards.label_in_text and (uses_text or everything):
+        found = named_labels(table, synonyms=guards.synonyms)
+        named, notes = found.found, notes + found.notes
+        warnings["repeated texts"] = repeated_texts(table)
+    leaks = find_leaks(table, near_duplicates=[(pair.a, pair.b) for pair in across.pairs])
+    return Findings(leaks, named, conflicts, warnings, notes, pairs)
+
+
+def _near_duplicates(
+    store: Store, table: CaseTable, digests: Digests, *, across_splits: bool, reporter: Reporter
+) -> NearDuplicates:
+    """The pairs, kept in the store for these rows in these splits."""
+    rows = hashlib.sha256(table.store_rows.tobytes() + "\n".join(table.splits).encode()).hexdigest()
+    key = fingerprint([VERSION, store.manifest.fingerprint, store.manifest.created, rows, across_splits])
+    path = store.path / f"near_duplicates-{key}.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return NearDuplicates([_pair(pair) for pair in tree["pairs"]], tree["notes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not looked for yet, or half of a file that somebody copied
+    found = find_near_duplicates(
+        table, digests, across_splits=across_splits, progress=partial(reporter.progress, "compare images")
+    )
+    with contextlib.suppress(OSError):  # a store that is only read, or a full disk
+        write_json(path, asdict(found))
+    return found
+
+
+def _pair(tree: dict[str, Any]) -> Pair:
+    return Pair(**{**tree, "images": tuple(tree["images"])})
+
+
+@contextlib.contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """Hold off the other processes of a training: one looks at the images, the others read what it found."""
+    try:
+        descriptor = os.open(store.path / ".guards.lock", os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError:  # a store that is only read
+        yield
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
