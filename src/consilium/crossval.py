@@ -91,6 +91,10 @@ def cross_validate(
     reporter.line(format_table(counts, title=f"{len(plan)} trainings"))
     for name, reason in planner.skipped.items():
         reporter.line(f"note: {name} is not tested: {reason}")
+    for fold in plan:  # what is wrong with one of them shows before hours are spent on the others
+        with _named(fold):
+            if _finished(fold, store, limit=limit) is None:
+                train(fold.experiment, limit=limit, dry_run=True)
     tested = []
     for fold in plan:
         with _named(fold):
@@ -125,7 +129,7 @@ def _check(experiment: Experiment, *, folds: int | None, leave_out: Sequence[str
     split = experiment.data.split
     if (folds is None) == (not leave_out):
         raise ConfigError("crossval needs --folds K or --leave-out source (or another column); give one of them.")
-    if split.folds is not None or split.cells:
+    if split.anew:
         raise ConfigError("crossval sets data.split.folds, fold and leave_out itself; take them out of the config.")
     if experiment.trainer.num_runs > 1:
         raise ConfigError(
@@ -229,16 +233,15 @@ def _named(fold: _Fold) -> Iterator[None]:
         raise
 
 
+def _finished(fold: _Fold, store: Store, *, limit: int | None) -> Path | None:
+    own, fingerprint = fold.experiment, store.manifest.fingerprint
+    return finished_run(own.output, name=own.name, config=own, limit=limit, data_fingerprint=fingerprint)
+
+
 def _test(fold: _Fold, store: Store, *, limit: int | None, reporter: Reporter) -> _Tested:
     """Train the fold unless that is done, and let its model answer the cases that it tests."""
     experiment = fold.experiment
-    folder = finished_run(
-        experiment.output,
-        name=experiment.name,
-        config=experiment,
-        limit=limit,
-        data_fingerprint=store.manifest.fingerprint,
-    )
+    folder = _finished(fold, store, limit=limit)
     if folder is None:
         reporter.line(f"-- {fold.name} --")
         result = train(experiment, limit=limit, reporter=reporter)

@@ -128,7 +128,9 @@ def build_mixture(cases: LabelledCases, *, config: DataConfig, seed: int) -> Mix
         pools = [Pool("all", rows, 1.0)]
     else:
         names = _sources(cases)
-        pools = [Pool(source.name, rows[names == source.name], source.weight or 0.0) for source in config.sources]
+        # Where cases are divided anew a source may be tested whole; else one that has nothing to draw is an error.
+        drawn = [source for source in config.sources if source.name in names or not config.split.anew]
+        pools = [Pool(source.name, rows[names == source.name], source.weight or 0.0) for source in drawn]
     steps = config.mixture.steps
     slots = None if steps is None else steps * config.loader.batch_size
     if config.mixture.sampling == "class_balanced":
@@ -156,6 +158,7 @@ def mixture_table(
     draws = np.zeros(int(rows.max()) + 1, dtype=np.int64)
     for epoch, count in enumerate(batches):
         draws += np.bincount(mixture.epoch(epoch)[: count * batch_size], minlength=len(draws))
+    sources = [source for source in sources if source.name in names]
     total_weight = sum(source.weight or 0.0 for source in sources)
     table = []
     for source in sources:

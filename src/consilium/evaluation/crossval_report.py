@@ -85,7 +85,7 @@ class CrossvalContent:
             lowest, highest = (
                 f"{wording.figure(share, fold.metrics[share])} ({fold.name})" for fold in (ranked[0], ranked[-1])
             )
-            sentences.append(f"From {lowest} to {highest}.")
+            sentences.append(f"{'Value by value' if self.by_value else 'Fold by fold'} from {lowest} to {highest}.")
         return sentences
 
     def cautions(self) -> list[str]:
