@@ -36,7 +36,7 @@ class PartWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         finished = parts(folder)
-        self.start = self.stop = _range(finished[-1])[1] if finished else 0
+        self.start = self.stop = part_range(finished[-1])[1] if finished else 0
         self._rows: list[dict[str, Any]] = []
         self._bad: list[list[Any]] = []
         self._bytes = 0
@@ -85,7 +85,8 @@ class PartWriter:
         self._rows, self._bad, self._bytes, self.start = [], [], 0, self.stop
 
 
-def _range(part: Path) -> tuple[int, int]:
+def part_range(part: Path) -> tuple[int, int]:
+    """The first row of a part, and the first behind it."""
     start, stop = part.stem.split("-")[1:]
     return int(start), int(stop)
 
@@ -95,7 +96,7 @@ def parts(folder: Path) -> list[Path]:
     found: list[Path] = []
     stop = 0
     for path in sorted(folder.glob("part-*.arrow")):
-        start, next_stop = _range(path)
+        start, next_stop = part_range(path)
         if start != stop:
             break
         found.append(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -90,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests[f"other {path}"] += 1
         return self._json({"error": "not found"}, 404, X_Error_Code="EntryNotFound")
 
-    do_GET = do_HEAD = do_POST = _answer  # noqa: N815
+    do_GET = do_HEAD = do_POST = _answer
 
     def _tree(self, under: str, *, recursive: bool) -> list[dict[str, Any]]:
         start = f"{under}/" if under else ""
@@ -130,7 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "drop":
             self.wfile.write(data[start : start + (stop - start) // 2])
             self.wfile.flush()
-            self.connection.close()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
             return None
         self.hub.bytes_sent += stop - start
         self.wfile.write(data[start:stop])

@@ -5,18 +5,33 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from consilium.core.errors import DataError
 from consilium.core.places import FileFacts, absolute, facts, find, is_remote
+from consilium.core.reporter import Reporter
 from consilium.data.case import printable
-from consilium.data.sources.config import FolderSource, RetClipTsvSource, Source
+from consilium.data.sources.config import (
+    FolderSource,
+    HubDataset,
+    HubSource,
+    RetClipCsvSource,
+    RetClipTsvSource,
+    Source,
+)
 
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"})
+if TYPE_CHECKING:
+    from consilium.data.sources.hub import HubCache
+
+IMAGE_EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm", ".dicom", ".nii", ".nii.gz"}
+)
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file a source is read from, relative to the source's path ('.': the path itself; 'texts': its texts)."""
+    """A file a source is read from, relative to its path ('.': that path; 'texts': its texts; 'hub': its rows)."""
 
     name: str
     size: int
@@ -25,16 +40,30 @@ class InputFile:
 
 @dataclass
 class Inputs:
-    """All files of a source in a fixed order, and how many files were left aside, by reason."""
+    """All files of a source in a fixed order, how many were left aside, by reason, and its rows of a hub dataset."""
 
     files: list[InputFile]
     skipped: Counter[str] = field(default_factory=Counter)
+    hub: HubCache | None = None
 
 
-def list_inputs(source: Source) -> Inputs:
-    """The files of a source; one that is missing or has no image is a DataError."""
+def extension_of(name: str) -> str:
+    """What a file's name ends in, in small letters; of ``.nii.gz`` both parts."""
+    stem, extension = os.path.splitext(name.lower())
+    return ".nii.gz" if extension == ".gz" and stem.endswith(".nii") else extension
+
+
+def list_inputs(source: Source, *, root: str = "stores", reporter: Reporter | None = None) -> Inputs:
+    """The files of a source; one that is missing or has no image is a DataError.
+
+    ``root`` is the folder of the stores, where the rows of a hub dataset have their place.
+    """
     try:
+        if isinstance(source, HubSource):
+            return _list_hub(source, source.splits, Inputs([]), root, reporter)
         inputs = _list_folder(source) if isinstance(source, FolderSource) else _list_file(source)
+        if isinstance(source, RetClipCsvSource):
+            return _list_hub(source.images, [source.images.split], inputs, root, reporter)
     except OSError as error:
         raise DataError(f"source '{source.name}': {source.path} cannot be read: {error}.") from error
     return inputs
@@ -66,6 +95,16 @@ def _list_file(source: Source) -> Inputs:
     return inputs
 
 
+def _list_hub(
+    dataset: HubDataset, splits: list[str] | None, inputs: Inputs, root: str, reporter: Reporter | None
+) -> Inputs:
+    from consilium.data.sources.hub import open_cache
+
+    inputs.hub = open_cache(dataset, splits=splits, root=Path(root), reporter=reporter)
+    inputs.files.append(InputFile("hub", 0, inputs.hub.version))
+    return inputs
+
+
 def _input_file(source: Source, name: str, path: str) -> InputFile:
     found = facts(absolute(path))
     if found is None or not found.is_file:
@@ -76,7 +115,7 @@ def _input_file(source: Source, name: str, path: str) -> InputFile:
 
 
 def _add(name: str, found: FileFacts, inputs: Inputs) -> None:
-    extension = os.path.splitext(name)[1].lower()
+    extension = extension_of(name)
     if any(part.startswith(".") for part in name.split("/")):
         inputs.skipped["hidden"] += 1
     elif extension in IMAGE_EXTENSIONS:

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 from consilium.core.errors import DataError
 from consilium.data.case import BadRow, Case, RowError, check_encodable, printable
-from consilium.data.sources.config import FolderSource, JsonlSource, RetClipTsvSource, Source, TableSource
+from consilium.data.sources.config import (
+    FolderSource,
+    HubSource,
+    JsonlSource,
+    RetClipCsvSource,
+    RetClipTsvSource,
+    Source,
+    TableSource,
+)
 from consilium.data.sources.files import Inputs, list_inputs
 
 
@@ -18,7 +26,7 @@ def read_source(source: Source, *, inputs: Inputs | None = None) -> Iterator[Cas
     be used are ConfigErrors.
     """
     inputs = inputs or list_inputs(source)
-    first_line: dict[str, int | None] = {}
+    first_line: dict[str, tuple[str, int | None]] = {}
     count = 0
     try:
         for item in _rows(source, inputs):
@@ -34,13 +42,15 @@ def read_source(source: Source, *, inputs: Inputs | None = None) -> Iterator[Cas
         raise DataError(f"source '{source.name}': {source.path} holds no rows.")
 
 
-def _checked(case: Case, first_line: dict[str, int | None]) -> Case | BadRow:
+def _checked(case: Case, first_line: dict[str, tuple[str, int | None]]) -> Case | BadRow:
     """The case, or what is wrong with it; ``first_line`` is where each id was first."""
     try:
         check_encodable(case)
         # Files of a folder have ids of their own.
-        if case.line is not None and first_line.setdefault(case.id, case.line) != case.line:
-            raise RowError(f"the id '{case.id}' was given before, in line {first_line[case.id]}")
+        place = (case.file, case.line)
+        if case.line is not None and first_line.setdefault(case.id, place) != place:
+            file, line = first_line[case.id]
+            raise RowError(f"the id '{case.id}' was given before, in line {line}" + f" of {file}" * (file != case.file))
     except RowError as error:
         return BadRow(case.source, case.file, case.line, str(error))
     return case
@@ -64,4 +74,12 @@ def _rows(source: Source, inputs: Inputs) -> Iterator[Case | BadRow]:
             from consilium.data.sources.ret_clip_tsv import read_ret_clip_tsv
 
             return read_ret_clip_tsv(source)
+        case HubSource() if inputs.hub is not None:
+            from consilium.data.sources.hub import read_hub
+
+            return read_hub(source, inputs.hub)
+        case RetClipCsvSource() if inputs.hub is not None:
+            from consilium.data.sources.ret_clip_csv import read_ret_clip_csv
+
+            return read_ret_clip_csv(source, inputs.hub)
     raise NotImplementedError(source.kind)

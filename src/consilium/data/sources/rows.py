@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from consilium.core.errors import ConfigError
-from consilium.core.places import absolute, exists, is_bucket, is_remote, join, parent
+from consilium.core.places import FileFacts, absolute, exists, is_bucket, is_remote, join, names_in, parent, split_frame
 from consilium.data.case import (
     BadRow,
     Case,
@@ -33,6 +33,8 @@ class RowReader:
         self.source = source
         self.columns = source.columns
         self.file = absolute(source.path)
+        self.row_name = source.name
+        self._listings: dict[str, dict[str, FileFacts]] = {}  # folders of buckets, each asked for once
         root = source.image_root
         self.root = parent(self.file) if root is None else absolute(root)
         image = self.columns.image
@@ -105,12 +107,13 @@ class RowReader:
         return [
             view
             for column in self.image_columns
-            for view in self._cell_views(row.get(column), name=column if several else "")
+            for view in self.cell_views(row.get(column), name=column if several else "")
         ]
 
-    def _cell_views(self, cell: Any, *, name: str) -> list[View]:
+    def cell_views(self, cell: Any, *, name: str = "") -> list[View]:
+        """The images of a cell: paths, bytes, Hugging Face structs, or a list of them."""
         if isinstance(cell, (list, tuple)):
-            return [view for item in cell for view in self._cell_views(item, name=name)]
+            return [view for item in cell for view in self.cell_views(item, name=name)]
         if isinstance(cell, (bytes, bytearray)):
             return [View("", name, bytes(cell))]
         if isinstance(cell, dict):
@@ -129,7 +132,7 @@ class RowReader:
         identity = scalar_text(found["id"], "id")
         wanted = columns.meta if columns.meta is not None else (key for key in row if key not in self.used)
         return Case(
-            id=identity or f"{source.name}:{line}",
+            id=identity or f"{self.row_name}:{line}",
             source=source.name,
             group=scalar_text(found["group"], "group") or self._own_group(views, text, identity),
             split=split_name(found["split"]) or source.split,
@@ -146,9 +149,10 @@ class RowReader:
     def _own_group(self, views: list[View], text: str | None, identity: str) -> str:
         """The group where none is given: rows of one image belong together. It never hangs on the row's line,
         so that rows put in between move nothing."""
-        if views and views[0].image:
-            return f"{self.source.name}:{views[0].image.removeprefix(f'{self.root}/')}"
-        if identity:
+        if views and views[0].image and views[0].data is None:  # beside bytes there is a bare name, if any
+            file, _ = split_frame(views[0].image)  # the slices of one volume are one patient's
+            return f"{self.source.name}:{file.removeprefix(f'{self.root}/')}"
+        if identity and not views:
             return f"{self.source.name}:{identity}"
         content = views[0].data if views else (text or "").encode(errors="surrogatepass")
         return f"{self.source.name}:{hashlib.blake2b(content or b'', digest_size=8).hexdigest()}"
@@ -158,9 +162,17 @@ class RowReader:
         if not value:
             return None
         path = self.path(value)
-        if not exists(path):
+        if not self._exists(path):
             raise RowError(f"the mask {path} does not exist")
         return path
+
+    def _exists(self, path: str) -> bool:
+        if not is_remote(path):
+            return exists(path)
+        folder, name = path.rsplit("/", 1)
+        if folder not in self._listings:
+            self._listings[folder] = names_in(folder)
+        return name in self._listings[folder]
 
     def table_case(self, row: Mapping[str, Any], line: int) -> Case | BadRow:
         """The case of a csv or parquet row."""

@@ -13,9 +13,9 @@ from consilium.data.sources.config import TableSource
 from consilium.data.sources.rows import RowReader
 
 
-def read_csv(source: TableSource) -> Iterator[Case | BadRow]:
+def read_csv(source: TableSource, *, reader: RowReader | None = None) -> Iterator[Case | BadRow]:
     """The rows of a csv file (UTF-8, with or without byte order mark); ``line`` is where a row begins."""
-    reader = RowReader(source)
+    reader = reader or RowReader(source)
     # Bytes that are not UTF-8 are kept as surrogates, so that only their row is bad.
     with (
         open_binary(reader.file) as raw,

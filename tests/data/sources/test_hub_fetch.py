@@ -1,0 +1,172 @@
+"""Fetching from a hub: over HTTP, from a stand-in that counts, refuses, breaks and is killed in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.sources.fake_hub import DATASET, FakeHub, serving
+from tests.data.sources.hubs import finish, start, store_rows, write_parquet
+
+SOURCE: dict[str, Any] = {"kind": "hub", "path": DATASET, "columns": {"group": "patient"}}
+SPLITS = {"train": 90, "validation": 20, "test": 10}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parquet(tmp_path_factory.mktemp("hub"), SPLITS, size=(60, 60))
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """The rows of the store that a preparation leaves that nothing disturbs: those of a local copy."""
+    code, printed = finish(None, tmp_path_factory.mktemp("unbroken"), {**SOURCE, "path": str(folder)})
+    assert code == 0, printed
+    return store_rows(printed)
+
+
+def test_a_dataset_is_fetched_once_and_then_read_offline(folder: Path, unbroken: list[Any], tmp_path: Path) -> None:
+    with serving(FakeHub(folder, token="hf_right")) as hub:
+        code, printed = finish(hub.url, tmp_path, SOURCE)
+    assert code == 0, printed
+    assert store_rows(printed) == unbroken
+    assert "(fetch 120/120)" in printed
+    assert "train 90, validation 20, test 10" in printed
+    assert not [name for name in hub.requests if name.startswith("unauthorised")]
+    code, again = finish(None, tmp_path, SOURCE, split={"seed": 1})  # another store, of the same rows
+    assert code == 0, again
+    assert len(store_rows(again)) == 120
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_with_the_same_store(folder: Path, unbroken: list[Any], tmp_path: Path) -> None:
+    """SIGKILL at a moment that differs each time, in the fetching or in what follows it."""
+    with serving(FakeHub(folder)) as hub:
+        kills = 0
+        for number in (4, 9, 13, 18, 23):  # the request that is never answered
+            process = start(hub.url, tmp_path, SOURCE)
+            wanted = hub.requests["file"] + number
+
+            def kill(asked: int, *, pid: int = process.pid, wanted: int = wanted) -> None:
+                if asked == wanted:
+                    os.kill(pid, signal.SIGKILL)
+
+            hub.fault = kill
+            process.communicate(timeout=120)
+            kills += process.returncode == -signal.SIGKILL
+        kept = sum(1 for _ in tmp_path.glob("stores/hub-*/*/part-*"))
+        hub.fault = lambda number: None
+        code, printed = finish(hub.url, tmp_path, SOURCE)
+    assert kills >= 3, "the kills came too late"
+    assert kept, "nothing was kept by the processes that were killed"
+    assert code == 0, printed
+    assert store_rows(printed) == unbroken
+    assert len(list(tmp_path.glob("stores/hub-*"))) == 1
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_it_ends_with_the_same_store(folder: Path, unbroken: list[Any], tmp_path: Path) -> None:
+    with serving(FakeHub(folder)) as hub:
+        for parts in (1, 3, 5):
+            process = start(hub.url, tmp_path, SOURCE)
+            while process.poll() is None and sum(1 for _ in tmp_path.glob("stores/hub-*/*/part-*")) < parts:
+                time.sleep(0.002)
+            process.kill()
+            process.communicate()
+        code, printed = finish(hub.url, tmp_path, SOURCE)
+    assert code == 0, printed
+    assert store_rows(printed) == unbroken
+
+
+@pytest.mark.slow
+def test_what_is_there_is_not_downloaded_again(tmp_path: Path) -> None:
+    """Of one file of eight row groups six are there when the connection is lost for good; the rest is fetched later."""
+    folder = write_parquet(tmp_path / "hub", {"train": 80}, files=1, group=10, size=(512, 1024))
+    size = next(folder.rglob("*.parquet")).stat().st_size
+    with serving(FakeHub(folder)) as hub:
+        hub.fault = lambda number: 404 if hub.bytes_sent > 0.75 * size else None
+        code, printed = finish(hub.url, tmp_path, SOURCE)
+        assert code == 2, printed
+        before, hub.fault = hub.bytes_sent, lambda number: None
+        code, printed = finish(hub.url, tmp_path, SOURCE)
+        assert code == 0, printed
+        assert len(store_rows(printed)) == 80
+        assert hub.bytes_sent - before < 0.75 * size
+
+
+@pytest.mark.slow
+def test_rate_limits_errors_and_lost_connections_are_waited_out(
+    folder: Path, unbroken: list[Any], tmp_path: Path
+) -> None:
+    faults: dict[int, int | str] = {3: 429, 6: 500, 9: "drop", 12: 503, 15: "drop"}
+    with serving(FakeHub(folder, fault=faults.get)) as hub:
+        code, printed = finish(hub.url, tmp_path, SOURCE)
+    assert code == 0, printed
+    assert store_rows(printed) == unbroken
+    assert f"{DATASET}: Rate limited. Waiting 1.0s" in printed, printed
+
+
+@pytest.mark.slow
+def test_a_hub_that_stays_limited_ends_with_advice_and_keeps_what_came(
+    folder: Path, unbroken: list[Any], tmp_path: Path
+) -> None:
+    with serving(FakeHub(folder, fault=lambda number: 429 if number > 8 else None)) as hub:
+        code, printed = finish(hub.url, tmp_path, {**SOURCE, "retries": 1})
+        assert code == 2
+        assert f"{DATASET}: rate limited, waiting 0 s (try 1 of 1)" in printed, printed
+        assert "rate limited, 2 times running. What was fetched is kept" in printed
+        assert list(tmp_path.glob("stores/hub-*/train/part-*"))
+        hub.fault = lambda number: None
+        code, printed = finish(hub.url, tmp_path, SOURCE)
+    assert code == 0, printed
+    assert store_rows(printed) == unbroken
+
+
+@pytest.mark.slow
+def test_a_resume_stays_with_the_commit_it_began_with(folder: Path, tmp_path: Path) -> None:
+    with serving(FakeHub(folder, fault=lambda number: 404 if number > 8 else None)) as hub:
+        assert finish(hub.url, tmp_path, SOURCE)[0] == 2
+        hub.commit, hub.fault = "f" * 40, lambda number: None
+        code, printed = finish(hub.url, tmp_path, SOURCE)  # the old commit is gone from this hub
+        assert code == 2
+        assert f"{DATASET} is not on the hub (404)" in printed, printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hub_keys", "message"),
+    [
+        ({"token": "hf_other"}, "the hub refuses access (401)"),
+        ({"info_status": 403}, "ask for access on its page and set HF_TOKEN"),
+        ({"info_status": 404}, "is not on the hub (404)"),
+    ],
+)
+def test_refusals_say_what_to_do_at_once(folder: Path, tmp_path: Path, hub_keys: dict[str, Any], message: str) -> None:
+    with serving(FakeHub(folder, **hub_keys)) as hub:
+        code, printed = finish(hub.url, tmp_path, SOURCE)
+    assert code == 2
+    assert message in printed, printed
+    assert "waiting" not in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_images_that_would_have_to_be_embedded_are_told_before_they_come(folder: Path, tmp_path: Path) -> None:
+    with serving(FakeHub(folder)) as hub:
+        code, printed = finish(hub.url, tmp_path, SOURCE, store={"images": "reference"})
+    assert code == 2
+    assert "set data.store.images: embed" in printed
+    assert not list(tmp_path.glob("stores/hub-*/*/part-*"))
+
+
+@pytest.mark.slow
+def test_no_hub_at_all(tmp_path: Path) -> None:
+    code, printed = finish("http://127.0.0.1:9", tmp_path, {**SOURCE, "retries": 1})
+    assert code == 2
+    assert "no connection to the hub" in printed, printed
+    assert "2 times running" in printed
