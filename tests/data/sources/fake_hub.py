@@ -22,7 +22,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class FakeHub:
     """A dataset of one version, served from ``folder``; what was asked for is counted.
 
-    ``fault`` is asked for every file request, with its number from 1: a status to answer with, 'drop' to break the
+    ``fault`` is asked for every GET of a file, with its number from 1: a status to answer with, 'drop' to break the
     connection in the middle of the answer, None to serve it. ``token``: without it the answer is 401.
     """
 
@@ -71,8 +71,11 @@ class _Handler(BaseHTTPRequestHandler):
             hub.requests["unauthorised"] += 1
             return self._refused(401)
         if path.startswith(resolve):
-            hub.requests["file"] += 1
-            return self._file(path.removeprefix(resolve).partition("/")[2], hub.fault(hub.requests["file"]))
+            fault = None
+            if self.command == "GET":
+                hub.requests["file"] += 1
+                fault = hub.fault(hub.requests["file"])
+            return self._file(path.removeprefix(resolve).partition("/")[2], fault)
         if path in (api, f"{api}/revision/{hub.commit}", f"{api}/revision/main"):
             hub.requests["info"] += 1
             if hub.info_status != 200:

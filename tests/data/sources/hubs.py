@@ -114,6 +114,11 @@ def finish(hub: str | None, root: Path, source: Mapping[str, Any], **sections: A
 def store_rows(printed: str) -> list[Any]:
     """All rows of the store that a finished preparation named, with their images."""
     path = next(line for line in printed.splitlines() if line.startswith("store ")).removeprefix("store ")
-    table = Store.open(path).table
+    return rows_of(Store.open(path))
+
+
+def rows_of(store: Store) -> list[Any]:
+    """All rows of a store, with their images."""
+    table = store.table
     columns = (table.ids, table.groups, table.splits, table.labels, table.texts, table.metas)
     return [(*row, table.images(number)) for number, row in enumerate(zip(*columns, strict=True))]

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from consilium.data.prepare import prepare
+from tests.data.samples import data_config
 from tests.data.sources.fake_hub import DATASET, FakeHub, serving
-from tests.data.sources.hubs import finish, start, store_rows, write_parquet
+from tests.data.sources.hubs import finish, rows_of, start, store_rows, write_parquet
 
 SOURCE: dict[str, Any] = {"kind": "hub", "path": DATASET, "columns": {"group": "patient"}}
 SPLITS = {"train": 90, "validation": 20, "test": 10}
@@ -25,9 +27,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """The rows of the store that a preparation leaves that nothing disturbs: those of a local copy."""
-    code, printed = finish(None, tmp_path_factory.mktemp("unbroken"), {**SOURCE, "path": str(folder)})
-    assert code == 0, printed
-    return store_rows(printed)
+    return offline(tmp_path_factory.mktemp("unbroken"), path=str(folder))
+
+
+def offline(root: Path, *, path: str = DATASET, **sections: Any) -> list[Any]:
+    """The rows of a preparation in this process, which is offline."""
+    config = data_config(root, {"name": "s", **SOURCE, "path": path}, store={"images": "embed"}, **sections)
+    return rows_of(prepare(config).store)
 
 
 def test_a_dataset_is_fetched_once_and_then_read_offline(folder: Path, unbroken: list[Any], tmp_path: Path) -> None:
@@ -38,9 +44,7 @@ def test_a_dataset_is_fetched_once_and_then_read_offline(folder: Path, unbroken:
     assert "(fetch 120/120)" in printed
     assert "train 90, validation 20, test 10" in printed
     assert not [name for name in hub.requests if name.startswith("unauthorised")]
-    code, again = finish(None, tmp_path, SOURCE, split={"seed": 1})  # another store, of the same rows
-    assert code == 0, again
-    assert len(store_rows(again)) == 120
+    assert len(offline(tmp_path, split={"seed": 1})) == 120, "another store, of the same rows"
 
 
 @pytest.mark.slow
@@ -86,7 +90,7 @@ def test_killed_at_any_time_it_ends_with_the_same_store(folder: Path, unbroken: 
 @pytest.mark.slow
 def test_what_is_there_is_not_downloaded_again(tmp_path: Path) -> None:
     """Of one file of eight row groups six are there when the connection is lost for good; the rest is fetched later."""
-    folder = write_parquet(tmp_path / "hub", {"train": 80}, files=1, group=10, size=(512, 1024))
+    folder = write_parquet(tmp_path / "hub", {"train": 80}, files=1, group=10, size=(384, 512))
     size = next(folder.rglob("*.parquet")).stat().st_size
     with serving(FakeHub(folder)) as hub:
         hub.fault = lambda number: 404 if hub.bytes_sent > 0.75 * size else None
@@ -103,7 +107,7 @@ def test_what_is_there_is_not_downloaded_again(tmp_path: Path) -> None:
 def test_rate_limits_errors_and_lost_connections_are_waited_out(
     folder: Path, unbroken: list[Any], tmp_path: Path
 ) -> None:
-    faults: dict[int, int | str] = {3: 429, 6: 500, 9: "drop", 12: 503, 15: "drop"}
+    faults: dict[int, int | str] = {2: 429, 5: 500, 8: "drop", 12: 503, 15: "drop"}
     with serving(FakeHub(folder, fault=faults.get)) as hub:
         code, printed = finish(hub.url, tmp_path, SOURCE)
     assert code == 0, printed
