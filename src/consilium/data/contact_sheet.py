@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
 TILE, GAP, CAPTION_WIDTH, COLUMNS, MAX_ROWS = 128, 8, 240, 8, 60
-PAIR_TILE, MAX_PAIRS = 224, 40
-PAPER, INK, FAINT, BLANK = "#ffffff", "#1a1a1a", "#6b6b6b", "#e4e4e4"
+PAIR_TILE, PAIRS_ACROSS, MAX_PAIRS, HEAD = 192, 3, 48, 36
+PAPER, INK, FAINT, BLANK, ALARM = "#ffffff", "#1a1a1a", "#6b6b6b", "#e4e4e4", "#b00020"
 
 
 def draw_contact_sheet(table: CaseTable, path: Path, *, max_pixels: int) -> Path | None:
@@ -69,7 +69,7 @@ def draw_contact_sheet(table: CaseTable, path: Path, *, max_pixels: int) -> Path
 
 
 def draw_pairs(table: CaseTable, pairs: Sequence[Pair], path: Path, *, max_pixels: int) -> Path | None:
-    """Write a PNG with the first 40 pairs, each side by side with the id, split and label of both cases.
+    """Write a PNG with the first 48 pairs, each side by side with the label, split and id of both cases.
 
     Every image is shown whole. Returns ``path``, or None where there is no pair.
     """
@@ -78,25 +78,23 @@ def draw_pairs(table: CaseTable, pairs: Sequence[Pair], path: Path, *, max_pixel
     from PIL import Image, ImageDraw, ImageFont
 
     shown = pairs[:MAX_PAIRS]
-    line_height = PAIR_TILE + 64 + GAP
-    more = 28 if len(shown) < len(pairs) else 0
-    sheet = Image.new("RGB", (2 * PAIR_TILE + 3 * GAP, GAP + len(shown) * line_height + more), PAPER)
+    across, width, height = min(PAIRS_ACROSS, len(shown)), 2 * PAIR_TILE + 4 * GAP, PAIR_TILE + 56
+    sheet = Image.new("RGB", (across * width, HEAD + -(-len(shown) // across) * height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    name_font, faint_font = ImageFont.load_default(size=15), ImageFont.load_default(size=13)
-    for line, pair in enumerate(shown):
-        top = GAP + line * line_height
-        for column, (row, name) in enumerate(zip((pair.a, pair.b), pair.images, strict=True)):
-            left = GAP + column * (PAIR_TILE + GAP)
+    label_font, id_font = ImageFont.load_default(size=14), ImageFont.load_default(size=12)
+    of_all = f" The first {len(shown)} of {len(pairs)}." if len(shown) < len(pairs) else ""
+    draw.text((GAP, GAP), f"Almost the same image; red: on two sides of a split.{of_all}", fill=INK, font=label_font)
+    for number, pair in enumerate(shown):
+        ink = ALARM if table.splits[pair.a] != table.splits[pair.b] else INK
+        top = HEAD + number // across * height
+        for side, (row, name) in enumerate(zip((pair.a, pair.b), pair.images, strict=True)):
+            left = GAP + number % across * width + side * (PAIR_TILE + GAP)
             names = table.image_names(row)
             view = names.index(name) if name in names else 0
             sheet.paste(_tile(table, row, max_pixels=max_pixels, view=view, size=PAIR_TILE), (left, top))
-            label = ", ".join(table.labels[row]) or "(no label)"
-            about = (_cut(f"{label} ({table.splits[row]})", name_font), _cut(table.ids[row], faint_font))
-            draw.text((left, top + PAIR_TILE + 4), about[0], fill=INK, font=name_font)
-            draw.text((left, top + PAIR_TILE + 24), about[1], fill=FAINT, font=faint_font)
-    if more:
-        note = f"The {len(shown)} most alike of {len(pairs)} pairs."
-        draw.text((GAP, sheet.height - 24), note, fill=FAINT, font=faint_font)
+            label = f"{', '.join(table.labels[row]) or '(no label)'} ({table.splits[row]})"
+            draw.text((left, top + PAIR_TILE + 4), _cut(label, label_font), fill=ink, font=label_font)
+            draw.text((left, top + PAIR_TILE + 22), _cut(table.ids[row], id_font), fill=FAINT, font=id_font)
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG")
     return path

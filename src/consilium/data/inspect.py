@@ -75,13 +75,12 @@ class Inspection:
         text += _first("missing file", self.missing)
         text += _first("duplicate", [f"{', '.join(d.files)} (in {', '.join(d.splits)})" for d in self.duplicates])
         text += [f"left out: {note}" for note in self.left_out]
-        text.append(f"{self.used} cases are those of a training; in these was found:")
         found = {**self.findings.messages(), "warning": self.warnings}
+        nothing = "" if any(found.values()) else " nothing"
+        text.append(f"found in the {self.used} cases that a training uses:{nothing}")
         text += [line for what, messages in found.items() for line in _first(what, messages)]
-        if not any(found.values()):
-            text.append("nothing")
         if self.near_duplicates is not None:
-            text.append(f"near-duplicates: {self.near_duplicates}")
+            text.append(f"near-duplicates ({len(self.findings.near_duplicates)}): {self.near_duplicates}")
         if self.contact_sheet is not None:
             text.append(f"contact sheet: {self.contact_sheet}")
         return text

@@ -19,6 +19,7 @@ from consilium.data.guards.digests import Digests, image_digests
 from consilium.data.guards.labels import LabelConflict, label_conflicts, label_spellings, label_vocabularies
 from consilium.data.guards.leaks import Leak, find_leaks
 from consilium.data.guards.near_duplicates import NearDuplicates, Pair, find_near_duplicates
+from consilium.data.guards.shortcuts import shortcut_warnings
 from consilium.data.guards.texts import NamedLabel, named_labels, repeated_texts
 from consilium.data.store import CaseTable, Store
 
@@ -85,9 +86,12 @@ def check(
     guards = config.guards
     across, within = NearDuplicates([]), NearDuplicates([])
     warnings: dict[str, list[str]] = {}
-    if images and len(table.view_column("name")[0]) and (guards.near_duplicates or guards.shortcuts):
+    looks = guards.near_duplicates or guards.shortcuts
+    if looks and images and len(table.view_column("name")[0]):
         with _alone(store):
             digests = image_digests(store, progress=partial(reporter.progress, "look at images"))
+            if guards.shortcuts:
+                warnings["shortcut"] = shortcut_warnings(table, digests)
             if guards.near_duplicates:
                 across = _near_duplicates(store, table, digests, across_splits=True, reporter=reporter)
                 if everything:
@@ -95,7 +99,7 @@ def check(
     known = {(pair.a, pair.b) for pair in across.pairs}
     pairs = across.pairs + [pair for pair in within.pairs if (pair.a, pair.b) not in known]
     notes = list(dict.fromkeys([*across.notes, *within.notes]))
-    if not images:
+    if looks and not images:
         notes.append("images, since only a part of the cases is used; a training on all of them looks at them.")
     conflicts: list[LabelConflict] = []
     if guards.labels:
