@@ -66,6 +66,27 @@ def test_stats_are_those_of_the_training_pixels(cli: Cli, recipe: Path, tiny_ima
         np.testing.assert_allclose([float(part) for part in found[1].split(",")], expected_C, atol=0.003)
 
 
+def test_export_and_train_on_it(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cases.jsonl"
+    answer = cli("data", "export", recipe, "--out", out)
+    assert answer.code == 0
+    assert answer.out.splitlines()[-1] == f"48 cases, to be read with kind: jsonl: {out}"
+    source = f"data.sources=[{{kind: jsonl, name: again, path: {out}}}]"
+    row = next(line.split() for line in cli("data", "prepare", recipe, source).out.splitlines() if "again" in line)
+    assert row[:4] == ["again", "24", "12", "12"]
+    refused = cli("data", "export", recipe, "--out", out)
+    assert (refused.code, "--overwrite" in refused.err) == (2, True)
+    some = cli("data", "export", recipe, "--out", out, "--split", "val", "--split", "test", "--overwrite")
+    assert some.out.splitlines()[-1].startswith("24 cases")
+
+
+def test_export_says_what_it_cannot_write(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    answer = cli("data", "export", recipe, "--out", tmp_path / "cases.xlsx")
+    assert answer.code == 2
+    assert "expected .jsonl, .parquet, .tsv, or give --format" in answer.err
+    assert not list(tmp_path.rglob("store.json")), "it is said before anything is prepared"
+
+
 @pytest.mark.parametrize("command", ["prepare", "inspect", "stats"])
 def test_bad_rows_are_named(cli: Cli, recipe: Path, command: str, image_folder: ImageFolder) -> None:
     images = image_folder()
