@@ -3,26 +3,102 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from consilium.core.errors import ConsiliumError
 
 MEMORY = 512 * 2**20  # bytes that reading may take beyond what the process has
 SECONDS = 20.0  # for one input, on a busy machine
+WORD = re.compile(rb'"[^"\n]*"|[\w.]+|\[[^\[\]\n]*\]|\{[^{}\n]*\}')
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-class Mutator:
-    """Yields inputs that are one to four small damages away from a valid one; some damages know the ``tokens``."""
+Damage = Callable[[bytes], bytes]
+# Values of every type, for the place of one in a tree of lists and mappings.
+VALUES: Sequence[Any] = (
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        2,
+        0.5,
+        1e300,
+        10**30,
+        float("nan"),
+        float("inf"),
+        "",
+        " ",
+        "x",
+        "5",
+        "train",
+        "a.b",
+        ".",
+    ),
+    *(
+        [],
+        {},
+        [[]],
+        ["x"],
+        [1, 2],
+        [None],
+        {"a": 1},
+        {"kind": "folder"},
+        {"path": "x"},
+        {"bytes": "x"},
+        {"bytes": 5},
+        "\0",
+    ),
+)
 
-    def __init__(self, corpus: Sequence[bytes], tokens: Sequence[bytes], *, seed: int) -> None:
+
+def change_value(tree: Any, random: random.Random) -> None:
+    """One value somewhere in a tree becomes another, goes, or comes again under another key."""
+    places = [(tree, key) for key in (tree if isinstance(tree, dict) else range(len(tree)))]
+    for container, key in places:
+        inner = container[key]
+        if isinstance(inner, dict | list):
+            places += [(inner, each) for each in (inner if isinstance(inner, dict) else range(len(inner)))]
+    if not places:
+        return
+    container, key = random.choice(places)
+    how = random.random()
+    if how < 0.7:
+        container[key] = copy.deepcopy(random.choice(VALUES))
+    elif how < 0.85:
+        del container[key]
+    else:
+        other, place = random.choice(places)
+        other[place] = copy.deepcopy(container[key])
+
+
+class Mutator:
+    """Yields inputs that are one to four small damages away from a valid one.
+
+    Some damages know the ``tokens`` of a form; ``own`` are damages that only it has.
+    """
+
+    def __init__(
+        self,
+        corpus: Sequence[bytes],
+        tokens: Sequence[bytes],
+        *,
+        seed: int,
+        own: Sequence[Callable[[bytes, random.Random], bytes]] = (),
+    ) -> None:
         self.corpus, self.tokens = list(corpus), list(tokens)
         self.random = random.Random(seed)
-        self._damages: list[Callable[[bytes], bytes]] = [
+        self._damages: list[Damage] = [
+            *(partial(self._own, damage) for damage in own),
             self._flip,
             self._flip,
             self._insert,
@@ -52,6 +128,9 @@ class Mutator:
         start = self._place(data)
         return start, min(len(data), start + self.random.randint(1, longest))
 
+    def _own(self, damage: Callable[[bytes, random.Random], bytes], data: bytes) -> bytes:
+        return damage(data, self.random)
+
     def _flip(self, data: bytes) -> bytes:
         changed = bytearray(data)
         for _ in range(self.random.choice((1, 1, 2, 8)) if data else 0):
@@ -79,7 +158,11 @@ class Mutator:
         return rest[:place] + data[start:end] + rest[place:]
 
     def _token(self, data: bytes) -> bytes:
-        """A token put in, or in the place of a few bytes."""
+        """A token put in, or in the place of a few bytes or of a whole word, number, quoted text or list."""
+        words = [found.span() for found in WORD.finditer(data)] if self.random.random() < 0.5 else []
+        if words:
+            start, end = self.random.choice(words)
+            return data[:start] + self.random.choice(self.tokens) + data[end:]
         place = self._place(data)
         end = place + self.random.choice((0, 0, 1, 4))
         return data[:place] + self.random.choice(self.tokens) + data[end:]

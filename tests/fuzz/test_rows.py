@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from consilium.core.errors import ConsiliumError
 from consilium.data.case import BadRow, Case
 from consilium.data.config import DataConfig
 from consilium.data.sources.reading import read_source
-from tests.fuzz.mutate import Mutator, fuzz
+from tests.fuzz.mutate import Mutator, change_value, fuzz
 
 # What both forms share: the parts of a row that decide what a model learns from it.
 Told = dict[str, object]
@@ -66,7 +68,7 @@ def plain(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and abs(value) < 1e300 and value == int(value):
+    if isinstance(value, float) and value.is_integer():
         return f"{value:.0f}"
     return value.strip() if isinstance(value, str) else repr(value)
 
@@ -150,6 +152,7 @@ JSONL = [
         "label": "mri",
         "split": "val",
     },
+    {"id": "g", "image": {"path": "g.png", "bytes": None}, "label": "ct"},
     {"id": 5, "text": "only text", "label": 3, "site": {"name": "x", "n": [1, 2.5, None]}, "split": "test"},
     {"id": "f", "image": "f.png", "label": "ct", "score": 0.25, "note": "a\\b\n"},
 ]
@@ -227,6 +230,20 @@ def text_of(row: Mapping[str, Any]) -> str:
     return text
 
 
+def change_line(data: bytes, chance: random.Random) -> bytes:
+    """One value of one row becomes another."""
+    lines = data.split(b"\n")
+    number = chance.randrange(len(lines))
+    try:
+        row = json.loads(lines[number])
+    except (ValueError, RecursionError):
+        return data
+    if isinstance(row, dict):
+        change_value(row, chance)
+    lines[number] = json.dumps(row, ensure_ascii=chance.random() < 0.5).encode(errors="surrogatepass")
+    return b"\n".join(lines)
+
+
 def test_damaged_jsonl(tmp_path: Path, count: int) -> None:
     path = tmp_path / "rows.jsonl"
     source = {"kind": "jsonl", "name": "s", "path": str(path)}
@@ -262,7 +279,9 @@ def test_damaged_jsonl(tmp_path: Path, count: int) -> None:
             raise stopped
         return bool(cases)
 
-    used, _ = fuzz(check, Mutator([b"\n".join(lines), *lines], JSONL_TOKENS, seed=4).inputs(count))
+    used, _ = fuzz(
+        check, Mutator([b"\n".join(lines), *lines], JSONL_TOKENS, seed=4, own=[change_line] * 6).inputs(count)
+    )
     assert used > count / 8
     assert kept > count / 3
 
@@ -328,6 +347,7 @@ CSV_TOKENS = [
 ]
 
 
+PLAIN = re.compile(r'[^",\r\n]+')
 LONGEST = 131_072  # characters of a cell: what an open quote may swallow before it is called one
 
 
@@ -339,6 +359,8 @@ def records(data: bytes) -> Iterator[tuple[int, list[str] | None]]:
     while place < len(text):
         first, cells, cell, state, broken = line, [], "", "start", False
         while True:
+            if state in ("plain", "quoted") and not broken and (run := PLAIN.match(text, place, place + LONGEST)):
+                cell, place = cell + run[0], run.end()
             mark = text[place : place + 1]
             ends = "\r\n" if text.startswith("\r\n", place) else mark if mark in ("\r", "\n") else ""
             line += bool(ends)

@@ -116,6 +116,8 @@ def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
 def read_tree(path: str | Path, *, _parents: tuple[str, ...] = ()) -> dict[str, Any]:
     """The mapping in a YAML file, here or in a bucket, with ``extends`` layered and ``${VAR}`` replaced."""
     path = os.path.expanduser(path)
+    if "\0" in path:
+        raise ConfigError(f"config file {path!r} has a zero byte in its name; give the path of a YAML file.")
     identity = path if is_remote(path) else os.path.realpath(path)
     if identity in _parents:
         chain = " -> ".join((*_parents, path))

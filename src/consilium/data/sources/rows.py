@@ -117,8 +117,11 @@ class RowReader:
         if isinstance(cell, (bytes, bytearray)):
             return [View("", name, bytes(cell))]
         if isinstance(cell, dict):
-            if cell.get("bytes") is not None:
-                return [View(cell.get("path") or "", name, cell["bytes"])]
+            data = cell.get("bytes")
+            if isinstance(data, (bytes, bytearray)):
+                return [View(scalar_text(cell.get("path"), "path"), name, bytes(data))]
+            if data is not None:
+                raise RowError(f"the bytes of an image are a {type(data).__name__}; in JSON give its path instead")
             cell = cell.get("path")
         text = scalar_text(cell, "image")
         return [View(self.path(text), name)] if text else []
