@@ -25,9 +25,11 @@ from pydicom.sequence import Sequence
 
 from consilium.core.errors import ImageError, MissingExtraError
 from consilium.core.places import facts, split_frame
-from consilium.data.config import ImageConfig
+from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.images import alone, decode, load_view, probe, read_bytes, resize_once
+from consilium.data.loader import Loaded, Loader, evaluation_requests
 from consilium.data.prepare import prepare
+from consilium.predictions import find_images
 from tests.data.medical_samples import dicom_bytes, dicom_dataset, nifti_bytes, packed_bytes
 from tests.data.samples import data_config, read
 
@@ -629,10 +631,66 @@ def test_odd_files_write_nothing_on_the_screen(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize(("package", "data", "what"), [("pydicom", PLAIN, "DICOM"), ("nibabel", GZIPPED, "NIfTI")])
-def test_without_the_extra_it_is_named(package: str, data: bytes, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def hide(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.parametrize(("package", "data", "what"), [("pydicom", PLAIN, "DICOM"), ("nibabel", GZIPPED, "NIfTI")])
+def test_without_the_extra_it_is_named(package: str, data: bytes, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(package, monkeypatch)
     with pytest.raises(MissingExtraError, match=rf"Reading {what} needs the extra 'dicom'.*consilium\[dicom\]"):
         probe(data, name="it", max_pixels=LIMIT)
+
+
+# Training and prediction
+
+
+class Paths:
+    """Cases of one image each."""
+
+    def __init__(self, *images: str | bytes) -> None:
+        self.cases = images
+
+    def images(self, row: int) -> list[str | bytes]:
+        return [self.cases[row]]
+
+
+def loaded(*images: str | bytes, window: tuple[float, float] | None, workers: int) -> Loaded:
+    loading = LoaderConfig(batch_size=8, workers=workers)
+    image = ImageConfig(size=(24, 20), window=window)
+    loader = Loader(Paths(*images), targets=None, image=image, augmentation=AugmentationConfig(), config=loading)
+    (found,) = loader.load(evaluation_requests(range(len(images)), config=loading))
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_loader_shows_every_form_by_the_window(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "scan.dcm").write_bytes(dicom_bytes(dicom_dataset(np.stack([CT, CT // 2]), frames=True, **RESCALED)))
+    names, _ = find_images([f"{tmp_path}/scan.dcm#0", f"{tmp_path}/scan.dcm"])
+    found = loaded(*names, alone(PLAIN, name="it", max_pixels=LIMIT), window=(40, 400), workers=workers)
+    assert not found.errors
+    assert found.batch is not None
+    for number, stored in enumerate((CT, CT // 2, CT)):
+        image_HWC = found.batch.images_BVCHW[number, 0].permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(image_HWC[..., 0], levels(stored - 1024.0, -160, 240))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_without_the_extra_says_so(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide("pydicom", monkeypatch)
+    found = loaded(PLAIN, alone(encoded(PICTURE, "PNG"), name="it", max_pixels=LIMIT), window=None, workers=workers)
+    assert found.batch is not None
+    assert found.batch.rows_B.tolist() == [1]
+    ((row, error),) = found.errors
+    assert row == 0
+    assert isinstance(error, MissingExtraError)
+
+
+def test_prediction_finds_medical_images_in_folders(tmp_path: Path) -> None:
+    for name in ("a.dcm", "b/c.nii.gz", "b/d.NII", "notes.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names, _ = find_images([str(tmp_path)])
+    assert [Path(name).name for name in names] == ["a.dcm", "c.nii.gz", "d.NII"]

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from consilium.core.contracts import Batch
-from consilium.core.errors import ConfigError, ConsiliumError, ImageError
+from consilium.core.errors import ConfigError, ConsiliumError, ImageError, MissingExtraError
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.images import load_view, probe, read_bytes
 from consilium.data.mixture import Mixture
@@ -47,7 +47,7 @@ class Loaded:
     """A batch, and what kept images of it from being read (their rows are not in the batch)."""
 
     batch: Batch | None
-    errors: list[tuple[int, ConsiliumError]]
+    errors: Sequence[tuple[int, ConsiliumError]]
 
 
 class _Decoder(Dataset[Any]):
@@ -71,7 +71,7 @@ class _Decoder(Dataset[Any]):
                 views = [self._view(image, draw, number) for number, image in enumerate(self.table.images(row))]
                 if not views:
                     raise ImageError(f"case {row} has no image; this task needs one per case.")
-            except ConsiliumError as error:
+            except (ImageError, MissingExtraError) as error:
                 errors.append((row, error))
                 continue
             rows.append(row)
