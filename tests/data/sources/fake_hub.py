@@ -23,7 +23,8 @@ class FakeHub:
     """A dataset of one version, served from ``folder``; what was asked for is counted.
 
     ``fault`` is asked for every GET of a file, with its number from 1: a status to answer with, 'drop' to break the
-    connection in the middle of the answer, None to serve it. ``token``: without it the answer is 401.
+    connection in the middle of the answer, None to serve it. ``token``: without it the answer is 401. ``starts``:
+    where in their files the answers began.
     """
 
     folder: Path
@@ -33,7 +34,7 @@ class FakeHub:
     retry_after: str | None = "0"
     fault: Callable[[int], int | str | None] = lambda number: None
     requests: Counter[str] = field(default_factory=Counter)
-    bytes_sent: int = 0
+    starts: list[int] = field(default_factory=list)
     url: str = ""
 
     def files(self) -> dict[str, Path]:
@@ -137,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
             return None
-        self.hub.bytes_sent += stop - start
+        self.hub.starts.append(start)
         self.wfile.write(data[start:stop])
         return None
 

@@ -147,7 +147,7 @@ class _Fetcher:
         writer = _RowWriter(self.folder / name)
         self.rows += writer.stop
         number, state = writer.position or (0, None)
-        # A parquet file is read by row groups, so that a resumed one does not begin at its start.
+        # A parquet file is read by row groups, so that a resumed one begins near its place, not at its start.
         in_files = stream.info.builder_name == "parquet"
         pieces = stream.num_shards if in_files else 1
         columns = stream.features or {}
