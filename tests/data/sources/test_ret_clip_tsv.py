@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.spec import AbstractBufferedFile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,6 +140,24 @@ def test_byte_order_mark_and_windows_lines(tmp_path: Path) -> None:
     (case,), bad = read("ret_clip_tsv", tmp_path / "images.tsv")
     assert not bad
     assert (case.id, case.views[0].data) == ("7", LEFT)
+
+
+def test_lines_longer_than_the_blocks_of_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class BucketFile(AbstractBufferedFile):  # type: ignore[misc]
+        def _fetch_range(self, start: int, end: int) -> bytes:
+            with open(self.path, "rb") as file:
+                file.seek(start)
+                return file.read(end - start)
+
+    def open_binary(path: str) -> BucketFile:
+        return BucketFile(None, path, size=Path(path).stat().st_size, block_size=500)
+
+    lines = [f"{number}\t{code(os.urandom(2000))}" for number in range(5)]
+    texts = [{"text_id": 1, "text": "a" * 3000, "image_ids": [3]}]
+    here = read_pairs(tmp_path, lines, texts)
+    monkeypatch.setattr(ret_clip_tsv, "open_binary", open_binary)
+    assert read_pairs(tmp_path, lines, texts) == here
+    assert len(here[0]) == 5
 
 
 def test_a_line_that_is_too_long_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

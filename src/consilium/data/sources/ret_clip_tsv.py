@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import binascii
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from consilium.core.places import open_binary
 from consilium.data.case import BadRow, Case, RowError, View, printable, scalar_text
@@ -124,12 +125,14 @@ def _pair(text: _Text, image_id: str, views: list[View], *, file: str, line: int
 def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
     """The lines of a file with their numbers, one in memory at a time; None for one that is too long to be held."""
     line = 0
-    while raw := stream.readline(MAX_LINE):
-        line += 1
-        too_long = False
-        while not raw.endswith(b"\n") and (more := stream.readline(MAX_LINE)):
-            raw, too_long = more, True
-        yield line, None if too_long else raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
+    # The readline of a file in a bucket takes no limit.
+    with io.BufferedReader(cast(io.RawIOBase, stream), 2**20) as buffered:
+        while raw := buffered.readline(MAX_LINE):
+            line += 1
+            too_long = False
+            while not raw.endswith(b"\n") and (more := buffered.readline(MAX_LINE)):
+                raw, too_long = more, True
+            yield line, None if too_long else raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
 
 
 def _short(raw: bytes | None) -> bytes:
