@@ -22,6 +22,7 @@ from consilium.core.errors import ConfigError, ConsiliumError, DataError
 from consilium.core.files import write_text
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter, Silent, format_table
+from consilium.data.config import GuardConfig
 from consilium.data.dataset import LabelledCases
 from consilium.data.filters import filtered, usable
 from consilium.data.folds import columns_of
@@ -35,6 +36,9 @@ from consilium.evaluation.wording import FEW_CASES
 from consilium.experiment import Experiment
 from consilium.session import train
 from consilium.training.runs import CONFIG, finished_run
+
+# For a trial of one step: the training itself looks at the data.
+GUARDS_OFF = {name: False for name, field in GuardConfig.model_fields.items() if field.annotation is bool}
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def cross_validate(
     for fold in plan:  # what is wrong with one of them shows before hours are spent on the others
         with _named(fold):
             if _finished(fold, store, limit=limit) is None:
-                train(fold.experiment, limit=limit, dry_run=True)
+                train(_changed(fold.experiment, {"data": {"guards": GUARDS_OFF}}), limit=limit, dry_run=True)
     tested = []
     for fold in plan:
         with _named(fold):
@@ -213,9 +217,13 @@ class _Planner:
             "data": {"split": split},
             "output": {"root": str(Path(output.root) / own.name), "variation": place, "if_exists": "resume"},
         }
-        experiment = build(Experiment, merge(own.model_dump(mode="json"), change), origin=name)
+        experiment = _changed(own, change)
         cases = take_cases(self.store.table, config=experiment.data, multi_label=own.task.multi_label, limit=self.limit)
         return _Fold(name, experiment, cases)
+
+
+def _changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
+    return build(Experiment, merge(experiment.model_dump(mode="json"), change), origin="crossval")
 
 
 def _folder(experiment: Experiment) -> Path:

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
-GUIDES = ("first_router", "data", "mixtures", "training", "judging", "predicting", "configuration")
+GUIDES = (
+    "first_router",
+    "data",
+    "checks",
+    "mixtures",
+    "training",
+    "judging",
+    "crossval",
+    "predicting",
+    "configuration",
+)
 _BLOCK = re.compile(r"^```(?P<head>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 _CAPTION = re.compile(r"\A:caption: (?P<name>\S+)\n\n?")
 

@@ -92,6 +92,17 @@ def test_data_guide_runs(world: Path) -> None:
 
 
 @pytest.mark.slow
+def test_checks_guide_runs(world: Path) -> None:
+    """What it shows is what is printed; figures may differ in their last digits."""
+    printed = re.sub(r"0\.\d+", "0.x", follow("checks", world))
+    for block in blocks("checks"):
+        if block.language == "text":
+            lines = re.sub(r"0\.\d+", "0.x", block.text).splitlines()
+            assert [line for line in lines if line not in printed] == [], block.place
+    assert (world / "inspection" / "near_duplicates.png").exists()
+
+
+@pytest.mark.slow
 def test_mixtures_guide_runs(world: Path) -> None:
     assert "only 13% of its 300 training rows are ever seen" in follow("mixtures", world)
 
@@ -100,6 +111,13 @@ def test_mixtures_guide_runs(world: Path) -> None:
 def test_training_guide_runs(world: Path) -> None:
     follow("training", world)
     assert len(list(world.glob("runs/modality/*/report.html"))) == 3
+
+
+@pytest.mark.slow
+def test_crossval_guide_runs(world: Path) -> None:
+    printed = follow("crossval", world)
+    assert len(list(world.glob("runs/sources/crossval-*/fold-*/report.html"))) == 9
+    assert "fold 0 is finished" not in printed
 
 
 @pytest.mark.slow
