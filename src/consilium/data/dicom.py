@@ -102,7 +102,9 @@ def _parsed(data: bytes, name: str) -> FileDataset:
     dataset = dcmread(io.BytesIO(data))
     if "Rows" not in dataset or "Columns" not in dataset:
         if "SOPClassUID" not in dataset:  # what pydicom gives of a file that ends inside its packed pixels
-            raise cut_short(name, "a DICOM file that ends too early")
+            raise ImageError(
+                f"{name} is a DICOM file without an image, or cut short; copy it again, or leave the row out."
+            )
         kind = getattr(dataset.SOPClassUID, "name", dataset.SOPClassUID)
         raise ImageError(f"{name} is a DICOM file without an image ({kind}); leave the row out.")
     return dataset

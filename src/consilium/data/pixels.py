@@ -135,5 +135,5 @@ def cut_short(name: str, what: str) -> ImageError:
 
 def damaged(name: str, error: Exception) -> ImageError:
     """The error of a file that its decoder does not understand."""
-    reason = str(error) or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
     return ImageError(f"{name} is damaged and cannot be decoded ({reason}); copy it again, or leave the row out.")
