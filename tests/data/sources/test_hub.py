@@ -231,9 +231,10 @@ def test_a_changed_copy_is_read_again_and_an_unchanged_one_is_not(tmp_path: Path
         return prepare(data_config(tmp_path, source, store={"images": "embed"}))
 
     first = made()
-    for part in tmp_path.glob("stores/hub-*/train/part-*"):
-        part.unlink()  # a finished store needs the fetched rows no more
+    (rows,) = tmp_path.glob("stores/hub-*/train")
+    shutil.rmtree(rows)  # a finished store needs the fetched rows no more
     assert not made(delay=0.5).created
+    assert len(made(split="test").store.table) == 6, "another one fetches them again"
     write_parquet(tmp_path / "copy", {"train": 8})
     again = made()
     assert again.created

@@ -71,11 +71,19 @@ def fetch(dataset: HubDataset, *, folder: Path, splits: Sequence[str] | None, ch
     ``locked`` must be held.
     """
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    # Parts may have been deleted, to save space.
+    manifest["rows"] = {name: rows for name, rows in manifest["rows"].items() if rows == rows_in(folder / name)}
     if "splits" in manifest and set(manifest["rows"]) == set(manifest["splits"]):
         return
     for leavings in (folder, *(path for path in folder.iterdir() if path.is_dir())):
         remove_leavings(leavings)
     _Fetcher(dataset, folder, manifest, reporter).run(splits, check)
+
+
+def rows_in(folder: Path) -> int:
+    """How many rows of a split are there, from its first."""
+    found = parts(folder)
+    return part_range(found[-1])[1] if found else 0
 
 
 class _Fetcher:
@@ -180,7 +188,7 @@ class _RowWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         finished = parts(folder)
-        self.start = self.stop = part_range(finished[-1])[1] if finished else 0
+        self.start = self.stop = rows_in(folder)
         self.position: tuple[int, dict[str, Any]] | None = None
         if finished:
             import pyarrow as pa
