@@ -59,7 +59,7 @@ class Findings:
             kinds.setdefault(("leak", leak.kind), []).append(leak.message)
         kinds |= {(what, ""): messages for what, messages in self.messages().items() if messages and what != "leak"}
         lines = [
-            f"{what}: {messages[0]}" + (f" There are {len(messages) - 1} more like it." if len(messages) > 1 else "")
+            f"{what}: {messages[0]}" + (f" And {len(messages) - 1} more like it." if len(messages) > 1 else "")
             for (what, _), messages in kinds.items()
         ]
         return [*lines, WHERE] if any(what != "not looked at" for what, _ in kinds) else lines
