@@ -1,4 +1,4 @@
-"""Budgets of files and functions, and what no file may do: unpickle."""
+"""Budgets of files and functions, and what no file may do: unpickle, or run text as code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tests.policy.source import MODULES, Module
 
 MAX_FILE, MAX_FUNCTION = 400, 60
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "shelve"}
+RUNNERS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput", "runpy.run_path"}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -46,6 +47,11 @@ def unpickling(module: Module) -> list[str]:
                 found.append(f"{module.place(node)}: torch.load without weights_only=True")
             if given.get("allow_pickle", "False") != "False":
                 found.append(f"{module.place(node)}: allow_pickle")
+            if called in RUNNERS or given.get("shell", "False") != "False":
+                found.append(f"{module.place(node)}: {called} runs text as code")
+            unpacks = called.endswith((".extract", ".extractall")) and given.get("filter") != "'data'"
+            if unpacks and module.name != "consilium.core.archives":  # which checks every member itself
+                found.append(f"{module.place(node)}: {called} without filter='data'; use core.archives")
             if called.endswith("read_pickle") or called in ("yaml.load", "yaml.unsafe_load", "yaml.full_load"):
                 found.append(f"{module.place(node)}: {called}")
     return found
@@ -72,6 +78,15 @@ def test_nothing_is_unpickled(name: str) -> None:
         ("pd.read_pickle(path)", True),
         ("yaml.load(text, Loader=loader)", True),
         ("yaml.safe_load(text)", False),
+        ("eval(text)", True),
+        ("exec(text)", True),
+        ("os.system(text)", True),
+        ("subprocess.run(text, shell=True)", True),
+        ("subprocess.run(words)", False),
+        ("task.eval()", False),
+        ("re.compile(text)", False),
+        ("archive.extractall(folder)", True),
+        ("archive.extractall(folder, filter='data')", False),
     ],
 )
 def test_the_rule_itself(line: str, bad: bool) -> None:
