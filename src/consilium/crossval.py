@@ -37,7 +37,6 @@ from consilium.experiment import Experiment
 from consilium.session import train
 from consilium.training.runs import CONFIG, finished_run
 
-# For a trial of one step: the training itself looks at the data.
 GUARDS_OFF = {name: False for name, field in GuardConfig.model_fields.items() if field.annotation is bool}
 
 
@@ -98,7 +97,7 @@ def cross_validate(
     for fold in plan:  # what is wrong with one of them shows before hours are spent on the others
         with _named(fold):
             if _finished(fold, store, limit=limit) is None:
-                train(_changed(fold.experiment, {"data": {"guards": GUARDS_OFF}}), limit=limit, dry_run=True)
+                _try(fold, limit=limit)
     tested = []
     for fold in plan:
         with _named(fold):
@@ -244,6 +243,14 @@ def _named(fold: _Fold) -> Iterator[None]:
 def _finished(fold: _Fold, store: Store, *, limit: int | None) -> Path | None:
     own, fingerprint = fold.experiment, store.manifest.fingerprint
     return finished_run(own.output, name=own.name, config=own, limit=limit, data_fingerprint=fingerprint)
+
+
+def _try(fold: _Fold, *, limit: int | None) -> None:
+    """One step of the fold, without what reads all images: the training itself does that."""
+    change: dict[str, Any] = {"data": {"guards": GUARDS_OFF}}
+    if fold.experiment.data.image.statistics == "data":
+        change["data"]["image"] = {"statistics": "given"}
+    train(_changed(fold.experiment, change), limit=limit, dry_run=True)
 
 
 def _test(fold: _Fold, store: Store, *, limit: int | None, reporter: Reporter) -> _Tested:

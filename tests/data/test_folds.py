@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold
 
 from consilium.core.config import build
 from consilium.core.errors import ConfigError, DataError
+from consilium.core.reporter import Silent
 from consilium.data.config import DataConfig, SplitConfig
 from consilium.data.filters import Filtered
 from consilium.data.folds import divide, resplit, seen_in_training, units_of
 from consilium.data.guards.leaks import find_leaks
-from consilium.data.load import take_cases
+from consilium.data.load import load_data, take_cases
 from consilium.data.prepare import prepare
 from consilium.data.store import CaseTable
 from tests.data.samples import data_config, image_bytes, write_images, write_jsonl
@@ -365,3 +367,11 @@ def test_a_label_of_the_left_out_that_training_never_sees_is_not_tested(tmp_path
         "4 cases of test are left out: training never sees their labels (pet)."
     ]
     assert Filtered(table).notes == []
+
+
+def test_the_statistics_of_pixels_are_those_of_the_folds_own_training(tmp_path: Path) -> None:
+    table, config = store_of(tmp_path, patients(16), split={"folds": 2, "fold": 0}, image={"statistics": "data"})
+    loaded = load_data(config, multi_label=False, needs=("train",), reporter=Silent())
+    trained = [id for id, split in split_of(table, folds=2, fold=0).items() if split == "train"]
+    pixels = np.concatenate([np.asarray(Image.open(tmp_path / f"{id}.png")).reshape(-1, 3) for id in trained]) / 255
+    assert loaded.image.mean == pytest.approx(pixels.mean(axis=0), abs=1e-9)

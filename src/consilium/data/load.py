@@ -85,7 +85,10 @@ def load_data(
         from consilium.data.pixel_statistics import pixel_statistics
 
         pixels = pixel_statistics(
-            store, window=image.window, progress=lambda done, total: reporter.progress("pixel statistics", done, total)
+            store,
+            cases=cases.table,
+            window=image.window,
+            progress=lambda done, total: reporter.progress("pixel statistics", done, total),
         )
         image = image.model_copy(update={"mean": pixels.mean, "std": pixels.std, "statistics": "given"})
     return LoadedData(store, cases, image)

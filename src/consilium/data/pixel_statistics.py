@@ -11,7 +11,7 @@ import numpy as np
 
 from consilium.core.errors import DataError
 from consilium.data.images import decode, read_bytes
-from consilium.data.store import Store
+from consilium.data.store import CaseTable, Store
 
 BATCH = 64
 
@@ -29,6 +29,7 @@ class PixelStatistics:
 def pixel_statistics(
     store: Store,
     *,
+    cases: CaseTable | None = None,
     split: str = "train",
     limit: int | None = None,
     window: tuple[float, float] | None = None,
@@ -36,11 +37,13 @@ def pixel_statistics(
 ) -> PixelStatistics:
     """The statistics of every pixel of a split at the size in the store, exact: whole-number histograms are summed.
 
+    ``cases`` are those of the store that count, in splits of their own; None: all, as they were prepared.
     ``limit`` takes so many cases, spread evenly; ``window`` is that of the data config. Large images weigh more than
     small ones, as their pixels are more.
     An image that cannot be decoded is an ImageError, a split without images a DataError.
     """
-    table = store.table.select(store.table.rows(split))
+    cases = store.table if cases is None else cases
+    table = cases.select(cases.rows(split))
     rows = range(len(table)) if limit is None else spread(len(table), limit)
     counts_CV = np.zeros((3, 256), dtype=np.int64)
     images = 0
