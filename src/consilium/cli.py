@@ -229,6 +229,8 @@ def data_export(
     from consilium.console import Console
     from consilium.data.case import SPLITS
     from consilium.data.export import export, form_of
+    from consilium.data.filters import filtered
+    from consilium.data.folds import resplit
     from consilium.data.prepare import prepare
 
     experiment = _experiment(config, overrides)
@@ -237,15 +239,18 @@ def data_export(
         prepared = prepare(
             experiment.data, progress=lambda done, total: console.progress("prepare", done, total), reporter=console
         )
+        data = experiment.data
+        chosen = filtered(resplit(prepared.store.table, config=data.split), config=data.filters, seed=data.split.seed)
         done = export(
             prepared.store,
             Path(out),
             form=form,
+            cases=chosen.table,
             splits=split or SPLITS,
             overwrite=overwrite,
             progress=lambda done, total: console.progress("export", done, total),
         )
-        for note in done.notes:
+        for note in [*chosen.notes, *done.notes]:
             console.line(f"note: {note}")
         console.line(f"{done.cases} cases, to be read with kind: {form}: {', '.join(map(str, done.paths))}")
 

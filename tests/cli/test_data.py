@@ -100,3 +100,14 @@ def test_bad_rows_are_named(cli: Cli, recipe: Path, command: str, image_folder: 
         answer = cli(*arguments, "data.on_bad_row=quarantine")
         assert answer.code == 0
         assert re.search(r"1 bad rows left out: .*quarantine.csv", answer.out)
+
+
+def test_export_writes_what_training_would_see(cli: Cli, recipe: Path, tiny_images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cases.jsonl"
+    chosen = ["data.filters.labels=[ct]", "data.split.folds=2", "data.split.fold=0", "--out", out, "--split", "test"]
+    answer = cli("data", "export", recipe, f"data.sources.0.path={tiny_images}", *chosen)
+    assert answer.code == 0, answer.out
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert {(row["label"], row["split"]) for row in rows} == {("ct", "test")}
+    assert len(rows) == 8, "half of the 16 cases of ct"
+    assert "data.filters.labels leaves out" in answer.out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ _SPELLINGS = {
     **dict.fromkeys(("test", "testing", "tst"), "test"),
     **dict.fromkeys(("unlabelled", "unlabeled", "unl"), "unlabelled"),
 }
+_WHOLE_NUMBER = re.compile(r"-?\d+\.0")
 _FLAGS = {
     **dict.fromkeys(("true", "1", "1.0", "yes", "y", "t"), True),
     **dict.fromkeys(("false", "0", "0.0", "no", "n", "f"), False),
@@ -112,7 +114,7 @@ def label_paths(value: Any, *, separator: str | None = None, prefix: str = "") -
         items = [_label_text(item) for item in value]
     else:
         text = _label_text(value)
-        items = [item.strip() for item in text.split(separator)] if separator and text else [text]
+        items = [_label_text(item) for item in text.split(separator)] if separator and text else [text]
     labels = dict.fromkeys(f"{prefix}.{item}" if prefix else item for item in items if item)
     for label in labels:
         if not all(part.strip() for part in label.split(".")):
@@ -123,7 +125,9 @@ def label_paths(value: Any, *, separator: str | None = None, prefix: str = "") -
 def _label_text(value: Any) -> str:
     if isinstance(value, float) and value == value and not value.is_integer():
         raise RowError(f"label {value} is a fraction; a dot separates the levels of a label, so name the class")
-    return scalar_text(value, "label")
+    text = scalar_text(value, "label")
+    # A column of whole numbers with a gap in it is written as 3.0 by pandas; 3 is what parquet gives.
+    return text[:-2] if _WHOLE_NUMBER.fullmatch(text) else text
 
 
 def meta_text(value: Any) -> str:

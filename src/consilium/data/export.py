@@ -69,11 +69,14 @@ def export(
     out: Path,
     *,
     form: Form,
+    cases: CaseTable | None = None,
     splits: Sequence[str] = SPLITS,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Write the cases of a store that are in ``splits`` to ``out``; nothing new is left there when it fails.
+
+    ``cases`` are those of the store to choose from; None: all.
 
     - ``jsonl``: MultiMediset form. Embedded images become files in a folder beside ``out``, referenced ones are named
       by their path: relative to ``out`` where they lie below its folder, else absolute.
@@ -85,7 +88,12 @@ def export(
     Errors: no case, or a file that exists (without ``overwrite``), is a DataError; an image that cannot be read is
     an ImageError.
     """
-    job = _Job(store, _of_splits(store.table, splits), Path(os.path.abspath(out.expanduser())), progress)
+    job = _Job(
+        store,
+        _of_splits(store.table if cases is None else cases, splits),
+        Path(os.path.abspath(out.expanduser())),
+        progress,
+    )
     paths = [job.out]
     if form == "ret_clip_tsv":
         paths.append(job.out.with_suffix(".jsonl"))
