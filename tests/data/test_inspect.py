@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from consilium.data.config import DataConfig
+from consilium.data.config import DataConfig, FilterConfig, SplitConfig
 from consilium.data.inspect import Inspection, inspect
 from consilium.data.prepare import prepare
 from consilium.data.store import Store
@@ -128,3 +128,68 @@ def test_long_findings_are_cut_on_the_screen_only(tmp_path: Path) -> None:
     lines = [line for line in found.lines() if line.startswith("missing file")]
     assert len(lines) == 11
     assert lines[-1] == "missing file: 5 more, see inspection.json"
+
+
+def plain(folder: Path, number: int, **row: Any) -> dict[str, Any]:
+    """A row with a smooth image of its own in a patient of its own."""
+    coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((48, 48), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return {"id": f"c{number}", "image": f"{number}.png", "label": "ct", "split": "train", **row}
+
+
+def test_near_duplicates_are_drawn_side_by_side(tmp_path: Path) -> None:
+    rows = [plain(tmp_path, number) for number in range(4)]
+    for number, original in ((4, 0), (5, 1)):
+        rows.append(plain(tmp_path, number, split="test" if number == 5 else "train"))
+        again = Image.open(tmp_path / f"{original}.png").resize((96, 96), Image.Resampling.BICUBIC)
+        again.save(tmp_path / f"{number}.png")
+    found = inspected(tmp_path, sample(tmp_path, rows))
+    assert [(leak.kind, leak.ids) for leak in found.findings.leaks] == [("near_duplicate", ("c1", "c5"))]
+    assert found.near_duplicates == str(tmp_path / "out/near_duplicates.png")
+    sheet = np.asarray(Image.open(found.near_duplicates).convert("RGB")).astype(int)
+    tile = np.asarray(Image.open(tmp_path / "1.png").resize((192, 192), Image.Resampling.BICUBIC)).astype(int)
+    for left in (8, 8 + 192 + 8):  # the pair across the split comes first
+        assert np.abs(sheet[36 : 36 + 192, left : left + 192] - tile).mean() < 4
+    is_red = (sheet == (0xB0, 0x00, 0x20)).all(-1)
+    half = sheet.shape[1] // 2
+    assert is_red[:, :half].any()
+    assert not is_red[:, half:].any()
+    tree = json.loads((tmp_path / "out/inspection.json").read_text(encoding="utf-8"))["findings"]
+    assert [pair["ids"] for pair in tree["near_duplicates"]] == [["c1", "c5"], ["c0", "c4"]]
+    assert "rows" not in tree["leaks"][0]
+    assert f"near-duplicates (2): {found.near_duplicates}" in found.lines()
+
+
+def test_findings_are_those_of_what_a_training_uses(tmp_path: Path) -> None:
+    rows = [plain(tmp_path, number, group_id="p" if number < 3 else f"p{number}") for number in range(6)]
+    rows[1].update(split="test", label="mri")
+    rows[2].update(split="val", is_gt=False)
+    data = sample(tmp_path, rows)
+    found = inspected(tmp_path, data)
+    assert (found.cases, found.used) == (6, 5)
+    assert found.left_out == ["1 cases are left out: they have a pseudo-label."]
+    assert [leak.splits for leak in found.findings.leaks] == [("train", "test")]
+    assert "1 cases are left out: they have a pseudo-label." in found.lines()
+    only_ct = data.config.model_copy(update={"filters": FilterConfig(labels=["ct"])})
+    found = inspected(tmp_path, Sample(data.store, only_ct))
+    assert (found.cases, found.used, found.findings.leaks) == (6, 4, [])
+    assert "found in the 4 cases that a training uses:" in found.lines()
+
+
+def test_splits_are_those_of_the_config(tmp_path: Path) -> None:
+    data = sample(tmp_path, [plain(tmp_path, number) for number in range(6)])
+    assert {row["split"] for row in inspected(tmp_path, data).counts} == {"train"}
+    folds = data.config.model_copy(update={"split": SplitConfig(folds=3, fold=0)})
+    found = inspected(tmp_path, Sample(data.store, folds))
+    assert sum(row["cases"] for row in found.counts if row["split"] == "test") == 2
+
+
+def test_clean_data_says_so(tmp_path: Path) -> None:
+    splits = ["train"] * 4 + ["val"] * 4 + ["test"] * 4
+    rows = [plain(tmp_path, n, split=split, label=("ct", "mri")[n % 2]) for n, split in enumerate(splits)]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/near_duplicates.png").write_text("of an earlier look")
+    found = inspected(tmp_path, sample(tmp_path, rows))
+    assert "found in the 12 cases that a training uses: nothing" in found.lines()
+    assert found.near_duplicates is None
+    assert not (tmp_path / "out/near_duplicates.png").exists()

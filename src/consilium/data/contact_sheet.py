@@ -71,9 +71,10 @@ def draw_contact_sheet(table: CaseTable, path: Path, *, max_pixels: int) -> Path
 def draw_pairs(table: CaseTable, pairs: Sequence[Pair], path: Path, *, max_pixels: int) -> Path | None:
     """Write a PNG with the first 48 pairs, each side by side with the label, split and id of both cases.
 
-    Every image is shown whole. Returns ``path``, or None where there is no pair.
+    Every image is shown whole. Returns ``path``, or None where there is no pair; then an older picture goes.
     """
     if not pairs:
+        path.unlink(missing_ok=True)
         return None
     from PIL import Image, ImageDraw, ImageFont
 

@@ -74,7 +74,7 @@ class Inspection:
             text += [f"{source}: {count} x {reason} skipped" for reason, count in reasons.items()]
         text += _first("missing file", self.missing)
         text += _first("duplicate", [f"{', '.join(d.files)} (in {', '.join(d.splits)})" for d in self.duplicates])
-        text += [f"left out: {note}" for note in self.left_out]
+        text += self.left_out
         found = {**self.findings.messages(), "warning": self.warnings}
         nothing = "" if any(found.values()) else " nothing"
         text.append(f"found in the {self.used} cases that a training uses:{nothing}")
