@@ -76,12 +76,12 @@ def draw(number: int, drawn: np.ndarray) -> np.ndarray:
     """Image ``number``, always the same."""
     rng = np.random.default_rng(number)
     pixels_HWC = np.full((SIDE, SIDE, 3), 120, dtype=np.float32)
-    for weight in (30, 20):
+    for _ in range(2):
         top, left = rng.integers(0, FIELD - SIDE, 2)
         field = drawn[rng.integers(1, FIELDS)][top : top + SIDE, left : left + SIDE]
-        pixels_HWC += weight * field[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
+        pixels_HWC += 30 * field[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
     if number % 2:
-        pixels_HWC += 40 * drawn[0][:SIDE, :SIDE]
+        pixels_HWC += 25 * drawn[0][:SIDE, :SIDE]
     return np.clip(pixels_HWC, 0, 255).astype(np.uint8)
 
 

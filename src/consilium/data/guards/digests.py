@@ -97,7 +97,7 @@ def image_digests(store: Store, *, progress: Progress | None = None) -> Digests:
 def _read(path: Path, key: str, max_pixels: int) -> Digests | None:
     """The saved digests; None where there are none, or others, or a damaged file."""
     try:
-        with np.load(path, allow_pickle=False) as saved:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             if saved["key"].item() != key:
                 return None
             problems = saved["problems"].tolist()
