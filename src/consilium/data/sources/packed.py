@@ -47,4 +47,4 @@ def _inside(folder: Path, name: str, inner: str) -> Path:
     alone = [entry for entry in os.listdir(folder) if not entry.startswith((".", "__MACOSX"))] == [name]
     if inner:
         return top / inner if alone and not (folder / inner).exists() else folder / inner
-    return top if alone and any(entry.is_dir() for entry in os.scandir(top)) else folder
+    return top if alone and any(entry.is_dir() for entry in top.iterdir()) else folder
