@@ -80,18 +80,22 @@ def load_data(
                 f"the {split} split is empty (cases: {counts}). Raise data.split.{split}, or give rows the split "
                 f"'{split}'; `consilium data inspect` shows what is where."
             )
-    image = config.image
-    if image.statistics == "data":
-        from consilium.data.pixel_statistics import pixel_statistics
+    return LoadedData(store, cases, _measured(config.image, store, cases, reporter))
 
-        pixels = pixel_statistics(
-            store,
-            cases=cases.table,
-            window=image.window,
-            progress=lambda done, total: reporter.progress("pixel statistics", done, total),
-        )
-        image = image.model_copy(update={"mean": pixels.mean, "std": pixels.std, "statistics": "given"})
-    return LoadedData(store, cases, image)
+
+def _measured(image: ImageConfig, store: Store, cases: LabelledCases, reporter: Reporter) -> ImageConfig:
+    """The image config with the statistics of the training cases, where they are asked for."""
+    if image.statistics != "data":
+        return image
+    from consilium.data.pixel_statistics import pixel_statistics
+
+    pixels = pixel_statistics(
+        store,
+        cases=cases.table,
+        window=image.window,
+        progress=lambda done, total: reporter.progress("pixel statistics", done, total),
+    )
+    return image.model_copy(update={"mean": pixels.mean, "std": pixels.std, "statistics": "given"})
 
 
 def take_cases(
