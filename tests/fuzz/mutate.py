@@ -193,15 +193,17 @@ def _limited() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def fuzz(check: Callable[[bytes], bool], inputs: Iterator[bytes]) -> tuple[int, int]:
-    """How many inputs were used and how many were refused: ``check`` says True or raises a ConsiliumError.
+def fuzz(check: Callable[[bytes], bool], mutator: Mutator, count: int) -> tuple[int, int]:
+    """How many of ``count`` inputs were used and how many were refused: ``check`` says True or raises a ConsiliumError.
 
     Whatever else it raises, and whatever takes too much time or memory, fails with the input.
     """
+    for data in mutator.corpus:
+        assert check(data), f"not valid to begin with: {_shown(data)}"
     used = refused = 0
     measured = CLEAR.exists()
     with _limited() if measured else contextlib.nullcontext():
-        for number, data in enumerate(inputs):
+        for number, data in enumerate(mutator.inputs(count)):
             if measured:
                 CLEAR.write_text("5", encoding="ascii")  # VmHWM counts anew
                 before = _memory("VmRSS")
@@ -223,4 +225,4 @@ def fuzz(check: Callable[[bytes], bool], inputs: Iterator[bytes]) -> tuple[int, 
 
 
 def _shown(data: bytes) -> str:
-    return f"{len(data)} bytes, {data[:3000]!r}"
+    return f"{len(data)} bytes, {data[:1000]!r}"

@@ -279,9 +279,7 @@ def test_damaged_jsonl(tmp_path: Path, count: int) -> None:
             raise stopped
         return bool(cases)
 
-    used, _ = fuzz(
-        check, Mutator([b"\n".join(lines), *lines], JSONL_TOKENS, seed=4, own=[change_line] * 6).inputs(count)
-    )
+    used, _ = fuzz(check, Mutator([b"\n".join(lines), *lines], JSONL_TOKENS, seed=4, own=[change_line] * 6), count)
     assert used > count / 8
     assert kept > count / 3
 
@@ -438,7 +436,7 @@ def test_damaged_csv(tmp_path: Path, count: int) -> None:
             raise stopped
         return bool(cases)
 
-    used, _ = fuzz(check, Mutator([CSV, CSV.replace(b"\r\n", b"\n")], CSV_TOKENS, seed=5).inputs(count))
+    used, _ = fuzz(check, Mutator([CSV, CSV.replace(b"\r\n", b"\n")], CSV_TOKENS, seed=5), count)
     assert used > count / 2
     assert kept > count / 3
 

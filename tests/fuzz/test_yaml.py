@@ -131,7 +131,7 @@ def test_damaged_configs(folder: Path, count: int) -> None:
         assert build(Experiment, read_tree(path), origin="again") == experiment
         return True
 
-    used, refused = fuzz(check, Mutator(CORPUS, TOKENS, seed=1, own=[change_key] * 6).inputs(count))
+    used, refused = fuzz(check, Mutator(CORPUS, TOKENS, seed=1, own=[change_key] * 6), count)
     assert used > count / 200
     assert refused > count / 2
 
@@ -157,7 +157,7 @@ def test_damaged_overrides(count: int) -> None:
         return True
 
     mutator = Mutator([text.encode() for text in valid], [*TOKENS, b".", b"..", b"=", b"-1", b"99"], seed=3)
-    used, refused = fuzz(check, mutator.inputs(count))
+    used, refused = fuzz(check, mutator, count)
     assert used > count / 200
     assert refused > count / 2
 
@@ -168,10 +168,9 @@ def test_damaged_overrides(count: int) -> None:
         (BOMB.decode() + "name: [*i]\n", "more than 1,000,000 values"),
         ("a: &a [*a]\n", "nested too deeply"),
         ("a: &a {b: *a}\n", "nested too deeply"),
-        ("[" * 1500, "nested too deeply"),
         ("a: " + "[" * 500 + "]" * 500, "nested too deeply"),
     ],
-    ids=["aliases of aliases", "a list in itself", "a mapping in itself", "open brackets", "brackets"],
+    ids=["aliases of aliases", "a list in itself", "a mapping in itself", "brackets"],
 )
 def test_small_texts_that_would_grow_without_end(tmp_path: Path, text: str, told: str) -> None:
     (path := tmp_path / "bomb.yaml").write_text(text, encoding="utf-8")

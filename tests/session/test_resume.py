@@ -6,8 +6,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +17,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from consilium.bundle import read_manifest
 from consilium.core.config import to_yaml
 from consilium.core.errors import InterruptedRunError, RunFolderError
-from consilium.session import train
+from consilium.session import RunResult, TrainResult, train
 from consilium.training.dryrun import Trial
 from consilium.training.hooks import read_history
 from consilium.training.state import remove_weights
+from tests.conftest import write_images
+from tests.session.processes import start
 from tests.tiny import Recorder, Run, same, tiny_experiment, train_tiny
 
 TIMES = {"data_seconds", "step_seconds"}
@@ -299,15 +300,17 @@ def test_weights_of_steps_that_come_again_are_not_believed(tiny_images: Path, tm
     assert not stale.exists()
 
 
-# -- A real kill --------------------------------------------------------------------------------------------------
+# -- Real kills ---------------------------------------------------------------------------------------------------
+
+KILLS = 20
 
 
-def start(config: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from consilium.cli import main; main()", "train", str(config), *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture(scope="module")
+def other_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("other") / "images", splits={"train": 12}, seed=9)
 
 
-def steps_done(root: Path) -> int:
+def last_step(root: Path) -> int:
     """The last step in the log of the only run."""
     logs = list(root.glob("tiny/*/history.csv"))
     rows = read_history(logs[0]) if logs else []
@@ -315,27 +318,46 @@ def steps_done(root: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_for_good_at_random_moments(tiny_images: Path, tmp_path: Path, seed: int) -> None:
-    recipe = [*RECIPES["adamw-cosine"], "trainer.max_epochs=30", "trainer.max_steps=90", "trainer.log_every=1"]
+@pytest.mark.parametrize("name", RECIPES)
+def test_killed_for_good_at_twenty_random_steps(
+    tiny_images: Path, other_images: Path, tmp_path: Path, name: str
+) -> None:
+    places = [(tiny_images, "images", 2), (other_images, "other", 1)]
+    sources = [{"kind": "folder", "name": n, "path": str(path), "weight": weight} for path, n, weight in places]
+    recipe = [
+        *RECIPES[name],
+        f"data.sources={json.dumps(sources)}",
+        "task.loss={kind: focal, class_weights: balanced, label_smoothing: 0.1}",
+        "data.mixture.stop=steps",
+        "data.mixture.steps=5",  # windows of 5 + 5, 5 + 5 and 5 cases
+        "trainer.max_epochs=200",
+        f"trainer.max_steps={9 * KILLS + 4}",
+        "trainer.log_every=1",
+    ]
     whole = train_tiny(tiny_images, tmp_path / "whole", *recipe)
-    config = tmp_path / "tiny.yaml"
-    config.write_text(to_yaml(tiny_experiment(tiny_images, tmp_path / "broken", *recipe)), encoding="utf-8")
-    choose = random.Random(seed)
-    for number, step in enumerate(sorted(choose.sample(range(5, 85), 4))):
-        process = start(config, *(["--resume"] if number else []))
-        deadline = time.monotonic() + 120
-        while steps_done(tmp_path / "broken") < step and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(choose.uniform(0, 0.02))
-        process.send_signal(signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL, output
-    process = start(config, "--resume")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    (folder,) = (tmp_path / "broken" / "tiny").iterdir()
-    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in read_history(folder / "history.csv")]
-    assert rows == history(whole)
-    assert rows[-1]["step"] == "90"
+    config, output, broken = tmp_path / "tiny.yaml", tmp_path / "output.txt", tmp_path / "broken"
+    config.write_text(to_yaml(tiny_experiment(tiny_images, broken, *recipe)), encoding="utf-8")
+    choose = random.Random(name)
+    killed = []
+    for number in range(KILLS):
+        process = start(config, *(["--resume"] if number else []), output=output)
+        step, deadline = 9 * number + choose.randint(1, 7), time.monotonic() + 120
+        while last_step(broken) < step and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(choose.uniform(0, 0.03))  # anywhere in a step, a validation or a checkpoint
+        process.kill()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL, output.read_text(encoding="utf-8")
+        killed.append(last_step(broken))
+    assert len(set(killed)) == KILLS, killed
+    process = start(config, "--resume", output=output)
+    process.join(300)
+    assert process.exitcode == 0, output.read_text(encoding="utf-8")
+    (folder,) = (broken / "tiny").iterdir()
+    run = Run(TrainResult(folder, [RunResult(folder, read_manifest(folder).metrics)]), Recorder())
+    assert history(run) == history(whole)
+    assert run.steps("step")[-1] == 9 * KILLS + 4
     assert (folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
+    assert run.metrics == whole.metrics
+    assert_same_state(last_state(run), last_state(whole))
     assert not list((folder / "checkpoints").glob(".*"))

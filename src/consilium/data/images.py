@@ -204,11 +204,17 @@ def _decode_jpeg(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int
     except ValueError as error:
         if any(sign in str(error) for sign in _JPEG_DAMAGE):
             raise damaged(name, error) from error
-        return read_pillow(data, name=name, frame=None)
+        return _jpeg_by_pillow(data, info, name)
     if colours == "CMYK":
         # Pillow knows the colours; decoding first finds the damage that Pillow would fill with grey.
-        return read_pillow(data, name=name, frame=None)
+        return _jpeg_by_pillow(data, info, name)
     return _oriented(pixels_HWC, info.orientation)
+
+
+def _jpeg_by_pillow(data: bytes, info: ImageInfo, name: str) -> Pixels | Grey:
+    image = read_pillow(data, name=name, frame=None, upright=False)
+    # By the orientation that was probed: of damaged EXIF Pillow may read another one.
+    return image if isinstance(image, Grey) else _oriented(image, info.orientation)
 
 
 def _is_enough(info: ImageInfo, eighths: int, needed: tuple[int, int]) -> bool:

@@ -46,10 +46,14 @@ def probe_jpeg(data: bytes, *, name: str) -> ImageInfo:
 
 def _exif_orientation(exif: bytes) -> int:
     """The orientation in an EXIF block; 1 (upright) where it has none or cannot be read."""
+    if exif[:4] not in (b"II*\0", b"MM\0*"):
+        return 1
     order: Literal["little", "big"] = "little" if exif[:2] == b"II" else "big"
     start = int.from_bytes(exif[4:8], order)
     for entry in range(start + 2, start + 2 + 12 * int.from_bytes(exif[start : start + 2], order), 12):
         if int.from_bytes(exif[entry : entry + 2], order) == ORIENTATION_TAG:
-            value = int.from_bytes(exif[entry + 8 : entry + 10], order)
-            return value if 1 <= value <= 8 else 1
+            kind, count = int.from_bytes(exif[entry + 2 : entry + 4], order), exif[entry + 4 : entry + 8]
+            width = {3: 2, 4: 4}.get(kind, 0)  # SHORT, as the standard says, or LONG
+            value = int.from_bytes(exif[entry + 8 : entry + 8 + width], order)
+            return value if int.from_bytes(count, order) == 1 and 1 <= value <= 8 else 1
     return 1

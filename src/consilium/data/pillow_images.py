@@ -32,8 +32,8 @@ def probe_pillow(data: bytes, *, name: str, frame: int | None) -> ImageInfo:
         return ImageInfo(width, height, str(opened.format), opened.mode, orientation)
 
 
-def read_pillow(data: bytes, *, name: str, frame: int | None) -> Pixels | Grey:
-    """The image, upright: pixels, or grey values where it has more than 8 bits; the first frame unless one is named.
+def read_pillow(data: bytes, *, name: str, frame: int | None, upright: bool = True) -> Pixels | Grey:
+    """The image: pixels, or grey values where it has more than 8 bits; the first frame unless one is named.
 
     Colours of 16 bits are cut to their upper 8, which is their full range within a level.
     """
@@ -43,7 +43,8 @@ def read_pillow(data: bytes, *, name: str, frame: int | None) -> Pixels | Grey:
     with opened:
         try:
             opened.load()
-            ImageOps.exif_transpose(opened, in_place=True)
+            if upright:
+                ImageOps.exif_transpose(opened, in_place=True)
             return _grey(opened) if opened.mode == "F" or opened.mode.startswith("I") else _rgb(opened)
         except Exception as error:  # as in _open
             raise damaged(name, error) from error
