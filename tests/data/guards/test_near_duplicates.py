@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from consilium.data.guards import near_duplicates as module
 from consilium.data.guards.digests import image_digests
 from consilium.data.guards.near_duplicates import NearDuplicates, find_near_duplicates
 from consilium.data.guards.similarity import LEAST_SIMILARITY, similarity
+from consilium.data.prepare import prepare
 from consilium.data.store import Store
 from tests.data.guards.pictures import encoded, picture, store_of
+from tests.data.samples import data_config
 
 
 def search(store: Store, *, across_splits: bool = True) -> NearDuplicates:
@@ -26,6 +29,7 @@ def named(found: NearDuplicates) -> set[tuple[str, str]]:
     return {(Path(pair.images[0]).name, Path(pair.images[1]).name) for pair in found.pairs}
 
 
+COLLECTION = os.environ.get("CONSILIUM_SHARED", "")
 IMAGE = picture(7, side=200)
 CHANGES = {
     "recompressed": encoded(IMAGE, quality=50),
@@ -100,7 +104,7 @@ def test_images_of_one_colour_are_told_not_compared(tmp_path: Path) -> None:
     store = store_of(tmp_path, files, [{"image": f"{n}.png", "split": ("train", "test")[n % 2]} for n in range(6)])
     found = search(store)
     assert found.pairs == []
-    assert found.notes == ["6 images of a single colour were not compared."]
+    assert found.notes == ["6 image(s) of a single colour were not compared."]
 
 
 def test_many_that_look_alike_are_bounded_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +134,9 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     digests = image_digests(store)
     found = find_near_duplicates(store.table, digests)
     assert named(found) == {("a.jpg", "c.jpg")}
-    assert found.notes == ["1 images cannot be read and were not compared."]
+    assert found.notes == [
+        f"1 image(s) cannot be decoded and were not compared, the first {store.table.image_names(1)[0]}."
+    ]
     Path(found.pairs[0].images[0]).unlink()  # gone since
     assert find_near_duplicates(store.table, digests).pairs == []
 
@@ -138,6 +144,25 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
 def test_no_images_at_all(tmp_path: Path) -> None:
     store = store_of(tmp_path, {}, [{"text": "words", "split": "train"}, {"text": "more", "split": "test"}])
     assert search(store) == NearDuplicates([], [])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COLLECTION, reason="CONSILIUM_SHARED (the folder of the curated collection) is not set")
+def test_on_real_images(tmp_path: Path) -> None:
+    """Two ultrasound images that the collection's own groups miss; no two fundus photographs or chest X-rays."""
+    root = Path(COLLECTION)
+    columns = {"image": "path", "label": "modality"}
+    source = {"kind": "csv", "name": "s", "path": str(root / "modality/manifest.csv"), "image_root": str(root)}
+    store = prepare(data_config(tmp_path, {**source, "columns": columns})).store
+    assert ("busi_normal132.jpg", "busi_normal20.jpg") in named(search(store))
+    groups = store.table.groups
+    strangers = [
+        pair.images
+        for pair in search(store, across_splits=False).pairs
+        if Path(pair.images[0]).parent.name in ("fundus", "xray_chest", "dermoscopy", "endoscopy")
+        and groups[pair.a] != groups[pair.b]
+    ]
+    assert strangers == []
 
 
 @settings(max_examples=15, deadline=None)

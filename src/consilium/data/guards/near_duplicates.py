@@ -66,10 +66,15 @@ def find_near_duplicates(
     in at most ``max_distance`` bits, and is told if ``similarity`` confirms it. ``progress`` is called with
     (candidates compared, all).
 
-    The hashes of all pairs are compared: that is a few seconds for 100,000 images, and no index to get wrong. Where
+    Found are images written again, resized, made brighter or darker, or cropped by a hundredth on each side. Not found
+    are mirrored or turned images and larger crops: of images cropped by 2 % on two sides only about half, because
+    their hashes are too far apart. Slices of one scan and frames of one video may count as near-duplicates.
+    ``bench/near_duplicates.py`` measures all of this.
+
+    The hashes of all pairs are compared: that is under a minute for 100,000 images, and no index to get wrong. Where
     thousands of images look alike (blank charts, one scanner's photographs) the work stays bounded: of an image the
     ``CLOSEST`` candidates, and of all ``MAX_COMPARED``, everyone's closest first; a note tells. Images of one colour
-    are left out, and so are those that cannot be read. Where a file stands in several cases each of them is told
+    are left out, and so are those that cannot be decoded. Where a file stands in several cases each of them is told
     once, with the first case of the other file.
     """
     own = digests.of(table)
@@ -137,10 +142,11 @@ def _images(table: CaseTable, digests: Digests, *, across_splits: bool) -> tuple
             found[split, sha] = _Image(split, sha, [], position)
             sizes[split] += 1
         found[split, sha].views.append((row, position - int(first_view[position])))
-    notes = [f"{flat.sum():,} images of a single colour were not compared."] if flat.any() else []
-    unreadable = int((~digests.readable).sum())
+    notes = [f"{flat.sum():,} image(s) of a single colour were not compared."] if flat.any() else []
+    unreadable = np.flatnonzero(~digests.readable).tolist()
     if unreadable:
-        notes.append(f"{unreadable:,} images cannot be read and were not compared.")
+        first = _name(table, int(digests.rows[unreadable[0]]), unreadable[0] - int(first_view[unreadable[0]]))
+        notes.append(f"{len(unreadable):,} image(s) cannot be decoded and were not compared, the first {first}.")
     return sorted(found.values(), key=lambda image: (sizes[image.split], image.split)), notes
 
 
