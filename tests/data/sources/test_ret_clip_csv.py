@@ -14,14 +14,21 @@ from hypothesis import strategies as st
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.case import BadRow, Case
 from consilium.data.prepare import prepare
+from consilium.data.sources import hub_fetch
 from tests.data.samples import data_config, image_bytes
 from tests.data.sources.hubs import read_all, write_parquet
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """150 images of train, in more than one batch; 5 of test, whose numbers begin at 0 again."""
+    """150 images of train, 5 of test, whose numbers begin at 0 again."""
     return write_parquet(tmp_path_factory.mktemp("hub") / "copy", {"train": 150, "test": 5}, group=40)
+
+
+@pytest.fixture(autouse=True)
+def _several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is fetched lies in more than one file, and each file in more than one batch."""
+    monkeypatch.setattr(hub_fetch, "PART_ROWS", 70)
 
 
 def source(
