@@ -82,6 +82,11 @@ def test_words_of_all_labels_alike_are_no_leak() -> None:
     assert named["radiology"].share == 1
 
 
+def test_a_label_that_is_the_plural_of_another() -> None:
+    named = found(rows_of({"nodule": ["nodules", "nodule"] * 2, "nodules": ["nodules"] * 4, "mass": ["left"] * 40}))
+    assert {label: named[label].share for label in named} == {"nodule": 1, "nodules": 1}
+
+
 def test_one_mention_is_chance() -> None:
     assert found(rows_of({"mri": ["mri", "head", "knee"], "ct": ["head"] * 3})) == {}
 

@@ -60,10 +60,13 @@ def named_labels(table: CaseTable, *, synonyms: Mapping[str, Sequence[str]]) -> 
     nodes_of = {labels: frozenset(_nodes(labels)) for labels in {table.labels[row] for row in rows}}
     terms_of, notes = _terms(set().union(*nodes_of.values()), synonyms)
     rows_with = _rows_with(table, rows, {term for terms in terms_of.values() for term in terms})
-    texts_of = Counter(node for row in rows for node in nodes_of[table.labels[row]])
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        for node in nodes_of[table.labels[row]]:
+            rows_of[node].append(row)
     found = []
     for node, terms in sorted(terms_of.items()):
-        inside, outside = texts_of[node], len(rows) - texts_of[node]
+        inside, outside = len(rows_of[node]), len(rows) - len(rows_of[node])
         leaking: list[tuple[float, float, Term]] = []
         for term in terms:
             own = sum(node in nodes_of[table.labels[row]] for row in rows_with[term])
@@ -71,10 +74,8 @@ def named_labels(table: CaseTable, *, synonyms: Mapping[str, Sequence[str]]) -> 
             if outside and own >= 2 and share >= TIMES * elsewhere + AT_LEAST:
                 leaking.append((share, elsewhere, term))
         if leaking:
-            naming = sorted({row for *_, term in leaking for row in rows_with[term]})
-            members = [row for row in rows if node in nodes_of[table.labels[row]]]
-            naming = [row for row in naming if node in nodes_of[table.labels[row]]]
-            found.append(_named(table, node, leaking, members=members, naming=naming))
+            naming = {row for *_, term in leaking for row in rows_with[term]}.intersection(rows_of[node])
+            found.append(_named(table, node, leaking, members=rows_of[node], naming=sorted(naming)))
     return NamedLabels(found, notes)
 
 
@@ -108,25 +109,25 @@ def _words(text: str) -> Term:
 
 def _rows_with(table: CaseTable, rows: Sequence[int], terms: set[Term]) -> dict[Term, list[int]]:
     """The rows whose text has each term."""
-    by_first: dict[str, list[tuple[Term, Term]]] = defaultdict(list)  # the words looked for, and what they stand for
+    terms_of: dict[Term, list[Term]] = defaultdict(list)  # by what is looked for: the plural stands for its term
     for term in terms:
         for last in _forms(term[-1]):
-            by_first[(*term[:-1], last)[0]].append(((*term[:-1], last), term))
+            terms_of[(*term[:-1], last)].append(term)
+    lengths: dict[str, set[int]] = defaultdict(set)  # of what begins with a word
+    for form in terms_of:
+        lengths[form[0]].add(len(form))
     rows_with: dict[Term, list[int]] = {term: [] for term in terms}
     for row in rows:
         text = (table.texts[row] or "").casefold()
         words = _WORD.findall(text)
         if "-" in text:  # x-ray is also xray
             words += ["", *_WORD.findall(text.replace("-", ""))]
-        starts = by_first.keys() & words
-        if not starts:
+        if lengths.keys().isdisjoint(words):
             continue
-        found = set()
+        found: set[Term] = set()
         for position, word in enumerate(words):
-            if word in starts:
-                for form, term in by_first[word]:
-                    if len(form) == 1 or tuple(words[position : position + len(form)]) == form:
-                        found.add(term)
+            for length in lengths.get(word, ()):
+                found.update(terms_of.get(tuple(words[position : position + length]), ()))
         for term in found:
             rows_with[term].append(row)
     return rows_with
