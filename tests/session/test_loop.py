@@ -36,7 +36,7 @@ from consilium.training.loop import Training, fit, refuse_non_finite
 from consilium.training.optim import Schedule, build_optimizer
 from consilium.training.plan import make_plan
 from consilium.training.state import checkpoints, load_checkpoint
-from tests.tiny import Run, TrainTiny, assert_close, same, tiny_experiment
+from tests.tiny import Recorder, Run, TrainTiny, assert_close, same, tiny_experiment, train_tiny
 
 ROWS = 40
 
@@ -595,51 +595,66 @@ def test_a_slow_loader_is_noticed(tiny: TrainTiny, monkeypatch: pytest.MonkeyPat
 # -- Several processes --------------------------------------------------------------------------------------------
 
 
+def torchrun(config: Path, folder: Path, *options: str) -> Path:
+    """``consilium train`` in two processes; the folder of the only run in ``folder``."""
+    script = config.with_name("train.py")
+    script.write_text("from consilium.cli import main\nmain()\n", encoding="utf-8")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(
+        [sys.executable, *launch, "train", str(config), *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished: ") == 1
+    (run,) = (folder / "tiny").iterdir()  # one run folder, whatever the number of processes
+    assert (run / "log.txt").read_text(encoding="utf-8").count("training ended") == 1
+    return run
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [8, 7])  # 24 cases: equal parts; 7 + 7 + 7 + 3 do not divide by two
-def test_two_processes_train_as_one(tiny_images: Path, tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "stopped"),
+    [(8, None), (7, None), (7, 6)],  # 24 cases: equal parts; 7 + 7 + 7 + 3 do not divide by two
+    ids=["equal parts", "unequal parts", "begun by one process"],
+)
+def test_two_processes_train_as_one(tiny_images: Path, tmp_path: Path, size: int, stopped: int | None) -> None:
     overrides = [
         "task.vision.name=test_convnext",  # no batch statistics
         "task.vision.freeze.warmup_epochs=1",
+        # What a class counts must not depend on the batch or the process that a case comes to.
+        "task.loss={kind: focal, class_weights: {ct: 1, mri: 2, xray: 6}, label_smoothing: 0.1}",
         "data.augmentation={horizontal_flip_prob: 0.5, crop_scale: [0.5, 1.0]}",
         f"data.loader.batch_size={size}",
-        "data.loader.workers=1",
         "trainer.accumulate=2",
         "trainer.clip_norm=1.0",
-        "optimizer={kind: sgd, learning_rate: 0.05}",
+        "optimizer={kind: sgd, learning_rate: 0.05, momentum: 0.9}",
         "schedule={kind: plateau, patience: 0}",
         "trainer.max_epochs=4",
         "trainer.max_steps=8",
         "trainer.validate_every=0.5",
+        "trainer.save_every=0.5",
     ]
-    runs = {}
-    for processes in (1, 2):
-        root = tmp_path / str(processes)
-        config = tmp_path / f"{processes}.yaml"
-        config.write_text(to_yaml(tiny_experiment(tiny_images, root, *overrides)), encoding="utf-8")
-        script = tmp_path / "train.py"
-        script.write_text("from consilium.cli import main\nmain()\n", encoding="utf-8")
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        done = subprocess.run(
-            [sys.executable, *launch, str(script), "train", str(config)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("finished: ") == 1
-        (folder,) = (root / "tiny").iterdir()  # one run folder, whatever the number of processes
-        runs[processes] = folder
-    one, two = runs[1], runs[2]
+    one = train_tiny(tiny_images, tmp_path / "one", *overrides).folder
+    shared = tiny_experiment(tiny_images, tmp_path / "two", *overrides, "data.loader.workers=1")
+    (config := tmp_path / "two.yaml").write_text(to_yaml(shared), encoding="utf-8")
+    if stopped is None:
+        two = torchrun(config, tmp_path / "two")
+    else:  # in the middle of an epoch, by another number of workers too
+        with pytest.raises(KeyboardInterrupt):
+            train_tiny(tiny_images, tmp_path / "two", *overrides, reporter=Recorder(stop_at=stopped))
+        two = torchrun(config, tmp_path / "two", "--resume")
+        assert "resumed from step-00000005: epoch 2, batch 2" in (two / "log.txt").read_text(encoding="utf-8")
     (last_one,), (last_two,) = (list((folder / "checkpoints").glob("step-*")) for folder in (one, two))
     assert last_one.name == last_two.name == "step-00000008"
-    assert_close(load_file(last_two / "model.safetensors"), load_file(last_one / "model.safetensors"))
+    weights, expected = (load_file(last / "model.safetensors") for last in (last_two, last_one))
+    assert_close(weights, expected)
     rows = [read_history(folder / "history.csv") for folder in (one, two)]
     assert len(rows[0]) == len(rows[1])
     for left, right in zip(*rows, strict=True):
         for name in ("step", "cases", "learning_rate_tower"):
             assert left[name] == right[name]
-        for name in ("train_loss", "val_log_loss"):
+        for name in ("train_loss", "gradient_norm", "val_log_loss"):
             assert float(left[name] or 0) == pytest.approx(float(right[name] or 0), rel=1e-4)
-    assert (two / "log.txt").read_text(encoding="utf-8").count("training ended") == 1

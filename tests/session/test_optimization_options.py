@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -264,14 +266,15 @@ NO_BATCH_STATISTICS = [
     ],
 )
 def test_accumulation_equals_a_larger_batch(
-    tiny: TrainTiny, uneven_images: object, size: int, accumulate: int, whole: int
+    tiny: TrainTiny, uneven_images: Path, size: int, accumulate: int, whole: int
 ) -> None:
-    parts = tiny(*NO_BATCH_STATISTICS, f"data.loader.batch_size={size}", f"trainer.accumulate={accumulate}")
-    once = tiny(*NO_BATCH_STATISTICS, f"data.loader.batch_size={whole}")
+    tiny = partial(tiny, *NO_BATCH_STATISTICS, "task.loss.class_weights=balanced", images=uneven_images)
+    parts = tiny(f"data.loader.batch_size={size}", f"trainer.accumulate={accumulate}")
+    once = tiny(f"data.loader.batch_size={whole}")
     assert parts.steps("cases") == once.steps("cases")
     assert parts.steps("train_loss") == pytest.approx(once.steps("train_loss"), rel=1e-4)
     assert_close(parts.weights, once.weights)
-    assert not same(parts.weights, tiny(*NO_BATCH_STATISTICS, f"data.loader.batch_size={size}").weights)
+    assert not same(parts.weights, tiny(f"data.loader.batch_size={size}").weights)
 
 
 def test_a_full_batch_is_all_of_train(tiny: TrainTiny) -> None:

@@ -318,32 +318,29 @@ def last_step(root: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
-def test_killed_for_good_at_twenty_random_steps(
-    tiny_images: Path, other_images: Path, tmp_path: Path, name: str
-) -> None:
+def test_killed_for_good_at_twenty_random_steps(tiny_images: Path, other_images: Path, tmp_path: Path) -> None:
     places = [(tiny_images, "images", 2), (other_images, "other", 1)]
     sources = [{"kind": "folder", "name": n, "path": str(path), "weight": weight} for path, n, weight in places]
     recipe = [
-        *RECIPES[name],
+        *RECIPES["adamw-cosine"],
         f"data.sources={json.dumps(sources)}",
         "task.loss={kind: focal, class_weights: balanced, label_smoothing: 0.1}",
         "data.mixture.stop=steps",
         "data.mixture.steps=5",  # windows of 5 + 5, 5 + 5 and 5 cases
         "trainer.max_epochs=200",
-        f"trainer.max_steps={9 * KILLS + 4}",
+        f"trainer.max_steps={6 * KILLS + 3}",
         "trainer.log_every=1",
     ]
     whole = train_tiny(tiny_images, tmp_path / "whole", *recipe)
     config, output, broken = tmp_path / "tiny.yaml", tmp_path / "output.txt", tmp_path / "broken"
     config.write_text(to_yaml(tiny_experiment(tiny_images, broken, *recipe)), encoding="utf-8")
-    choose = random.Random(name)
+    choose = random.Random(20)
     killed = []
     for number in range(KILLS):
         process = start(config, *(["--resume"] if number else []), output=output)
-        step, deadline = 9 * number + choose.randint(1, 7), time.monotonic() + 120
+        step, deadline = 6 * number + choose.randint(1, 5), time.monotonic() + 120
         while last_step(broken) < step and process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.002)
+            time.sleep(0.005)
         time.sleep(choose.uniform(0, 0.03))  # anywhere in a step, a validation or a checkpoint
         process.kill()
         process.join(60)
@@ -356,7 +353,7 @@ def test_killed_for_good_at_twenty_random_steps(
     (folder,) = (broken / "tiny").iterdir()
     run = Run(TrainResult(folder, [RunResult(folder, read_manifest(folder).metrics)]), Recorder())
     assert history(run) == history(whole)
-    assert run.steps("step")[-1] == 9 * KILLS + 4
+    assert run.steps("step")[-1] == 6 * KILLS + 3
     assert (folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
     assert run.metrics == whole.metrics
     assert_same_state(last_state(run), last_state(whole))
