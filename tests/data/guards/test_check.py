@@ -109,11 +109,14 @@ def test_images_are_looked_at_once(
     after = load(config, reporter=again)
     assert again.bars <= {"prepare"}
     assert after.cases.notes == before.cases.notes
-    # a damaged file is looked for anew, and so are other splits
+    # a damaged file is looked for anew, and so are other cases
     (kept,) = before.store.path.glob("near_duplicates-*.json")
-    kept.write_text('{"pairs": [{"a": 1')
+    pairs = kept.read_text()
+    kept.write_text(pairs[:40])
     with pytest.raises(pytest.fail.Exception):
         load(config)
+    kept.write_text(pairs)
+    load(config)
     with pytest.raises(pytest.fail.Exception):
         load(config_of(tmp_path, leaking, filters={"max_samples_per_label": 3}))
 
@@ -135,7 +138,9 @@ def test_judging_looks_at_no_image(
     assert "a part of the cases" in note
     off = {"near_duplicates": False, "shortcuts": False}
     assert not [
-        note for note in load(config_of(tmp_path, leaking, guards=off)).cases.notes if note.startswith("not looked")
+        note
+        for note in load(config_of(tmp_path, leaking, guards=off), limit=5).cases.notes
+        if note.startswith("not looked")
     ]
 
 

@@ -62,6 +62,15 @@ def test_near_duplicates_are_joined_over_others() -> None:
     assert "(cases 0, 1, 2 and 1 more)" in leak.message
 
 
+def test_near_duplicates_of_one_patient_are_told_once() -> None:
+    rows = [{"split": split, "group": "p", "source": source} for split, source in (("train", "a"), ("test", "a"))]
+    assert [leak.kind for leak in find_leaks(case_table(rows), near_duplicates=[(0, 1)])] == ["group"]
+    rows[1]["source"] = "b"  # of another source it may be another patient, but not with the same image
+    leaks = find_leaks(case_table(rows), near_duplicates=[(0, 1)])
+    assert [leak.kind for leak in leaks] == ["group_across_sources", "near_duplicate"]
+    assert drop_leaks(case_table(rows), leaks).keep.tolist() == [False, True]
+
+
 @pytest.mark.parametrize(
     ("splits", "kept"),
     [(("train", "val", "test"), "test"), (("train", "val"), "val"), (("test", "val", "test"), "test")],

@@ -62,7 +62,7 @@ def test_ways_to_name(label: str, text: str, term: str) -> None:
         ("mela", "melanoma"),  # a part of a word
         ("basal_cell", "cell, basal"),  # in another order: the single words are in the others' texts too
         ("a", "a lesion"),  # one letter
-        ("3", "3 lesions"),  # a number
+        ("12", "12 lesions"),  # a number
         ("ct", "the pictured"),
     ],
 )
@@ -89,6 +89,8 @@ def test_a_label_that_is_the_plural_of_another() -> None:
 
 def test_one_mention_is_chance() -> None:
     assert found(rows_of({"mri": ["mri", "head", "knee"], "ct": ["head"] * 3})) == {}
+    assert found(rows_of({"mri": ["mri"] * 2 + ["head"] * 48, "ct": ["head"] * 3})) == {}
+    assert set(found(rows_of({"mri": ["mri"] * 3 + ["head"] * 47, "ct": ["head"] * 3}))) == {"mri"}
 
 
 def test_synonyms() -> None:
