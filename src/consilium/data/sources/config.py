@@ -113,7 +113,9 @@ class HubDataset(Config):
     path: str = Field(min_length=1, description="Dataset id, as owner/name, or the folder of a local copy.")
     config_name: str | None = Field(default=None, description="Configuration (subset) of the dataset.")
     data_dir: str | None = Field(default=None, description="Folder inside the dataset.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit; null: the newest when first fetched.")
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit; null: the newest when first fetched."
+    )
     delay: float = Field(default=0.0, ge=0.0, description="Seconds to wait after every 1,000 rows fetched.")
     retries: int = Field(default=8, ge=0, description="Tries again after a rate limit or a lost connection.")
 
