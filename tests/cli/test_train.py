@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,14 @@ import pytest
 
 import consilium.demo.run
 from consilium.bundle import read_manifest
+from consilium.data.loader import _Decoder
+from consilium.data.store import CaseTable
 from consilium.experiment import Experiment
 from consilium.session import train
+from consilium.tasks.classify import Classify
+from consilium.training.dryrun import Trial
 from tests.cli.conftest import Cli
+from tests.conftest import ImageFolder
 
 
 def runs(recipe: Path) -> list[Path]:
@@ -61,6 +68,58 @@ def test_limit_and_dry_run(cli: Cli, recipe: Path) -> None:
     assert cli("train", recipe, "--limit", 6).code == 0
     assert read_manifest(runs(recipe)[0]).training_cases == 6
     assert cli("train", recipe, "--limit", 0).code == 2
+
+
+@pytest.mark.parametrize("stop", ["stop: first_exhausted", "stop: all_exhausted", "stop: steps, steps: 3"])
+def test_a_dry_run_tells_what_a_training_will_see(
+    cli: Cli, recipe: Path, image_folder: ImageFolder, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    big, small = (
+        image_folder(splits={"train": 20, "val": 2}),
+        image_folder(recipe.parent / "small", splits={"train": 3}),
+    )
+    sources = [
+        {"kind": "folder", "name": name, "path": str(path), "weight": 1, "split": None}
+        for name, path in (("big", big), ("small", small))
+    ]
+    options = [
+        f"data.sources={json.dumps(sources)}",
+        f"data.mixture={{{stop}}}",
+        "data.loader={batch_size: 4, drop_last: true, workers: 0}",
+        "trainer={max_epochs: 3, max_steps: 7, accumulate: 2, precision: fp32, device: cpu}",  # ends in mid-epoch
+    ]
+    told = cli("train", recipe, "--dry-run", *options).out.splitlines()
+    start = next(number for number, line in enumerate(told) if line.startswith("mixture over "))
+    table = {
+        name: (int(draws), int(seen), float(coverage))
+        for name, _, _, draws, _, seen, coverage in (line.split() for line in told[start + 3 : start + 5])
+    }
+    learned: list[int] = []
+    step = Classify.step
+    monkeypatch.setattr(
+        Classify, "step", lambda task, batch: (learned.extend(batch.rows_B.tolist()), step(task, batch))[1]
+    )
+    monkeypatch.setattr("consilium.session.dry_run", lambda *_, precision, **__: Trial(precision, 0.1, None, 1))
+    tables: list[CaseTable] = []
+    monkeypatch.setattr(_Decoder, "__init__", _noting(tables))
+    assert cli("train", recipe, *options).code == 0
+    source_of = [tables[0].sources[row] for row in learned]
+    for name, rows in (("big", 60), ("small", 9)):
+        own = [row for row, source in zip(learned, source_of, strict=True) if source == name]
+        assert table[name] == (len(own), len(set(own)), pytest.approx(len(set(own)) / rows, abs=1e-3))
+    hidden = any("source 'big': only" in line for line in told)
+    assert hidden == (table["big"][2] < 0.5)
+
+
+def _noting(tables: list[CaseTable]) -> Callable[..., None]:
+    """A constructor of the loader's decoder that remembers the table it reads."""
+    made = _Decoder.__init__
+
+    def init(decoder: _Decoder, table: CaseTable, **options: Any) -> None:
+        tables.append(table)
+        made(decoder, table, **options)
+
+    return init
 
 
 def test_resume_without_a_run_is_an_error(cli: Cli, recipe: Path) -> None:
