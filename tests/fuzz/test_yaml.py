@@ -40,7 +40,10 @@ optimizer:
   kind: sgd
   learning_rate: 1e-3
 """
-FLOW = b'{name: "\\u00e9", data: {sources: [{kind: jsonl, name: j, path: j.jsonl}]}, trainer: {max_steps: 0x10}}\n'
+FLOW = b"""\
+{name: j, task: {kind: classify, vision: {name: "resnet18"}, loss: {kind: focal}},
+data: {sources: [{kind: jsonl, name: j, path: "\\u00e9.jsonl"}]}, trainer: {max_steps: 0x10}}
+"""
 BOMB = b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
     b"%c: &%c [%s]\n" % (name, name, b",".join([b"*%c" % (name - 1)] * 9)) for name in range(ord("b"), ord("j"))
 )
@@ -142,11 +145,11 @@ def test_damaged_overrides(count: int) -> None:
         *(
             "trainer.max_epochs=3",
             "data.sources.0.path=x",
-            "data.image.size=[1, 2]",
+            "data.image.size=[16, 24]",
             "seed=4",
             "task.loss={kind: focal}",
         ),
-        *("data.sources.1.columns.image=[a, b]", "optimizer.learning_rate=1e-4", "name='a b'"),
+        *("data.sources.1.columns.image=[a, b]", "optimizer={kind: adamw, learning_rate: 1e-4}", "name='a b'"),
     ]
     choose = random.Random(2)
 
