@@ -149,7 +149,7 @@ def test_damaged_overrides(count: int) -> None:
             "seed=4",
             "task.loss={kind: focal}",
         ),
-        *("data.sources.1.columns.image=[a, b]", "optimizer={kind: adamw, learning_rate: 1e-4}", "name='a b'"),
+        *("data.sources.1.columns.image=[a, b]", "optimizer={kind: adamw, learning_rate: 1e-4}", "name='a.b'"),
     ]
     choose = random.Random(2)
 
