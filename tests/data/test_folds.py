@@ -371,7 +371,7 @@ def test_a_label_of_the_left_out_that_training_never_sees_is_not_tested(tmp_path
 
 def test_the_statistics_of_pixels_are_those_of_the_folds_own_training(tmp_path: Path) -> None:
     table, config = store_of(tmp_path, patients(16), split={"folds": 2, "fold": 0}, image={"statistics": "data"})
-    loaded = load_data(config, multi_label=False, needs=("train",), reporter=Silent())
+    loaded = load_data(config, multi_label=False, needs=("train",), training=True, reporter=Silent())
     trained = [id for id, split in split_of(table, folds=2, fold=0).items() if split == "train"]
     pixels = np.concatenate([np.asarray(Image.open(tmp_path / f"{id}.png")).reshape(-1, 3) for id in trained]) / 255
     assert loaded.image.mean == pytest.approx(pixels.mean(axis=0), abs=1e-9)

@@ -24,7 +24,7 @@ SHOWN_LEAKS = 10
 
 @dataclass(frozen=True)
 class LoadedData:
-    """A prepared store, its labelled cases, and the image config with its statistics filled in."""
+    """A prepared store, its labelled cases, and the image config, for a training with its statistics filled in."""
 
     store: Store
     cases: LabelledCases
@@ -44,8 +44,8 @@ def load_data(
 ) -> LoadedData:
     """Prepare the store and take the cases of a classification task; splits in ``needs`` must not be empty.
 
-    Before a ``training`` all guards look at the cases, else only groups and files are looked up. ``uses_text`` says
-    that the model reads the texts, so that a label named in its own text is a leak.
+    Before a ``training`` all guards look at the cases, else only groups and files are looked up, and no image is
+    opened. ``uses_text`` says that the model reads the texts, so that a label named in its own text is a leak.
     """
     prepared = prepare(
         config, progress=lambda done, total: reporter.progress("prepare", done, total), reporter=reporter
@@ -58,14 +58,18 @@ def load_data(
         )
     cases = take_cases(store.table, config=config, multi_label=multi_label, labels=labels, limit=limit)
     used = cases.table.select(np.sort(np.concatenate(list(cases.rows.values()))))
-    findings = Findings(find_leaks(used))
-    if training:
-        findings = check(store, used, config, uses_text=uses_text, images=limit is None, reporter=reporter)
+    findings = (
+        check(store, used, config, uses_text=uses_text, images=limit is None, reporter=reporter)
+        if training
+        else Findings(find_leaks(used))
+    )
     _refuse_leaks(findings, config=config, uses_text=uses_text)
     dropped = drop_leaks(used, findings.leaks if config.on_leak == "drop" else [])
     if not dropped.keep.all():
         left = Filtered(used.select(np.flatnonzero(dropped.keep)), [*cases.notes, *dropped.notes])
-        cases = labelled_cases(left, multi_label=multi_label, labels=labels)
+        # Of a part of the cases, not every label needs to be in train.
+        known = labels if len(used) == len(cases.table) else cases.labels
+        cases = labelled_cases(left, multi_label=multi_label, labels=known)
         findings = replace(findings, leaks=find_leaks(left.table))
     cases.notes.extend(findings.short())
     cases.notes.extend(rare_class_warnings(cases))
@@ -80,7 +84,7 @@ def load_data(
                 f"the {split} split is empty (cases: {counts}). Raise data.split.{split}, or give rows the split "
                 f"'{split}'; `consilium data inspect` shows what is where."
             )
-    return LoadedData(store, cases, _measured(config.image, store, cases, reporter))
+    return LoadedData(store, cases, _measured(config.image, store, cases, reporter) if training else config.image)
 
 
 def _measured(image: ImageConfig, store: Store, cases: LabelledCases, reporter: Reporter) -> ImageConfig:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from consilium.core.errors import DataError
+from consilium.data import images
 from consilium.data.config import DataConfig
 from consilium.data.guards import check as module
 from consilium.data.guards.check import WHERE, Findings, check
@@ -125,7 +126,9 @@ def test_judging_looks_at_no_image(
     tmp_path: Path, leaking: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "image_digests", lambda *_, **__: pytest.fail("images are looked at"))
-    notes = load(config_of(tmp_path, leaking), needs=("test",), training=False).cases.notes
+    monkeypatch.setattr(images, "_read", lambda *_: pytest.fail("an image is decoded"))
+    config = config_of(tmp_path, leaking, image={"statistics": "data"})
+    notes = load(config, needs=("test",), training=False).cases.notes
     assert [note.partition(" (")[0] for note in notes if note.startswith("leak: ")] == [
         "leak: group 'p1' is in train and val",
         "leak: the same file is in train and test",
@@ -160,6 +163,17 @@ def test_drop_leaves_one_side_and_goes_on(tmp_path: Path, leaking: list[dict[str
     assert loaded.cases.targets.shape == (13,)
     assert "data.on_leak: drop takes out 3 cases that leak: train ct (2), train mri (1)." in loaded.cases.notes
     assert not [note for note in loaded.cases.notes if note.startswith("leak: ")]
+
+
+def test_drop_of_a_part_of_the_cases_keeps_the_labels_of_all(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path)
+    for number, row in enumerate(rows):
+        row["label"] = f"label{number % 4}"
+    rows[0]["group_id"] = rows[4]["group_id"] = rows[12]["group_id"] = "p1"
+    loaded = load(config_of(tmp_path, rows, on_leak="drop", filters={"max_train_samples": 4}))
+    assert "data.on_leak: drop takes out 1 cases that leak: train label0 (1)." in loaded.cases.notes
+    assert len(ids(loaded, "train")) == 3
+    assert loaded.cases.labels.leaves == ("label0", "label1", "label2", "label3")
 
 
 def test_drop_that_empties_a_class_ends_in_the_usual_error(tmp_path: Path) -> None:
