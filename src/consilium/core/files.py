@@ -54,13 +54,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold off other processes that lock the same file, which is made and stays; its folder must exist."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def made_once(path: Path, make: Callable[[Path], None]) -> Path:
     """The folder ``path``, which the first of several processes lets ``make`` fill: whole, or not there at all."""
     if path.is_dir():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.parent / f".{path.name}.lock"):
         if path.is_dir():
             return path
         temporary = path.with_name(f".{path.name}.tmp")

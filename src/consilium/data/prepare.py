@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import hashlib
 import os
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from consilium.core.errors import BadRowsError, DataError, ImageError, StoreError
-from consilium.core.files import atomic_file, fingerprint
+from consilium.core.files import atomic_file, fingerprint, locked
 from consilium.core.places import THREADS, FileFacts, absolute, facts, facts_of, is_remote
 from consilium.core.reporter import Reporter, Silent
 from consilium.data.case import SPLITS, BadRow, Case, View
@@ -115,14 +114,11 @@ def _relevant(config: DataConfig) -> dict[str, Any]:
 @contextlib.contextmanager
 def _lock(target: Path) -> Iterator[None]:
     """Hold off other processes that prepare the same store."""
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(target.parent / f".{target.name}.lock", os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        with _writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(target.parent / f".{target.name}.lock"))
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

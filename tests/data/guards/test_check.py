@@ -232,7 +232,7 @@ def test_a_store_that_cannot_be_written_is_checked_all_the_same(
     def refused(*_: object, **__: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(module.os, "open", refused)
+    monkeypatch.setattr(module, "locked", refused)
     monkeypatch.setattr(module, "write_json", refused)
     found = check(store, store.table, config, uses_text=False, reporter=Told())
     assert [leak.kind for leak in found.leaks] == ["group", "file", "near_duplicate"]

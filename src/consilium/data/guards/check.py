@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from consilium.core.files import fingerprint, write_json
+from consilium.core.files import fingerprint, locked, write_json
 from consilium.core.reporter import Reporter
 from consilium.data.config import DataConfig
 from consilium.data.guards.digests import Digests, image_digests
@@ -142,13 +140,7 @@ def _pair(tree: dict[str, Any]) -> Pair:
 @contextlib.contextmanager
 def _alone(store: Store) -> Iterator[None]:
     """Hold off the other processes of a training: one looks at the images, the others read what it found."""
-    try:
-        descriptor = os.open(store.path / ".guards.lock", os.O_CREAT | os.O_RDWR, 0o644)
-    except OSError:  # a store that is only read
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a store that is only read
+            stack.enter_context(locked(store.path / ".guards.lock"))
         yield
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

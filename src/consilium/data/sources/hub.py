@@ -19,7 +19,7 @@ from consilium.core.reporter import Reporter, Silent
 from consilium.data.case import BadRow, Case, RowError, split_name
 from consilium.data.parts import part_range, parts
 from consilium.data.sources.config import HubDataset, HubSource, RetClipCsvSource
-from consilium.data.sources.hub_fetch import BATCH, MANIFEST, Check, fetch, find_commit, local_folder, locked
+from consilium.data.sources.hub_fetch import BATCH, MANIFEST, Check, alone_in, fetch, find_commit, local_folder
 from consilium.data.sources.rows import RowReader
 
 
@@ -38,7 +38,7 @@ class HubCache:
 
     def fetch(self, *, check: Check = lambda splits: None, reporter: Reporter | None = None) -> None:
         """Fetch what is not here yet; ``check`` sees splits and features before the first row comes."""
-        with locked(self.folder):
+        with alone_in(self.folder):
             fetch(self.dataset, folder=self.folder, splits=self.wanted, check=check, reporter=reporter or Silent())
 
     @cached_property
@@ -103,7 +103,7 @@ def open_cache(
     key = fingerprint([local or dataset.path, asked, files])
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename((local or dataset.path).rstrip("/")))
     folder = root.expanduser().absolute() / f"hub-{name}-{key}"
-    with locked(folder):
+    with alone_in(folder):
         manifest = folder / MANIFEST
         if not manifest.exists():
             commit = None if local is not None else find_commit(dataset, reporter=reporter or Silent())

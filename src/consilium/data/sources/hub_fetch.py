@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from consilium.core.errors import ConfigError, ConsiliumError, DataError, MissingExtraError, StoreError
-from consilium.core.files import atomic_file, remove_leavings, write_json
+from consilium.core.files import atomic_file, locked, remove_leavings, write_json
 from consilium.core.places import absolute
 from consilium.core.reporter import Reporter, some
 from consilium.data.parts import PART_BYTES, PART_ROWS, part_range, parts
@@ -39,13 +38,12 @@ def local_folder(path: str) -> str | None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path) -> Iterator[None]:
     """Hold off other processes that fetch into the same folder."""
-    with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / ".lock"))
         yield
 
 
@@ -68,7 +66,7 @@ def fetch(dataset: HubDataset, *, folder: Path, splits: Sequence[str] | None, ch
 
     ``check`` sees the splits, each with its features (None: unknown), before a row is fetched. Each part is saved with
     the place in the stream behind its last row, so that no row comes twice or is lost, however the process ends.
-    ``locked`` must be held.
+    ``alone_in`` must be held.
     """
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     # Parts may have been deleted, to save space.
