@@ -209,8 +209,8 @@ class _Session:
         """Print what will happen, run a trial batch, and return the precision to train in."""
         cases, trainer = self.data.cases, self.experiment.trainer
         batches = [count for count in self.plan.batches if count]
-        sources, batch_size = self.experiment.data.sources, self.experiment.data.loader.batch_size
-        table = mixture_table(self.mixture, cases, sources=sources, batches=batches, batch_size=batch_size)
+        column, batch_size = self.experiment.data.mixture.source_column, self.experiment.data.loader.batch_size
+        table = mixture_table(self.mixture, cases, column=column, batches=batches, batch_size=batch_size)
         self.mixture_rows = [dataclasses.asdict(row) for row in table]
         self.log.line(format_table(self.mixture_rows, title=f"mixture over {len(batches)} epochs"))
         self.warnings = [*cases.notes, *coverage_warnings(table)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -107,6 +107,10 @@ def test_a_source_without_training_rows_is_named() -> None:
 @dataclass
 class _Table:
     sources: list[str]
+    metas: dict[str, list[str]] = field(default_factory=dict)
+
+    def columns(self) -> dict[str, list[str]]:
+        return {"source": self.sources, **self.metas}
 
 
 @dataclass
@@ -121,8 +125,8 @@ class _Cases:
         return self.classes
 
 
-def cases(sources: list[str], classes: list[int]) -> _Cases:
-    return _Cases(_Table(sources), {"train": np.arange(len(sources))}, np.array(classes))
+def cases(sources: list[str], classes: list[int], **metas: list[str]) -> _Cases:
+    return _Cases(_Table(sources, metas), {"train": np.arange(len(sources))}, np.array(classes))
 
 
 def config(names: list[str], weights: list[float | None], **mixture: object) -> DataConfig:
@@ -165,6 +169,58 @@ def test_class_balanced_draws_every_class_of_a_source_alike(kinds: list[int], se
         assert probability == pytest.approx(weights[name] / sum(weights[n] for n in present) / own_classes)
 
 
+def test_source_balanced_draws_classes_equally_and_their_sources() -> None:
+    # Class 0 has two sources of very different sizes, class 1 a single one.
+    data = cases(["big"] * 900 + ["small"] * 20 + ["small"] * 80, [0] * 920 + [1] * 80)
+    settings = config(["big", "small"], [None, None], sampling="source_balanced")
+    mixture = build_mixture(data, config=settings, seed=0)  # type: ignore[arg-type]
+    rows = mixture.epoch(0)
+    assert len(rows) == mixture.length(0) == 1000
+    shares = [((rows >= low) & (rows < high)).mean() for low, high in ((0, 900), (900, 920), (920, 1000))]
+    assert shares == pytest.approx([0.25, 0.25, 0.5], abs=0.05)
+    assert set(range(900, 920)) <= set(rows.tolist())
+    table = coverage_of(data, settings, epochs=1, seed=0)
+    assert [(row.source, row.weight) for row in table] == [("big", 0.25), ("small", 0.75)]
+    assert [row.draws for row in table] == [(rows < 900).sum(), (rows >= 900).sum()]
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=80), st.integers(0, 1000), st.integers(1, 9) | st.none())
+def test_source_balanced_draws_every_source_of_a_class_alike(kinds: list[int], seed: int, steps: int | None) -> None:
+    names, classes = [f"s{kind % 3}" for kind in kinds], [kind // 3 for kind in kinds]
+    stop = {} if steps is None else {"stop": "steps", "steps": steps}
+    # Where one table holds several sources, a column of it tells them apart.
+    settings = config(["table"], [None], sampling="source_balanced", source_column="dataset", **stop)
+    data = cases(["table"] * len(kinds), classes, dataset=names)
+    mixture = build_mixture(data, config=settings, seed=seed)  # type: ignore[arg-type]
+    rows = mixture.epoch(3).tolist()
+    assert len(rows) == mixture.length(3) == (len(kinds) if steps is None else 4 * steps)
+    assert sum(assert_passes_without_repetition(rows, pool) for pool in mixture.pools) == len(rows)
+    assert len(mixture.pools) == len(set(kinds))
+    expected = dict.fromkeys(names, 0.0)
+    for pool, probability in zip(mixture.pools, mixture.probabilities, strict=True):
+        ((name, own_class),) = {(names[row], classes[row]) for row in pool.rows.tolist()}
+        sources_of_class = len({own for own, k in zip(names, classes, strict=True) if k == own_class})
+        assert probability == pytest.approx(1 / len(set(classes)) / sources_of_class)
+        expected[name] += probability
+    table = coverage_of(data, settings, epochs=1, seed=seed)
+    assert {row.source: row.weight for row in table} == pytest.approx(expected)
+
+
+def test_source_balanced_refuses_weights_and_columns_that_do_not_exist() -> None:
+    with pytest.raises(ValueError, match="source_balanced draws sources equally, the weights of sources say otherwise"):
+        config(["a", "b"], [1.0, 2.0], sampling="source_balanced")
+    data = cases(["a"] * 4, [0, 0, 1, 1], dataset=["x", "y", "x", ""])
+    settings = config(["a"], [None], sampling="source_balanced", source_column="datset")
+    with pytest.raises(ConfigError, match="source_column is 'datset'; did you mean `dataset`"):
+        build_mixture(data, config=settings, seed=0)  # type: ignore[arg-type]
+
+
+def test_the_table_tells_the_weights_of_classes_that_are_balanced() -> None:
+    data = cases(["a"] * 90 + ["b"] * 10, [0] * 90 + [1] * 10)
+    table = coverage_of(data, config(["a", "b"], [None, None], sampling="class_balanced"), epochs=1, seed=0)
+    assert [row.weight for row in table] == pytest.approx([0.5, 0.5])
+
+
 # -- Coverage -----------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +244,7 @@ def coverage_of(data: _Cases, settings: DataConfig, *, epochs: int, seed: int) -
     mixture = build_mixture(data, config=settings, seed=seed)  # type: ignore[arg-type]
     batches = [batch_count(mixture.length(epoch), config=settings.loader) for epoch in range(epochs)]
     size = settings.loader.batch_size
-    return mixture_table(mixture, data, sources=settings.sources, batches=batches, batch_size=size)  # type: ignore[arg-type]
+    return mixture_table(mixture, data, column=settings.mixture.source_column, batches=batches, batch_size=size)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("weights", "most"), [([float(size) for size in SIX], True), ([1.0] * 6, False)])

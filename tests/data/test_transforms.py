@@ -41,6 +41,14 @@ EVERYTHING = AugmentationConfig(
     saturation_jitter=0.3,
     hue_jitter=0.1,
     grayscale_prob=0.3,
+    channel_shift=0.1,
+    gamma=(0.7, 1.4),
+    invert_prob=0.3,
+    blur=1.0,
+    resolution=(0.3, 1.0),
+    resolution_prob=0.5,
+    noise=0.1,
+    border_prob=0.5,
 )
 
 
@@ -248,6 +256,13 @@ SINGLE = {
     "saturation_jitter": 1.0,
     "hue_jitter": 0.5,
     "grayscale_prob": 1.0,
+    "channel_shift": 0.5,
+    "gamma": (2.0, 3.0),
+    "invert_prob": 1.0,
+    "blur": 50,
+    "resolution": (0.1, 0.4),
+    "noise": 0.5,
+    "border_prob": 1.0,
 }
 
 
@@ -280,8 +295,40 @@ def test_grey_images_have_the_grey_of_torchvision() -> None:
 def test_switching_an_augmentation_on_moves_no_other() -> None:
     batch = batch_of(20)
     flips = AugmentationConfig(horizontal_flip_prob=0.5)
-    more = AugmentationConfig(horizontal_flip_prob=0.5, rotation_degrees=1e-4, brightness_jitter=1e-4, hue_jitter=1e-6)
-    torch.testing.assert_close(augmented(batch, more), augmented(batch, flips), atol=1e-3, rtol=0)
+    more = AugmentationConfig(
+        horizontal_flip_prob=0.5,
+        rotation_degrees=1e-4,
+        brightness_jitter=1e-4,
+        hue_jitter=1e-6,
+        channel_shift=1e-4,
+        gamma=(1, 1.0001),
+        invert_prob=1e-9,
+        blur=0.05,
+        resolution=(0.999, 1),
+        noise=1e-4,
+        border_prob=1e-9,
+    )
+    torch.testing.assert_close(augmented(batch, more), augmented(batch, flips), atol=2e-3, rtol=0)
+
+
+def test_a_number_keeps_its_place_for_ever() -> None:
+    # Runs of older versions are repeated by these places: a new augmentation is appended.
+    places = {position.name: int(position) for position in transforms._Position}
+    assert list(places.items())[:11] == [
+        ("HORIZONTAL_FLIP", 0),
+        ("VERTICAL_FLIP", 1),
+        ("ROTATION", 2),
+        ("TRANSLATE_X", 3),
+        ("TRANSLATE_Y", 4),
+        ("SCALE", 5),
+        ("BRIGHTNESS", 6),
+        ("CONTRAST", 7),
+        ("SATURATION", 8),
+        ("HUE", 9),
+        ("GREY", 10),
+    ]
+    taken = [*places.values(), *(places[name] + n for name in ("GAINS", "OFFSETS") for n in (1, 2))]
+    assert sorted(taken) == list(range(max(taken) + 1))  # each number is used once
 
 
 def test_views_and_seeds_are_augmented_independently() -> None:

@@ -34,6 +34,15 @@ AUGMENTATIONS = {
     "saturation_jitter": "0.5",
     "hue_jitter": "0.3",
     "grayscale_prob": "0.5",
+    "compression": "[5, 30]",
+    "quarter_turn_prob": "0.9",
+    "channel_shift": "0.3",
+    "gamma": "[0.3, 3.0]",
+    "invert_prob": "0.5",
+    "blur": "3.0",
+    "resolution": "[0.1, 0.5]",
+    "noise": "0.5",
+    "border_prob": "0.8",
 }
 
 

@@ -11,6 +11,7 @@ from consilium.data.sources.config import Source
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
+Quality = Annotated[int, Field(ge=1, le=100)]
 Statistic = tuple[float, float, float]
 LeaveOut = Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
 
@@ -134,8 +135,16 @@ class MixtureConfig(Config):
         description="An epoch ends when the first source is used up, when all are, or after a number of steps.",
     )
     steps: int | None = Field(default=None, ge=1, description="Batches an epoch, with stop: steps.")
-    sampling: Literal["shuffle", "class_balanced"] = Field(
-        default="shuffle", description="class_balanced draws classes equally, with replacement (weighted sampling)."
+    sampling: Literal["shuffle", "class_balanced", "source_balanced"] = Field(
+        default="shuffle",
+        description="class_balanced draws classes equally, with replacement (weighted sampling); source_balanced, "
+        "too, and inside a class its sources equally.",
+    )
+    source_column: str = Field(
+        default="source",
+        min_length=1,
+        description="What tells sources apart in source_balanced and in the mixture table: source, or a metadata "
+        "column.",
     )
 
     @model_validator(mode="after")
@@ -198,10 +207,32 @@ class AugmentationConfig(Config):
     saturation_jitter: float | None = Field(default=None, gt=0, le=1, description="Factor on the distance from grey.")
     hue_jitter: float | None = Field(default=None, gt=0, le=0.5, description="Fraction of the colour circle.")
     grayscale_prob: Probability | None = Field(default=None, description="Chance to turn grey.")
+    # How other devices and publishers would have shown the image; see ``consilium.data.acquisition``.
+    compression: tuple[Quality, Quality] | None = Field(default=None, description="JPEG quality, [min, max].")
+    quarter_turn_prob: Probability | None = Field(
+        default=None, description="Chance to turn by 90, 180 or 270 degrees; square images only."
+    )
+    channel_shift: Probability | None = Field(
+        default=None, description="Each colour channel times 1 ± x, and moved by up to ± x (values are in [0, 1])."
+    )
+    gamma: tuple[float, float] | None = Field(default=None, description="Exponent of all values, [min, max].")
+    invert_prob: Probability | None = Field(default=None, description="Chance to exchange black and white.")
+    blur: float | None = Field(
+        default=None, gt=0, le=50, description="Deviation of a gaussian in pixels, uniform in [0, x]."
+    )
+    resolution: tuple[Probability, Probability] | None = Field(
+        default=None, description="Reduced to this share of both sides, [min, max], and enlarged again."
+    )
+    resolution_prob: Probability | None = Field(default=None, description="Chance of it; null: always.")
+    noise: Probability | None = Field(default=None, description="Deviation of gaussian noise, uniform in [0, x].")
+    border_prob: Probability | None = Field(
+        default=None, description="Chance to shrink the image onto a black, white or grey canvas."
+    )
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> AugmentationConfig:
-        for name, given in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio), ("scale", self.scale)):
+        ranges = ("crop_scale", "crop_ratio", "scale", "compression", "gamma", "resolution")
+        for name, given in ((name, getattr(self, name)) for name in ranges):
             if given is not None and not 0 < given[0] <= given[1]:
                 raise ValueError(f"{name} is {list(given)}; expected [min, max] with 0 < min <= max")
         return self
@@ -253,4 +284,19 @@ class DataConfig(Config):
         if weighted and len(weighted) < len(names):
             missing = sorted(set(names) - set(weighted))
             raise ValueError(f"either every source has a weight or none; missing: {', '.join(missing)}")
+        if weighted and self.mixture.sampling == "source_balanced":
+            raise ValueError(
+                "mixture.sampling: source_balanced draws sources equally, the weights of sources say otherwise; take "
+                "the weights out, or choose class_balanced"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quarter_turns_fit(self) -> DataConfig:
+        height, width = self.image.size
+        if self.augmentation.quarter_turn_prob is not None and height != width:
+            raise ValueError(
+                f"augmentation.quarter_turn_prob needs a square image, but image.size is [{height}, {width}]; leave it "
+                "out, or make the size square"
+            )
         return self

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError, ConsiliumError, ImageError, MissingExtraError
+from consilium.data.acquisition import recompressed
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.images import load_view, probe, read_bytes
 from consilium.data.mixture import Mixture
-from consilium.data.transforms import sample_box
+from consilium.data.transforms import sample_box, sample_quality
 
 NO_DRAW = -1  # the draw number of an image that nothing random happens to
 GRACE = 10  # seconds that a worker goes on after SIGTERM
@@ -105,7 +106,11 @@ class _Decoder(Dataset[Any]):
             box = sample_box(
                 draw, seed=self.seed, view=view, augmentation=self.augmentation, width=info.width, height=info.height
             )
-        return load_view(data, name=name, image=self.image, box=box)
+        pixels_HWC = load_view(data, name=name, image=self.image, box=box)
+        if draw == NO_DRAW:
+            return pixels_HWC
+        quality = sample_quality(draw, seed=self.seed, view=view, augmentation=self.augmentation)
+        return pixels_HWC if quality is None else recompressed(pixels_HWC, quality=quality)
 
 
 class _Requests:

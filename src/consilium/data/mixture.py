@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from consilium.core.config import nearest
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.config import DataConfig
 from consilium.data.dataset import LabelledCases
-from consilium.data.sources.config import Source
 
 MAX_SLOTS = 1e9  # an epoch is drawn before it starts and held in memory
 
@@ -27,7 +27,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class MixtureRow:
-    """What one source gives to a training."""
+    """What one source (or value of ``source_column``) gives to a training."""
 
     source: str
     rows: int
@@ -121,52 +121,64 @@ def build_mixture(cases: LabelledCases, *, config: DataConfig, seed: int) -> Mix
     """The mixture of the training rows of ``cases``.
 
     Without weights all sources form one pool. ``class_balanced`` splits every pool by class and draws
-    the classes of a pool equally.
+    the classes of a pool equally; ``source_balanced`` splits these by source and draws the sources of a class equally.
     """
-    rows = cases.rows["train"]
+    rows, sampling = cases.rows["train"], config.mixture.sampling
     if all(source.weight is None for source in config.sources):
         pools = [Pool("all", rows, 1.0)]
     else:
-        names = _sources(cases)
+        names = np.array(cases.table.sources, dtype=object)[rows]
         # Where cases are divided anew a source may be tested whole; else one that has nothing to draw is an error.
         drawn = [source for source in config.sources if source.name in names or not config.split.anew]
         pools = [Pool(source.name, rows[names == source.name], source.weight or 0.0) for source in drawn]
     steps = config.mixture.steps
     slots = None if steps is None else steps * config.loader.batch_size
-    if config.mixture.sampling == "class_balanced":
+    if sampling != "shuffle":
         slots = slots or len(rows)
-        pools = [part for pool in pools for part in _by_class(pool, cases.balancing_class())]
+        pools = [part for pool in pools for part in _divided(pool, cases.balancing_class())]
+    if sampling == "source_balanced":
+        names = _sources(cases, config.mixture.source_column)
+        pools = [part for pool in pools for part in _divided(pool, names)]
     return Mixture(pools, stop=config.mixture.stop, slots=slots, seed=seed)
 
 
-def _sources(cases: LabelledCases) -> np.ndarray:
-    names: np.ndarray = np.array(cases.table.sources, dtype=object)[cases.rows["train"]]
+def _sources(cases: LabelledCases, column: str) -> np.ndarray:
+    """What the column says of each case of the table [N]; cases where it says nothing ('') are one source."""
+    table = cases.table
+    columns = {"source": table.sources} if column == "source" else table.columns()
+    if column not in columns:
+        raise ConfigError(f"data.mixture.source_column is '{column}'{nearest(column, sorted(columns))}")
+    names: np.ndarray = np.array(columns[column], dtype=object)
     return names
 
 
-def _by_class(pool: Pool, class_of_row: np.ndarray) -> list[Pool]:
-    classes = class_of_row[pool.rows]
-    present = np.unique(classes)
-    return [Pool(f"{pool.name}/{k}", pool.rows[classes == k], pool.weight / len(present)) for k in present] or [pool]
+def _divided(pool: Pool, value_of_row: np.ndarray) -> list[Pool]:
+    """A pool for each value that its rows have, drawn equally."""
+    values = value_of_row[pool.rows]
+    present = np.unique(values)
+    return [Pool(f"{pool.name}/{k}", pool.rows[values == k], pool.weight / len(present)) for k in present] or [pool]
 
 
 def mixture_table(
-    mixture: Mixture, cases: LabelledCases, *, sources: Sequence[Source], batches: Sequence[int], batch_size: int
+    mixture: Mixture, cases: LabelledCases, *, column: str, batches: Sequence[int], batch_size: int
 ) -> list[MixtureRow]:
-    """Expected and realised draws of every source over a whole training with so many ``batches`` of every epoch."""
-    rows, names = cases.rows["train"], _sources(cases)
-    draws = np.zeros(int(rows.max()) + 1, dtype=np.int64)
+    """Expected and realised draws of every source over a whole training with so many ``batches`` of every epoch.
+
+    ``column`` tells the sources apart: ``source``, or a metadata column.
+    """
+    rows, names = cases.rows["train"], _sources(cases, column)
+    draws = np.zeros(len(names), dtype=np.int64)
     for epoch, count in enumerate(batches):
         draws += np.bincount(mixture.epoch(epoch)[: count * batch_size], minlength=len(draws))
-    sources = [source for source in sources if source.name in names]
-    total_weight = sum(source.weight or 0.0 for source in sources)
+    expected = np.zeros(len(names))  # the chance of each row to be the next
+    for pool, probability in zip(mixture.pools, mixture.probabilities, strict=True):
+        expected[pool.rows] += probability / len(pool.rows)
     table = []
-    for source in sources:
-        own = rows[names == source.name]
-        weight = (source.weight or 0.0) / total_weight if total_weight else len(own) / len(rows)
+    for source in dict.fromkeys(names[rows].tolist()):
+        own = rows[names[rows] == source]
         drawn, seen = int(draws[own].sum()), int((draws[own] > 0).sum())
         share = drawn / max(int(draws.sum()), 1)
-        table.append(MixtureRow(source.name, len(own), weight, drawn, share, seen, seen / max(len(own), 1)))
+        table.append(MixtureRow(source, len(own), float(expected[own].sum()), drawn, share, seen, seen / len(own)))
     return table
 
 

@@ -2,9 +2,10 @@
 
 Axes in names: B case in a batch, V view, N = B * V images, C channel, H height, W width.
 
-What happens to a training image, in this order: crop (``sample_box``, in the worker), horizontal and vertical flip,
-rotation + zoom + translation (one resampling), brightness, contrast, saturation, hue, grey, normalisation. Views of a
-case are augmented independently of each other: a left and a right eye are two photographs.
+What happens to a training image, in this order: crop and compression (``sample_box`` and ``sample_quality``, in the
+worker), horizontal and vertical flip, quarter turns, rotation + zoom + translation (one resampling), brightness,
+contrast, saturation, hue, channel shift, grey, gamma, inversion, blur, resolution, noise, border, normalisation. Views
+of a case are augmented independently of each other: a left and a right eye are two photographs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from enum import IntEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,17 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from consilium.core.contracts import Batch
+from consilium.data.acquisition import (
+    add_noise_,
+    adjust_gamma_,
+    blurred,
+    coarsened,
+    invert_,
+    noise_bank,
+    on_canvas,
+    quarter_turned,
+    shift_channels_,
+)
 from consilium.data.config import AugmentationConfig, ImageConfig
 from consilium.data.images import Box
 
@@ -45,6 +57,25 @@ class _Position(IntEnum):
     SATURATION = 8
     HUE = 9
     GREY = 10
+    QUARTER_TURN = 11
+    GAINS = 12  # three, then three offsets
+    OFFSETS = 15
+    GAMMA = 18
+    INVERT = 19
+    BLUR = 20
+    RESOLUTION = 21
+    RESOLUTION_CHANCE = 22
+    NOISE = 23
+    NOISE_PLACE = 24
+    BORDER = 25
+    BORDER_HEIGHT = 26
+    BORDER_WIDTH = 27
+    BORDER_TOP = 28
+    BORDER_LEFT = 29
+    BORDER_GREY = 30
+
+
+_NUMBERS = max(_Position) + 1
 
 
 def uniforms(draws_B: npt.NDArray[np.int64], *, seed: int, stream: int, count: int) -> Uniforms:
@@ -99,6 +130,16 @@ def sample_box(
     return Box(left=left / width, top=top / height, width=columns / width, height=rows / height)
 
 
+def sample_quality(draw: int, *, seed: int, view: int, augmentation: AugmentationConfig) -> int | None:
+    """The JPEG quality of one view, uniform in ``compression``; None when that is null."""
+    if augmentation.compression is None:
+        return None
+    low, high = augmentation.compression
+    place = 2 * _CROP_ATTEMPTS + 2  # behind the numbers of the crop
+    number = uniforms(np.array([draw]), seed=seed, stream=2 * view, count=place + 1)[0, place]
+    return low + int(number * (high - low + 1))
+
+
 class DeviceTransform:
     """Turns the loader's uint8 images into normalised float32, on whatever device they are.
 
@@ -113,9 +154,11 @@ class DeviceTransform:
         self._seed = seed
         mean_C, std_C = torch.tensor(image.mean), torch.tensor(image.std)
         self._scale_C, self._shift_C = 1 / std_C, -mean_C / std_C
-        colours = (chosen.brightness_jitter, chosen.contrast_jitter, chosen.saturation_jitter, chosen.hue_jitter)
-        self._moves = (chosen.rotation_degrees, chosen.translate, chosen.scale) != (None, None, None)
-        self._changes_values = self._moves or (*colours, chosen.grayscale_prob) != (None,) * 5
+        self._moves = _any_of(chosen, "rotation_degrees", "translate", "scale")
+        self._imitates = _any_of(chosen, "gamma", "invert_prob", "blur", "resolution", "noise", "border_prob")
+        colours = ("brightness_jitter", "contrast_jitter", "saturation_jitter", "hue_jitter", "channel_shift")
+        self._changes_values = self._moves or self._imitates or _any_of(chosen, *colours, "grayscale_prob")
+        self._noise_K = None if chosen.noise is None else noise_bank(math.prod(image.size), seed=seed)
 
     def __call__(self, batch: Batch, *, train: bool) -> Batch:
         """The batch with its images normalised, and augmented when ``train``; the given one is left as it is."""
@@ -137,8 +180,8 @@ class DeviceTransform:
 
     def _numbers(self, batch: Batch, views: int) -> Uniforms:
         draws_B = np.asarray(batch.draws_B)
-        streams = [uniforms(draws_B, seed=self._seed, stream=2 * v + 1, count=len(_Position)) for v in range(views)]
-        return np.stack(streams, axis=1).reshape(-1, len(_Position))
+        streams = [uniforms(draws_B, seed=self._seed, stream=2 * v + 1, count=_NUMBERS) for v in range(views)]
+        return np.stack(streams, axis=1).reshape(-1, _NUMBERS)
 
     def _normalise(self, images_NHWC: Tensor, mask_N: Tensor, *, out: Tensor) -> None:
         """(pixels - mean) / std as one multiplication and one addition over whole rows, times the mask."""
@@ -164,14 +207,13 @@ class DeviceTransform:
         # Colour planes one after the other: sums over C then run along the pixels, several times faster.
         images_NCHW = images_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return self._change_values(images_NCHW.mul_(1 / 255), numbers_NP).permute(0, 2, 3, 1)
+        if (x := chosen.quarter_turn_prob) is not None:  # below x: 1, 2 or 3 quarters, alike
+            turns_N = np.where(numbers_NP[:, _Position.QUARTER_TURN] < x, numbers_NP[:, _Position.QUARTER_TURN] / x, -1)
+            images_NHWC = quarter_turned(images_NHWC, turns_N=np.floor(1 + 3 * turns_N).astype(np.int64))
 
     def _change_values(self, images_NCHW: Tensor, numbers_NP: Uniforms) -> Tensor:
-        chosen, device = self._augmentation, images_NCHW.device
-
-        def between(low: float, high: float, position: _Position) -> Tensor:
-            values_N = low + (high - low) * numbers_NP[:, position]
-            return torch.from_numpy(values_N.astype(np.float32)).to(device)
-
+        chosen = self._augmentation
+        between = partial(_between, numbers_NP, images_NCHW.device)
         if self._moves:
             degrees, shift = chosen.rotation_degrees or 0.0, chosen.translate or 0.0
             images_NCHW = affine(
@@ -190,16 +232,74 @@ class DeviceTransform:
         if (x := chosen.hue_jitter) is not None:
             adjust_hue_(images_NCHW, turns_N=between(-x, x, _Position.HUE))
         if (x := chosen.grayscale_prob) is not None:  # grey is a saturation of 0
-            keeps_colour_N = torch.from_numpy(numbers_NP[:, _Position.GREY] >= x).to(device)
-            adjust_saturation_(images_NCHW, factors_N=keeps_colour_N.float())
+            adjust_saturation_(images_NCHW, factors_N=(between(0, 1, _Position.GREY) >= x).float())
+        return self._imitate(images_NCHW, numbers_NP) if self._imitates else images_NCHW
+
+    def _imitate(self, images_NCHW: Tensor, numbers_NP: Uniforms) -> Tensor:
+        """As another device would have taken, and another publisher shown it."""
+        chosen = self._augmentation
+        between = partial(_between, numbers_NP, images_NCHW.device)
+        if chosen.gamma is not None:  # as often below as above the middle of its logarithm
+            low, high = chosen.gamma
+            adjust_gamma_(images_NCHW, exponents_N=between(math.log(low), math.log(high), _Position.GAMMA).exp())
+        if (x := chosen.invert_prob) is not None:
+            invert_(images_NCHW, chosen_N=between(0, 1, _Position.INVERT) < x)
+        if (x := chosen.blur) is not None:
+            images_NCHW = blurred(images_NCHW, pixels_N=between(0, x, _Position.BLUR))
+        if chosen.resolution is not None:
+            factors_N = between(*chosen.resolution, _Position.RESOLUTION)
+            which = _below(numbers_NP, _Position.RESOLUTION_CHANCE, chosen.resolution_prob or 1.0, factors_N.device)
+            some_NCHW = coarsened(images_NCHW.index_select(0, which), factors_N=factors_N[which])
+            images_NCHW = images_NCHW.index_copy(0, which, some_NCHW)
+        if (x := chosen.noise) is not None and self._noise_K is not None:
+            self._noise_K = self._noise_K.to(images_NCHW.device)
+            deviations_N, places_N = between(0, x, _Position.NOISE), between(0, 1, _Position.NOISE_PLACE)
+            add_noise_(images_NCHW, bank_K=self._noise_K, deviations_N=deviations_N, places_N=places_N)
+        if (x := chosen.border_prob) is not None:
+            which = _below(numbers_NP, _Position.BORDER, x, images_NCHW.device)
+            some_NCHW = _bordered(images_NCHW.index_select(0, which), numbers_NP[which.cpu().numpy()])
+            images_NCHW = images_NCHW.index_copy(0, which, some_NCHW)
         return images_NCHW
 
+        if (x := chosen.channel_shift) is not None:
+            gains = [between(1 - x, 1 + x, _Position.GAINS + channel) for channel in range(3)]
+            offsets = [between(-x, x, _Position.OFFSETS + channel) for channel in range(3)]
+            shift_channels_(images_NCHW, gains_NC=torch.stack(gains, 1), offsets_NC=torch.stack(offsets, 1))
 
 def _flip(images_NHWC: Tensor, chosen_N: npt.NDArray[np.bool_], *, axis: int) -> Tensor:
     # Whole images are copied by index (fast on every device); where() and masks go pixel by pixel on a CPU.
     which, device = np.flatnonzero(chosen_N), images_NHWC.device
     source_N = np.arange(len(chosen_N))
     source_N[which] = len(chosen_N) + np.arange(len(which))
+def _any_of(augmentation: AugmentationConfig, *names: str) -> bool:
+    return any(getattr(augmentation, name) is not None for name in names)
+
+
+def _between(numbers_NP: Uniforms, device: torch.device, low: float, high: float, position: int) -> Tensor:
+    values_N = low + (high - low) * numbers_NP[:, position]
+    return torch.from_numpy(values_N.astype(np.float32)).to(device)
+
+
+def _below(numbers_NP: Uniforms, position: int, probability: float, device: torch.device) -> Tensor:
+    """Which images an augmentation of this chance changes."""
+    return torch.from_numpy(np.flatnonzero(numbers_NP[:, position] < probability)).to(device)
+
+
+def _bordered(images_NCHW: Tensor, numbers_NP: Uniforms) -> Tensor:
+    """Half to whole on both sides, half of them in their shape; a third on black, on white, and on some grey."""
+    between = partial(_between, numbers_NP, images_NCHW.device)
+    heights_N, widths_N = between(0.5, 1, _Position.BORDER_HEIGHT), between(0, 1, _Position.BORDER_WIDTH)
+    shades_N = between(0, 3, _Position.BORDER_GREY)
+    return on_canvas(
+        images_NCHW,
+        heights_N=heights_N,
+        widths_N=torch.where(widths_N < 0.5, heights_N, widths_N),
+        tops_N=between(0, 1, _Position.BORDER_TOP),
+        lefts_N=between(0, 1, _Position.BORDER_LEFT),
+        greys_N=torch.where(shades_N < 1, 0.0, (shades_N - 1).clamp(max=1)),
+    )
+
+
     flipped = images_NHWC.index_select(0, torch.from_numpy(which).to(device)).flip(axis)
     return torch.cat([images_NHWC, flipped]).index_select(0, torch.from_numpy(source_N).to(device))
 
