@@ -202,14 +202,14 @@ class DeviceTransform:
         ):
             if probability is not None:
                 images_NHWC = _flip(images_NHWC, numbers_NP[:, position] < probability, axis=axis)
+        if (x := chosen.quarter_turn_prob) is not None:  # below x: 1, 2 or 3 quarters, alike
+            turns_N = np.where(numbers_NP[:, _Position.QUARTER_TURN] < x, numbers_NP[:, _Position.QUARTER_TURN] / x, -1)
+            images_NHWC = quarter_turned(images_NHWC, turns_N=np.floor(1 + 3 * turns_N).astype(np.int64))
         if not self._changes_values:
             return images_NHWC
         # Colour planes one after the other: sums over C then run along the pixels, several times faster.
         images_NCHW = images_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return self._change_values(images_NCHW.mul_(1 / 255), numbers_NP).permute(0, 2, 3, 1)
-        if (x := chosen.quarter_turn_prob) is not None:  # below x: 1, 2 or 3 quarters, alike
-            turns_N = np.where(numbers_NP[:, _Position.QUARTER_TURN] < x, numbers_NP[:, _Position.QUARTER_TURN] / x, -1)
-            images_NHWC = quarter_turned(images_NHWC, turns_N=np.floor(1 + 3 * turns_N).astype(np.int64))
 
     def _change_values(self, images_NCHW: Tensor, numbers_NP: Uniforms) -> Tensor:
         chosen = self._augmentation
@@ -231,6 +231,10 @@ class DeviceTransform:
             adjust_saturation_(images_NCHW, factors_N=between(1 - x, 1 + x, _Position.SATURATION))
         if (x := chosen.hue_jitter) is not None:
             adjust_hue_(images_NCHW, turns_N=between(-x, x, _Position.HUE))
+        if (x := chosen.channel_shift) is not None:
+            gains = [between(1 - x, 1 + x, _Position.GAINS + channel) for channel in range(3)]
+            offsets = [between(-x, x, _Position.OFFSETS + channel) for channel in range(3)]
+            shift_channels_(images_NCHW, gains_NC=torch.stack(gains, 1), offsets_NC=torch.stack(offsets, 1))
         if (x := chosen.grayscale_prob) is not None:  # grey is a saturation of 0
             adjust_saturation_(images_NCHW, factors_N=(between(0, 1, _Position.GREY) >= x).float())
         return self._imitate(images_NCHW, numbers_NP) if self._imitates else images_NCHW
@@ -261,16 +265,7 @@ class DeviceTransform:
             images_NCHW = images_NCHW.index_copy(0, which, some_NCHW)
         return images_NCHW
 
-        if (x := chosen.channel_shift) is not None:
-            gains = [between(1 - x, 1 + x, _Position.GAINS + channel) for channel in range(3)]
-            offsets = [between(-x, x, _Position.OFFSETS + channel) for channel in range(3)]
-            shift_channels_(images_NCHW, gains_NC=torch.stack(gains, 1), offsets_NC=torch.stack(offsets, 1))
 
-def _flip(images_NHWC: Tensor, chosen_N: npt.NDArray[np.bool_], *, axis: int) -> Tensor:
-    # Whole images are copied by index (fast on every device); where() and masks go pixel by pixel on a CPU.
-    which, device = np.flatnonzero(chosen_N), images_NHWC.device
-    source_N = np.arange(len(chosen_N))
-    source_N[which] = len(chosen_N) + np.arange(len(which))
 def _any_of(augmentation: AugmentationConfig, *names: str) -> bool:
     return any(getattr(augmentation, name) is not None for name in names)
 
@@ -300,6 +295,11 @@ def _bordered(images_NCHW: Tensor, numbers_NP: Uniforms) -> Tensor:
     )
 
 
+def _flip(images_NHWC: Tensor, chosen_N: npt.NDArray[np.bool_], *, axis: int) -> Tensor:
+    # Whole images are copied by index (fast on every device); where() and masks go pixel by pixel on a CPU.
+    which, device = np.flatnonzero(chosen_N), images_NHWC.device
+    source_N = np.arange(len(chosen_N))
+    source_N[which] = len(chosen_N) + np.arange(len(which))
     flipped = images_NHWC.index_select(0, torch.from_numpy(which).to(device)).flip(axis)
     return torch.cat([images_NHWC, flipped]).index_select(0, torch.from_numpy(source_N).to(device))
 
