@@ -150,9 +150,9 @@ def test_any_combination_keeps_its_promises(
 @pytest.mark.parametrize(
     ("filters", "told"),
     [
-        ({"labels": ["a.z"]}, "data.filters.labels names the label 'a.z', which no case has; did you mean 'a."),
+        ({"labels": ["a.z"]}, "data.filters.labels names the label 'a.z', which no case has; did you mean `a."),
         ({"sources": ["third"]}, "there are: first, second."),
-        ({"sub_sources": {"clinik": ["c1"]}}, "metadata column 'clinik', which no case has; did you mean 'clinic'?"),
+        ({"sub_sources": {"clinik": ["c1"]}}, "metadata column 'clinik', which no case has; did you mean `clinic`?"),
         ({"sub_sources": {"clinic": ["c9"]}}, "data.filters.sub_sources.clinic names the clinic 'c9'"),
         ({"max_samples_per_label": 2, "min_samples_per_label": 3}, "no label would stay"),
         ({"fraction": 0}, "`fraction` is 0"),

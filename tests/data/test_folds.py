@@ -314,7 +314,7 @@ def test_val_is_taken_from_the_rest_where_it_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("leave_out", "message"),
     [
-        ({"sorce": ["a"]}, "names the column 'sorce'; did you mean 'source'"),
+        ({"sorce": ["a"]}, "names the column 'sorce'; did you mean `source`"),
         ({"hospital": ["a"]}, "names the column 'hospital'; there are: label, scanner, source"),
         ({"scanner": ["s2"]}, "names the scanner 's2', which no case has; there are: s0, s1"),
         ({"label": ["pet"]}, r"names the label 'pet', which no case has; there are: ct, ct.head, mri, xray"),

@@ -16,6 +16,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from consilium.core.errors import ConfigError
 from consilium.core.places import is_remote, join, parent, read_bytes
+from consilium.core.reporter import some
+
+SHOWN = 30  # of known names, where none is near
 
 
 class Config(BaseModel):
@@ -357,10 +360,10 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"a long {'section' if isinstance(value, dict) else type(value).__name__}"
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or else all of them."""
+def nearest(name: str, known: Sequence[str], *, there: str = "it is one of") -> str:
+    """The end of a message about an unknown name: the nearest known one, or else those that are ``there``."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else f"; it is one of: {', '.join(known)}."
+    return f"; did you mean `{close[0]}`?" if close else f"; {there}: {some(known, SHOWN) or 'none'}."
 
 
 def to_yaml(config: Config) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from consilium.core.config import nearest
 from consilium.core.errors import ConfigError
+from consilium.core.reporter import some
 from consilium.data.config import FilterConfig
 from consilium.data.splits import position
 from consilium.data.store import CaseTable
@@ -109,10 +110,9 @@ def _keep_labels(found: Filtered, kept: set[str], why: str) -> Filtered:
     gone = Counter(label for own in table.labels for label in own if label not in kept)
     if not gone:
         return found
-    named = ", ".join(f"'{label}' ({count})" for label, count in sorted(gone.items())[:8])
-    more = f" and {len(gone) - 8} more" if len(gone) > 8 else ""
+    named = some([f"'{label}' ({count})" for label, count in sorted(gone.items())], 8)
     allowed = np.array([bool(now) or not before for now, before in zip(labels, table.labels, strict=True)], dtype=bool)
-    left = Filtered(table.with_labels(labels), [*found.notes, f"{why} leaves out the labels {named}{more}."])
+    left = Filtered(table.with_labels(labels), [*found.notes, f"{why} leaves out the labels {named}."])
     return left.keep(allowed, f"are left out by {why}")
 
 
@@ -132,11 +132,8 @@ def _one_of(values: Sequence[str], wanted: Sequence[str], key: str, what: str) -
 
 
 def _unknown(key: str, what: str, value: str, present: Iterable[str]) -> ConfigError:
-    names = sorted(present)
-    close = difflib.get_close_matches(value, names, n=1, cutoff=0.6)
-    shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
-    hint = f"did you mean '{close[0]}'?" if close else f"there are: {shown or 'none'}."
-    return ConfigError(f"data.filters.{key} names the {what} '{value}', which no case has; {hint}")
+    hint = nearest(value, sorted(present), there="there are")
+    return ConfigError(f"data.filters.{key} names the {what} '{value}', which no case has{hint}")
 
 
 def _training_counts(table: CaseTable) -> Counter[str]:

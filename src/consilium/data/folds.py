@@ -5,12 +5,13 @@ Axes in names: N case, U unit (cases that must stay together), C class, P part.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from consilium.core.config import nearest
 from consilium.core.errors import ConfigError, DataError
+from consilium.core.reporter import some
 from consilium.data.config import LeaveOut, SplitConfig
 from consilium.data.filters import Filtered, is_branch
 from consilium.data.splits import position
@@ -71,7 +72,7 @@ def seen_in_training(found: Filtered) -> Filtered:
         labels = sorted({label for row in strange for label in table.labels[row]} - shown)
         allowed = np.ones(len(table), dtype=bool)
         allowed[strange] = False
-        found = found.keep(allowed, f"of {split} are left out: training never sees their labels ({_some(labels)})")
+        found = found.keep(allowed, f"of {split} are left out: training never sees their labels ({some(labels, 8)})")
     return found
 
 
@@ -189,13 +190,13 @@ def _matching(table: CaseTable, cell: LeaveOut, *, judged: np.ndarray) -> np.nda
     matches = judged.copy()
     for column, wanted in cell.items():
         if column not in columns:
-            raise ConfigError(f"data.split.leave_out names the column '{column}'; {_known(column, columns)}")
+            hint = nearest(column, sorted(columns), there="there are")
+            raise ConfigError(f"data.split.leave_out names the column '{column}'{hint}")
         for value in wanted:
             if not any(_is(column, own, value) for values in columns[column] for own in values):
                 names = {own for values in columns[column] for own in values}
-                raise ConfigError(
-                    f"data.split.leave_out names the {column} '{value}', which no case has; {_known(value, names)}"
-                )
+                hint = nearest(value, sorted(names), there="there are")
+                raise ConfigError(f"data.split.leave_out names the {column} '{value}', which no case has{hint}")
         matches &= np.array(
             [any(_is(column, own, value) for own in values for value in wanted) for values in columns[column]],
             dtype=bool,
@@ -214,16 +215,6 @@ def _is(column: str, own: str, value: str) -> bool:
     return is_branch(own, value) if column == "label" else own == value
 
 
-def _known(name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"there are: {_some(names, at_most=20)}."
-
-
 def _such_as(table: CaseTable, rows_N: np.ndarray) -> str:
     found = [table.ids[row] for row in np.flatnonzero(rows_N).tolist()]
-    return f" (cases {_some(found, at_most=3)})"
-
-
-def _some(names: Sequence[str], *, at_most: int = 8) -> str:
-    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
+    return f" (cases {some(found, 3)})"

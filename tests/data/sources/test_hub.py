@@ -171,7 +171,7 @@ def test_one_image_is_one_group_in_all_splits_and_one_id_is_given_once(tmp_path:
 def test_what_the_config_says_wrongly_is_told_before_a_row_is_fetched(tmp_path: Path) -> None:
     write_parquet(tmp_path / "copy", {"train": 6})
     source = {"kind": "hub", "name": "s", "path": str(tmp_path / "copy")}
-    with pytest.raises(ConfigError, match=r"columns.label is 'labell'.*did you mean 'label'"):
+    with pytest.raises(ConfigError, match=r"columns.label is 'labell'.*did you mean `label`"):
         prepare(data_config(tmp_path, {**source, "columns": {"label": "labell"}}))
     assert not list(tmp_path.glob("stores/hub-*/*/part-*"))
     with pytest.raises(DataError, match=r"set data\.store\.images: embed"):

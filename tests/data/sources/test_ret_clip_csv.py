@@ -91,10 +91,10 @@ def test_prompts_of_one_image_stay_on_one_side(copy: Path, tmp_path: Path) -> No
 
 
 def test_missing_columns_are_named(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'dataset_index', which .* does not have; did you mean 'data_index'"):
+    with pytest.raises(ConfigError, match=r"'dataset_index', which .* does not have; did you mean `data_index`"):
         read_all(copy.parent, source(copy, [(0, "a", "p")], head="data_index,label,prompt"))
     config = data_config(tmp_path, {"name": "s", **source(copy, [(0, "a", "p")], image="img")})
-    with pytest.raises(ConfigError, match=r"images\.image is 'img', which .* does not have; its columns are: image"):
+    with pytest.raises(ConfigError, match=r"images\.image is 'img', which .* does not have; did you mean `image`"):
         prepare(config)
     gone = {**source(copy, []), "path": str(tmp_path / "gone.csv")}
     with pytest.raises(DataError, match=r"gone\.csv does not exist"):

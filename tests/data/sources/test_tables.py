@@ -107,7 +107,7 @@ def test_jsonl_image_column_and_renamed_columns(tmp_path: Path) -> None:
 
 def test_jsonl_column_that_no_row_has(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "label_name": "ct"}])
-    with pytest.raises(ConfigError, match=r"columns\.label is 'label_nam', .* did you mean 'label_name'\?"):
+    with pytest.raises(ConfigError, match=r"columns\.label is 'label_nam', .* did you mean `label_name`\?"):
         read("jsonl", path, columns={"label": "label_nam"})
 
 
@@ -204,8 +204,8 @@ def test_csv_round_trip(tmp_path: Path, rows: list[tuple[str, str, str]]) -> Non
 @pytest.mark.parametrize(
     ("columns", "complaint"),
     [
-        ({"label": "modalty"}, r"columns\.label is 'modalty', .* did you mean 'modality'\?"),
-        ({"image": "imgae_path"}, r"columns\.image is 'imgae_path', .* did you mean 'image_path'\?"),
+        ({"label": "modalty"}, r"columns\.label is 'modalty', .* did you mean `modality`\?"),
+        ({"image": "imgae_path"}, r"columns\.image is 'imgae_path', .* did you mean `image_path`\?"),
         ({"image": ["image_path", "zzz"]}, r"columns\.image is 'zzz', .* its columns are: image_path, modality"),
         ({"meta": ["agee"]}, r"columns\.meta is 'agee'"),
         ({}, r"neither an image nor a text column was found"),

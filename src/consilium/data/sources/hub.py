@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from consilium.core.config import nearest
 from consilium.core.errors import ConfigError, DataError, StoreError
 from consilium.core.files import fingerprint, write_json
 from consilium.core.places import absolute
@@ -137,9 +138,10 @@ def fetch_source(source: HubSource | RetClipCsvSource, cache: HubCache, *, embed
             else:
                 images = [source.images.image]
                 if features is not None and source.images.image not in features:
+                    hint = nearest(source.images.image, list(features), there="its columns are")
                     raise ConfigError(
                         f"source '{source.name}': images.image is '{source.images.image}', which "
-                        f"{source.images.path} does not have; its columns are: {', '.join(features)}."
+                        f"{source.images.path} does not have{hint}"
                     )
             if not embed and cache.commit is not None and any(_is_image((features or {}).get(key)) for key in images):
                 raise DataError(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from consilium.core.config import nearest
 from consilium.core.errors import ConfigError
 from consilium.core.places import FileFacts, absolute, exists, is_bucket, is_remote, join, names_in, parent, split_frame
 from consilium.data.case import (
@@ -85,9 +85,7 @@ class RowReader:
             )
 
     def _absent(self, name: str, present: Sequence[str]) -> str:
-        close = difflib.get_close_matches(name, present, n=1, cutoff=0.6)
-        hint = f"did you mean '{close[0]}'?" if close else f"its columns are: {', '.join(present)}."
-        return printable(f"which {self.file} does not have; {hint}")
+        return printable(f"which {self.file} does not have{nearest(name, present, there='its columns are')}")
 
     def bad(self, line: int, reason: str) -> BadRow:
         """A bad row of this file."""
