@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from pathlib import Path
@@ -81,3 +82,13 @@ def test_what_is_not_in_an_archive_is_named(world: Path, tmp_path: Path) -> None
 def test_a_folder_may_be_called_like_an_archive(world: Path, tmp_path: Path) -> None:
     world.rename(tmp_path / "data.zip")
     assert prepared(tmp_path, path=str(tmp_path / "data.zip")).store.manifest.cases == 12
+
+
+def test_both_files_of_a_ret_clip_export_may_be_packed(world: Path, tmp_path: Path) -> None:
+    image = base64.b64encode(next(world.glob("train/ct/*.jpg")).read_bytes()).decode()
+    (world / "eyes.tsv").write_text(f"1\t{image}\n", encoding="utf-8")
+    (world / "eyes.jsonl").write_text('{"text_id": 1, "text": "a fundus", "image_ids": [1]}\n', encoding="utf-8")
+    archive = pack(world, "zip", top=False)
+    source = {"kind": "ret_clip_tsv", "path": f"{archive}/eyes.tsv", "texts": f"{archive}/eyes.jsonl"}
+    config = data_config(tmp_path, {"name": "s", **source}, store={"images": "embed"})
+    assert prepare(config).store.table.texts == ["a fundus"]

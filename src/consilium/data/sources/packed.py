@@ -15,7 +15,7 @@ from consilium.data.sources.config import Source
 def unpacked(source: Source, stores: Path) -> Source:
     """The source with the archives in its paths unpacked once, safely, into ``{stores}/unpacked``."""
     found = {}
-    for key in ("path", "image_root"):
+    for key in ("path", "image_root", "texts"):
         given = getattr(source, key, None)
         split = None if given is None else _split(absolute(given))
         if split is None:
