@@ -11,7 +11,7 @@ import numpy as np
 
 from consilium.core.errors import DataError
 from consilium.core.files import write_json
-from consilium.core.places import exists
+from consilium.core.places import facts_of
 from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.case import SPLITS
 from consilium.data.config import DataConfig
@@ -183,7 +183,8 @@ def _sizes(table: CaseTable) -> list[dict[str, Any]]:
 def _missing(table: CaseTable, *, embedded: bool) -> list[str]:
     images = [] if embedded else table.view_column("image")[1]
     masks = [mask for mask in table.masks if mask is not None]
-    return [path for path in dict.fromkeys([*images, *masks]) if not exists(path)]
+    paths = list(dict.fromkeys([*images, *masks]))
+    return [path for path, found in zip(paths, facts_of(paths), strict=True) if found is None or not found.is_file]
 
 
 def _duplicates(table: CaseTable) -> list[Duplicate]:
