@@ -184,6 +184,16 @@ def test_splits_are_those_of_the_config(tmp_path: Path) -> None:
     assert sum(row["cases"] for row in found.counts if row["split"] == "test") == 2
 
 
+def test_labels_that_a_training_of_the_split_never_sees_are_left_out(tmp_path: Path) -> None:
+    rows = [plain(tmp_path, n, label=("ct", "mri")[n % 2], site="a") for n in range(8)]
+    rows += [plain(tmp_path, 8, label="ct", site="b"), plain(tmp_path, 9, label="pet", site="b")]
+    data = sample(tmp_path, rows, split={"leave_out": {"site": ["b"]}})
+    found = inspected(tmp_path, data)
+    assert found.used == 9
+    assert found.left_out == ["1 cases of test are left out: training never sees their labels (pet)."]
+    assert not [text for text in found.warnings if "never shows" in text]
+
+
 def test_clean_data_says_so(tmp_path: Path) -> None:
     splits = ["train"] * 4 + ["val"] * 4 + ["test"] * 4
     rows = [plain(tmp_path, n, split=split, label=("ct", "mri")[n % 2]) for n, split in enumerate(splits)]

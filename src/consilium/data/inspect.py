@@ -16,9 +16,9 @@ from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.case import SPLITS
 from consilium.data.config import DataConfig
 from consilium.data.contact_sheet import draw_contact_sheet, draw_pairs
-from consilium.data.filters import filtered, usable
 from consilium.data.folds import resplit
 from consilium.data.guards.check import Findings, check
+from consilium.data.load import used_cases
 from consilium.data.splits import check_splits
 from consilium.data.store import CaseTable, Store
 
@@ -96,8 +96,7 @@ def inspect(
 ) -> Inspection:
     """Look through a store, and write ``inspection.json`` and two pictures into ``out``."""
     table = resplit(store.table, config=config.split).table
-    found = usable(table, multi_label=multi_label, pseudo_labels=config.pseudo_labels)
-    found = filtered(found, config=config.filters, seed=config.split.seed)
+    found = used_cases(store.table, config=config, multi_label=multi_label)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     max_pixels = store.manifest.max_pixels

@@ -110,14 +110,19 @@ def take_cases(
     labels: LabelTree | None = None,
     limit: int | None = None,
 ) -> LabelledCases:
+    """The cases of a store that a classification uses, with classes and targets; ``limit`` of each split."""
+    found = used_cases(table, config=config, multi_label=multi_label)
+    return labelled_cases(found, multi_label=multi_label, labels=labels, limits=_limits(config.filters, limit))
+
+
+def used_cases(table: CaseTable, *, config: DataConfig, multi_label: bool) -> Filtered:
     """The cases of a store that a classification uses, in the splits that the config asks for."""
     again = resplit(table, config=config.split)
     found = usable(again.table, multi_label=multi_label, pseudo_labels=config.pseudo_labels)
     found = filtered(found, config=config.filters, seed=config.split.seed)
     if config.split.anew:
         found = seen_in_training(found)
-    found = Filtered(found.table, [*again.notes, *found.notes])
-    return labelled_cases(found, multi_label=multi_label, labels=labels, limits=_limits(config.filters, limit))
+    return Filtered(found.table, [*again.notes, *found.notes])
 
 
 def _limits(filters: FilterConfig, limit: int | None) -> dict[str, int | None]:
