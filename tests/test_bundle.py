@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import consilium
@@ -21,9 +22,10 @@ from consilium.core.errors import BundleError, ImageError
 from consilium.core.reporter import Silent
 from consilium.data.load import load_data
 from consilium.evaluation.classification import ClassificationEvaluator
+from consilium.evaluation.config import AveragingConfig
 from consilium.experiment import Experiment
 from tests.conftest import write_images
-from tests.tiny import Run, TrainTiny
+from tests.tiny import Run, TrainTiny, same
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +146,60 @@ def test_a_bundle_of_given_weights_and_options_comes_back(tiny: TrainTiny, tiny_
     assert predictor.threshold == 0.3
     (record,) = predictor.predict(tiny_images / "test" / "ct" / "000.jpg")
     assert record["labels"] == [label for label, value in record["probabilities"].items() if value >= 0.3]
+
+
+# -- Averaging ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def averaged(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the tiny run, as if its config had asked for a mirror image and two centres."""
+    folder = Path(shutil.copytree(tiny_run.folder, tmp_path_factory.mktemp("averaged") / "bundle"))
+    manifest = read_manifest(folder)
+    chosen = {"averaging": AveragingConfig(mirror=True, crops=[0.75, 0.5])}
+    (folder / "bundle.json").write_text(manifest.model_copy(update=chosen).model_dump_json(), encoding="utf-8")
+    return folder
+
+
+def test_averaged_answers_are_the_mean_of_those_to_each_look(
+    predictor: Predictor, averaged: Path, tmp_path: Path
+) -> None:
+    # Of the model's own size and without loss, so that each look can be a file of its own.
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    cuts = [image, image.crop((4, 4, 28, 28)), image.crop((8, 8, 24, 24))]
+    files = []
+    for number, cut in enumerate(cuts):
+        for name, look in (("own", cut), ("mirrored", cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
+            files.append(tmp_path / f"{number}-{name}.png")
+            look.save(files[-1])
+    records = predictor.predict(files)
+    expected = np.mean([list(record["probabilities"].values()) for record in records], axis=0)
+    (found,) = consilium.load(averaged).predict(files[0])
+    # A centre that is enlarged before it is rounded to levels differs by less than a level.
+    assert list(found["probabilities"].values()) == pytest.approx(expected.tolist(), abs=2e-3)
+    assert list(found["probabilities"].values()) != pytest.approx(list(records[0]["probabilities"].values()), abs=2e-3)
+
+
+def test_averaging_judges_and_is_saved_but_trains_and_validates_as_ever(
+    tiny: TrainTiny, tiny_run: Run, tiny_images: Path
+) -> None:
+    run = tiny("evaluation.averaging={mirror: true, crops: [0.8]}")
+    assert same(run.weights, tiny_run.weights)
+    assert run.validations("val_log_loss") == tiny_run.validations("val_log_loss")
+    assert any("sees each image 4 times" in line for line in run.reporter.lines)
+    assert not any("sees each image" in line for line in tiny_run.reporter.lines)
+    assert run.metrics["test"]["log_loss"] != pytest.approx(tiny_run.metrics["test"]["log_loss"], abs=1e-6)
+    predictor = consilium.load(run.folder)
+    assert predictor.averaging == AveragingConfig(mirror=True, crops=[0.8])
+    evaluation = consilium.evaluate(run.folder, split="test", out=run.folder / "again")
+    assert evaluation.metrics == pytest.approx(run.metrics["test"], abs=1e-6)
+
+
+def test_a_bundle_from_before_averaging_is_read(bundle: Path, tiny_run: Run) -> None:
+    tree = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    del tree["averaging"]
+    (bundle / "bundle.json").write_text(json.dumps(tree), encoding="utf-8")
+    assert consilium.load(bundle).averaging.looks == 1
 
 
 # -- What is in it ------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from consilium.core.archives import is_archive, unpack_once
 from consilium.core.config import Config
-from consilium.core.contracts import Outputs
+from consilium.core.contracts import Batch, Outputs, Prediction
 from consilium.core.errors import BundleError, ConfigError, ConsiliumError, DataError, WeightsError
 from consilium.core.files import atomic_file, write_json
 from consilium.core.labels import LabelTree
@@ -27,7 +27,9 @@ from consilium.core.transfer import cache_folder, fetch
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.dataset import LabelledCases
 from consilium.data.loader import Images, Loaded, Loader, evaluation_requests
+from consilium.data.looks import looks
 from consilium.data.transforms import DeviceTransform
+from consilium.evaluation.config import AveragingConfig
 from consilium.models.weights import load_state, load_strict, save_state
 from consilium.tasks.classify import Classify, build_classify
 from consilium.tasks.config import TaskConfig
@@ -52,6 +54,7 @@ class Manifest(Config):
     class_counts: list[int]
     training_cases: int
     threshold: float
+    averaging: AveragingConfig = AveragingConfig()
     seed: int
     data_fingerprint: str
     metrics: dict[str, dict[str, float | None]]
@@ -67,6 +70,7 @@ def new_manifest(
     class_counts: Sequence[int],
     training_cases: int,
     threshold: float,
+    averaging: AveragingConfig,
     seed: int,
     data_fingerprint: str,
     metrics: dict[str, dict[str, float | None]],
@@ -82,6 +86,7 @@ def new_manifest(
         class_counts=list(class_counts),
         training_cases=training_cases,
         threshold=threshold,
+        averaging=averaging,
         seed=seed,
         data_fingerprint=data_fingerprint,
         metrics=metrics,
@@ -206,6 +211,7 @@ class Predictor:
         device: torch.device,
         manifest: Manifest | None = None,
         threshold: float = 0.5,
+        averaging: AveragingConfig | None = None,
     ) -> None:
         self.task = task
         self.image = image
@@ -214,6 +220,7 @@ class Predictor:
         self.device = device
         self.manifest = manifest
         self.threshold = threshold
+        self.averaging = averaging or AveragingConfig()
         self._transform = DeviceTransform(image, augmentation=None, seed=0)
 
     @classmethod
@@ -254,6 +261,7 @@ class Predictor:
             device=chosen,
             manifest=manifest,
             threshold=manifest.threshold,
+            averaging=manifest.averaging,
         )
 
     def predict(self, images: Iterable[Item] | Item) -> list[dict[str, Any]]:
@@ -288,8 +296,16 @@ class Predictor:
             prediction = None
             if loaded.batch is not None:
                 batch = self._transform(loaded.batch.to(self.device), train=False)
-                prediction = self.task.predict(batch)
+                prediction = self._predict(batch)
             yield loaded, prediction
+
+    def _predict(self, batch: Batch) -> Prediction:
+        """The task's prediction, averaged over all looks at the images."""
+        parts = [
+            self.task.predict(replace(batch, images_BVCHW=images_BVCHW)).arrays
+            for images_BVCHW in looks(batch.images_BVCHW, mirror=self.averaging.mirror, crops=self.averaging.crops)
+        ]
+        return Prediction({name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]})
 
     def arrays(
         self, source: Images, rows: np.ndarray, *, progress: Callable[[int, int], None] | None = None

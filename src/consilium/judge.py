@@ -66,6 +66,8 @@ def judge(
 ) -> dict[str, Evaluation]:
     """Everything the evaluator says about each split; the headline is printed."""
     evaluations = {}
+    if predictor.averaging.looks > 1:
+        reporter.line(f"evaluation.averaging: the model sees each image {predictor.averaging.looks} times")
     for split in splits:
         outputs = case_outputs(predictor, cases, split, progress=partial(reporter.progress, f"judge {split}"))
         evaluations[split] = evaluator.evaluate(outputs, split=split)
@@ -210,6 +212,7 @@ def _origin(manifest: Manifest) -> dict[str, str]:
         "Consilium": manifest.consilium_version,
         "Tower": manifest.task.vision.name,
         "Image size": f"{height} x {width} pixels",
+        "Looks at an image": str(manifest.averaging.looks),
         "Seed": str(manifest.seed),
         "Training cases": str(manifest.training_cases),
         "Data fingerprint": manifest.data_fingerprint,

@@ -38,6 +38,7 @@ from consilium.data.loader import Loader, batch_count, fewest_cases, training_re
 from consilium.data.mixture import build_mixture, coverage_warnings, mixture_table
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.classification import ClassificationEvaluator
+from consilium.evaluation.config import AveragingConfig
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts, judge, write_judgement, write_summary
 from consilium.models.weights import load_state, load_strict, parameter_counts
@@ -270,8 +271,7 @@ class _Session:
             seed=self.seed,
         )
 
-    @cached_property
-    def _predictor(self) -> Predictor:
+    def _predictor(self, averaging: AveragingConfig) -> Predictor:
         return Predictor(
             self.task,
             image=self.image,
@@ -279,6 +279,7 @@ class _Session:
             loader=self.experiment.data.loader,
             device=self.device,
             threshold=self.experiment.evaluation.threshold,
+            averaging=averaging,
         )
 
     def _fit(self, folder: Path, precision: str) -> Progress:
@@ -325,7 +326,7 @@ class _Session:
             return fit(training, progress=progress)
 
     def _validate(self, checkpoints: Path) -> dict[str, float | None]:
-        outputs = case_outputs(self._predictor, self.data.cases, "val")
+        outputs = case_outputs(self._predictor(AveragingConfig()), self.data.cases, "val")
         refuse_non_finite(outputs, folder=checkpoints)
         return self.evaluator.quick(outputs)
 
@@ -354,7 +355,8 @@ class _Session:
         splits = [split for split in ("val", "test") if len(cases.rows[split])]
         if "test" not in splits:
             self.warnings.append("there is no test split: the validation figures chose the weights and are too good.")
-        evaluations = judge(self._predictor, cases, self.evaluator, splits=splits, reporter=self.reporter)
+        predictor = self._predictor(experiment.evaluation.averaging)
+        evaluations = judge(predictor, cases, self.evaluator, splits=splits, reporter=self.reporter)
         manifest = new_manifest(
             name=experiment.name,
             task=experiment.task,
@@ -363,6 +365,7 @@ class _Session:
             class_counts=cases.class_counts(),
             training_cases=len(cases.rows["train"]),
             threshold=experiment.evaluation.threshold,
+            averaging=experiment.evaluation.averaging,
             seed=self.seed,
             data_fingerprint=self.data.store.manifest.fingerprint,
             metrics={split: dict(evaluation.metrics) for split, evaluation in evaluations.items()},

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from consilium.core.config import Config
+
+
+class AveragingConfig(Config):
+    """Further looks at each image; the probabilities of all of them are averaged. Saved in the bundle."""
+
+    mirror: bool = Field(default=False, description="Also the image mirrored left and right.")
+    crops: list[Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(
+        default=[], description="Also its centre: for each number that share of both sides, enlarged."
+    )
+
+    @property
+    def looks(self) -> int:
+        """How often the model sees each image."""
+        return (1 + self.mirror) * (1 + len(self.crops))
 
 
 class EvaluationConfig(Config):
@@ -18,6 +34,7 @@ class EvaluationConfig(Config):
     columns: list[str] = Field(default=["source"], description="Figures per value of these columns (source, metadata).")
     max_column_values: int = Field(default=30, ge=1, description="A column with more values is left out, and named.")
     threshold: float = Field(default=0.5, gt=0.0, lt=1.0, description="Decision threshold of multi-label tasks.")
+    averaging: AveragingConfig = AveragingConfig()
 
 
 class ReportConfig(Config):
