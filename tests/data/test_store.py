@@ -14,7 +14,8 @@ from PIL import Image
 
 from consilium.core.errors import StoreError
 from consilium.data.prepare import prepare
-from consilium.data.store import Store
+from consilium.data.store import CaseTable, Store
+from consilium.predictions import find_images
 from tests.data.samples import data_config, write_images, write_jsonl
 
 
@@ -155,3 +156,19 @@ def test_damaged_files(store: Store) -> None:
     (store.path / "store.json").write_text(json.dumps({**manifest, "cases": 7}))
     with pytest.raises(StoreError, match="holds 6 cases, its manifest says 7"):
         len(Store.open(store.path).table)
+
+
+def test_predicting_a_store_reads_its_images_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(tmp_path / f"{number}.png") for number in range(5)]
+    write_images(tmp_path, [f"{number}.png" for number in range(5)])
+    path = write_jsonl(tmp_path / "a.jsonl", [{"image": path} for path in paths])
+    config = data_config(tmp_path, {"kind": "jsonl", "name": "s", "path": str(path)}, store={"images": "embed"})
+    read: list[int] = []
+    images = CaseTable.images
+    monkeypatch.setattr(CaseTable, "images", lambda table, row: [read.append(row), *images(table, row)][1:])
+    names, items = find_images([str(prepare(config).store.path), paths[0]])
+    assert (names, len(items), read) == ([*(f"s:{n}" for n in range(1, 6)), paths[0]], 6, [])
+    assert items[3] == [(tmp_path / "3.png").read_bytes()]
+    assert (items[5], read) == (paths[0], [3])
+    again = pickle.loads(pickle.dumps(items))  # noqa: S301  (our own bytes)
+    assert [*again][:5] == [[Path(path).read_bytes()] for path in paths]
