@@ -26,7 +26,7 @@ from consilium.core.places import exists, is_remote
 from consilium.core.transfer import cache_folder, fetch
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.dataset import LabelledCases
-from consilium.data.loader import Images, Loaded, Loader, evaluation_requests
+from consilium.data.loader import Batches, Images, Loaded, Loader, evaluation_requests
 from consilium.data.looks import looks
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
@@ -212,7 +212,9 @@ class Predictor:
         manifest: Manifest | None = None,
         threshold: float = 0.5,
         averaging: AveragingConfig | None = None,
+        cached: Batches | None = None,
     ) -> None:
+        """``cached`` gives batches of features for the rows of a training, whose images are then not read."""
         self.task = task
         self.image = image
         self.labels = labels
@@ -221,6 +223,7 @@ class Predictor:
         self.manifest = manifest
         self.threshold = threshold
         self.averaging = averaging or AveragingConfig()
+        self._cached = cached
         self._transform = DeviceTransform(image, augmentation=None, seed=0)
 
     @classmethod
@@ -291,7 +294,9 @@ class Predictor:
         config = self.loader
         if len(rows) <= (config.eval_batch_size or config.batch_size):
             config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
-        loader = Loader(source, targets=None, image=self.image, augmentation=AugmentationConfig(), config=config)
+        loader = self._cached or Loader(
+            source, targets=None, image=self.image, augmentation=AugmentationConfig(), config=config
+        )
         for loaded in loader.load(evaluation_requests(rows, config=config)):
             prediction = None
             if loaded.batch is not None:
@@ -301,6 +306,8 @@ class Predictor:
 
     def _predict(self, batch: Batch) -> Prediction:
         """The task's prediction, averaged over all looks at the images."""
+        if self.averaging.looks == 1:
+            return self.task.predict(batch)
         parts = [
             self.task.predict(replace(batch, images_BVCHW=images_BVCHW)).arrays
             for images_BVCHW in looks(batch.images_BVCHW, mirror=self.averaging.mirror, crops=self.averaging.crops)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from consilium.core.errors import DataError, MissingExtraError
+from consilium.core.errors import MissingExtraError
 
 try:
     from accelerate import Accelerator
@@ -29,12 +28,12 @@ from consilium.bundle import (
     weights_file,
 )
 from consilium.core.config import to_yaml
-from consilium.core.contracts import Batch, Hook, Progress
+from consilium.core.contracts import Hook, Progress
 from consilium.core.files import remove_leavings, write_text
 from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.config import ImageConfig
 from consilium.data.load import LoadedData, load_data
-from consilium.data.loader import Loader, batch_count, fewest_cases, training_requests
+from consilium.data.loader import batch_count, fewest_cases
 from consilium.data.mixture import build_mixture, coverage_warnings, mixture_table
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.classification import ClassificationEvaluator
@@ -44,6 +43,7 @@ from consilium.judge import RunFacts, judge, write_judgement, write_summary
 from consilium.models.weights import load_state, load_strict, parameter_counts
 from consilium.tasks.classify import Classify, build_classify
 from consilium.training.dryrun import dry_run, memory_advice
+from consilium.training.feed import Feed
 from consilium.training.hooks import RunLog, build_hooks
 from consilium.training.loop import Training, best_folder, fit, refuse_non_finite
 from consilium.training.optim import Schedule, build_optimizer, warmup_steps
@@ -156,6 +156,7 @@ class _Session:
         self.transform = DeviceTransform(self.image, augmentation=experiment.data.augmentation, seed=seed)
         self.mixture = build_mixture(data.cases, config=experiment.data, seed=seed)
         self.plan = self._make_plan()
+        self.feed = self._make_feed()
         self.evaluator = ClassificationEvaluator(
             data.cases.labels, multi_label=experiment.task.multi_label, config=experiment.evaluation
         )
@@ -206,6 +207,21 @@ class _Session:
         warmup_steps(self.experiment.schedule, total_steps=plan.total_steps)
         return plan
 
+    def _make_feed(self) -> Feed:
+        return Feed(
+            self.task,
+            self.data.cases,
+            image=self.image,
+            config=self.experiment.data,
+            trainer=self.experiment.trainer,
+            mixture=self.mixture,
+            plan=self.plan,
+            seed=self.seed,
+            accelerator=self.accelerator,
+            log=self.log,
+            reporter=self.reporter,
+        )
+
     def try_out(self, *, precision: str | None) -> str:
         """Print what will happen, run a trial batch, and return the precision to train in."""
         cases, trainer = self.data.cases, self.experiment.trainer
@@ -219,14 +235,14 @@ class _Session:
             self.log.line(f"warning: {warning}")
         self.parts = [dataclasses.asdict(part) for part in parameter_counts(self.task)]
         self.log.line(format_table(self.parts, title="parameters"))
-        batch = next(self._batches(0, 0))
         with self._memory_advice():
+            batch = self.feed.first()
             trial = dry_run(
                 self.task,
                 batch,
                 transform=lambda batch: self.transform(batch, train=True),
                 device=self.device,
-                precision=precision or trainer.precision,
+                precision=self.feed.precision(precision or trainer.precision),
                 fewest=self.fewest,
             )
         seconds = trial.seconds_per_batch * trainer.accumulate * self.plan.total_steps
@@ -241,35 +257,11 @@ class _Session:
         """Train to the end, judge the best weights, write the bundle and the report into ``folder``."""
         if self.accelerator.is_main_process:
             self.log.open(folder / "log.txt")
+        with self._memory_advice():
+            self.feed.fill()
         progress = self._fit(folder, precision)
-        del self._train_loader  # and with it its worker processes
+        self.feed.close()
         return RunResult(folder, on_main(self.accelerator, lambda: self._finish(folder, progress, precision)))
-
-    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        requests = training_requests(
-            self.mixture,
-            epoch=epoch,
-            config=self.experiment.data.loader,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-        )
-        for loaded in self._train_loader.load(requests[start:]):
-            if loaded.errors or loaded.batch is None:
-                row, error = loaded.errors[0]
-                raise DataError(f"case {self.data.cases.table.ids[row]} cannot be used in training: {error}")
-            yield loaded.batch
-
-    @cached_property
-    def _train_loader(self) -> Loader:
-        data = self.experiment.data
-        return Loader(
-            self.data.cases.table,
-            targets=self.data.cases.targets,
-            image=self.image,
-            augmentation=data.augmentation,
-            config=data.loader,
-            seed=self.seed,
-        )
 
     def _predictor(self, averaging: AveragingConfig) -> Predictor:
         return Predictor(
@@ -280,6 +272,7 @@ class _Session:
             device=self.device,
             threshold=self.experiment.evaluation.threshold,
             averaging=averaging,
+            cached=self.feed.judged if averaging.looks == 1 else None,
         )
 
     def _fit(self, folder: Path, precision: str) -> Progress:
@@ -308,7 +301,7 @@ class _Session:
             self.task.compile()
         training = Training(
             task=self.task,
-            batches=self._batches,
+            batches=self.feed.batches,
             transform=lambda batch: self.transform(batch, train=True),
             validate=partial(self._validate, folder / "checkpoints"),
             case_ids=lambda rows: [self.data.cases.table.ids[row] for row in rows],

@@ -1,6 +1,6 @@
 """What both sides of a border share.
 
-Axes in names: B case in a batch, N case in a set, V view, C channel, H height, W width, K class.
+Axes in names: B case in a batch, N case in a set, V view, C channel, H height, W width, F feature, K class.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class Batch:
 
     ``images_BVCHW`` is uint8 in [0, 255] from the loader and normalised float after the device
     transform. ``view_mask_BV`` is False where a case has fewer views than the longest in the batch.
+    ``features_BVF`` is what a frozen tower made of the views before; the images then have no pixels [B, V, 3, 0, 0].
     ``targets`` is int64 [B] (single label) or float32 [B, K] (multi-label), None when unknown.
     ``rows_B`` are row numbers of the case table; ``draws_B`` number the draws of a whole training,
     and key everything random about a case. ``global_cases`` counts the cases of this batch over all
@@ -31,6 +32,7 @@ class Batch:
     rows_B: Tensor
     draws_B: Tensor
     targets: Tensor | None = None
+    features_BVF: Tensor | None = None
     global_cases: int = 0
     share: float = 1.0
 
@@ -45,6 +47,7 @@ class Batch:
             images_BVCHW=self.images_BVCHW.to(**move),
             view_mask_BV=self.view_mask_BV.to(**move),
             targets=None if self.targets is None else self.targets.to(**move),
+            features_BVF=None if self.features_BVF is None else self.features_BVF.to(**move),
         )
 
 

@@ -229,6 +229,12 @@ class AugmentationConfig(Config):
         default=None, description="Chance to shrink the image onto a black, white or grey canvas."
     )
 
+    @property
+    def names(self) -> list[str]:
+        """The augmentations that are on; ``crop_ratio`` alone changes nothing."""
+        given = {name for name, value in self if value is not None}
+        return [name for name in type(self).model_fields if name in given - {"crop_ratio"}]
+
     @model_validator(mode="after")
     def _ranges_rise(self) -> AugmentationConfig:
         ranges = ("crop_scale", "crop_ratio", "scale", "compression", "gamma", "resolution")

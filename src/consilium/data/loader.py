@@ -51,6 +51,14 @@ class Loaded:
     errors: Sequence[tuple[int, ConsiliumError]]
 
 
+class Batches(Protocol):
+    """What turns requests into batches."""
+
+    def load(self, requests: Sequence[Request]) -> Iterator[Loaded]:
+        """One Loaded per request, in order."""
+        ...
+
+
 class _Decoder(Dataset[Any]):
     """Turns a Request into uint8 views; runs in the workers."""
 

@@ -161,7 +161,12 @@ class DeviceTransform:
         self._noise_K = None if chosen.noise is None else noise_bank(math.prod(image.size), seed=seed)
 
     def __call__(self, batch: Batch, *, train: bool) -> Batch:
-        """The batch with its images normalised, and augmented when ``train``; the given one is left as it is."""
+        """The batch with its images normalised, and augmented when ``train``; the given one is left as it is.
+
+        A batch of features comes back as it is.
+        """
+        if batch.features_BVF is not None:
+            return batch
         views = batch.images_BVCHW.shape[1]
         images_NHWC = batch.images_BVCHW.flatten(0, 1).permute(0, 2, 3, 1).contiguous()
         mask_N = batch.view_mask_BV.flatten()

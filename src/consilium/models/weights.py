@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,15 @@ def save_state(state: Mapping[str, Tensor], path: Path) -> None:
         save_file(own, path)
     except SafetensorError as error:
         raise OSError(str(error)) from error
+
+
+def weights_hash(module: nn.Module) -> str:
+    """The SHA-256 of all parameters and buffers of a module, with their names and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _unsafe_names(path: Path) -> list[str]:

@@ -31,16 +31,21 @@ class Classify(nn.Module):
         self.loss = loss
         self.set_epoch(0)
 
+    def view_features(self, batch: Batch) -> Tensor:
+        """Features [N, F] of all views there are, case by case: those that the batch brings, or the tower's."""
+        if batch.features_BVF is not None:
+            return batch.features_BVF[batch.view_mask_BV]
+        # Only real views pass the tower: padding would shift batch statistics.
+        single = batch.view_mask_BV.shape[1] == 1
+        features_NF: Tensor = self.tower(batch.images_BVCHW[:, 0] if single else batch.images_BVCHW[batch.view_mask_BV])
+        return features_NF
+
     def logits(self, batch: Batch) -> Tensor:
         """Scores [B, K] before softmax (single label) or sigmoid (multi-label)."""
-        mask_BV = batch.view_mask_BV
-        if mask_BV.shape[1] == 1:
-            features_BF = self.tower(batch.images_BVCHW[:, 0])
-        else:
-            # Only real views pass the tower: padding would shift batch statistics.
-            features_NF = self.tower(batch.images_BVCHW[mask_BV])
+        mask_BV, features_BF = batch.view_mask_BV, self.view_features(batch)
+        if mask_BV.shape[1] > 1:
             case_N = mask_BV.nonzero()[:, 0]
-            sums_BF = features_NF.new_zeros(len(mask_BV), features_NF.shape[1]).index_add_(0, case_N, features_NF)
+            sums_BF = features_BF.new_zeros(len(mask_BV), features_BF.shape[1]).index_add_(0, case_N, features_BF)
             features_BF = sums_BF / mask_BV.sum(1, keepdim=True).to(sums_BF.dtype)
         logits_BK: Tensor = self.head(features_BF)
         return logits_BK

@@ -97,6 +97,10 @@ class TrainerConfig(Config):
     )
     keep_last: int = Field(default=1, ge=1, description="Resumable checkpoints kept.")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of the log.")
+    cache_features: bool = Field(
+        default=True,
+        description="Compute what a frozen tower makes of images without augmentation once, and keep it.",
+    )
     init_from: str | None = Field(
         default=None, description="A bundle or weights file to start from, here or in a bucket."
     )

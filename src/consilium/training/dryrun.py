@@ -15,7 +15,7 @@ from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError, MemoryExhaustedError
 from consilium.training.state import random_state, set_random_state
 
-CPU_CASES = 16  # a trial on a processor uses at most so many cases of the batch
+CPU_CASES = 16  # a trial on a processor uses at most so many images of the batch
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def dry_run(
 
     ``precision`` auto tries fp32 and bf16 and takes the faster. ``fewest`` are the cases of the smallest batch to come.
     """
-    cases = len(batch) if device.type != "cpu" else min(len(batch), CPU_CASES)
+    slow = device.type == "cpu" and batch.features_BVF is None
+    cases = min(len(batch), CPU_CASES) if slow else len(batch)
     batch = _head(batch, cases).to(device)
     state, random = copy.deepcopy(task.state_dict()), random_state()
     if device.type == "cuda":
@@ -59,6 +60,8 @@ def dry_run(
         if fewest == 1:
             _try_single(task, transform(_head(batch, 1)))
         task.eval()
+        if batch.features_BVF is not None:  # nothing is judged in bf16
+            batch = replace(batch, features_BVF=batch.features_BVF.float())
         task.predict(transform(batch))
     finally:
         task.zero_grad(set_to_none=True)
@@ -105,6 +108,7 @@ def _head(batch: Batch, cases: int) -> Batch:
         rows_B=batch.rows_B[:cases],
         draws_B=batch.draws_B[:cases],
         targets=None if batch.targets is None else batch.targets[:cases],
+        features_BVF=None if batch.features_BVF is None else batch.features_BVF[:cases],
     )
 
 

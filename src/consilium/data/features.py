@@ -1,0 +1,166 @@
+"""Features of images, computed once and kept on disk by content, and batches made of them.
+
+Axes in names: B case in a batch, V view, N image, F feature.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from consilium.core.contracts import Batch
+from consilium.core.errors import StoreError
+from consilium.core.files import write_json
+from consilium.data.loader import Loaded, Request
+from consilium.data.store import CaseTable
+
+DIGEST = 32  # bytes of a SHA-256
+ABOUT, LOCK = "features.json", ".lock"
+_SHARD_SHIFT = 48  # place of an image = shard << 48 | row
+
+
+class FeatureCache:
+    """The features of images by the SHA-256 of each, in one folder, read memory-mapped.
+
+    Every process of a training that computes some appends to a shard of its own: ``{shard}.features`` (float32, F
+    values for each image) and ``{shard}.keys`` (32 bytes for each). A key is written after its features are on the
+    disk, so that a process may be killed at any moment and what it had appended counts. ``features.json`` says what
+    the features are of. The folder may be deleted whenever nobody trains.
+    """
+
+    def __init__(self, folder: Path, *, width: int) -> None:
+        self.folder, self.width = folder, width
+        self._shards: dict[int, np.ndarray] = {}
+        self._places: dict[bytes, int] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See what was appended since."""
+        for path in sorted(self.folder.glob("*.keys")):
+            shard, count = int(path.stem), self._count(path)
+            if count:
+                self._shards[shard] = np.memmap(
+                    path.with_suffix(".features"), dtype=np.float32, mode="r", shape=(count, self.width)
+                )
+                keys = path.read_bytes()
+                for row in range(count):
+                    self._places[keys[row * DIGEST : (row + 1) * DIGEST]] = shard << _SHARD_SHIFT | row
+
+    def _count(self, keys: Path) -> int:
+        """Images that are whole in a shard: the last append may have been cut short."""
+        features = keys.with_suffix(".features")
+        sizes = [path.stat().st_size if path.is_file() else 0 for path in (keys, features)]
+        return min(sizes[0] // DIGEST, sizes[1] // (4 * self.width))
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._places
+
+    def read(self, digests: Sequence[bytes]) -> np.ndarray:
+        """The features [N, F] of images that are all there, float32."""
+        places_N = np.array([self._places[digest] for digest in digests], dtype=np.int64)
+        shards_N, rows_N = places_N >> _SHARD_SHIFT, places_N & ((1 << _SHARD_SHIFT) - 1)
+        features_NF = np.empty((len(places_N), self.width), dtype=np.float32)
+        for shard in np.unique(shards_N).tolist():
+            own_N = shards_N == shard
+            features_NF[own_N] = self._shards[shard][rows_N[own_N]]
+        return features_NF
+
+    def append(self, digests: Sequence[bytes], features_NF: np.ndarray, *, shard: int) -> None:
+        """Add images to the shard of this process, while one process of the training holds the ``lock``."""
+        keys = self.folder / f"{shard}.keys"
+        with self._writing():
+            count = self._count(keys)
+            rows = np.ascontiguousarray(features_NF, dtype=np.float32)
+            for path, size, data in (
+                (keys.with_suffix(".features"), 4 * self.width, rows.tobytes()),
+                (keys, DIGEST, b"".join(digests)),
+            ):
+                with path.open("r+b" if path.exists() else "w+b") as file:
+                    _append(file, data, at=count * size)
+
+    @contextlib.contextmanager
+    def lock(self, *, about: dict[str, Any], waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold off other trainings that compute the same; ``waiting`` is called when one does."""
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / LOCK).open("w", encoding="utf-8")
+        with file:
+            with self._writing():
+                # A record lock is this process's own: a loader's worker that outlives a kill does not hold it.
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    waiting()
+                    fcntl.lockf(file, fcntl.LOCK_EX)
+                if not (self.folder / ABOUT).is_file():
+                    write_json(self.folder / ABOUT, about)
+            yield
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"the features in {self.folder} could not be written: {error}. Free space or correct data.store.root, "
+                "and run again: what was computed so far is kept. With trainer.cache_features: false nothing is kept."
+            ) from error
+
+
+def _append(file: BinaryIO, data: bytes, *, at: int) -> None:
+    file.truncate(at)
+    file.seek(at)
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+class CachedViews:
+    """The views of a case table as images by content: which are of which case."""
+
+    def __init__(self, table: CaseTable) -> None:
+        self.rows, digests = table.view_column("sha256")
+        self.digests = [bytes.fromhex(digest) for digest in digests]
+        self.starts = np.searchsorted(self.rows, np.arange(len(table) + 1)).tolist()
+
+    def of(self, rows: Sequence[int]) -> list[int]:
+        """The view numbers of cases, in the order of these."""
+        return [view for row in rows for view in range(self.starts[row], self.starts[row + 1])]
+
+
+class FeatureLoader:
+    """Batches of cached features for lists of requests, as ``Loader`` gives batches of images."""
+
+    def __init__(
+        self, cache: FeatureCache, views: CachedViews, *, targets: np.ndarray | None, dtype: torch.dtype
+    ) -> None:
+        self._cache, self._views, self._targets, self._dtype = cache, views, targets, dtype
+
+    def load(self, requests: Sequence[Request]) -> Iterator[Loaded]:
+        """One Loaded per request, in order; the features of all its cases must be there."""
+        for request in requests:
+            yield Loaded(self._batch(request), [])
+
+    def _batch(self, request: Request) -> Batch:
+        rows, starts = request.rows, self._views.starts
+        counts_B = np.array([starts[row + 1] - starts[row] for row in rows])
+        mask_BV = np.arange(counts_B.max()) < counts_B[:, None]
+        features_BVF = np.zeros((*mask_BV.shape, self._cache.width), dtype=np.float32)
+        features_BVF[mask_BV] = self._cache.read([self._views.digests[view] for view in self._views.of(rows)])
+        return Batch(
+            images_BVCHW=torch.empty(*mask_BV.shape, 3, 0, 0, dtype=torch.uint8),
+            features_BVF=torch.from_numpy(features_BVF).to(self._dtype),
+            view_mask_BV=torch.from_numpy(mask_BV),
+            rows_B=torch.tensor(rows),
+            draws_B=torch.tensor(request.draws),
+            targets=None if self._targets is None else torch.from_numpy(self._targets[rows]),
+            global_cases=request.global_cases,
+            share=request.share,
+        )

@@ -1,0 +1,185 @@
+"""Frozen means cached: what a frozen tower makes of images that nothing changes is computed once and kept."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from consilium.core.contracts import Batch
+from consilium.core.errors import ConsiliumError, DataError
+from consilium.core.files import fingerprint
+from consilium.core.reporter import Reporter
+from consilium.data.config import AugmentationConfig, DataConfig, ImageConfig
+from consilium.data.features import CachedViews, FeatureCache, FeatureLoader
+from consilium.data.loader import Loaded, Loader, evaluation_requests
+from consilium.data.store import CaseTable
+from consilium.data.transforms import DeviceTransform
+from consilium.models.weights import weights_hash
+from consilium.tasks.classify import Classify
+from consilium.training.hooks import RunLog
+from consilium.training.processes import from_all, on_main
+
+VERSION = 1
+SAVE_EVERY = 30.0  # seconds of computing that a kill may cost
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Single views of cases as rows of images."""
+
+    table: CaseTable
+    cases: np.ndarray
+    numbers: np.ndarray  # which view of its case each is
+
+    def images(self, row: int) -> list[str | bytes]:
+        return [self.table.images(int(self.cases[row]))[int(self.numbers[row])]]
+
+
+class FrozenFeatures:
+    """The features of all cases that a training reads, by what computes them.
+
+    They are kept in ``{store.root}/features-{key}``, where the key is of all that decides them but the image itself:
+    the tower's weights, the size and normalisation of images, the precision. An image is known by the SHA-256 of its
+    file, so other labels, splits, mixtures, heads, seeds and a store that has grown find what is there. Training
+    reads features in its own ``precision``; validation and judging are never in bf16, as with images.
+    """
+
+    def __init__(
+        self,
+        task: Classify,
+        table: CaseTable,
+        *,
+        image: ImageConfig,
+        config: DataConfig,
+        precision: str,
+        accelerator: Accelerator,
+        log: RunLog,
+        reporter: Reporter,
+    ) -> None:
+        self.task, self.table, self.image, self.config = task, table, image, config
+        self.precision, self.accelerator, self.log, self.reporter = precision, accelerator, log, reporter
+        self.views = CachedViews(table)
+        vision = task.config.vision
+        self._about = {
+            "version": VERSION,
+            "timm": version("timm"),
+            "tower": vision.name,
+            "pooling": vision.pooling,
+            "weights_hash": weights_hash(task.tower),
+            "image": image.model_dump(mode="json", exclude={"statistics", "max_pixels"}),
+            "store": config.store.model_dump(mode="json", include={"images", "resize"}),
+            "device": accelerator.device.type,
+        }
+        self._caches = {name: self._cache(name) for name in {precision, "fp32"}}
+        self.images_a_second: float | None = None
+
+    def _cache(self, precision: str) -> FeatureCache:
+        root = Path(self.config.store.root).expanduser().absolute()
+        key = fingerprint([self._about, precision])
+        return FeatureCache(root / f"features-{key}", width=self.task.tower.num_features)
+
+    def loader(self, *, targets: np.ndarray | None, precision: str) -> FeatureLoader:
+        """Batches of features as the tower gives them in ``precision``; ``fill`` it first."""
+        dtype = torch.float32
+        if precision == "bf16":  # what is normalised last comes out as float32 all the same
+            blank_1CHW = torch.zeros(1, 3, *self.image.size, device=self.accelerator.device)
+            with self._evaluating(precision):
+                dtype = self.task.tower(blank_1CHW).dtype
+        return FeatureLoader(self._caches[precision], self.views, targets=targets, dtype=dtype)
+
+    def missing(self, rows: np.ndarray, *, precision: str) -> list[int]:
+        """One view of every image of these cases that has no features yet."""
+        cache = self._caches[precision]
+        cache.refresh()
+        found = {self.views.digests[view]: view for view in self.views.of(rows.tolist())}
+        return sorted(view for digest, view in found.items() if digest not in cache)
+
+    def folder(self, precision: str) -> Path:
+        """Where the features are."""
+        return self._caches[precision].folder
+
+    def fill(self, rows: np.ndarray, *, precision: str) -> None:
+        """Compute what is missing for these cases; the processes of a training share the work."""
+        accelerator, cache = self.accelerator, self._caches[precision]
+        if not on_main(accelerator, lambda: bool(self.missing(rows, precision=precision))):
+            cache.refresh()
+            return
+        with contextlib.ExitStack() as held:
+
+            def begin() -> list[int]:
+                held.enter_context(cache.lock(about={**self._about, "precision": precision}, waiting=self._wait))
+                return self.missing(rows, precision=precision)
+
+            missing, start = on_main(accelerator, begin), time.perf_counter()
+            problem = None
+            try:
+                self._compute(missing[accelerator.process_index :: accelerator.num_processes], precision)
+            except ConsiliumError as error:
+                problem = error
+            others = [told for told in from_all(accelerator, None if problem is None else str(problem)) if told]
+        if problem is not None:
+            raise problem
+        if others:
+            raise DataError(others[0])
+        cache.refresh()
+        if missing:
+            self.images_a_second = len(missing) / (time.perf_counter() - start)
+
+    def _wait(self) -> None:
+        self.log.line("another training computes features of the same tower; waiting for it")
+
+    def _compute(self, views: Sequence[int], precision: str) -> None:
+        """Run images through the tower and append what it gives to this process's shard."""
+        cache, config = self._caches[precision], self.config.loader
+        cases = self.views.rows[list(views)]
+        source = _Views(self.table, cases, np.array(views) - np.array(self.views.starts)[cases])
+        requests = evaluation_requests(range(len(views)), config=config)
+        if len(requests) <= 1:
+            config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
+        loader = Loader(source, targets=None, image=self.image, augmentation=AugmentationConfig(), config=config)
+        transform = DeviceTransform(self.image, augmentation=None, seed=0)
+        waiting: list[np.ndarray] = []
+        done, saved = 0, time.monotonic()
+
+        def save() -> None:
+            if waiting:
+                digests = [self.views.digests[view] for view in views[done - sum(map(len, waiting)) : done]]
+                cache.append(digests, np.concatenate(waiting), shard=self.accelerator.process_index)
+                waiting.clear()
+
+        try:
+            for loaded in loader.load(requests):
+                batch = transform(self._readable(loaded, cases).to(self.accelerator.device), train=False)
+                with self._evaluating(precision):
+                    features_NF = self.task.view_features(batch)
+                waiting.append(features_NF.float().cpu().numpy())
+                done += len(features_NF)
+                self.reporter.progress("features", done, len(views))
+                if time.monotonic() - saved > SAVE_EVERY:
+                    save()
+                    saved = time.monotonic()
+        finally:
+            save()
+
+    def _readable(self, loaded: Loaded, cases: np.ndarray) -> Batch:
+        if loaded.errors or loaded.batch is None:
+            row, error = loaded.errors[0]
+            raise DataError(f"case {self.table.ids[int(cases[row])]} cannot be used in training: {error}")
+        return loaded.batch
+
+    @contextlib.contextmanager
+    def _evaluating(self, precision: str) -> Iterator[None]:
+        """The tower as it is in a training that leaves it frozen."""
+        training, device = self.task.training, self.accelerator.device
+        self.task.eval()
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+        self.task.train(training)
