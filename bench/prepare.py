@@ -27,6 +27,7 @@ import simplejpeg
 
 from bench._machine import describe_machine
 from consilium.core.config import build
+from consilium.core.reporter import Silent
 from consilium.data.config import DataConfig
 from consilium.data.prepare import prepare
 from consilium.data.store import Store, write_dataset_files
@@ -86,9 +87,16 @@ def config(folder: Path, root: Path) -> DataConfig:
     return build(DataConfig, tree, origin="bench")
 
 
+class Times(Silent):
+    """Says when each step was done."""
+
+    def progress(self, name: str, done: int, total: int | None, text: str = "") -> None:
+        print(done, time.perf_counter(), flush=True)
+
+
 def run(root: Path) -> None:
     """Prepare, and say at every step how many cases are done and when."""
-    prepare(config(root.parent, root), progress=lambda done, total: print(done, time.perf_counter(), flush=True))
+    prepare(config(root.parent, root), reporter=Times())
 
 
 def start(root: Path) -> subprocess.Popen[str]:

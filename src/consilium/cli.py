@@ -156,9 +156,7 @@ def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
 
     experiment = _experiment(config, overrides)
     with Console() as console:
-        prepared = prepare(
-            experiment.data, progress=lambda done, total: console.progress("prepare", done, total), reporter=console
-        )
+        prepared = prepare(experiment.data, reporter=console)
         console.line(format_table(prepared.summary))
         console.line(f"{'prepared' if prepared.created else 'unchanged'}: {prepared.store.path}")
         if prepared.bad_rows:
@@ -178,9 +176,7 @@ def data_inspect(
 
     experiment = _experiment(config, overrides)
     with Console() as console:
-        prepared = prepare(
-            experiment.data, progress=lambda done, total: console.progress("prepare", done, total), reporter=console
-        )
+        prepared = prepare(experiment.data, reporter=console)
         found = inspect(
             prepared.store,
             config=experiment.data,
@@ -201,9 +197,7 @@ def data_stats(config: ConfigPath, overrides: Overrides = None) -> None:
 
     experiment = _experiment(config, overrides)
     with Console() as console:
-        prepared = prepare(
-            experiment.data, progress=lambda done, total: console.progress("prepare", done, total), reporter=console
-        )
+        prepared = prepare(experiment.data, reporter=console)
         found = pixel_statistics(
             prepared.store,
             window=experiment.data.image.window,
@@ -236,9 +230,7 @@ def data_export(
     experiment = _experiment(config, overrides)
     form = form_of(out, format)
     with Console() as console:
-        prepared = prepare(
-            experiment.data, progress=lambda done, total: console.progress("prepare", done, total), reporter=console
-        )
+        prepared = prepare(experiment.data, reporter=console)
         data = experiment.data
         chosen = filtered(resplit(prepared.store.table, config=data.split), config=data.filters, seed=data.split.seed)
         done = export(

@@ -87,9 +87,7 @@ def cross_validate(
     """
     reporter = reporter or Silent()
     _check(experiment, folds=folds, leave_out=leave_out)
-    store = prepare(
-        experiment.data, progress=lambda done, total: reporter.progress("prepare", done, total), reporter=reporter
-    ).store
+    store = prepare(experiment.data, reporter=reporter).store
     planner = _Planner(experiment, store, limit=limit)
     plan = planner.folds(folds) if folds is not None else planner.leave_out(leave_out)
     counts = [{"fold": fold.name, **{split: len(rows) for split, rows in fold.cases.rows.items()}} for fold in plan]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,21 @@ import numpy as np
 from PIL import Image
 
 from consilium.core.config import build
+from consilium.core.reporter import Silent
 from consilium.data.case import BadRow, Case
 from consilium.data.config import DataConfig
 from consilium.data.sources.reading import read_source
 from consilium.data.store import CaseTable, schema
+
+
+class Bars(Silent):
+    """A reporter that hands the state of its bars to a function."""
+
+    def __init__(self, told: Callable[[int, int | None], None]) -> None:
+        self._told = told
+
+    def progress(self, name: str, done: int, total: int | None, text: str = "") -> None:
+        self._told(done, total)
 
 
 def image_bytes(seed: int = 0, *, size: tuple[int, int] = (12, 10), format: str = "PNG") -> bytes:

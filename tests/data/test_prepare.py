@@ -24,7 +24,7 @@ from consilium.data import prepare as module
 from consilium.data.config import DataConfig
 from consilium.data.prepare import prepare
 from consilium.data.store import CaseTable, Store, write_dataset_files
-from tests.data.samples import data_config, image_bytes, write_images, write_jsonl
+from tests.data.samples import Bars, data_config, image_bytes, write_images, write_jsonl
 
 
 def folder_config(root: Path, **sections: Any) -> DataConfig:
@@ -61,7 +61,7 @@ def test_progress_and_summary(tmp_path: Path) -> None:
     write_images(tmp_path / "images", [f"train/ct/{n}.png" for n in range(5)] + ["test/mri/5.png", "test/mri/x.txt"])
     calls: list[tuple[int, int | None]] = []
     prepared = prepare(
-        folder_config(tmp_path, split={"val": 0}), progress=lambda done, total: calls.append((done, total))
+        folder_config(tmp_path, split={"val": 0}), reporter=Bars(lambda done, total: calls.append((done, total)))
     )
     assert calls[-1] == (6, 6)
     assert prepared.created
@@ -133,6 +133,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from consilium.data import parts, prepare
+from tests.data.samples import Bars
 from tests.data.test_prepare import folder_config
 parts.PART_ROWS, prepare.BATCH = 8, 4
 when, root = int(sys.argv[1]), Path(sys.argv[2])
@@ -151,7 +152,7 @@ if when < 0:  # while the part -when is being written
 def progress(done, total):
     if done == when:
         die()
-prepare.prepare(folder_config(root), progress=progress)
+prepare.prepare(folder_config(root), reporter=Bars(progress))
 """
 
 
@@ -191,7 +192,7 @@ def test_interrupted_with_bad_images_it_still_reports_all(tmp_path: Path, small_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(config, progress=interrupt)
+        prepare(config, reporter=Bars(interrupt))
     prepared = prepare(config)
     assert [os.path.basename(row.file) for row in prepared.bad_rows] == bad
     assert len(prepared.store.table) == 27

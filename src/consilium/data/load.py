@@ -47,9 +47,7 @@ def load_data(
     Before a ``training`` all guards look at the cases, else only groups and files are looked up, and no image is
     opened. ``uses_text`` says that the model reads the texts, so that a label named in its own text is a leak.
     """
-    prepared = prepare(
-        config, progress=lambda done, total: reporter.progress("prepare", done, total), reporter=reporter
-    )
+    prepared = prepare(config, reporter=reporter)
     store = prepared.store
     reporter.line(f"store {store.path}: {store.manifest.cases} cases" + ("" if prepared.created else " (unchanged)"))
     if prepared.bad_rows:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -35,7 +35,6 @@ from consilium.data.store import FORMAT_VERSION, Manifest, Store, write_dataset_
 
 QUARANTINE = "quarantine.csv"
 BATCH = 64
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,14 @@ class Prepared:
     summary: list[dict[str, str | int]]
 
 
-def prepare(config: DataConfig, *, progress: Progress | None = None, reporter: Reporter | None = None) -> Prepared:
+def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared:
     """The store for a data config, made if it does not exist or its inputs changed.
 
-    ``progress`` is called with (cases done, all cases); ``reporter`` hears of downloads. A run that was killed goes
-    on where it stopped when it is started again. Bad rows stop it with a BadRowsError that summarises all, or are set
-    aside, as the config says.
+    ``reporter`` hears of downloads, and in the bar ``prepare`` of cases done. A run that was killed goes on where it
+    stopped when it is started again. Bad rows stop it with a BadRowsError that summarises all, or are set aside, as
+    the config says.
     """
+    reporter = reporter or Silent()
     stores = Path(config.store.root).expanduser().absolute()
     config = config.model_copy(update={"sources": [unpacked(source, stores) for source in config.sources]})
     inputs = [list_inputs(source, root=config.store.root, reporter=reporter) for source in config.sources]
@@ -68,8 +68,8 @@ def prepare(config: DataConfig, *, progress: Progress | None = None, reporter: R
         store = _unchanged_store(target, config)
         created = store is None
         if store is None:
-            _fetch(config, inputs, reporter or Silent())
-            store = _build(target, config, inputs, key, progress)
+            _fetch(config, inputs, reporter)
+            store = _build(target, config, inputs, key, reporter)
     bad_rows = _read_bad_rows(store.path / QUARANTINE) if store.manifest.bad_rows else []
     if bad_rows and config.on_bad_row == "stop":
         raise _bad_rows_error(bad_rows, store.path / QUARANTINE)
@@ -191,7 +191,7 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
     return survey
 
 
-def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str, progress: Progress | None) -> Store:
+def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str, reporter: Reporter) -> Store:
     survey = _survey(config, inputs)
     work = target.with_name(f"{target.name}.partial")
     with _writing(target):
@@ -211,8 +211,7 @@ def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str,
                 for case, views in zip(batch, checked, strict=True):
                     split = assign_split(case.group, case.split, rule=survey.rules[case.source], config=config.split)
                     writer.add(case, views, split=split)
-            if progress is not None:
-                progress(writer.stop, survey.cases)
+            reporter.progress("prepare", writer.stop, survey.cases)
     with _writing(target):
         writer.flush()
         return _finish(work, target, config, inputs, key, survey)
