@@ -19,6 +19,7 @@ from consilium.core.errors import ConsiliumError, MissingExtraError
 _FRAME = re.compile("[0-9]{1,9}")
 BUCKETS = ("gs", "gcs", "s3", "hf")
 THREADS = 32  # that wait for a bucket at the same time
+MOST_CORES = 8
 # What a file system calls the thing that changes with a file's content; the first that it tells counts, since a
 # listing and a look at one file may tell the others in different words.
 _VERSIONS = ("md5Hash", "generation", "ETag", "etag", "blob_id", "mtime", "LastModified", "updated")
@@ -77,6 +78,11 @@ def split_frame(path: str) -> tuple[str, int | None]:
     if not mark or not _FRAME.fullmatch(frame) or (not is_remote(path) and os.path.exists(path)):
         return path, None
     return file, int(frame)
+
+
+def reading_threads(*, remote: bool) -> int:
+    """How many threads read and decode images best: from a bucket a thread mostly waits."""
+    return THREADS if remote else min(MOST_CORES, os.cpu_count() or 1)
 
 
 def facts(path: str) -> FileFacts | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ def pixel_statistics(
             for image, name in zip(table.images(row), names, strict=True)
         ]
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(store.reading_threads()) as pool:
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
             for of_case in pool.map(histograms, batch):

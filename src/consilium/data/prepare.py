@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 from consilium.core.errors import BadRowsError, DataError, ImageError, StoreError
 from consilium.core.files import atomic_file, fingerprint, locked
-from consilium.core.places import THREADS, FileFacts, absolute, facts, facts_of, is_remote
+from consilium.core.places import FileFacts, absolute, facts, facts_of, is_remote, reading_threads
 from consilium.core.reporter import Reporter, Silent
 from consilium.data.case import SPLITS, BadRow, Case, View
 from consilium.data.config import DataConfig, StoreConfig
@@ -220,8 +219,7 @@ def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str,
 def _workers(config: DataConfig) -> int:
     if config.store.workers != "auto":
         return config.store.workers
-    # From a bucket a thread mostly waits.
-    return THREADS if any(is_remote(source.path) for source in config.sources) else min(8, os.cpu_count() or 1)
+    return reading_threads(remote=any(is_remote(source.path) for source in config.sources))
 
 
 def _check_images(case: Case, config: StoreConfig) -> list[dict[str, Any]] | BadImage:

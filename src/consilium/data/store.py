@@ -13,6 +13,7 @@ import numpy as np
 
 from consilium.core.errors import MissingExtraError, StoreError
 from consilium.core.files import write_json
+from consilium.core.places import is_remote, reading_threads
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -130,6 +131,11 @@ class Store:
                 "remove the folder and prepare the data again."
             )
         return table
+
+    def reading_threads(self) -> int:
+        """How many threads read its images best."""
+        referenced = self.manifest.images == "reference"
+        return reading_threads(remote=referenced and any(map(is_remote, self.table.view_column("image")[1])))
 
 
 class CaseTable:

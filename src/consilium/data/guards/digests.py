@@ -5,7 +5,6 @@ Axes in names: V views (images) of the store, F statistics, H height, W width, C
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,6 @@ import numpy as np
 
 from consilium.core.errors import ImageError
 from consilium.core.files import atomic_file
-from consilium.core.places import is_remote
 from consilium.data.config import ImageConfig
 from consilium.data.images import load_view, read_bytes
 from consilium.data.store import CaseTable, Store
@@ -137,9 +135,7 @@ def _look(store: Store, progress: Progress | None) -> Digests:
 
     views = _views(table)
     start = 0
-    # From a bucket a thread mostly waits.
-    waits = store.manifest.images == "reference" and any(map(is_remote, table.view_column("image")[1]))
-    with ThreadPoolExecutor(32 if waits else min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(store.reading_threads()) as pool:
         while batch := list(islice(views, BATCH)):
             found = list(pool.map(small, batch))
             seen = [number for number, pixels in enumerate(found, start) if not isinstance(pixels, str)]
