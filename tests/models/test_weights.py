@@ -21,6 +21,7 @@ from consilium.models.weights import (
     load_state,
     load_strict,
     parameter_counts,
+    weights_hash,
 )
 
 STATE = {"a": torch.arange(3.0), "b.c": torch.ones(2, 2)}
@@ -223,3 +224,20 @@ def test_frozen_norm_inside_a_learning_part_keeps_its_statistics() -> None:
     layer.train()
     keep_frozen_in_eval(layer)
     assert [module.training for module in layer] == [True, False, True]
+
+
+def test_the_hash_of_weights_is_of_every_value_and_name() -> None:
+    def module(*, kind: torch.dtype = torch.float32) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)).to(kind)
+
+    whole = weights_hash(module())
+    assert weights_hash(module().to(memory_format=torch.channels_last).eval().requires_grad_(False)) == whole  # type: ignore[call-overload]
+    assert weights_hash(nn.Sequential(*module().children(), nn.ReLU())) == whole
+    others = {whole, weights_hash(module(kind=torch.bfloat16)), weights_hash(nn.ModuleDict({"a": module()}))}
+    for name in module().state_dict():
+        changed = module()
+        value = changed.state_dict()[name].reshape(-1)
+        value[-1] += 1
+        others.add(weights_hash(changed))
+    assert len(others) == 3 + len(module().state_dict())

@@ -124,7 +124,12 @@ def test_another_head_seed_split_and_a_grown_folder_find_what_is_there(
     second = train_tiny(images, tmp_path / "runs", *recipe, *other)
     assert tower.since() == 0
     assert "all are there" in second.log
-    write_images(tmp_path / "more", splits={"train": 2}, seed=5)
+    for folder in images.glob("*/mri"):  # a new label for the same images
+        folder.rename(folder.with_name("brain"))
+    relabelled = train_tiny(images, tmp_path / "runs", *recipe)
+    assert tower.since() == 0
+    assert relabelled.manifest["labels"] == ["brain", "ct", "xray"]
+    write_images(tmp_path / "more", labels=["brain", "ct", "xray"], splits={"train": 2}, seed=5)
     for path in (tmp_path / "more" / "train").glob("*/*.jpg"):
         path.rename(images / "train" / path.parent.name / f"more-{path.name}")
     third = train_tiny(images, tmp_path / "runs", *recipe, "trainer.max_steps=4")
@@ -158,6 +163,13 @@ def test_computing_goes_on_where_it_was_stopped(images: Path, tmp_path: Path, to
     run = train_tiny(images, tmp_path / "runs", *recipe, resume=True)
     assert tower.since() == 42 - 8 - 16
     assert_equal(run, train_tiny(images, tmp_path / "whole", *recipe, OFF), tolerance=1e-6)
+
+
+def test_judging_by_several_looks_reads_the_images(images: Path, tmp_path: Path, tower: Tower) -> None:
+    recipe = [FROZEN, "trainer.max_steps=3", "evaluation.averaging.mirror=true"]
+    cached = train_tiny(images, tmp_path / "cached", *recipe)
+    assert tower.since() == 42 + 2 * 18
+    assert_equal(cached, train_tiny(images, tmp_path / "without", *recipe, OFF), tolerance=1e-6)
 
 
 def test_cases_of_several_views(tmp_path: Path, tower: Tower) -> None:

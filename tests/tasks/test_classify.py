@@ -69,6 +69,17 @@ class TestSeveralViews(TaskContract):
         return make_batch(seed=seed, views=3)
 
 
+@pytest.mark.parametrize("views", [1, 3])
+def test_features_stand_for_the_images_that_they_are_of(views: int) -> None:
+    task, batch = build(seed=1).eval(), make_batch(views=views)
+    features_BVF = torch.zeros(*batch.view_mask_BV.shape, task.tower.num_features)
+    with torch.no_grad():
+        features_BVF[batch.view_mask_BV] = task.view_features(batch)
+    cached = replace(batch, images_BVCHW=torch.empty(4, views, 3, 0, 0), features_BVF=features_BVF)
+    assert torch.equal(task.step(cached).loss, task.step(batch).loss)
+    assert torch.equal(task.predict(cached).arrays["logits"], task.predict(batch).arrays["logits"])
+
+
 # -- What a prediction means --------------------------------------------------------------------------------------
 
 
