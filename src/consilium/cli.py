@@ -35,8 +35,8 @@ BundlePath = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 
-def _on_disk(path: str) -> Path:
-    if "://" in path:
+def _on_disk(path: str | Path) -> Path:
+    if "://" in str(path):
         raise ConfigError(f"--out is {path}, an address; give a path of this machine and copy the result from there.")
     return Path(path)
 
@@ -137,7 +137,9 @@ def predict(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the demo's store and run go.")] = Path("runs"),
+    out: Annotated[
+        Path, typer.Option(help="Where the demo's store and run go.", parser=_on_disk, metavar="PATH")
+    ] = Path("runs"),
 ) -> None:
     """Train, judge and use the modality router on the embedded demo data."""
     from consilium.console import Console
@@ -167,7 +169,9 @@ def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
 def data_inspect(
     config: ConfigPath,
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")] = Path("inspection"),
+    out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.", parser=_on_disk, metavar="PATH")] = Path(
+        "inspection"
+    ),
 ) -> None:
     """Count, draw and check what is in the data: sizes, duplicates, leaks, labels, shortcuts."""
     from consilium.console import Console
@@ -190,19 +194,24 @@ def data_inspect(
 
 @data_app.command("stats")
 def data_stats(config: ConfigPath, overrides: Overrides = None) -> None:
-    """The true mean and deviation of all pixels of the train split."""
+    """The true mean and deviation of all pixels that a training uses, as data.image.statistics: data takes them."""
     from consilium.console import Console
+    from consilium.data.load import used_cases
     from consilium.data.pixel_statistics import pixel_statistics
     from consilium.data.prepare import prepare
 
     experiment = _experiment(config, overrides)
     with Console() as console:
         prepared = prepare(experiment.data, reporter=console)
+        used = used_cases(prepared.store.table, config=experiment.data, multi_label=experiment.task.multi_label)
         found = pixel_statistics(
             prepared.store,
+            cases=used.table,
             window=experiment.data.image.window,
             progress=lambda done, total: console.progress("pixels", done, total),
         )
+        for note in used.notes:
+            console.line(f"note: {note}")
         console.line(f"{found.images} images, {found.pixels} pixels of the train split, in [0, 1]")
         console.line(f"mean: [{', '.join(f'{value:.4f}' for value in found.mean)}]")
         console.line(f"std: [{', '.join(f'{value:.4f}' for value in found.std)}]")

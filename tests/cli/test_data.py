@@ -66,6 +66,20 @@ def test_stats_are_those_of_the_training_pixels(cli: Cli, recipe: Path, tiny_ima
         np.testing.assert_allclose([float(part) for part in found[1].split(",")], expected_C, atol=0.003)
 
 
+def test_stats_are_those_of_the_cases_that_the_filters_keep(cli: Cli, recipe: Path, tiny_images: Path) -> None:
+    answer = cli("data", "stats", recipe, "data.filters.labels=[ct, mri]")
+    pixels_PC = np.concatenate(
+        [np.asarray(Image.open(path)).reshape(-1, 3) for path in sorted(tiny_images.glob("train/[cm]*/*.jpg"))]
+    )
+    assert f"16 images, {len(pixels_PC)} pixels" in answer.out
+
+
+@pytest.mark.parametrize("command", [["data", "inspect", "x.yaml"], ["demo"]])
+def test_a_bucket_is_no_place_for_pictures_and_runs(cli: Cli, command: list[str]) -> None:
+    answer = cli(*command, "--out", "gs://bucket/look")
+    assert (answer.code, "gs://bucket/look, an address" in answer.err) == (2, True)
+
+
 def test_export_and_train_on_it(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "cases.jsonl"
     answer = cli("data", "export", recipe, "--out", out)
