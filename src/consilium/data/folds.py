@@ -59,7 +59,7 @@ def _leave_out(table: CaseTable, *, config: SplitConfig) -> Filtered:
     kept = np.array([unit not in tested_units for unit in units], dtype=bool) | tested | ~judged
     val = np.array([split == "val" for split in table.splits], dtype=bool) & kept & ~tested
     splits = _splits(table, units, tested, val, config=config)
-    what = "of the rest are left out: they share a group or a file with cases that data.split.leave_out tests"
+    what = "of the rest left out: they share a group or a file with cases that data.split.leave_out tests"
     return Filtered(table.with_splits(splits)).keep(kept, what + _such_as(table, ~kept))
 
 
@@ -72,7 +72,7 @@ def seen_in_training(found: Filtered) -> Filtered:
         labels = sorted({label for row in strange for label in table.labels[row]} - shown)
         allowed = np.ones(len(table), dtype=bool)
         allowed[strange] = False
-        found = found.keep(allowed, f"of {split} are left out: training never sees their labels ({some(labels, 8)})")
+        found = found.keep(allowed, f"of {split} left out: training never sees their labels ({some(labels, 8)})")
     return found
 
 
@@ -125,7 +125,7 @@ def _divide(
     labels = [table.labels[row] or ("",) for row in rows.tolist()]
     classes = {label: c for c, label in enumerate(sorted({label for own in labels for label in own}))}
     number = {name: u for u, name in enumerate(names)}
-    counts_UC = np.zeros((len(names), len(classes)), dtype=np.int64)
+    counts_UC = np.zeros((len(names), len(classes)), dtype=np.int32)
     for row, own in zip(rows.tolist(), labels, strict=True):
         for label in own:
             counts_UC[number[units[row]], classes[label]] += 1
@@ -141,13 +141,15 @@ def divide(counts_UC: np.ndarray, *, shares: Sequence[float], place_U: Sequence[
     (n_pc / N_c)^2 / share_p, smallest at exact shares. Units go one by one, the largest in their classes first, to
     where they raise it least; then each is taken out and placed again, while that helps.
     """
-    weight_UC = counts_UC / np.maximum(counts_UC.sum(axis=0), 1) ** 2
-    size_U = np.round((counts_UC * weight_UC).sum(axis=1), 12)
+    # A million units of hundreds of classes: nothing else is made of that size.
+    weight_C = 1 / np.maximum(counts_UC.sum(axis=0), 1) ** 2
+    size_U = np.round(np.einsum("uc,uc,c->u", counts_UC, counts_UC, weight_C), 12)
     order = sorted(range(len(counts_UC)), key=lambda u: (-size_U[u], place_U[u]))
     # Plain numbers from here on: a unit has few classes, for which numpy is slow.
     own: list[list[tuple[int, int, float]]] = [[] for _ in order]
     for u, c in np.argwhere(counts_UC).tolist():
-        own[u].append((c, int(counts_UC[u, c]), float(weight_UC[u, c])))
+        n = int(counts_UC[u, c])
+        own[u].append((c, n, n * float(weight_C[c])))
     filled = [[0] * counts_UC.shape[1] for _ in shares]
     cases = [0] * len(shares)
     parts = [-1] * len(order)
