@@ -232,6 +232,52 @@ def test_unusable_header(tmp_path: Path, header: bytes, complaint: str) -> None:
         read("csv", tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize(
+    ("start", "complaint"),
+    [
+        (b"\x1f\x8b\x08\x00", "packed with gzip"),
+        (b"PK\x03\x04\x14", "zip or Excel"),
+        (b"PAR1\x15", "kind: parquet"),
+        ("\ufeffimage,label\n".encode("utf-16-le"), "UTF-16; save it as CSV UTF-8"),
+        (b'{"image": "a.jpg"}\n', "kind: jsonl"),
+        (b'[\n{"image": "a.jpg"}\n]', "one object a line"),
+        (b"image;label\na.jpg;ct\n", "not separated by ',', but by ';'; set separator: \";\""),
+        (b"image\tlabel\na.jpg\tct\n", r'set separator: "\\t"'),
+    ],
+)
+def test_a_file_that_is_no_such_csv_is_told_for_what_it_is(tmp_path: Path, start: bytes, complaint: str) -> None:
+    (tmp_path / "a.csv").write_bytes(start)
+    with pytest.raises((ConfigError, DataError), match=complaint):
+        read("csv", tmp_path / "a.csv")
+
+
+def test_a_json_list_over_several_lines_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('[\n {"text": "a"},\n {"text": "b"}\n]\n')
+    with pytest.raises(DataError, match="one JSON list; write one object a line"):
+        read("jsonl", tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        ("image, label", r"a column ' label', but label is read from 'label'.*columns\.label: ' label' \(or null"),
+        ("image,Group_ID", r"columns\.group: 'Group_ID'"),
+        ("Image,text", r"columns\.image: 'Image'\."),
+    ],
+)
+def test_columns_that_are_spelt_almost_as_expected_are_not_lost(tmp_path: Path, header: str, complaint: str) -> None:
+    (tmp_path / "a.csv").write_text(f"{header}\na.jpg,ct\n")
+    with pytest.raises(ConfigError, match=complaint):
+        read("csv", tmp_path / "a.csv")
+
+
+def test_a_column_spelt_almost_as_expected_may_be_something_else(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,ID,Label,Split\na.jpg,7,ct,x\n")
+    (case,), bad = read("csv", tmp_path / "a.csv", columns={"id": None, "label": "Label", "meta": ["Split"]})
+    assert not bad
+    assert (case.labels, case.split, case.meta) == (("ct",), None, {"Split": "x"})
+
+
 def test_column_given_twice(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,label,image\na.jpg,ct,b.jpg\n")
     with pytest.raises(DataError, match="has the column 'image' twice"):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from consilium.core.errors import DataError
 from consilium.core.places import open_binary
 from consilium.data.case import BadRow, Case, RowError, View, scalar_text
 from consilium.data.sources.config import JsonlSource
@@ -30,6 +31,11 @@ def read_jsonl(source: JsonlSource) -> Iterator[Case | BadRow]:
             raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
             if not raw.strip():
                 continue
+            if not present and raw.strip() == b"[":
+                raise DataError(
+                    f"source '{source.name}': {reader.file} is one JSON list; write one object a line, without "
+                    "brackets and commas around them (pandas: to_json(..., orient='records', lines=True))."
+                )
             try:
                 row = json_object(raw)
                 present.update(dict.fromkeys(row))

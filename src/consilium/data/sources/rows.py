@@ -59,12 +59,25 @@ class RowReader:
                 raise ConfigError(
                     f"source '{self.source.name}': columns.{key} is '{name}', {self._absent(name, present)}"
                 )
+        self._check_spelling(present)
         if self.columns.text not in present and not set(self.image_columns) & set(present):
             raise ConfigError(
                 f"source '{self.source.name}': neither an image nor a text column was found; name one in columns.image "
                 f"or columns.text. The image column is '{self.image_columns[0]}', "
                 f"{self._absent(self.image_columns[0], present)}"
             )
+
+    def _check_spelling(self, present: Sequence[str]) -> None:
+        """Refuse a column that is a default name but for spaces or capitals: its labels or groups would be lost."""
+        free = {name.strip().lower(): name for name in present if name not in {*self.used, *(self.columns.meta or ())}}
+        for key in (*_OPTIONAL, "image"):
+            name = getattr(self.columns, key)
+            if isinstance(name, str) and name not in present and (found := free.get(name.lower())):
+                other = " (or null, if it is something else)" if key != "image" else ""
+                raise ConfigError(
+                    f"source '{self.source.name}': {self.file} has a column '{found}', but {key} is read from "
+                    f"'{name}'. Rename the column, or set columns.{key}: '{found}'{other}."
+                )
 
     def _check_mapping(self, present: Sequence[str]) -> None:
         """Refuse a file without the columns of its ready-made mapping."""

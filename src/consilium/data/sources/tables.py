@@ -6,11 +6,23 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from consilium.core.errors import DataError
+from consilium.core.errors import ConfigError, DataError
 from consilium.core.places import open_binary
 from consilium.data.case import BadRow, Case
 from consilium.data.sources.config import TableSource
 from consilium.data.sources.rows import RowReader
+
+_NO_CSV = {
+    b"\x1f\x8b": "packed with gzip; unpack it (gunzip)",
+    b"PK\x03\x04": "a zip or Excel file; save the sheet as CSV UTF-8, or unpack it",
+    b"\xd0\xcf\x11\xe0": "an Excel file; save the sheet as CSV UTF-8",
+    b"PAR1": "a parquet file; set kind: parquet",
+    b"\xff\xfe": "UTF-16; save it as CSV UTF-8",
+    b"\xfe\xff": "UTF-16; save it as CSV UTF-8",
+    b'{"': "JSON; set kind: jsonl",
+    b"[{": "JSON; write one object a line, and set kind: jsonl",
+    b"[\n": "JSON; write one object a line, and set kind: jsonl",
+}
 
 
 def read_csv(source: TableSource, *, reader: RowReader | None = None) -> Iterator[Case | BadRow]:
@@ -21,11 +33,14 @@ def read_csv(source: TableSource, *, reader: RowReader | None = None) -> Iterato
         open_binary(reader.file) as raw,
         io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream,
     ):
+        _check_form(raw.read(8), reader)
+        raw.seek(0)
         rows = csv.reader(stream, delimiter=source.separator, strict=True)
         header = _csv_header(rows, reader)
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
             raise DataError(f"source '{source.name}': {reader.file} has the column '{twice[0]}' twice; rename one.")
+        _check_separator(header, source.separator, reader)
         reader.check_columns(header)
         while True:
             line = rows.line_num + 1
@@ -41,6 +56,24 @@ def read_csv(source: TableSource, *, reader: RowReader | None = None) -> Iterato
                 yield reader.bad(line, reason + more)
             elif cells:
                 yield reader.table_case(dict(zip(header, cells, strict=True)), line)
+
+
+def _check_form(start: bytes, reader: RowReader) -> None:
+    """Refuse what is no csv by its first bytes."""
+    for magic, what in _NO_CSV.items():
+        if start.startswith(magic):
+            raise DataError(f"source '{reader.source.name}': {reader.file} is {what}.")
+
+
+def _check_separator(header: list[str], separator: str, reader: RowReader) -> None:
+    """Refuse a header that is one cell because other separators are in it than the config says."""
+    if len(header) == 1 and header[0] not in reader.used:
+        for mark, shown in {",": ",", ";": ";", "\t": "\\t", "|": "|"}.items():
+            if mark in header[0] and mark != separator:
+                raise ConfigError(
+                    f"source '{reader.source.name}': the columns of {reader.file} are not separated by '{separator}', "
+                    f"but by '{shown}'; set separator: \"{shown}\"."
+                )
 
 
 def _bad_cells(cells: Sequence[str], header: Sequence[str]) -> str:
