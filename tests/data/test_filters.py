@@ -76,7 +76,7 @@ def test_sources_sub_sources_and_text(table: CaseTable) -> None:
     assert set(keep(table, sources=["second"]).table.sources) == {"second"}
     found = keep(table, sub_sources={"clinic": ["c1", "c2"]})
     assert {meta["clinic"] for meta in found.table.metas} == {"c1", "c2"}
-    assert found.notes == ["60 cases are left out by data.filters.sub_sources.clinic."]
+    assert found.notes == ["60 cases left out by data.filters.sub_sources.clinic."]
     assert all(keep(table, has_text=True).table.texts)
     assert not any(keep(table, has_text=False).table.texts)
     assert len(keep(table, has_text=False).table) + len(keep(table, has_text=True).table) == len(table)

@@ -167,9 +167,9 @@ def test_findings_are_those_of_what_a_training_uses(tmp_path: Path) -> None:
     data = sample(tmp_path, rows)
     found = inspected(tmp_path, data)
     assert (found.cases, found.used) == (6, 5)
-    assert found.left_out == ["1 cases are left out: they have a pseudo-label."]
+    assert found.left_out == ["1 case left out: a pseudo-label."]
     assert [leak.splits for leak in found.findings.leaks] == [("train", "test")]
-    assert "1 cases are left out: they have a pseudo-label." in found.lines()
+    assert "1 case left out: a pseudo-label." in found.lines()
     only_ct = data.config.model_copy(update={"filters": FilterConfig(labels=["ct"])})
     found = inspected(tmp_path, Sample(data.store, only_ct))
     assert (found.cases, found.used, found.findings.leaks) == (6, 4, [])
@@ -190,7 +190,7 @@ def test_labels_that_a_training_of_the_split_never_sees_are_left_out(tmp_path: P
     data = sample(tmp_path, rows, split={"leave_out": {"site": ["b"]}})
     found = inspected(tmp_path, data)
     assert found.used == 9
-    assert found.left_out == ["1 cases of test are left out: training never sees their labels (pet)."]
+    assert found.left_out == ["1 case of test left out: training never sees their labels (pet)."]
     assert not [text for text in found.warnings if "never shows" in text]
 
 

@@ -45,6 +45,11 @@ def format_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> str:
     return "\n".join([*head, line(columns), line(["-" * width for width in widths]), *(line(row) for row in cells)])
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things as a text: 1 case, 2 cases."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def some(names: Sequence[str], at_most: int) -> str:
     """The first names as a text, and how many more there are."""
     return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")

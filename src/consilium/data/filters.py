@@ -10,7 +10,7 @@ import numpy as np
 
 from consilium.core.config import nearest
 from consilium.core.errors import ConfigError
-from consilium.core.reporter import some
+from consilium.core.reporter import counted, some
 from consilium.data.config import FilterConfig
 from consilium.data.splits import position
 from consilium.data.store import CaseTable
@@ -30,7 +30,9 @@ class Filtered:
         left_out = int((~allowed).sum())
         if not left_out:
             return self
-        return Filtered(self.table.select(np.flatnonzero(allowed)), [*self.notes, f"{left_out} cases {why}."])
+        return Filtered(
+            self.table.select(np.flatnonzero(allowed)), [*self.notes, f"{counted(left_out, 'case')} {why}."]
+        )
 
 
 def usable(table: CaseTable, *, multi_label: bool, pseudo_labels: bool) -> Filtered:
@@ -43,11 +45,11 @@ def usable(table: CaseTable, *, multi_label: bool, pseudo_labels: bool) -> Filte
     found = Filtered(table.select(np.flatnonzero(np.isin(splits, JUDGED))))
     has_image = np.zeros(len(found.table), dtype=bool)
     has_image[found.table.view_column("name")[0]] = True
-    found = found.keep(has_image, "are left out: they have no image")
+    found = found.keep(has_image, "left out: no image")
     has_label = np.array([bool(row) for row in found.table.labels], dtype=bool) | multi_label
-    found = found.keep(has_label, "are left out: they have no label")
+    found = found.keep(has_label, "left out: no label")
     trusted = found.table.is_gt | (pseudo_labels & (_splits(found.table) == "train"))
-    return found.keep(trusted, "are left out: they have a pseudo-label")
+    return found.keep(trusted, "left out: a pseudo-label")
 
 
 def filtered(found: Filtered, *, config: FilterConfig, seed: int) -> Filtered:
@@ -65,13 +67,13 @@ def filtered(found: Filtered, *, config: FilterConfig, seed: int) -> Filtered:
         found = _keep_labels(found, _wanted_labels(found.table, config.labels), "data.filters.labels")
     if config.sources is not None:
         allowed = _one_of(found.table.sources, config.sources, "sources", "source")
-        found = found.keep(allowed, "are left out by data.filters.sources")
+        found = found.keep(allowed, "left out by data.filters.sources")
     for column, values in (config.sub_sources or {}).items():
         allowed = _one_of(_column(found.table, column), values, f"sub_sources.{column}", column)
-        found = found.keep(allowed, f"are left out by data.filters.sub_sources.{column}")
+        found = found.keep(allowed, f"left out by data.filters.sub_sources.{column}")
     if config.has_text is not None:
         has_text = np.array([bool(text) for text in found.table.texts], dtype=bool)
-        found = found.keep(has_text == config.has_text, f"are left out by data.filters.has_text: {config.has_text}")
+        found = found.keep(has_text == config.has_text, f"left out by data.filters.has_text: {config.has_text}")
     if config.fraction < 1:
         found = _thin(found, lambda count: _share(count, config.fraction), seed=seed, name="fraction")
     if (most := config.max_samples_per_label) is not None:
@@ -113,7 +115,7 @@ def _keep_labels(found: Filtered, kept: set[str], why: str) -> Filtered:
     named = some([f"'{label}' ({count})" for label, count in sorted(gone.items())], 8)
     allowed = np.array([bool(now) or not before for now, before in zip(labels, table.labels, strict=True)], dtype=bool)
     left = Filtered(table.with_labels(labels), [*found.notes, f"{why} leaves out the labels {named}."])
-    return left.keep(allowed, f"are left out by {why}")
+    return left.keep(allowed, f"left out by {why}")
 
 
 def _column(table: CaseTable, name: str) -> list[str]:
@@ -155,4 +157,4 @@ def _thin(found: Filtered, size: Callable[[int], int], *, seed: int, name: str) 
     for rows in strata.values():
         ordered = sorted(rows, key=lambda row: position(table.ids[row], seed=seed))
         allowed[ordered[size(len(rows)) :]] = False
-    return found.keep(allowed, f"of train are left out by data.filters.{name}")
+    return found.keep(allowed, f"of train left out by data.filters.{name}")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consilium.core.reporter import counted
 from consilium.data.guards.leaks import clusters, drop_leaks, find_leaks
 from tests.data.samples import case_table
 
@@ -81,7 +82,7 @@ def test_dropping_keeps_the_side_that_judges(splits: tuple[str, ...], kept: str)
     assert dropped.keep.tolist() == [*(split == kept for split in splits), True]
     told = ", ".join(f"{split} ct (1)" for split in sorted(splits) if split != kept)
     (note,) = dropped.notes
-    assert note == f"data.on_leak: drop takes out {len(set(splits) - {kept})} cases that leak: {told}."
+    assert note == f"data.on_leak: drop takes out {counted(len(set(splits) - {kept}), 'case')} that leak: {told}."
 
 
 def test_clusters() -> None:

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from consilium.core.reporter import some
+from consilium.core.reporter import counted, some
 from consilium.data.case import SPLITS
 from consilium.data.store import CaseTable
 
@@ -139,4 +139,4 @@ def drop_leaks(table: CaseTable, leaks: Sequence[Leak]) -> Dropped:
     if not gone:
         return Dropped(keep, [])
     told = [f"{split} {label} ({count})" for (split, label), count in sorted(gone.items())]
-    return Dropped(keep, [f"data.on_leak: drop takes out {gone.total()} cases that leak: {some(told, 8)}."])
+    return Dropped(keep, [f"data.on_leak: drop takes out {counted(gone.total(), 'case')} that leak: {some(told, 8)}."])
