@@ -9,6 +9,7 @@ import numpy as np
 
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
+from consilium.core.reporter import some
 from consilium.data.filters import Filtered
 from consilium.data.store import CaseTable
 
@@ -58,23 +59,31 @@ def labelled_cases(
     table = found.table
     rows = {split: table.rows(split) for split in SPLITS}
     if labels is None:
-        labels = _training_labels(table, rows, multi_label=multi_label)
-    _check_labels(table, labels, multi_label=multi_label)
+        labels = _training_labels(found, rows, multi_label=multi_label)
+        mend = "A class with one row ends up in one split only: add cases, give them a split, or leave the class out."
+    else:
+        shown = some(list(labels.leaves), 20)
+        mend = f"The model knows: {shown}. Give the cases its labels, or keep the others out with data.filters.labels."
+    _check_labels(table, labels, multi_label=multi_label, mend=mend)
     targets = labels.multi_hot(table.labels) if multi_label else labels.indices(table.labels)
     cases = LabelledCases(table, labels, targets, rows, list(found.notes))
     classes = cases.balancing_class()
     for split, limit in (limits or {}).items():
         if limit is not None and limit < len(rows[split]):
+            key = "max_train_samples" if split == "train" else "max_eval_samples"
+            left_out = len(rows[split]) - limit
+            cases.notes.append(f"{left_out} cases of {split} are left out by data.filters.{key} or --limit: {limit}.")
             rows[split] = _spread(rows[split], classes, limit)
     return cases
 
 
-def _training_labels(table: CaseTable, rows: dict[str, np.ndarray], *, multi_label: bool) -> LabelTree:
+def _training_labels(found: Filtered, rows: dict[str, np.ndarray], *, multi_label: bool) -> LabelTree:
+    table = found.table
     if not len(rows["train"]):
+        why = "".join(f" {note}" for note in found.notes)
         raise DataError(
-            "the train split is empty: no case with an image and a label is left for training. Look at the split, "
-            "label "
-            "and is_gt columns with `consilium data inspect`."
+            f"the train split is empty: no case with an image and a label is left for training.{why}"
+            " Look at the split, label and is_gt columns with `consilium data inspect`."
         )
     labels = LabelTree.from_labels(table.labels[row] for row in rows["train"].tolist())
     if len(labels) < (1 if multi_label else 2):
@@ -85,7 +94,7 @@ def _training_labels(table: CaseTable, rows: dict[str, np.ndarray], *, multi_lab
     return labels
 
 
-def _check_labels(table: CaseTable, labels: LabelTree, *, multi_label: bool) -> None:
+def _check_labels(table: CaseTable, labels: LabelTree, *, multi_label: bool, mend: str) -> None:
     known = set(labels.leaves)
     strange: dict[str, list[int]] = {}
     for row, own in enumerate(table.labels):
@@ -102,11 +111,7 @@ def _check_labels(table: CaseTable, labels: LabelTree, *, multi_label: bool) -> 
             f"'{label}' ({len(found)} case(s), first {table.ids[found[0]]} in {table.splits[found[0]]})"
             for label, found in sorted(strange.items())[:10]
         )
-        raise DataError(
-            f"labels occur that training never sees: {shown}. A class with one row ends up in one split only: add "
-            "cases, "
-            "give them a split, or leave the class out."
-        )
+        raise DataError(f"labels occur that training never sees: {shown}. {mend}")
 
 
 def _spread(rows: np.ndarray, classes: np.ndarray, limit: int) -> np.ndarray:
