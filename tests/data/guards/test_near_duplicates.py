@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 
 from consilium.data.guards import near_duplicates as module
 from consilium.data.guards.digests import image_digests
 from consilium.data.guards.near_duplicates import NearDuplicates, find_near_duplicates
-from consilium.data.guards.similarity import LEAST_SIMILARITY, similarity
+from consilium.data.guards.similarity import (
+    COMPARED,
+    LEAST_IN_FULL,
+    LEAST_SIMILARITY,
+    MOST_PIXELS,
+    grey_image,
+    similarity,
+    similarity_in_full,
+)
 from consilium.data.prepare import prepare
 from consilium.data.store import Store
 from tests.data.guards.pictures import encoded, picture, store_of
@@ -60,7 +68,7 @@ def test_other_images_are_not(changed: NearDuplicates) -> None:
     assert not [names for names in named(changed) if any("other" in name for name in names)]
     assert changed.notes == []
     assert [pair.similarity for pair in changed.pairs] == sorted((p.similarity for p in changed.pairs), reverse=True)
-    assert all(LEAST_SIMILARITY <= pair.similarity <= 1.0001 and pair.a < pair.b for pair in changed.pairs)
+    assert all(LEAST_IN_FULL <= pair.similarity <= 1.0001 and pair.a < pair.b for pair in changed.pairs)
 
 
 def test_only_across_splits_and_never_the_same_file(tmp_path: Path) -> None:
@@ -139,6 +147,61 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     ]
     Path(found.pairs[0].images[0]).unlink()  # gone since
     assert find_near_duplicates(store.table, digests).pairs == []
+
+
+def detailed(seed: int, *, side: int = 640) -> Image.Image:
+    """One picture, enlarged, under details of a few pixels that a seed decides."""
+    noise = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side), np.uint8))
+    fine = np.asarray(noise.filter(ImageFilter.GaussianBlur(1.5)), np.float32)[:, :, None] - 127.5
+    pixels = np.asarray(picture(1).resize((side, side), Image.Resampling.BICUBIC)) + 0.5 * fine
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def test_large_images_are_compared_at_full_resolution(tmp_path: Path) -> None:
+    original = detailed(0)
+    files = {
+        "original.jpg": encoded(original),
+        "other details.jpg": encoded(detailed(1)),
+        "again.jpg": encoded(original, quality=50),
+        "larger.jpg": encoded(original.resize((900, 900), Image.Resampling.BICUBIC)),
+        "cropped.jpg": encoded(original.crop((6, 6, 634, 634))),
+        "small.jpg": encoded(original.resize((200, 200), Image.Resampling.BICUBIC)),
+    }
+    rows = [{"image": name, "split": "train" if name == "original.jpg" else "test"} for name in files]
+    found = search(store_of(tmp_path, files, rows))
+    assert named(found) == {("original.jpg", name) for name in files} - {
+        ("original.jpg", "original.jpg"),
+        ("original.jpg", "other details.jpg"),
+    }
+
+    def grey(name: str, *, in_full: bool) -> np.ndarray:
+        image, size = files[name], Image.open(tmp_path / name).size
+        return grey_image(image, name=name, size=size, max_pixels=10**6, in_full=in_full)
+
+    one, other = ("original.jpg", "other details.jpg")
+    assert similarity(grey(one, in_full=False), grey(other, in_full=False)) > LEAST_SIMILARITY  # only in full it shows
+    again = next(pair for pair in found.pairs if pair.images[1].endswith("again.jpg"))
+    assert again.similarity == similarity_in_full(grey(one, in_full=True), grey("again.jpg", in_full=True))
+
+
+def test_large_images_without_fine_details_are_judged_when_small(tmp_path: Path) -> None:
+    blurred = picture(2, side=200).resize((800, 800), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(15))
+    files = {"one.jpg": encoded(blurred), "two.jpg": encoded(blurred, quality=60)}
+    found = search(
+        store_of(tmp_path, files, [{"image": "one.jpg", "split": "train"}, {"image": "two.jpg", "split": "val"}])
+    )
+    assert named(found) == {("one.jpg", "two.jpg")}
+    grey = np.asarray(blurred.convert("L"))
+    assert similarity_in_full(grey, grey) is None
+    assert found.pairs[0].similarity >= LEAST_SIMILARITY
+
+
+def test_the_work_on_a_large_image_is_bounded() -> None:
+    data = encoded(picture(0).resize((3000, 2000)))
+    for in_full in (False, True):
+        height, width = grey_image(data, name="x", size=(2000, 3000), max_pixels=10**7, in_full=in_full).shape
+        assert width / height == pytest.approx(1.5, abs=0.01)
+        assert height * width <= MOST_PIXELS * 1.001 if in_full else width == COMPARED
 
 
 def test_no_images_at_all(tmp_path: Path) -> None:

@@ -1,29 +1,38 @@
-"""Images that are almost the same: found by their hashes, confirmed on the images themselves.
+"""Images that are almost the same: found by their hashes, confirmed on the images at full resolution.
 
 Axes in names: I different images, B blocks of an image, H height, W width, C channel.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
 from consilium.core.errors import ImageError
 from consilium.data.guards.digests import Digests
-from consilium.data.guards.similarity import LEAST_SIMILARITY, grey_image, similarity
+from consilium.data.guards.similarity import (
+    COMPARED,
+    LEAST_IN_FULL,
+    LEAST_SIMILARITY,
+    grey_image,
+    similarity,
+    similarity_in_full,
+)
 from consilium.data.store import CaseTable
 
 MAX_DISTANCE = 40
 MAX_COMPARED = 20_000
 CLOSEST = 32
 CACHED = 1_000
+CACHED_IN_FULL = 16
 FLAT = 0.01  # of 1: an image of which no channel deviates more is of one colour, and its hash is noise
 DEVIATIONS = frozenset(f"{channel} deviation" for channel in ("red", "green", "blue"))
 Progress = Callable[[int, int | None], None]
@@ -33,7 +42,8 @@ Progress = Callable[[int, int | None], None]
 class Pair:
     """Two cases (rows ``a`` < ``b`` of the table) with almost the same image, and the names of these images.
 
-    ``distance`` is the number of bits, of 255, in which their hashes differ; ``similarity`` is at most 1.
+    ``distance`` is the number of bits, of 255, in which their hashes differ; ``similarity`` is at most 1, of the
+    images at full resolution.
     """
 
     a: int
@@ -63,8 +73,9 @@ def find_near_duplicates(
 
     ``digests`` are those of the whole store, whatever part of it ``table`` is. ``across_splits`` looks only for pairs
     of different splits (train, val and test); else for all, in any split. A pair is a candidate if its hashes differ
-    in at most ``max_distance`` bits, and is told if ``similarity`` confirms it. ``progress`` is called with
-    (candidates compared, all).
+    in at most ``max_distance`` bits, and is told if ``similarity`` confirms it, first at ``COMPARED`` pixels, then,
+    where both images are larger, at the full resolution of the smaller one (of more than 4 megapixels at 4).
+    ``progress`` is called with (candidates compared, all).
 
     Found are images written again, resized, made brighter or darker, or cropped by a hundredth on each side. Not found
     are mirrored or turned images and larger crops: of images cropped by 2 % on two sides only about half, because
@@ -86,25 +97,11 @@ def find_near_duplicates(
             f"{len(candidates):,} were compared in full, so near-duplicates may be missed."
         )
 
-    @lru_cache(CACHED)
-    def grey(image: int) -> np.ndarray:
-        row, number = images[image].views[0]
-        width, height = own.statistics[images[image].position, :2].astype(int).tolist()
-        return grey_image(
-            table.images(row)[number], name=_name(table, row, number), size=(height, width),
-            max_pixels=digests.max_pixels,
-        )  # fmt: skip
-
-    def compare(candidate: _Candidate) -> float:
-        try:
-            return similarity(grey(candidate.a), grey(candidate.b))
-        except ImageError:  # it could be read when the digests were made, and the next reader of it will tell
-            return 0.0
-
+    compare = _comparison(table, own, images)
     found: list[Pair] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for done, (candidate, alike) in enumerate(zip(candidates, pool.map(compare, candidates), strict=True), 1):
-            if alike >= LEAST_SIMILARITY:
+            if alike is not None:
                 found += _pairs(table, images[candidate.a], images[candidate.b], candidate.distance, alike)
             if progress is not None:
                 progress(done, len(candidates))
@@ -124,6 +121,41 @@ class _Candidate(NamedTuple):
     a: int
     b: int
     distance: int
+
+
+def _comparison(table: CaseTable, digests: Digests, images: list[_Image]) -> Callable[[_Candidate], float | None]:
+    """How alike the images of a candidate are, None where they are not near-duplicates."""
+
+    def size(image: int) -> tuple[int, int]:
+        width, height = digests.statistics[images[image].position, :2].astype(int).tolist()
+        return height, width
+
+    def grey(image: int, in_full: bool) -> np.ndarray:
+        row, number = images[image].views[0]
+        return grey_image(
+            table.images(row)[number], name=_name(table, row, number), size=size(image),
+            max_pixels=digests.max_pixels, in_full=in_full,
+        )  # fmt: skip
+
+    small = lru_cache(CACHED)(partial(grey, in_full=False))
+    full = lru_cache(CACHED_IN_FULL)(partial(grey, in_full=True))
+
+    def compare(candidate: _Candidate) -> float | None:
+        a, b = candidate.a, candidate.b
+        try:
+            alike = similarity(small(a), small(b))
+            if alike < LEAST_SIMILARITY:
+                return None
+            if max(min(size(a), size(b), key=math.prod)) <= COMPARED:
+                return alike  # that was in full
+            in_full = similarity_in_full(full(a), full(b))
+        except ImageError:  # it could be read when the digests were made, and the next reader of it will tell
+            return None
+        if in_full is None:
+            return alike
+        return in_full if in_full >= LEAST_IN_FULL else None
+
+    return compare
 
 
 def _images(table: CaseTable, digests: Digests, *, across_splits: bool) -> tuple[list[_Image], list[str]]:
