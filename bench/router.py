@@ -2,11 +2,10 @@
 
     python bench/router.py [--data modality.csv] [--epochs 16] [--seeds 0 1] [--rounds 5] [--skip-accuracy]
 
-The plain loop is what a careful person writes in 40 lines: torchvision's crop and flip, a WeightedRandomSampler,
-bf16 autocast, label smoothing, AdamW, one cosine. ``--data`` is a csv with the columns image (or path), label (or
-modality), split and group_id; the default is the embedded demo set, and CONSILIUM_SHARED names a folder whose
-``modality/manifest.csv`` is taken instead. Time a step is measured in rounds, plain and ours in turn, one epoch
-each; a step's time includes waiting for its data. Both sides decode in one worker process.
+The plain loop is what a careful person writes in 40 lines (``bench/_plain.py``). ``--data`` is a csv with the columns
+image (or path), label (or modality), split and group_id; the default is the embedded demo set, and CONSILIUM_SHARED
+names a folder whose ``modality/manifest.csv`` is taken instead. Time a step is measured in rounds, plain and ours in
+turn, one epoch each; a step's time includes waiting for its data. Both sides decode in one worker process.
 """
 
 from __future__ import annotations
@@ -20,23 +19,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-import timm
-import torch
-from PIL import Image
 from sklearn.metrics import f1_score
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
-from torchvision import transforms
 
 from bench._machine import describe_machine
-from consilium.core.config import build
+from bench._plain import SAME, plain
+from consilium.core.config import build, merge
 from consilium.demo import demo_data_path
 from consilium.experiment import Experiment
 from consilium.session import train
 from consilium.training.hooks import read_history
-
-SIZE, BATCH, SMOOTHING, RATE, DECAY = 64, 64, 0.1, 2e-3, 0.05
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def main() -> None:
@@ -88,53 +79,10 @@ def read_cases(table: Path) -> dict[str, list[tuple[str, str]]]:
     return cases
 
 
-class Pictures(Dataset[tuple[torch.Tensor, int]]):
-    """Images by path, through a torchvision transform."""
-
-    def __init__(self, cases: list[tuple[str, str]], labels: list[str], transform: transforms.Compose) -> None:
-        self.cases, self.labels, self.transform = cases, labels, transform
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        path, label = self.cases[index]
-        return self.transform(Image.open(path).convert("RGB")), self.labels.index(label)
-
-
-def plain(cases: dict[str, list[tuple[str, str]]], *, epochs: int, seed: int) -> tuple[float, list[float]]:
+def score_plain(cases: dict[str, list[tuple[str, str]]], *, epochs: int, seed: int) -> tuple[float, list[float]]:
     """Test macro-F1 of the plain loop, and the seconds of each of its steps."""
-    torch.manual_seed(seed)
-    labels = sorted({label for _, label in cases["train"]})
-    common = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    augment = [transforms.RandomResizedCrop(SIZE, scale=(0.5, 1.0)), transforms.RandomHorizontalFlip()]
-    train_set = Pictures(cases["train"], labels, transforms.Compose([*augment, *common]))
-    test_set = Pictures(cases["test"], labels, transforms.Compose([transforms.Resize((SIZE, SIZE)), *common]))
-    counts = {label: sum(own == label for _, own in cases["train"]) for label in labels}
-    sampler = WeightedRandomSampler([1 / counts[label] for _, label in cases["train"]], len(cases["train"]))
-    loader = DataLoader(train_set, BATCH, sampler=sampler, num_workers=1, persistent_workers=True)
-    model = timm.create_model("resnet18", num_classes=len(labels)).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * len(loader), pct_start=0.1)
-    loss_function = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
-    seconds = []
-    for _ in range(epochs):
-        model.train()
-        start = time.perf_counter()
-        for images, targets in loader:
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = loss_function(model(images.to(memory_format=torch.channels_last)), targets)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            seconds.append(time.perf_counter() - start)
-            start = time.perf_counter()
-    model.eval()
-    with torch.inference_mode():
-        predictions = [model(images).argmax(1) for images, _ in DataLoader(test_set, 256)]
-    truth = [labels.index(label) for _, label in cases["test"]]
-    return float(f1_score(truth, torch.cat(predictions), average="macro")), seconds
+    result = plain(cases["train"], cases["test"], epochs=epochs, seed=seed)
+    return float(f1_score([label for _, label in cases["test"]], result.answers, average="macro")), result.seconds
 
 
 def ours(
@@ -143,34 +91,23 @@ def ours(
     """Test macro-F1 of a Consilium run with the same ingredients, and the seconds of each step."""
     image, label = columns(table)
     source = {"kind": "csv", "name": "modality", "path": str(table), "image_root": str(root(table))}
-    experiment = build(
-        Experiment,
-        {
-            "name": "bench",
-            "seed": seed,
-            "task": {
-                "vision": {"name": "resnet18", "pretrained": False},
-                "loss": {"kind": "cross_entropy", "label_smoothing": SMOOTHING},
-            },
-            "data": {
-                "sources": [{**source, "columns": {"image": image, "label": label}}],
-                "store": {"root": str(folder / "stores")},
-                "image": {"size": [SIZE, SIZE]},
-                "augmentation": {"crop_scale": [0.5, 1.0], "horizontal_flip_prob": 0.5},
-                "mixture": {"sampling": "class_balanced"},
-                "loader": {"batch_size": BATCH, "workers": 1},
-            },
-            "optimizer": {"kind": "adamw", "learning_rate": RATE, "weight_decay": DECAY},
-            "schedule": {"kind": "cosine", "warmup": 0.1},
-            "trainer": {
-                "max_epochs": epochs, "max_steps": limit_steps, "precision": "bf16", "log_every": 1,
-                "validate_every": max(epochs / 4, 1), "save_every": max(epochs / 4, 1),
-            },
-            "evaluation": {"bootstrap_samples": 0},
-            "output": {"root": str(folder / "runs")},
+    tree = {
+        "name": "bench",
+        "seed": seed,
+        "data": {
+            "sources": [{**source, "columns": {"image": image, "label": label}}],
+            "store": {"root": str(folder / "stores")},
+            "augmentation": {"crop_scale": [0.5, 1.0], "horizontal_flip_prob": 0.5},
+            "mixture": {"sampling": "class_balanced"},
         },
-        origin="bench",
-    )  # fmt: skip
+        "trainer": {
+            "max_epochs": epochs, "max_steps": limit_steps, "precision": "bf16", "log_every": 1,
+            "validate_every": max(epochs / 4, 1), "save_every": max(epochs / 4, 1),
+        },
+        "evaluation": {"bootstrap_samples": 0},
+        "output": {"root": str(folder / "runs")},
+    }  # fmt: skip
+    experiment = build(Experiment, merge(SAME, tree), origin="bench")
     result = train(experiment)
     assert result is not None
     rows = [row for row in read_history(result.bundle / "history.csv") if row["train_loss"]]
@@ -182,7 +119,7 @@ def measure_steps(table: Path, cases: dict[str, list[tuple[str, str]]], folder: 
     """Print the median seconds a step of both, in turn, and the ratio within each round."""
     found = []
     for number in range(rounds):
-        _, plain_seconds = plain(cases, epochs=1, seed=number)
+        _, plain_seconds = score_plain(cases, epochs=1, seed=number)
         _, our_seconds = ours(table, folder, epochs=1, seed=number)
         # The first steps start worker processes; the last may be shorter.
         found.append((statistics.median(plain_seconds[2:-1]), statistics.median(our_seconds[2:-1])))
@@ -200,7 +137,7 @@ def measure_accuracy(
     scores = []
     for seed in seeds:
         start = time.perf_counter()
-        plain_score, _ = plain(cases, epochs=epochs, seed=seed)
+        plain_score, _ = score_plain(cases, epochs=epochs, seed=seed)
         middle = time.perf_counter()
         our_score, _ = ours(table, folder, epochs=epochs, seed=seed)
         scores.append((plain_score, our_score))

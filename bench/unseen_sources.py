@@ -1,0 +1,193 @@
+"""How good is the router on sources that it has never seen? A plain loop against ``recipes/unseen_sources.yaml``.
+
+    python bench/unseen_sources.py [--epochs 8] [--seeds 0 1 2] [--folds 1 2] [--recipe FILE] [--set KEY=VALUE ...]
+
+Data is ``modality/manifest.csv`` in the folder that CONSILIUM_SHARED names. Each fold tests on all cases of sources
+that are held out whole, or of some classes of a source; both sides train on the same other cases, with the same model,
+loss, optimizer and batches and as many draws (``bench/_plain.py``). The recipe brings augmentation, sampling and
+averaging, chosen without the held-out cases; ours takes the weights that are best on validation, which is drawn from
+the sources of the training, the plain loop its last ones.
+
+Answers are over all 13 classes. The macro-F1 is the mean of F1 over the classes that the fold tests. An answer that is
+none of these costs the recall of the true class and no precision, for there is no F1 of the class that it names.
+
+The interval of the difference is Student's t over the pairs of seed and fold. It covers the chance of the training on
+these two folds; it says nothing about other sources, of which two folds are too few.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+from sklearn.metrics import f1_score
+
+from bench._machine import describe_machine
+from bench._plain import SAME, plain
+from consilium.bundle import Predictor, case_outputs
+from consilium.core.config import apply_overrides, build, merge, read_tree
+from consilium.core.reporter import Silent, format_table
+from consilium.crossval import GUARDS_OFF
+from consilium.data.dataset import LabelledCases
+from consilium.data.load import load_data
+from consilium.experiment import Experiment
+from consilium.session import train
+
+SOURCE = "meta.source"  # the column of the table
+FOLDS: dict[int, list[dict[str, list[str]]]] = {
+    1: [
+        {SOURCE: ["vqa_rad"], "label": ["ct", "mri", "xray_chest"]},
+        {SOURCE: ["openslide", "scanpy", "wbc", "chase"]},
+    ],
+    2: [
+        {SOURCE: ["mednist"], "label": ["ct", "mri"]},  # its hands and chests stay
+        {SOURCE: ["dsb2018"], "label": ["histopathology"]},
+        {SOURCE: ["covid_cxr", "plotnine", "bccd", "idrid"]},
+    ],
+}
+RECIPE = Path(__file__).parents[1] / "recipes" / "unseen_sources.yaml"
+SIDES = ("plain", "ours")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Macro-F1 over the classes tested, and the recall of each held-out cell (source, class)."""
+
+    macro_f1: float
+    recalls: dict[tuple[str, str], float]
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folds", type=int, nargs="+", default=[1, 2], choices=sorted(FOLDS))
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the recipe")
+    arguments = parser.parse_args()
+    if "CONSILIUM_SHARED" not in os.environ:
+        print("CONSILIUM_SHARED names no folder with modality/manifest.csv, so there is nothing to measure on.")
+        return
+    print(describe_machine())
+    recipe = apply_overrides(read_tree(arguments.recipe), arguments.set)
+    found: dict[str, list[dict[int, Score]]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as folder:
+        for fold in arguments.folds:
+            scores: dict[str, dict[int, Score]] = {side: {} for side in SIDES}
+            for seed in arguments.seeds:
+                experiment = ours(recipe, Path(folder), fold=fold, seed=seed, epochs=arguments.epochs)
+                for side, score in measure(experiment).items():
+                    scores[side][seed] = score
+            for side in SIDES:
+                found[side].append(scores[side])
+            rows = recall_rows(scores)
+            print(format_table(rows, title=f"fold {fold}: recall of each held-out cell, mean over the seeds"))
+    print(format_table(score_rows(found, arguments.folds), title="macro-F1 on sources never seen"))
+    print(difference(found))
+    print(describe_machine())
+
+
+def ours(recipe: dict[str, Any], folder: Path, *, fold: int, seed: int, epochs: int) -> Experiment:
+    """The recipe on a fold, with the model, loss, optimizer, batches and length of the plain loop."""
+    shared = Path(os.environ["CONSILIUM_SHARED"])
+    place = {"path": str(shared / "modality" / "manifest.csv"), "image_root": str(shared)}
+    tree = {
+        "name": f"fold-{fold}",
+        "seed": seed,
+        "data": {
+            "sources": [{**recipe["data"]["sources"][0], **place}],
+            "split": {"leave_out": FOLDS[fold]},
+            "store": {"root": str(folder / "stores")},
+            "guards": GUARDS_OFF,
+        },
+        "trainer": {"max_epochs": epochs, "precision": "bf16"},
+        "evaluation": {"bootstrap_samples": 0},
+        "report": {"images": False},
+        "output": {"root": str(folder / "runs")},
+    }
+    return build(Experiment, merge(merge(recipe, SAME), tree), origin="bench")
+
+
+def measure(experiment: Experiment) -> dict[str, Score]:
+    """Both sides, trained on the same cases and asked about the same others."""
+    cases = load_data(experiment.data, multi_label=False, needs=("train", "val", "test"), reporter=Silent()).cases
+    parts = {
+        split: [(str(cases.table.images(row)[0]), cases.table.labels[row][0]) for row in rows.tolist()]
+        for split, rows in cases.rows.items()
+    }
+    start = time.perf_counter()
+    epochs, seed = experiment.trainer.max_epochs, experiment.seed
+    answers = {"plain": plain(parts["train"], parts["test"], epochs=epochs, seed=seed).answers}
+    middle = time.perf_counter()
+    result = train(experiment)
+    assert result is not None
+    predictor = Predictor.load(result.bundle, device=experiment.trainer.device, batch_size=256)
+    assert predictor.labels.leaves == cases.labels.leaves
+    probabilities_NK = case_outputs(predictor, cases, "test").arrays["probabilities"]
+    answers["ours"] = [predictor.labels.leaves[number] for number in probabilities_NK.argmax(1).tolist()]
+    scores = {side: score(cases, own) for side, own in answers.items()}
+    counts = ", ".join(f"{split} {len(rows)}" for split, rows in parts.items())
+    print(
+        f"{experiment.name}, seed {seed} ({counts}): plain {scores['plain'].macro_f1:.3f} in {middle - start:.0f} s, "
+        f"ours {scores['ours'].macro_f1:.3f} in {time.perf_counter() - middle:.0f} s (validation and report included)",
+        flush=True,
+    )
+    return scores
+
+
+def score(cases: LabelledCases, answers: list[str]) -> Score:
+    """How good the answers to the test cases are."""
+    rows = cases.rows["test"].tolist()
+    truth = [cases.table.labels[row][0] for row in rows]
+    sources = cases.table.columns()[SOURCE]
+    right = defaultdict(list)
+    for row, label, answer in zip(rows, truth, answers, strict=True):
+        right[sources[row], label].append(answer == label)
+    macro_f1 = f1_score(truth, answers, labels=sorted(set(truth)), average="macro", zero_division=0)
+    return Score(float(macro_f1), {cell: statistics.fmean(own) for cell, own in sorted(right.items())})
+
+
+def recall_rows(scores: dict[str, dict[int, Score]]) -> list[dict[str, Any]]:
+    """A row for each held-out cell."""
+    cells = next(iter(scores["plain"].values())).recalls
+    return [
+        {"source": cell[0], "class": cell[1]}
+        | {side: statistics.fmean(one.recalls[cell] for one in scores[side].values()) for side in SIDES}
+        for cell in cells
+    ]
+
+
+def score_rows(found: dict[str, list[dict[int, Score]]], folds: list[int]) -> list[dict[str, Any]]:
+    """A row for each fold and seed."""
+    return [
+        {"fold": fold, "seed": seed}
+        | {side: found[side][number][seed].macro_f1 for side in SIDES}
+        | {"difference": found["ours"][number][seed].macro_f1 - found["plain"][number][seed].macro_f1}
+        for number, fold in enumerate(folds)
+        for seed in found["plain"][number]
+    ]
+
+
+def difference(found: dict[str, list[dict[int, Score]]]) -> str:
+    """The mean of both sides, and their paired difference with its interval."""
+    values = {side: np.array([one.macro_f1 for fold in found[side] for one in fold.values()]) for side in SIDES}
+    pairs = values["ours"] - values["plain"]
+    told = f"mean: plain {values['plain'].mean():.3f}, ours {values['ours'].mean():.3f}, difference {pairs.mean():+.3f}"
+    if len(pairs) < 2:
+        return f"{told}; one pair has no interval"
+    half = t.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / len(pairs) ** 0.5
+    return f"{told}, 95 % interval {pairs.mean() - half:+.3f} to {pairs.mean() + half:+.3f} (t over {len(pairs)} pairs)"
+
+
+if __name__ == "__main__":
+    main()
