@@ -67,7 +67,16 @@ def test_progress_and_summary(tmp_path: Path) -> None:
     assert prepared.created
     assert prepared.bad_rows == []
     assert prepared.summary == [
-        {"source": "s", "train": 5, "val": 0, "test": 1, "unlabelled": 0, "bad rows": 0, "skipped files": 1}
+        {
+            "source": "s",
+            "train": 5,
+            "val": 0,
+            "test": 1,
+            "unlabelled": 0,
+            "labels": 2,
+            "bad rows": 0,
+            "skipped files": 1,
+        }
     ]
     assert prepared.store.manifest.counts == [
         {"source": "s", "split": "test", "label": "mri", "cases": 1},

@@ -40,7 +40,7 @@ BATCH = 64
 class Prepared:
     """What ``prepare`` did; ``created`` is False when the store was there already.
 
-    ``summary`` has a row per source: cases per split, rows that were bad, files that were skipped.
+    ``summary`` has a row per source: cases per split, different labels, rows that were bad, files that were skipped.
     """
 
     store: Store
@@ -340,10 +340,12 @@ def _bad_rows_error(bad_rows: Sequence[BadRow], listing: Path) -> BadRowsError:
 def _summary(sources: Sequence[Source], manifest: Manifest, bad_rows: Sequence[BadRow]) -> list[dict[str, str | int]]:
     """A row per source for a table on the screen."""
     bad = Counter(row.source for row in bad_rows)
+    labels = {(row["source"], row["label"]) for row in manifest.counts if row["label"]}
     return [
         {
             "source": source.name,
             **{split: manifest.splits.get(source.name, {}).get(split, 0) for split in SPLITS},
+            "labels": sum(name == source.name for name, _ in labels),
             "bad rows": bad[source.name],
             "skipped files": sum(manifest.skipped[source.name].values()),
         }
