@@ -4,16 +4,20 @@ A model that has seen one scanner or one journal takes its resolution, noise, co
 part of the class. These functions vary them. All but ``recompressed`` take float images [N, 3, H, W] in [0, 1] and one
 number per image; a trailing underscore changes in place.
 
-Axes in names: N image, C channel, H height, W width, P pixels of one side, K all pixels of an image, D draw.
+Axes in names: N image, C channel, M = N * C, H height, W width, P pixels of one side, T step of a kernel, K number of a
+bank.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
 from torch import Tensor
+from torch.nn.functional import conv1d, conv2d
 
 from consilium.data.pixels import Pixels
 
@@ -52,16 +56,27 @@ def invert_(images_NCHW: Tensor, *, chosen_N: Tensor) -> None:
     images_NCHW.mul_(1 - 2 * chosen_N111).add_(chosen_N111)
 
 
-def blurred(images_NCHW: Tensor, *, pixels_N: Tensor) -> Tensor:
-    """Convolved with a gaussian of so many pixels' deviation; at the edges its weights are scaled to a sum of 1."""
+def blurred(images_NCHW: Tensor, *, pixels_N: Tensor, most: float) -> Tensor:
+    """Convolved with a gaussian of so many pixels' deviation; at the edges its weights are scaled to a sum of 1.
 
-    def kernel(side: int) -> Tensor:
-        places_P = torch.arange(side, device=images_NCHW.device, dtype=torch.float32)
-        distance_NPP = (places_P[:, None] - places_P) / pixels_N.clamp(min=1e-3)[:, None, None]
-        weights_NPP = distance_NPP.square_().mul_(-0.5).exp_()
-        return weights_NPP.div_(weights_NPP.sum(2, keepdim=True))
+    No deviation is above ``most``: the kernel reaches four times as far, whatever the others in the batch are.
+    """
+    count, channels, height, width = images_NCHW.shape
+    reach = math.ceil(4 * most)
+    steps_T = torch.arange(-reach, reach + 1, device=images_NCHW.device)
+    kernel_NT = (steps_T / pixels_N.clamp(min=1e-3)[:, None]).square_().mul_(-0.5).exp_()
+    kernel_MT = kernel_NT.repeat_interleave(channels, 0)
+    groups = count * channels
+    planes_1MHW = images_NCHW.reshape(1, groups, height, width)
+    planes_1MHW = conv2d(planes_1MHW, kernel_MT[:, None, :, None], padding=(reach, 0), groups=groups)
+    planes_1MHW = conv2d(planes_1MHW, kernel_MT[:, None, None, :], padding=(0, reach), groups=groups)
 
-    return _separable(images_NCHW, kernel(images_NCHW.shape[2]), kernel(images_NCHW.shape[3]))
+    def weight(side: int) -> Tensor:
+        ones_1NP = torch.ones((1, count, side), device=images_NCHW.device)
+        return conv1d(ones_1NP, kernel_NT[:, None], padding=reach, groups=count)[0]
+
+    weights_NHW = weight(height)[:, :, None] * weight(width)[:, None, :]
+    return planes_1MHW.view(images_NCHW.shape).div_(weights_NHW[:, None])
 
 
 def coarsened(images_NCHW: Tensor, *, factors_N: Tensor) -> Tensor:

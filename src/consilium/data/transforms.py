@@ -254,7 +254,7 @@ class DeviceTransform:
         if (x := chosen.invert_prob) is not None:
             invert_(images_NCHW, chosen_N=between(0, 1, _Position.INVERT) < x)
         if (x := chosen.blur) is not None:
-            images_NCHW = blurred(images_NCHW, pixels_N=between(0, x, _Position.BLUR))
+            images_NCHW = blurred(images_NCHW, pixels_N=between(0, x, _Position.BLUR), most=x)
         if chosen.resolution is not None:
             factors_N = between(*chosen.resolution, _Position.RESOLUTION)
             which = _below(numbers_NP, _Position.RESOLUTION_CHANCE, chosen.resolution_prob or 1.0, factors_N.device)
