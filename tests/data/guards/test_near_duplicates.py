@@ -128,7 +128,7 @@ def test_many_that_look_alike_are_bounded_and_told(tmp_path: Path, monkeypatch: 
     assert len(found.pairs) == 9
     assert len({pair.a for pair in found.pairs} | {pair.b for pair in found.pairs}) >= 6
     assert found.notes == [
-        "36 pairs of images look alike at first sight; only the closest 9 were compared in full, so near-duplicates "
+        "36 pairs of images look alike at first sight; only the closest 9 were compared, so near-duplicates "
         "may be missed."
     ]
 
@@ -182,6 +182,29 @@ def test_large_images_are_compared_at_full_resolution(tmp_path: Path) -> None:
     assert similarity(grey(one, in_full=False), grey(other, in_full=False)) > LEAST_SIMILARITY  # only in full it shows
     again = next(pair for pair in found.pairs if pair.images[1].endswith("again.jpg"))
     assert again.similarity == similarity_in_full(grey(one, in_full=True), grey("again.jpg", in_full=True))
+
+
+def test_of_many_large_pairs_the_least_alike_are_compared_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = picture(0, side=640)
+    files = {
+        "original.jpg": encoded(original),
+        "q50.jpg": encoded(original, quality=50),
+        "q20.jpg": encoded(original, quality=20),
+    }
+    rows = [{"image": name, "split": "train" if name == "original.jpg" else "test"} for name in files]
+    store = store_of(tmp_path, files, rows)
+    whole = {pair.images[1]: pair.similarity for pair in search(store).pairs}
+    monkeypatch.setattr(module, "MAX_IN_FULL", 1)
+    found = search(store)
+    assert found.notes == [
+        "2 pairs of large images are alike at 256 pixels; only the 1 least alike of them were compared at full "
+        "resolution."
+    ]
+    changed = {pair.images[1] for pair in found.pairs if pair.similarity != whole[pair.images[1]]}
+    assert [name.endswith("q50.jpg") for name in changed] == [True]
+    assert len(found.pairs) == 2
 
 
 def test_large_images_without_fine_details_are_judged_when_small(tmp_path: Path) -> None:

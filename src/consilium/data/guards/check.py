@@ -21,7 +21,7 @@ from consilium.data.guards.shortcuts import shortcut_warnings
 from consilium.data.guards.texts import NamedLabel, named_labels, repeated_texts
 from consilium.data.store import CaseTable, Store
 
-VERSION = 2  # of the near-duplicates that are kept in a store
+VERSION = 3  # of the near-duplicates that are kept in a store
 WHERE = "`consilium data inspect` lists all that was found, and draws near-duplicates."
 
 

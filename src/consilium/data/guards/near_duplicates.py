@@ -33,6 +33,7 @@ MAX_COMPARED = 20_000
 CLOSEST = 32
 CACHED = 1_000
 CACHED_IN_FULL = 16
+MAX_IN_FULL = 500  # pairs; two images of 4 megapixels take most of a second
 FLAT = 0.01  # of 1: an image of which no channel deviates more is of one colour, and its hash is noise
 DEVIATIONS = frozenset(f"{channel} deviation" for channel in ("red", "green", "blue"))
 Progress = Callable[[int, int | None], None]
@@ -84,7 +85,8 @@ def find_near_duplicates(
 
     The hashes of all pairs are compared: that is under a minute for 100,000 images, and no index to get wrong. Where
     thousands of images look alike (blank charts, one scanner's photographs) the work stays bounded: of an image the
-    ``CLOSEST`` candidates, and of all ``MAX_COMPARED``, everyone's closest first; a note tells. Images of one colour
+    ``CLOSEST`` candidates, and of all ``MAX_COMPARED``, everyone's closest first; at full resolution the
+    ``MAX_IN_FULL`` pairs that are least alike; a note tells. Images of one colour
     are left out, and so are those that cannot be decoded. Where a file stands in several cases each of them is told
     once, with the first case of the other file.
     """
@@ -94,17 +96,15 @@ def find_near_duplicates(
     if left_out:
         notes.append(
             f"{left_out + len(candidates):,} pairs of images look alike at first sight; only the closest "
-            f"{len(candidates):,} were compared in full, so near-duplicates may be missed."
+            f"{len(candidates):,} were compared, so near-duplicates may be missed."
         )
 
-    compare = _comparison(table, own, images)
-    found: list[Pair] = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for done, (candidate, alike) in enumerate(zip(candidates, pool.map(compare, candidates), strict=True), 1):
-            if alike is not None:
-                found += _pairs(table, images[candidate.a], images[candidate.b], candidate.distance, alike)
-            if progress is not None:
-                progress(done, len(candidates))
+    alike = _alike(_Comparison(table, own, images), candidates, notes, progress)
+    found = [
+        pair
+        for candidate, value in alike.items()
+        for pair in _pairs(table, images[candidate.a], images[candidate.b], candidate.distance, value)
+    ]
     return NearDuplicates(sorted(found, key=lambda pair: (-pair.similarity, pair.a, pair.b)), notes)
 
 
@@ -123,39 +123,69 @@ class _Candidate(NamedTuple):
     distance: int
 
 
-def _comparison(table: CaseTable, digests: Digests, images: list[_Image]) -> Callable[[_Candidate], float | None]:
-    """How alike the images of a candidate are, None where they are not near-duplicates."""
+class _Comparison:
+    """Compares the images of candidates; 0 where one cannot be read any more, which its next reader will tell."""
 
-    def size(image: int) -> tuple[int, int]:
-        width, height = digests.statistics[images[image].position, :2].astype(int).tolist()
+    def __init__(self, table: CaseTable, digests: Digests, images: list[_Image]) -> None:
+        self._table, self._digests, self._images = table, digests, images
+        self._small = lru_cache(CACHED)(partial(self._grey, in_full=False))
+        self._full = lru_cache(CACHED_IN_FULL)(partial(self._grey, in_full=True))
+
+    def small(self, candidate: _Candidate) -> float:
+        """The similarity at ``COMPARED`` pixels."""
+        try:
+            return similarity(self._small(candidate.a), self._small(candidate.b))
+        except ImageError:
+            return 0.0
+
+    def in_full(self, candidate: _Candidate) -> float | None:
+        """The similarity at full resolution; None where there is no fine detail to compare."""
+        try:
+            return similarity_in_full(self._full(candidate.a), self._full(candidate.b))
+        except ImageError:
+            return 0.0
+
+    def is_larger(self, candidate: _Candidate) -> bool:
+        """Whether both images have more pixels than were compared."""
+        return max(min(self._size(candidate.a), self._size(candidate.b), key=math.prod)) > COMPARED
+
+    def _size(self, image: int) -> tuple[int, int]:
+        width, height = self._digests.statistics[self._images[image].position, :2].astype(int).tolist()
         return height, width
 
-    def grey(image: int, in_full: bool) -> np.ndarray:
-        row, number = images[image].views[0]
+    def _grey(self, image: int, *, in_full: bool) -> np.ndarray:
+        row, number = self._images[image].views[0]
         return grey_image(
-            table.images(row)[number], name=_name(table, row, number), size=size(image),
-            max_pixels=digests.max_pixels, in_full=in_full,
+            self._table.images(row)[number], name=_name(self._table, row, number), size=self._size(image),
+            max_pixels=self._digests.max_pixels, in_full=in_full,
         )  # fmt: skip
 
-    small = lru_cache(CACHED)(partial(grey, in_full=False))
-    full = lru_cache(CACHED_IN_FULL)(partial(grey, in_full=True))
 
-    def compare(candidate: _Candidate) -> float | None:
-        a, b = candidate.a, candidate.b
-        try:
-            alike = similarity(small(a), small(b))
-            if alike < LEAST_SIMILARITY:
-                return None
-            if max(min(size(a), size(b), key=math.prod)) <= COMPARED:
-                return alike  # that was in full
-            in_full = similarity_in_full(full(a), full(b))
-        except ImageError:  # it could be read when the digests were made, and the next reader of it will tell
-            return None
-        if in_full is None:
-            return alike
-        return in_full if in_full >= LEAST_IN_FULL else None
-
-    return compare
+def _alike(
+    comparison: _Comparison, candidates: list[_Candidate], notes: list[str], progress: Progress | None
+) -> dict[_Candidate, float]:
+    """The similarity of the candidates that are near-duplicates; what was not compared in full is noted."""
+    alike: dict[_Candidate, float] = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        compared = zip(candidates, pool.map(comparison.small, candidates), strict=True)
+        for done, (candidate, value) in enumerate(compared, 1):
+            if value >= LEAST_SIMILARITY:
+                alike[candidate] = value
+            if progress is not None:
+                progress(done, len(candidates))
+        large = sorted((candidate for candidate in alike if comparison.is_larger(candidate)), key=alike.__getitem__)
+        if len(large) > MAX_IN_FULL:
+            notes.append(
+                f"{len(large):,} pairs of large images are alike at {COMPARED} pixels; only the {MAX_IN_FULL} least "
+                "alike of them were compared at full resolution."
+            )
+        doubtful = sorted(large[:MAX_IN_FULL])  # those of one image together, so that it is decoded once
+        for candidate, in_full in zip(doubtful, pool.map(comparison.in_full, doubtful), strict=True):
+            if in_full is not None:
+                alike[candidate] = in_full
+            if in_full is not None and in_full < LEAST_IN_FULL:
+                del alike[candidate]
+    return alike
 
 
 def _images(table: CaseTable, digests: Digests, *, across_splits: bool) -> tuple[list[_Image], list[str]]:
