@@ -25,6 +25,8 @@ def test_each_crop_and_its_mirror_image_come_in_order(layout: torch.memory_forma
     assert len(list(looks(images_BVCHW, mirror=False, crops=[0.8]))) == 2
     (only,) = looks(images_BVCHW, mirror=False, crops=[])
     assert only is images_BVCHW
+    without_pixels = torch.zeros(2, 1, 3, 0, 0)  # beside features that a frozen tower made before
+    assert [look.shape for look in looks(without_pixels, mirror=False, crops=[])] == [without_pixels.shape]
 
 
 def test_views_that_do_not_exist_stay_zeros() -> None:

@@ -16,15 +16,16 @@ def looks(images_BVCHW: Tensor, *, mirror: bool, crops: Sequence[float]) -> Iter
 
     ``crops`` are shares of both sides in whole pixels; what they cut out is enlarged to the size of the images.
     """
-    height, width = images_BVCHW.shape[3:]
-    for share in (1.0, *crops):
-        rows, columns = max(1, round(share * height)), max(1, round(share * width))
-        look_BVCHW = images_BVCHW
-        if (rows, columns) != (height, width):
-            top, left = (height - rows) // 2, (width - columns) // 2
-            centre_NCHW = images_BVCHW.flatten(0, 1)[:, :, top : top + rows, left : left + columns]
-            enlarged_NCHW = interpolate(centre_NCHW, (height, width), mode="bilinear", align_corners=False)
-            look_BVCHW = enlarged_NCHW.reshape(images_BVCHW.shape)
+    for look_BVCHW in (images_BVCHW, *(_centre(images_BVCHW, share) for share in crops)):
         yield look_BVCHW
         if mirror:
             yield look_BVCHW.flip(-1)
+
+
+def _centre(images_BVCHW: Tensor, share: float) -> Tensor:
+    height, width = images_BVCHW.shape[3:]
+    rows, columns = max(1, round(share * height)), max(1, round(share * width))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    centre_NCHW = images_BVCHW.flatten(0, 1)[:, :, top : top + rows, left : left + columns]
+    enlarged_NCHW = interpolate(centre_NCHW, (height, width), mode="bilinear", align_corners=False)
+    return enlarged_NCHW.reshape(images_BVCHW.shape)
