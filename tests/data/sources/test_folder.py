@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.sources.files import list_inputs
+from tests.data.medical_samples import dicom_bytes, dicom_dataset
 from tests.data.samples import data_config, read, write_images, write_jsonl
 
 
@@ -68,6 +70,22 @@ def test_other_files_are_skipped_and_counted(tmp_path: Path) -> None:
     inputs = list_inputs(data_config(tmp_path, {"kind": "folder", "name": "s", "path": str(tmp_path / "d")}).sources[0])
     assert [file.name for file in inputs.files] == ["ct/a.jpg"]
     assert inputs.skipped == {"hidden": 2, ".txt file": 1, "no extension file": 1}
+
+
+def test_dicom_without_an_ending_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "d/ct"
+    folder.mkdir(parents=True)
+    names = ["IM000001", "1.2.840.10008.7", "DICOMDIR", ".hidden", "scan.bak"]
+    for name in names:
+        (folder / name).write_bytes(dicom_bytes(dicom_dataset(np.zeros((4, 4), np.uint16))))
+    (folder / "LICENSE").write_text("x" * 200)
+    (folder / "short").write_text("DICM")
+    (folder / "dangling").symlink_to(folder / "nowhere")
+    os.mkfifo(folder / "pipe")  # opening it would wait for ever
+    source = data_config(tmp_path, {"kind": "folder", "name": "s", "path": str(tmp_path / "d")}).sources[0]
+    inputs = list_inputs(source)
+    assert [file.name for file in inputs.files] == ["ct/1.2.840.10008.7", "ct/IM000001"]
+    assert inputs.skipped == {"hidden": 1, "DICOMDIR": 1, ".bak file": 1, "no extension file": 4}
 
 
 def test_groups_from_file_names(tmp_path: Path) -> None:

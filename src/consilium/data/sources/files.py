@@ -12,6 +12,7 @@ from consilium.core.errors import DataError
 from consilium.core.places import FileFacts, absolute, facts, find, is_remote
 from consilium.core.reporter import Reporter
 from consilium.data.case import printable
+from consilium.data.dicom import is_dicom
 from consilium.data.sources.config import (
     FolderSource,
     HubDataset,
@@ -53,6 +54,18 @@ def extension_of(name: str) -> str:
     return ".nii.gz" if extension == ".gz" and stem.endswith(".nii") else extension
 
 
+def is_unnamed_dicom(path: str) -> bool:
+    """Whether a file of this machine has no ending (a number is none: UIDs have dots) and says that it is DICOM."""
+    extension = extension_of(os.path.basename(path))[1:]
+    if extension and not extension.isdigit():
+        return False
+    try:
+        with open(path, "rb") as file:
+            return is_dicom(file.read(132))
+    except OSError:
+        return False
+
+
 def list_inputs(source: Source, *, root: str = "stores", reporter: Reporter | None = None) -> Inputs:
     """The files of a source; one that is missing or has no image is a DataError.
 
@@ -74,7 +87,7 @@ def _list_folder(source: FolderSource) -> Inputs:
     inputs = Inputs([])
     if is_remote(root):
         for name, found in find(root).items():
-            _add(name, found, inputs)
+            _add(name, found, inputs, is_image=extension_of(name) in IMAGE_EXTENSIONS)
     elif os.path.isdir(root):
         _walk(root, "", inputs, ())
     else:
@@ -83,7 +96,7 @@ def _list_folder(source: FolderSource) -> Inputs:
         skipped = f" ({_counted(inputs.skipped)} skipped)" if inputs.skipped else ""
         raise DataError(
             f"source '{source.name}': the folder {source.path} holds no image{skipped}; "
-            f"expected files ending in {', '.join(sorted(IMAGE_EXTENSIONS))}."
+            f"expected files ending in {', '.join(sorted(IMAGE_EXTENSIONS))}, or DICOM files without an ending."
         )
     return inputs
 
@@ -114,14 +127,15 @@ def _input_file(source: Source, name: str, path: str) -> InputFile:
     return InputFile(name, found.size, found.version)
 
 
-def _add(name: str, found: FileFacts, inputs: Inputs) -> None:
-    extension = extension_of(name)
+def _add(name: str, found: FileFacts, inputs: Inputs, *, is_image: bool) -> None:
     if any(part.startswith(".") for part in name.split("/")):
         inputs.skipped["hidden"] += 1
-    elif extension in IMAGE_EXTENSIONS:
+    elif name.rpartition("/")[2] == "DICOMDIR":  # DICOM itself, but a table of contents
+        inputs.skipped["DICOMDIR"] += 1
+    elif is_image:
         inputs.files.append(InputFile(name, found.size, found.version))
     else:
-        inputs.skipped[f"{printable(extension) or 'no extension'} file"] += 1
+        inputs.skipped[f"{printable(extension_of(name)) or 'no extension'} file"] += 1
 
 
 def _counted(counts: Counter[str]) -> str:
@@ -144,4 +158,5 @@ def _walk(folder: str, relative: str, inputs: Inputs, parents: tuple[tuple[int, 
         else:
             # A dangling link stays in the list: its row is reported when the image cannot be read.
             found = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)
-            _add(name, FileFacts(found.st_size, found.st_mtime_ns, is_file=True), inputs)
+            is_image = extension_of(name) in IMAGE_EXTENSIONS or (entry.is_file() and is_unnamed_dicom(entry.path))
+            _add(name, FileFacts(found.st_size, found.st_mtime_ns, is_file=True), inputs, is_image=is_image)
