@@ -122,6 +122,18 @@ class StopInSecond(Recorder):
             signal.raise_signal(signal.SIGINT)
 
 
+def test_what_is_noted_of_every_fold_is_told_once(tiny_images: Path, tmp_path: Path) -> None:
+    reporter = Recorder()
+    two = ["data.filters.labels=[ct, mri]", "trainer.max_steps=1", "evaluation.bootstrap_samples=0"]
+    cross_validate(tiny_experiment(tiny_images, tmp_path / "runs", *two), folds=2, reporter=reporter)
+    told = "note: data.filters.labels leaves out the labels 'xray' (16)."
+    assert [line for line in reporter.lines if line == told or line.startswith("-- ")] == [
+        "-- fold 0 --",
+        told,
+        "-- fold 1 --",
+    ]
+
+
 @pytest.mark.parametrize("by", ["kill", "signal"])
 def test_stopped_and_started_again(whole: CrossvalResult, tiny_images: Path, tmp_path: Path, by: str) -> None:
     experiment = tiny_experiment(tiny_images, tmp_path / "runs", *SECONDS)
@@ -158,8 +170,11 @@ def test_a_fold_that_fails_is_named_and_the_others_are_kept(tiny_images: Path, t
 
 def test_another_config_does_not_mix_with_finished_folds(tiny_images: Path, whole: CrossvalResult) -> None:
     root = whole.folder.parents[1]
-    with pytest.raises(RunFolderError, match=r"^fold 0: .* started with another config: seed was 0 and is 1"):
+    with pytest.raises(
+        RunFolderError, match=r"^fold 0: .* another config: seed was 0 and is 1\. .*`output\.variation` of its own"
+    ) as refused:
         cross_validate(tiny_experiment(tiny_images, root, *SECONDS, "seed=1"), folds=3)
+    assert "--resume" not in str(refused.value)
     with pytest.raises(RunFolderError, match="--limit was null and is 9"):
         cross_validate(tiny_experiment(tiny_images, root, *SECONDS), folds=3, limit=9)
 
@@ -184,6 +199,16 @@ def test_what_is_refused(
     with pytest.raises((ConfigError, DataError), match=message):
         cross_validate(tiny_experiment(tiny_images, tmp_path / "runs", *overrides), **options)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_column_called_source_is_not_the_source(tiny_images: Path, tmp_path: Path) -> None:
+    paths = sorted(tiny_images.rglob("*.png")) + sorted(tiny_images.rglob("*.jpg"))
+    rows = [f"{path},{path.parent.name},h{number % 2}" for number, path in enumerate(paths)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label,source", *rows]) + "\n", encoding="utf-8")
+    table = f"data.sources={json.dumps([{'kind': 'csv', 'name': 's', 'path': str(tmp_path / 't.csv')}])}"
+    experiment = tiny_experiment(tiny_images, tmp_path / "runs", table, f"data.store.root={tmp_path / 'stores'}")
+    with pytest.raises(ConfigError, match=r"there is only: s\. Your column 'source' is called `meta\.source`\.$"):
+        cross_validate(experiment, leave_out=["source"])
 
 
 def test_several_processes_are_refused(tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +250,7 @@ def test_each_source_left_out(tiny_images: Path, tmp_path: Path, sources: list[s
     notes = written(result)["notes"]
     assert "own was not tested: none of its 9 cases has a label that the others have." in notes
     assert "first: 14 cases of test left out: training never sees their labels (xray)." in notes
-    assert "small: only 7 cases are tested; their figures say little." in notes
+    assert "small: only 7 cases tested: the figures say little." in notes
     assert "small: all cases tested are ct: only how many are found can be measured." in notes
     assert len(list(result.folder.glob("fold-0-first-*/bundle.json"))) == 1
     assert "own is not tested" in "\n".join(reporter.lines)

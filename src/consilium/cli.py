@@ -153,7 +153,7 @@ def demo(
 def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     """Read, check and split the data of an experiment into its store."""
     from consilium.console import Console
-    from consilium.core.reporter import format_table
+    from consilium.core.reporter import counted, format_table
     from consilium.data.prepare import prepare
 
     experiment = _experiment(config, overrides)
@@ -162,7 +162,8 @@ def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
         console.line(format_table(prepared.summary))
         console.line(f"{'prepared' if prepared.created else 'unchanged'}: {prepared.store.path}")
         if prepared.bad_rows:
-            console.line(f"{len(prepared.bad_rows)} bad rows left out: {prepared.store.path / 'quarantine.csv'}")
+            left_out = counted(len(prepared.bad_rows), "bad row")
+            console.line(f"{left_out} left out: {prepared.store.path / 'quarantine.csv'}")
 
 
 @data_app.command("inspect")

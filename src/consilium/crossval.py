@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from consilium.core.contracts import Evaluation, Interval, Outputs
 from consilium.core.errors import ConfigError, ConsiliumError, DataError
 from consilium.core.files import write_text
 from consilium.core.labels import LabelTree
-from consilium.core.reporter import Reporter, Silent, format_table
+from consilium.core.reporter import Reporter, Silent, counted, format_table
 from consilium.data.config import GuardConfig
 from consilium.data.dataset import LabelledCases
-from consilium.data.filters import filtered, usable
+from consilium.data.filters import filtered, usable, your_column
 from consilium.data.folds import columns_of
 from consilium.data.load import take_cases
 from consilium.data.prepare import prepare
@@ -71,6 +71,22 @@ class _Tested:
     labels: LabelTree
 
 
+@dataclass(frozen=True)
+class _Once:
+    """Passes on to ``reporter``, but each note once: what is said of the data comes again with every fold."""
+
+    reporter: Reporter
+    told: set[str] = field(default_factory=set)
+
+    def line(self, text: str) -> None:
+        if not text.startswith("note: ") or text not in self.told:
+            self.reporter.line(text)
+        self.told.add(text)
+
+    def progress(self, name: str, done: int, total: int | None, text: str = "") -> None:
+        self.reporter.progress(name, done, total, text)
+
+
 def cross_validate(
     experiment: Experiment,
     *,
@@ -85,7 +101,7 @@ def cross_validate(
     folds are read and an unfinished one is resumed: after a stop the same call goes on. ``limit`` keeps so many
     cases of each split.
     """
-    reporter = reporter or Silent()
+    reporter = _Once(reporter or Silent())
     _check(experiment, folds=folds, leave_out=leave_out)
     store = prepare(experiment.data, reporter=reporter).store
     planner = _Planner(experiment, store, limit=limit)
@@ -204,8 +220,9 @@ class _Planner:
         counts = Counter(combination for row in rows for combination in row)
         if len(counts) < 2:
             only = ", ".join(next(iter(counts), ("none",)))
+            instead = "".join(your_column(column, known) for column in columns) or " Use --folds."
             raise ConfigError(
-                f"--leave-out {','.join(columns)} needs two values or more, but there is only: {only}. Use --folds."
+                f"--leave-out {','.join(columns)} needs two values or more, but there is only: {only}.{instead}"
             )
         return counts
 
@@ -289,7 +306,9 @@ def _test(fold: _Fold, store: Store, *, limit: int | None, reporter: Reporter) -
 def _few(cases: LabelledCases) -> list[str]:
     """What makes the figures of a fold say little."""
     targets = cases.targets[cases.rows["test"]]
-    notes = [f"only {len(targets)} cases are tested; their figures say little."] if len(targets) < FEW_CASES else []
+    notes = (
+        [f"only {counted(len(targets), 'case')} tested: the figures say little."] if len(targets) < FEW_CASES else []
+    )
     if targets.ndim == 1 and len(present := np.unique(targets)) == 1:
         notes.append(
             f"all cases tested are {cases.labels.leaves[present[0]]}: only how many are found can be measured."

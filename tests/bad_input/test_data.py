@@ -133,7 +133,7 @@ def test_in_quarantine_the_others_go_on(cli: Cli, recipe: Path, images: Path) ->
     broken = {str(images / name) for name, _, _ in DAMAGE.values()}
     answer = cli("train", recipe, at(images), QUARANTINE)
     assert answer.code == 0
-    assert f"note: {len(broken)} bad rows were left out" in answer.out
+    assert f"note: {len(broken)} bad rows left out" in answer.out
     (listing,) = (recipe.parent / "stores").glob("*/quarantine.csv")
     assert str(listing) in answer.out
     with listing.open(encoding="utf-8", newline="") as file:

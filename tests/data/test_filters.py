@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from consilium.core.config import build
 from consilium.core.errors import ConfigError
-from consilium.data.config import FilterConfig
+from consilium.data.config import FilterConfig, SplitConfig
 from consilium.data.filters import Filtered, filtered, usable
+from consilium.data.folds import resplit
 from consilium.data.prepare import prepare
 from consilium.data.store import CaseTable
 from tests.data.samples import data_config, write_images, write_jsonl
@@ -162,6 +163,19 @@ def test_what_does_not_occur_is_named(table: CaseTable, filters: dict[str, Any],
     with pytest.raises(ConfigError) as error:
         keep(table, **filters)
     assert told in str(error.value)
+
+
+def test_a_column_called_source_has_a_name_of_its_own(tmp_path: Path) -> None:
+    write_images(tmp_path, ["one.png"])
+    rows = [{"image": "one.png", "id": str(n), "label": "a", "source": f"hospital {n}"} for n in range(2)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    table = prepare(data_config(tmp_path, {"kind": "jsonl", "name": "s", "path": str(path)})).store.table
+    with pytest.raises(ConfigError, match=r"there are: s\. Your column 'source' is called `meta\.source`\.$"):
+        keep(table, sub_sources={"source": ["hospital 1"]})
+    assert keep(table, sub_sources={"meta.source": ["hospital 1"]}).table.ids == ["1"]
+    split = SplitConfig(leave_out=[{"source": ["hospital 1"]}], val=0)
+    with pytest.raises(ConfigError, match=r"there are: s\. Your column 'source' is called `meta\.source`\.$"):
+        resplit(table, config=split)
 
 
 def test_pseudo_labels_are_out_before_anything_is_counted(tmp_path: Path) -> None:

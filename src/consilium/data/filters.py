@@ -69,7 +69,8 @@ def filtered(found: Filtered, *, config: FilterConfig, seed: int) -> Filtered:
         allowed = _one_of(found.table.sources, config.sources, "sources", "source")
         found = found.keep(allowed, "left out by data.filters.sources")
     for column, values in (config.sub_sources or {}).items():
-        allowed = _one_of(_column(found.table, column), values, f"sub_sources.{column}", column)
+        own = your_column(column, found.table.columns())
+        allowed = _one_of(_column(found.table, column), values, f"sub_sources.{column}", column, hint=own)
         found = found.keep(allowed, f"left out by data.filters.sub_sources.{column}")
     if config.has_text is not None:
         has_text = np.array([bool(text) for text in found.table.texts], dtype=bool)
@@ -125,17 +126,22 @@ def _column(table: CaseTable, name: str) -> list[str]:
     return columns[name]
 
 
-def _one_of(values: Sequence[str], wanted: Sequence[str], key: str, what: str) -> np.ndarray:
+def your_column(name: str, columns: Iterable[str]) -> str:
+    """The end of a message about the column ``source`` or ``label``, where the data has one of that name too."""
+    return f" Your column '{name}' is called `meta.{name}`." if f"meta.{name}" in columns else ""
+
+
+def _one_of(values: Sequence[str], wanted: Sequence[str], key: str, what: str, *, hint: str = "") -> np.ndarray:
     present = set(values)
     for value in wanted:
         if value not in present:
-            raise _unknown(key, what, value, present)
+            raise _unknown(key, what, value, present, hint=hint)
     return np.isin(np.array(values, dtype=object), list(wanted))
 
 
-def _unknown(key: str, what: str, value: str, present: Iterable[str]) -> ConfigError:
-    hint = nearest(value, sorted(present), there="there are")
-    return ConfigError(f"data.filters.{key} names the {what} '{value}', which no case has{hint}")
+def _unknown(key: str, what: str, value: str, present: Iterable[str], *, hint: str = "") -> ConfigError:
+    known = nearest(value, sorted(present), there="there are")
+    return ConfigError(f"data.filters.{key} names the {what} '{value}', which no case has{known}{hint}")
 
 
 def _training_counts(table: CaseTable) -> Counter[str]:

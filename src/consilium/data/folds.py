@@ -13,7 +13,7 @@ from consilium.core.config import nearest
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.reporter import some
 from consilium.data.config import LeaveOut, SplitConfig
-from consilium.data.filters import Filtered, is_branch
+from consilium.data.filters import Filtered, is_branch, your_column
 from consilium.data.splits import position
 from consilium.data.store import CaseTable
 
@@ -197,7 +197,7 @@ def _matching(table: CaseTable, cell: LeaveOut, *, judged: np.ndarray) -> np.nda
         for value in wanted:
             if not any(_is(column, own, value) for values in columns[column] for own in values):
                 names = {own for values in columns[column] for own in values}
-                hint = nearest(value, sorted(names), there="there are")
+                hint = nearest(value, sorted(names), there="there are") + your_column(column, columns)
                 raise ConfigError(f"data.split.leave_out names the {column} '{value}', which no case has{hint}")
         matches &= np.array(
             [any(_is(column, own, value) for own in values for value in wanted) for values in columns[column]],

@@ -9,7 +9,7 @@ import numpy as np
 
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
-from consilium.core.reporter import Reporter
+from consilium.core.reporter import Reporter, counted
 from consilium.data.config import DataConfig, FilterConfig, ImageConfig
 from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
 from consilium.data.filters import Filtered, filtered, usable
@@ -52,7 +52,7 @@ def load_data(
     reporter.line(f"store {store.path}: {store.manifest.cases} cases" + ("" if prepared.created else " (unchanged)"))
     if prepared.bad_rows:
         reporter.line(
-            f"note: {len(prepared.bad_rows)} bad rows were left out; {store.path / 'quarantine.csv'} lists them."
+            f"note: {counted(len(prepared.bad_rows), 'bad row')} left out; {store.path / 'quarantine.csv'} lists them."
         )
     cases = take_cases(store.table, config=config, multi_label=multi_label, labels=labels, limit=limit)
     used = cases.table.select(np.sort(np.concatenate(list(cases.rows.values()))))

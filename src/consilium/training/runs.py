@@ -24,6 +24,7 @@ from consilium.core.transfer import send
 from consilium.training.config import OutputConfig
 
 STATE, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
+OWN_VARIATION = "give the new run an `output.variation` of its own"
 # What may differ in a restart: it changes neither what is learned nor what is validated.
 FREE = (
     "output.", "report.", "data.loader.workers", "data.loader.prefetch_factor", "data.loader.eval_batch_size",
@@ -50,7 +51,8 @@ def find_run(
     if resume or output.if_exists == "resume":
         unfinished = [path for path in existing if read_state(path).status != "finished"]
         if unfinished:
-            _check_same(unfinished[-1], config, limit=limit, data_fingerprint=data_fingerprint)
+            other = "start a new run, without --resume" if resume else OWN_VARIATION
+            _check_same(unfinished[-1], config, limit=limit, data_fingerprint=data_fingerprint, other=other)
             return unfinished[-1]
         if resume:
             raise RunFolderError(
@@ -73,7 +75,7 @@ def finished_run(
     ]
     if not finished:
         return None
-    _check_same(finished[-1], config, limit=limit, data_fingerprint=data_fingerprint)
+    _check_same(finished[-1], config, limit=limit, data_fingerprint=data_fingerprint, other=OWN_VARIATION)
     return finished[-1]
 
 
@@ -196,12 +198,13 @@ def _runs(parent: Path, variation: str) -> list[Path]:
     return sorted(path for path in found if named.fullmatch(path.name) and (path / STATE).is_file())
 
 
-def _check_same(folder: Path, config: Config, *, limit: int | None, data_fingerprint: str) -> None:
+def _check_same(folder: Path, config: Config, *, limit: int | None, data_fingerprint: str, other: str) -> None:
+    """A run that cannot be gone on with is a RunFolderError; ``other`` is what one may do instead."""
     state, path = read_state(folder), folder / CONFIG
     try:
         old = parse_yaml(path.read_text(encoding="utf-8"), origin=str(path))
     except (OSError, ValueError, ConfigError) as error:
-        raise RunFolderError(f"{path} is damaged: {error}. Start a new run, without --resume.") from error
+        raise RunFolderError(f"{path} is damaged: {error}. Mend it, or {other}.") from error
     changed = [
         f"{key} was {_shown(before)} and is {_shown(now)}"
         for key, before, now in _changed(old, config.model_dump(mode="json"))
@@ -212,14 +215,13 @@ def _check_same(folder: Path, config: Config, *, limit: int | None, data_fingerp
     if changed:
         more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
         raise RunFolderError(
-            f"{folder} was started with another config: {'; '.join(changed[:8])}{more}. Resume with the config it was "
-            "started with, or start a new run, without --resume."
+            f"{folder} was started with another config: {'; '.join(changed[:8])}{more}. Go on with the config it was "
+            f"started with, or {other}."
         )
     if state.data_fingerprint not in (None, data_fingerprint):
         raise RunFolderError(
             f"the data changed since {folder} was started (fingerprint {state.data_fingerprint}, now "
-            f"{data_fingerprint}), and a run cannot go on with other data. Put the files back as they were, or start "
-            "a new run, without --resume."
+            f"{data_fingerprint}), and a run cannot go on with other data. Put the files back as they were, or {other}."
         )
 
 

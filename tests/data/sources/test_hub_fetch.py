@@ -6,12 +6,18 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
+from consilium.core.errors import DataError
+from consilium.core.reporter import Silent
 from consilium.data.prepare import prepare
+from consilium.data.sources.config import HubDataset
+from consilium.data.sources.hub_patience import Patience
 from tests.data.samples import data_config
 from tests.data.sources.fake_hub import DATASET, FakeHub, serving
 from tests.data.sources.hubs import finish, rows_of, start, store_rows, write_parquet
@@ -176,7 +182,32 @@ def test_images_that_would_have_to_be_embedded_are_told_before_they_come(folder:
 
 @pytest.mark.slow
 def test_no_hub_at_all(tmp_path: Path) -> None:
-    code, printed = finish("http://127.0.0.1:9", tmp_path, {**SOURCE, "retries": 1})
+    code, printed = finish("http://127.0.0.1:9", tmp_path, SOURCE)
     assert code == 2
     assert "no connection to the hub" in printed, printed
-    assert "2 times running" in printed
+    assert "2 times running, and nothing of it is here. Connect this machine to the network" in printed
+
+
+def test_only_a_hub_that_never_answered_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    dataset, reporter = HubDataset(path=DATASET, retries=5), Silent()
+
+    def waits_until_given_up(patience: Patience, *first: Exception) -> int:
+        def fail() -> None:
+            for error in (*first, *[ConnectionError("no route")] * 9):
+                patience.wait(error)
+
+        waits.clear()
+        with pytest.raises(DataError) as given_up:
+            fail()
+        assert ("Connect this machine" in str(given_up.value)) == (not patience.reached)
+        return len(waits)
+
+    answer: Any = SimpleNamespace(status_code=503, headers={}, request=None)
+    busy = HfHubHTTPError("busy", response=answer)
+    assert waits_until_given_up(Patience(dataset, reporter, reached=False)) == 1
+    assert waits_until_given_up(Patience(dataset, reporter, reached=False), busy) == 5
+    assert waits_until_given_up(Patience(dataset, reporter)) == 5
+    none = HubDataset(path=DATASET, retries=0)
+    assert waits_until_given_up(Patience(none, reporter, reached=False)) == 0

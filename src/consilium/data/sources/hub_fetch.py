@@ -53,7 +53,7 @@ def find_commit(dataset: HubDataset, *, reporter: Reporter) -> str:
         from huggingface_hub import HfApi
     except ImportError:
         raise MissingExtraError("Reading a Hugging Face dataset", "train") from None
-    patience = Patience(dataset, reporter)
+    patience = Patience(dataset, reporter, reached=False)
     while True:
         try:
             return str(HfApi().dataset_info(dataset.path, revision=dataset.revision).sha)

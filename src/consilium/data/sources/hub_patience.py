@@ -15,15 +15,19 @@ from consilium.core.reporter import Reporter
 from consilium.data.sources.config import HubDataset
 
 LONGEST_WAIT = 60.0
+UNREACHED = 1  # more tries where no answer ever came: without a network, waiting helps nobody
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _HTTP_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "aiohttp", "requests", "urllib3"})
 
 
 class Patience:
-    """Waits after what may pass: a rate limit, a server in trouble, a lost connection; longer each time."""
+    """Waits after what may pass: a rate limit, a server in trouble, a lost connection; longer each time.
 
-    def __init__(self, dataset: HubDataset, reporter: Reporter) -> None:
-        self.dataset, self.reporter, self.tries = dataset, reporter, 0
+    ``reached`` says whether the hub has answered before; until it does, it is given up soon.
+    """
+
+    def __init__(self, dataset: HubDataset, reporter: Reporter, *, reached: bool = True) -> None:
+        self.dataset, self.reporter, self.tries, self.reached = dataset, reporter, 0, reached
 
     def wait(self, error: Exception) -> None:
         """Wait after a failure that may pass; any other, and one too many, is a DataError."""
@@ -32,7 +36,14 @@ class Patience:
         reason = _what_may_pass(error, status)
         if reason is None:
             raise _explained(self.dataset, error, status) from error
-        if self.tries >= self.dataset.retries:
+        self.reached = self.reached or status is not None
+        most = self.dataset.retries if self.reached else min(self.dataset.retries, UNREACHED)
+        if self.tries >= most and not self.reached:
+            raise DataError(
+                f"{self.dataset.path} could not be fetched: {reason}, {self.tries + 1} times running, and nothing of "
+                "it is here. Connect this machine to the network, or give the folder of a local copy as the path."
+            ) from error
+        if self.tries >= most:
             raise DataError(
                 f"{self.dataset.path} could not be fetched: {reason}, {self.tries + 1} times running. What was fetched "
                 "is kept: run again later to go on, or raise `retries` or `delay` of the source."
@@ -42,9 +53,7 @@ class Patience:
         seconds = float(told) if told.isdigit() else min(2.0**self.tries, LONGEST_WAIT)
         # So that many machines that were turned away together do not come back together.
         seconds *= 1 + 0.25 * random.random()
-        self.reporter.line(
-            f"{self.dataset.path}: {reason}, waiting {seconds:.0f} s (try {self.tries} of {self.dataset.retries})"
-        )
+        self.reporter.line(f"{self.dataset.path}: {reason}, waiting {seconds:.0f} s (try {self.tries} of {most})")
         time.sleep(seconds)
 
 
