@@ -272,10 +272,46 @@ def test_bad_rows_in_quarantine(mixed_rows: DataConfig, tmp_path: Path) -> None:
     assert len(mended.bad_rows) == 10
 
 
-def test_more_than_twenty_bad_rows_are_counted(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", ["{"] * 25 + [{"text": "a"}])  # type: ignore[list-item]
-    with pytest.raises(BadRowsError, match=r"25 rows are bad:\n(  - .*\n){20}  \.\.\. and 5 more\n"):
+def test_bad_rows_of_one_kind_are_one_line(tmp_path: Path) -> None:
+    names = [f"my scans/{number}.png" for number in range(25)]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "good"}, "{", *({"image": name} for name in names)])
+    with pytest.raises(BadRowsError) as caught:
         prepare(data_config(tmp_path, {"kind": "jsonl", "name": "s", "path": str(path)}))
+    head, broken, missing, listed = str(caught.value).splitlines()
+    assert head == "26 rows are bad:"
+    assert broken.startswith(f"  - {path}:2: ")
+    first = ", ".join(f"{path}:{number + 3} ({tmp_path / names[number]})" for number in range(3))
+    assert missing == f"  - 25 rows: does not exist; correct the path, or leave the row out - first: {first}"
+    (listing,) = (tmp_path / "stores").glob("*.bad_rows.csv")
+    assert str(listing) in listed
+    with listing.open(encoding="utf-8", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 26
+
+
+def test_what_bad_rows_of_one_kind_share_stays_named(tmp_path: Path) -> None:
+    write_images(tmp_path / "images", [f"ct/{number}.png" for number in range(5)])
+    with pytest.raises(BadRowsError, match=r"10 x 12 = 120 pixels, more than max_pixels: 100;? .* - first: .*0\.png, "):
+        prepare(folder_config(tmp_path, store={"max_pixels": 100}))
+
+
+@pytest.mark.parametrize(
+    ("folder", "good", "hint"),
+    [
+        ("scans/", [], "relative paths are looked for in {}; if they start from another folder, give it as image_root"),
+        ("scans\\", [], "Source 's' has paths with a backslash: write them with '/'"),
+        ("scans/", [{"text": "good"}], None),
+    ],
+)
+def test_a_common_cause_of_missing_images_is_named(
+    tmp_path: Path, folder: str, good: list[dict[str, Any]], hint: str | None
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [*good, *({"image": f"{folder}{n}.png"} for n in range(5))])
+    with pytest.raises(BadRowsError) as caught:
+        prepare(data_config(tmp_path, {"kind": "jsonl", "name": "s", "path": str(path)}))
+    if hint is None:
+        assert len(str(caught.value).splitlines()) == 3
+    else:
+        assert hint.format(tmp_path) in str(caught.value)
 
 
 def test_nothing_but_bad_rows_is_an_error_in_quarantine_too(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from consilium.core.errors import BadRowsError, DataError, ImageError, StoreError
+from consilium.core.errors import DataError, ImageError, StoreError
 from consilium.core.files import atomic_file, fingerprint, locked
 from consilium.core.places import FileFacts, absolute, facts, facts_of, is_remote, reading_threads
 from consilium.core.reporter import Reporter, Silent
+from consilium.data.bad_rows import bad_rows_error
 from consilium.data.case import SPLITS, BadRow, Case, View
 from consilium.data.config import DataConfig, StoreConfig
 from consilium.data.images import alone, probe, read_bytes, resize_once
@@ -71,7 +72,8 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
             store = _build(target, config, inputs, key, reporter)
     bad_rows = _read_bad_rows(store.path / QUARANTINE) if store.manifest.bad_rows else []
     if bad_rows and config.on_bad_row == "stop":
-        raise _bad_rows_error(bad_rows, store.path / QUARANTINE)
+        listing = store.path / QUARANTINE
+        raise bad_rows_error(bad_rows, listing=listing, sources=config.sources, splits=store.manifest.splits)
     return Prepared(store, created, bad_rows, _summary(config.sources, store.manifest, bad_rows))
 
 
@@ -275,7 +277,7 @@ def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Input
         listing = target.with_name(f"{target.name}.bad_rows.csv")
         _write_bad_rows(listing, bad_rows)
         shutil.rmtree(work)
-        raise _bad_rows_error(bad_rows, listing)
+        raise bad_rows_error(bad_rows, listing=listing, sources=config.sources, splits=counts.splits)
     if bad_rows:
         _write_bad_rows(work / QUARANTINE, bad_rows)
     manifest = Manifest(
@@ -325,16 +327,6 @@ def _read_bad_rows(path: Path) -> list[BadRow]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))[1:]
     return [BadRow(source, name, int(line) if line else None, reason) for source, name, line, reason in rows]
-
-
-def _bad_rows_error(bad_rows: Sequence[BadRow], listing: Path) -> BadRowsError:
-    shown = "\n".join(f"  - {row}" for row in bad_rows[:20])
-    more = f"\n  ... and {len(bad_rows) - 20} more" if len(bad_rows) > 20 else ""
-    number = "1 row is" if len(bad_rows) == 1 else f"{len(bad_rows)} rows are"
-    return BadRowsError(
-        f"{number} bad:\n{shown}{more}\nAll are listed in {listing}. Mend them, or set data.on_bad_row: quarantine "
-        "to go on with the others."
-    )
 
 
 def _summary(sources: Sequence[Source], manifest: Manifest, bad_rows: Sequence[BadRow]) -> list[dict[str, str | int]]:

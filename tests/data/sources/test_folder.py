@@ -41,7 +41,16 @@ def test_image_above_the_label_folders_is_a_bad_row(tmp_path: Path) -> None:
     cases, bad = read("folder", tmp_path / "d", label_levels=2)
     assert len(cases) == 1
     assert [(row.file, row.line) for row in bad] == [(str(tmp_path / "d/ct/b.jpg"), None)]
-    assert "label_levels: 2" in bad[0].reason
+    assert "below 1 folder, label_levels: 2 needs 2; put it into the folder of its label" in bad[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("a.jpg", "the folder above as the path"), ("train/a.jpg", "put it into the folder of its")]
+)
+def test_a_folder_of_one_label_is_sent_to_the_folder_above(tmp_path: Path, name: str, advice: str) -> None:
+    write_images(tmp_path / "d", [name])
+    _, bad = read("folder", tmp_path / "d")
+    assert advice in bad[0].reason
 
 
 def test_image_beside_the_splits_is_a_bad_row(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.places import absolute, join
+from consilium.core.reporter import counted
 from consilium.data.case import BadRow, Case, RowError, View, is_split_name, label_paths, split_name
 from consilium.data.sources.config import FolderSource
 from consilium.data.sources.files import Inputs
@@ -23,7 +24,7 @@ def read_folder(source: FolderSource, inputs: Inputs) -> Iterator[Case | BadRow]
     """
     root = absolute(source.path)
     has_splits = _has_split_folders(source, root, inputs)
-    labels = _FolderLabels(source)
+    labels = _FolderLabels(source, has_splits=has_splits)
     group_pattern = _group_pattern(source)
     for file in inputs.files:
         path = join(root, file.name)
@@ -90,8 +91,9 @@ def _matched_group(pattern: re.Pattern[str], name: str) -> str:
 class _FolderLabels:
     """The label of each folder; two folders never share one."""
 
-    def __init__(self, source: FolderSource) -> None:
+    def __init__(self, source: FolderSource, *, has_splits: bool) -> None:
         self.source = source
+        self.has_splits = has_splits
         self._labels: dict[tuple[str, ...], tuple[str, ...]] = {(): ()}
         self._folders: dict[tuple[str, ...], tuple[str, ...]] = {}
 
@@ -100,7 +102,11 @@ class _FolderLabels:
         levels = self.source.label_levels
         key = tuple(folders[:levels])
         if len(key) < levels:
-            raise RowError(f"the image is below {len(key)} folders; label_levels: {levels} needs as many")
+            above = not key and not self.has_splits
+            advice = "give the folder above as the path" if above else "put it into the folder of its label"
+            raise RowError(
+                f"the image is below {counted(len(key), 'folder')}, label_levels: {levels} needs {levels}; {advice}"
+            )
         if key not in self._labels:
             label = label_paths(".".join(name.replace(".", "_") for name in key), prefix=self.source.label_prefix)
             other = self._folders.setdefault(label, key)
