@@ -118,6 +118,51 @@ def test_a_download_cut_short_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert not [path for path in tmp_path.iterdir() if not path.name.endswith(".lock")]
 
 
+class _AnswerError(Exception):
+    """An error of a library that carries a status of HTTP."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.code = status
+
+
+class NoCredentialsError(Exception):
+    """Named like the one of the library of s3."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "tries"),
+    [
+        (PermissionError("Access Denied"), PermissionError, 1),
+        (OSError("Forbidden: b/x"), PermissionError, 1),
+        (_AnswerError(401), PermissionError, 1),
+        (NoCredentialsError("Unable to locate credentials"), PermissionError, 1),
+        (FileNotFoundError("no such bucket"), FileNotFoundError, 1),
+        (_AnswerError(404), FileNotFoundError, 1),
+        (_AnswerError(503), OSError, 3),
+        (ConnectionError("lost"), OSError, 3),
+    ],
+    ids=repr,
+)
+def test_what_cannot_pass_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[OSError], tries: int
+) -> None:
+    from consilium.core import transfer
+
+    asked: list[str] = []
+
+    def put_file(_: str, address: str) -> None:
+        asked.append(address)
+        raise error
+
+    monkeypatch.setattr(transfer, "filesystem", lambda _: SimpleNamespace(put_file=put_file))
+    monkeypatch.setattr(transfer, "WAITS", (0.0, 0.0))
+    with pytest.raises(OSError, match="gs://b/x") as failed:
+        transfer.send(tmp_path / "x", "gs://b/x")
+    assert type(failed.value) is kind
+    assert len(asked) == tries
+
+
 @pytest.mark.parametrize("value", ["runs", "/mnt/bucket", "ftp://a/b", "gs://"])
 def test_a_copy_goes_to_a_bucket(value: str) -> None:
     from consilium.core.config import build

@@ -28,6 +28,8 @@ _ACCESS = {
     "s3": "`aws configure`, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "hf": "`hf auth login`, or HF_TOKEN",
 }
+# Errors of the libraries that find no usable key on this machine.
+_NO_ACCESS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError")
 
 
 @dataclass(frozen=True)
@@ -221,16 +223,28 @@ def remote_errors(path: str) -> Iterator[None]:
         yield
     except ConsiliumError:
         raise
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{path} does not exist, or this machine may not see it: check the address, and its access"
-        ) from error
     except Exception as error:  # each library has errors of its own
+        if isinstance(error, FileNotFoundError) or _status(error) == 404:
+            raise FileNotFoundError(
+                f"{path} does not exist, or this machine may not see it: check the address, and its access"
+            ) from error
         scheme = path.partition("://")[0].replace("gcs", "gs")
         if scheme not in _ACCESS:
             raise
         words = " ".join(str(error).split())[:300]
-        raise OSError(
+        raise (PermissionError if _refused(error) else OSError)(
             f"{path} cannot be reached ({type(error).__name__}: {words}). Check the address, the network, and that "
             f"this machine has access: {_ACCESS[scheme]}"
         ) from error
+
+
+def _status(error: Exception) -> int | None:
+    """The status of HTTP that an error of a bucket's library carries."""
+    found = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "code", None)
+    return found if isinstance(found, int) else None
+
+
+def _refused(error: Exception) -> bool:
+    """Whether access is missing, which no other try mends."""
+    no_access = isinstance(error, PermissionError) or type(error).__name__ in _NO_ACCESS
+    return no_access or _status(error) in (401, 403) or str(error).startswith("Forbidden")  # gcsfs says it in words

@@ -70,8 +70,8 @@ def _retried(action: Callable[[], None]) -> None:
     for wait in (*WAITS, None):
         try:
             return action()
-        except FileNotFoundError:
-            raise
+        except (FileNotFoundError, PermissionError):
+            raise  # another try changes nothing
         except OSError:
             if wait is None:
                 raise

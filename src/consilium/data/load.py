@@ -14,7 +14,7 @@ from consilium.data.config import DataConfig, FilterConfig, ImageConfig
 from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
 from consilium.data.filters import Filtered, filtered, usable
 from consilium.data.folds import resplit, seen_in_training
-from consilium.data.guards.check import WHERE, Findings, check
+from consilium.data.guards.check import WHERE, Findings, check, look_up
 from consilium.data.guards.leaks import drop_leaks, find_leaks
 from consilium.data.prepare import prepare
 from consilium.data.store import CaseTable, Store
@@ -44,8 +44,8 @@ def load_data(
 ) -> LoadedData:
     """Prepare the store and take the cases of a classification task; splits in ``needs`` must not be empty.
 
-    Before a ``training`` all guards look at the cases, else only groups and files are looked up, and no image is
-    opened. ``uses_text`` says that the model reads the texts, so that a label named in its own text is a leak.
+    Before a ``training`` all guards look at the cases, else leaks are only looked up, and no image is opened.
+    ``uses_text`` says that the model reads the texts, so that a label named in its own text is a leak.
     """
     prepared = prepare(config, reporter=reporter)
     store = prepared.store
@@ -59,7 +59,7 @@ def load_data(
     findings = (
         check(store, used, config, uses_text=uses_text, images=limit is None, reporter=reporter)
         if training
-        else Findings(find_leaks(used))
+        else look_up(store, used, config)
     )
     _refuse_leaks(findings, config=config, uses_text=uses_text)
     dropped = drop_leaks(used, findings.leaks if config.on_leak == "drop" else [])

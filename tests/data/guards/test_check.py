@@ -147,6 +147,28 @@ def test_judging_looks_at_no_image(
     ]
 
 
+def test_judging_drops_what_the_training_dropped(
+    tmp_path: Path, leaking: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, leaking, on_leak="drop")
+    unknown = [note for note in load(config, training=False).cases.notes if note.startswith("not looked at: images")]
+    assert len(unknown) == 1
+    trained = load(config)
+    monkeypatch.setattr(module, "image_digests", lambda *_, **__: pytest.fail("images are looked at"))
+    monkeypatch.setattr(module, "find_near_duplicates", lambda *_, **__: pytest.fail("images are compared"))
+    judged = load(config, needs=("test",), labels=trained.cases.labels, training=False)
+    assert {split: ids(judged, split) for split in ("train", "val", "test")} == {
+        split: ids(trained, split) for split in ("train", "val", "test")
+    }
+    assert "case0" not in ids(judged, "train")
+    assert not [note for note in judged.cases.notes if note.startswith("not looked at")]
+    (kept,) = judged.store.path.glob("near_duplicates-*.json")
+    kept.unlink()
+    assert "case0" in ids(load(config, training=False), "train")
+    off = config_of(tmp_path, leaking, on_leak="drop", guards={"near_duplicates": False})
+    assert not [note for note in load(off, training=False).cases.notes if note.startswith("not looked at")]
+
+
 def test_error_stops_at_leaks_of_all_kinds(tmp_path: Path, leaking: list[dict[str, str]]) -> None:
     with pytest.raises(DataError, match=r"3 leak\(s\)") as caught:
         load(config_of(tmp_path, leaking, on_leak="error"))

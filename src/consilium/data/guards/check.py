@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from consilium.core.files import fingerprint, locked, write_json
@@ -113,18 +114,41 @@ def check(
     return Findings(leaks, named, conflicts, warnings, notes, pairs)
 
 
-def _near_duplicates(
-    store: Store, table: CaseTable, digests: Digests, *, across_splits: bool, reporter: Reporter
-) -> NearDuplicates:
-    """The pairs, kept in the store for these rows in these splits."""
+def look_up(store: Store, table: CaseTable, config: DataConfig) -> Findings:
+    """The leaks of ``table`` that are found without opening an image: groups, files, and, where ``on_leak`` is drop,
+    the near-duplicates that a training kept in the store, so that what it dropped is dropped again."""
+    if config.on_leak != "drop" or not config.guards.near_duplicates or not len(table.view_column("name")[0]):
+        return Findings(find_leaks(table))
+    found = _kept(_place(store, table, across_splits=True))
+    if found is None:
+        why = "images; a training that drops almost the same images may have left out more of train and val."
+        return Findings(find_leaks(table), notes=[why])
+    pairs = [(pair.a, pair.b) for pair in found.pairs]
+    return Findings(find_leaks(table, near_duplicates=pairs), notes=found.notes)
+
+
+def _place(store: Store, table: CaseTable, *, across_splits: bool) -> Path:
+    """Where the near-duplicates of these rows in these splits are kept."""
     rows = hashlib.sha256(table.store_rows.tobytes() + "\n".join(table.splits).encode()).hexdigest()
     key = fingerprint([VERSION, store.manifest.fingerprint, store.manifest.created, rows, across_splits])
-    path = store.path / f"near_duplicates-{key}.json"
+    return store.path / f"near_duplicates-{key}.json"
+
+
+def _kept(path: Path) -> NearDuplicates | None:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         return NearDuplicates([_pair(pair) for pair in tree["pairs"]], tree["notes"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not looked for yet, or half of a file that somebody copied
+        return None  # not looked for yet, or half of a file that somebody copied
+
+
+def _near_duplicates(
+    store: Store, table: CaseTable, digests: Digests, *, across_splits: bool, reporter: Reporter
+) -> NearDuplicates:
+    """The pairs, kept in the store for the next time."""
+    path = _place(store, table, across_splits=across_splits)
+    if (kept := _kept(path)) is not None:
+        return kept
     found = find_near_duplicates(
         table, digests, across_splits=across_splits, progress=partial(reporter.progress, "compare images")
     )
