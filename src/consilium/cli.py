@@ -160,6 +160,8 @@ def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     with Console() as console:
         prepared = prepare(experiment.data, reporter=console)
         console.line(format_table(prepared.summary))
+        for line in prepared.skipped():
+            console.line(line)
         console.line(f"{'prepared' if prepared.created else 'unchanged'}: {prepared.store.path}")
         if prepared.bad_rows:
             left_out = counted(len(prepared.bad_rows), "bad row")

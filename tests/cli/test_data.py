@@ -101,6 +101,14 @@ def test_export_says_what_it_cannot_write(cli: Cli, recipe: Path, tmp_path: Path
     assert not list(tmp_path.rglob("store.json")), "it is said before anything is prepared"
 
 
+def test_prepare_says_what_it_skipped(cli: Cli, recipe: Path, image_folder: ImageFolder) -> None:
+    images = image_folder()
+    for name in ("a.txt", "b.txt", ".hidden"):
+        (images / "train" / name).write_text("x", encoding="utf-8")
+    answer = cli("data", "prepare", recipe, f"data.sources.0.path={images}")
+    assert "images: skipped 2 x .txt file, 1 x hidden" in answer.out.splitlines()
+
+
 @pytest.mark.parametrize("command", ["prepare", "inspect", "stats"])
 def test_bad_rows_are_named(cli: Cli, recipe: Path, command: str, image_folder: ImageFolder) -> None:
     images = image_folder()

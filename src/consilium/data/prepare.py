@@ -27,7 +27,7 @@ from consilium.data.images import alone, probe, read_bytes, resize_once
 from consilium.data.parts import BadImage, PartWriter, bad_images, count, parts, remove_leavings
 from consilium.data.pixels import BYTES_PER_PIXEL
 from consilium.data.sources.config import FolderSource, HubSource, RetClipCsvSource, Source
-from consilium.data.sources.files import Inputs, list_inputs
+from consilium.data.sources.files import Inputs, counted_reasons, list_inputs
 from consilium.data.sources.packed import unpacked
 from consilium.data.sources.reading import read_source
 from consilium.data.splits import SplitRule, assign_split, split_rule
@@ -48,6 +48,11 @@ class Prepared:
     created: bool
     bad_rows: list[BadRow]
     summary: list[dict[str, str | int]]
+
+    def skipped(self) -> list[str]:
+        """A line for each source that files were skipped of: how many, and why."""
+        found = self.store.manifest.skipped
+        return [f"{source}: skipped {counted_reasons(reasons)}" for source, reasons in found.items() if reasons]
 
 
 def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared:

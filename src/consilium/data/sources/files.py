@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from consilium.core.errors import DataError
 from consilium.core.places import FileFacts, absolute, facts, find, is_remote
-from consilium.core.reporter import Reporter
+from consilium.core.reporter import Reporter, some
 from consilium.data.case import printable
 from consilium.data.dicom import is_dicom
 from consilium.data.sources.config import (
@@ -93,7 +94,7 @@ def _list_folder(source: FolderSource) -> Inputs:
     else:
         raise DataError(f"source '{source.name}': the folder {source.path} does not exist; correct its path.")
     if not inputs.files:
-        skipped = f" ({_counted(inputs.skipped)} skipped)" if inputs.skipped else ""
+        skipped = f" ({counted_reasons(inputs.skipped)} skipped)" if inputs.skipped else ""
         raise DataError(
             f"source '{source.name}': the folder {source.path} holds no image{skipped}; "
             f"expected files ending in {', '.join(sorted(IMAGE_EXTENSIONS))}, or DICOM files without an ending."
@@ -138,8 +139,9 @@ def _add(name: str, found: FileFacts, inputs: Inputs, *, is_image: bool) -> None
         inputs.skipped[f"{printable(extension_of(name)) or 'no extension'} file"] += 1
 
 
-def _counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} x {reason}" for reason, count in counts.most_common(5))
+def counted_reasons(counts: Mapping[str, int]) -> str:
+    """Why files were skipped, the most frequent reasons first."""
+    return some([f"{count:,} x {reason}" for reason, count in Counter(counts).most_common()], 5)
 
 
 def _walk(folder: str, relative: str, inputs: Inputs, parents: tuple[tuple[int, int], ...]) -> None:
