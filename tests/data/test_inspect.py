@@ -109,6 +109,17 @@ def test_store_without_images_or_train(tmp_path: Path) -> None:
     assert found.sizes == []
 
 
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [({"text": "a"}, "2 cases left out: no image."), ({"image": "a.png"}, "2 cases left out: no label.")],
+)
+def test_nothing_left_to_train_on_is_no_fault_of_the_splits(tmp_path: Path, row: dict[str, str], why: str) -> None:
+    write_images(tmp_path, ["a.png"])
+    rows = [{**row, "id": name, "split": "train"} for name in "ab"]
+    (warning,) = inspected(tmp_path, sample(tmp_path, rows)).warnings
+    assert warning.startswith(f"nothing is left to train on: {why} A training needs cases with an image and a label")
+
+
 def test_embedded_images_are_never_missing(tmp_path: Path) -> None:
     write_images(tmp_path, ["a.png"])
     data = sample(tmp_path, [{"image": "a.png", "label": "x"}], store={"images": "embed"})

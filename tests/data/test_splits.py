@@ -103,6 +103,17 @@ def test_warnings(tmp_path: Path) -> None:
     assert "20 times" in warnings
 
 
+def test_labels_that_look_like_a_missing_value(tmp_path: Path) -> None:
+    labels = ["nan", "NaN", "N/A", "null", "None", "x.NA", "Nancy", "none.seen"]
+    rows = [
+        {"text": f"{split}{label}{n}", "label": label, "split": split}
+        for split in ("train", "val", "test") for label in labels for n in range(2)
+    ]  # fmt: skip
+    (warning,) = check_splits(table_of(tmp_path, rows))
+    assert "missing value: 'N/A', 'NaN', 'None', 'nan', 'null', 'x.NA'. " in warning
+    assert "leave those cells empty" in warning
+
+
 def test_empty_train_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no case is in the split 'train' \(splits found: test\)"):
         check_splits(table_of(tmp_path, [{"text": "a", "split": "test"}]))

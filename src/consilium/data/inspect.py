@@ -16,6 +16,7 @@ from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.case import SPLITS
 from consilium.data.config import DataConfig
 from consilium.data.contact_sheet import draw_contact_sheet, draw_pairs
+from consilium.data.filters import Filtered
 from consilium.data.folds import resplit
 from consilium.data.guards.check import Findings, check
 from consilium.data.load import used_cases
@@ -119,7 +120,7 @@ def inspect(
         used=len(found.table),
         left_out=found.notes,
         findings=findings,
-        warnings=_warnings(found.table),
+        warnings=_warnings(found, table),
         near_duplicates=None if pairs is None else str(pairs),
     )
     write_json(out / "inspection.json", _tree(inspection, found.table))
@@ -144,9 +145,15 @@ def _counts(table: CaseTable) -> list[dict[str, Any]]:
     return [dict(zip(keys, (*key, found[key]), strict=True)) for key in sorted(found)]
 
 
-def _warnings(table: CaseTable) -> list[str]:
+def _warnings(found: Filtered, table: CaseTable) -> list[str]:
+    """What is odd about the splits of the cases that were ``found`` to be of use in a table."""
+    if len(table.rows("train")) and not len(found.table.rows("train")):
+        return [
+            f"nothing is left to train on: {' '.join(found.notes)} A training needs cases with an image and a label: "
+            "see that columns.image and columns.label, or the folders, name them, and that data.filters keep some."
+        ]
     try:
-        return check_splits(table)
+        return check_splits(found.table)
     except DataError as error:  # looking at data must work where training cannot
         return [str(error)]
 

@@ -17,6 +17,9 @@ from consilium.data.config import SplitConfig
 if TYPE_CHECKING:
     from consilium.data.store import CaseTable
 
+# What tables write into a cell that has no value.
+_NO_VALUE = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "nat", "null", "none", "nil"})
+
 
 @dataclass(frozen=True)
 class SplitRule:
@@ -83,6 +86,12 @@ def check_splits(table: CaseTable) -> list[str]:
         absent = sorted(set(counts["train"]) - set(counts[split]))
         if len(rows[split]) and absent:
             warnings.append(f"labels of train that {split} has no case of: {_some(absent)}.")
+    empty = sorted(label for label in set().union(*counts.values()) if label.rpartition(".")[2].lower() in _NO_VALUE)
+    if empty:
+        warnings.append(
+            f"labels that look like a missing value: {_some(empty)}. Each is a class now: leave those cells empty, or "
+            "name the classes wanted in data.filters.labels."
+        )
     rare = sorted(label for label, count in counts["train"].items() if count == 1)
     if rare:
         warnings.append(f"labels with a single training case: {_some(rare)}.")
