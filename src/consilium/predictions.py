@@ -17,7 +17,7 @@ from consilium.core.errors import ConfigError, DataError
 from consilium.core.files import atomic_file
 from consilium.core.places import facts, find, is_remote, join, matches
 from consilium.core.reporter import Reporter
-from consilium.data.sources.files import IMAGE_EXTENSIONS, extension_of
+from consilium.data.sources.files import IMAGE_EXTENSIONS, extension_of, is_image_file
 
 if TYPE_CHECKING:
     from consilium.data.store import CaseTable
@@ -99,8 +99,7 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], Sequence[Item]]:
 def _here(given: str) -> list[str]:
     path = Path(given)
     if path.is_dir():
-        files = (file for file in path.rglob("*") if extension_of(file.name) in IMAGE_EXTENSIONS and file.is_file())
-        return sorted(map(str, files))
+        return sorted(str(file) for file in path.rglob("*") if is_image_file(str(file)))
     if any(sign in given for sign in _GLOB) and not path.exists():
         return sorted(file for file in glob.glob(given, recursive=True) if Path(file).is_file())
     return [given]  # a missing file gets its error entry, the rest goes on

@@ -12,7 +12,7 @@ import numpy as np
 from consilium.core.errors import DataError
 from consilium.core.files import write_json
 from consilium.core.places import facts_of
-from consilium.core.reporter import Reporter, Silent, format_table
+from consilium.core.reporter import Reporter, Silent, counted, format_table
 from consilium.data.case import SPLITS
 from consilium.data.config import DataConfig
 from consilium.data.contact_sheet import draw_contact_sheet, draw_pairs
@@ -68,7 +68,7 @@ class Inspection:
 
     def lines(self) -> list[str]:
         """The findings for a screen; ``inspection.json`` has them in full."""
-        text = [f"{self.store}: {self.cases} cases, {self.images} images, {self.bad_rows} bad rows left out"]
+        text = [f"{self.store}: {self.cases} cases, {self.images} images, {counted(self.bad_rows, 'bad row')} left out"]
         text += [format_table(self.counts, title="cases"), format_table(self.balance, title="balance")]
         text += [format_table(self.sizes, title="image sizes in pixels")]
         for source, reasons in self.skipped.items():

@@ -10,6 +10,7 @@ import pytest
 
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.sources.files import list_inputs
+from consilium.predictions import find_images
 from tests.data.medical_samples import dicom_bytes, dicom_dataset
 from tests.data.samples import data_config, read, write_images, write_jsonl
 
@@ -94,6 +95,8 @@ def test_dicom_without_an_ending_is_read(tmp_path: Path) -> None:
     source = data_config(tmp_path, {"kind": "folder", "name": "s", "path": str(tmp_path / "d")}).sources[0]
     inputs = list_inputs(source)
     assert [file.name for file in inputs.files] == ["ct/1.2.840.10008.7", "ct/IM000001"]
+    (folder / ".hidden").unlink()
+    assert find_images([str(tmp_path / "d")])[0] == [str(tmp_path / "d" / file.name) for file in inputs.files]
     assert inputs.skipped == {"hidden": 1, "DICOMDIR": 1, ".bak file": 1, "no extension file": 4}
 
 

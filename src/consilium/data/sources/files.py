@@ -30,6 +30,8 @@ IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm", ".dicom", ".nii", ".nii.gz"}
 )
 
+DICOMDIR = "DICOMDIR"  # DICOM itself, but a table of contents
+
 
 @dataclass(frozen=True)
 class InputFile:
@@ -55,8 +57,15 @@ def extension_of(name: str) -> str:
     return ".nii.gz" if extension == ".gz" and stem.endswith(".nii") else extension
 
 
-def is_unnamed_dicom(path: str) -> bool:
-    """Whether a file of this machine has no ending (a number is none: UIDs have dots) and says that it is DICOM."""
+def is_image_file(path: str) -> bool:
+    """Whether a file of this machine is an image by its ending, or DICOM without one."""
+    if os.path.basename(path) == DICOMDIR or not os.path.isfile(path):
+        return False
+    return extension_of(path) in IMAGE_EXTENSIONS or _is_unnamed_dicom(path)
+
+
+def _is_unnamed_dicom(path: str) -> bool:
+    """Whether a file has no ending (a number is none: UIDs have dots) and says that it is DICOM."""
     extension = extension_of(os.path.basename(path))[1:]
     if extension and not extension.isdigit():
         return False
@@ -131,8 +140,8 @@ def _input_file(source: Source, name: str, path: str) -> InputFile:
 def _add(name: str, found: FileFacts, inputs: Inputs, *, is_image: bool) -> None:
     if any(part.startswith(".") for part in name.split("/")):
         inputs.skipped["hidden"] += 1
-    elif name.rpartition("/")[2] == "DICOMDIR":  # DICOM itself, but a table of contents
-        inputs.skipped["DICOMDIR"] += 1
+    elif name.rpartition("/")[2] == DICOMDIR:
+        inputs.skipped[DICOMDIR] += 1
     elif is_image:
         inputs.files.append(InputFile(name, found.size, found.version))
     else:
@@ -160,5 +169,5 @@ def _walk(folder: str, relative: str, inputs: Inputs, parents: tuple[tuple[int, 
         else:
             # A dangling link stays in the list: its row is reported when the image cannot be read.
             found = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)
-            is_image = extension_of(name) in IMAGE_EXTENSIONS or (entry.is_file() and is_unnamed_dicom(entry.path))
+            is_image = extension_of(name) in IMAGE_EXTENSIONS or is_image_file(entry.path)
             _add(name, FileFacts(found.st_size, found.st_mtime_ns, is_file=True), inputs, is_image=is_image)
