@@ -251,7 +251,7 @@ def test_each_source_left_out(tiny_images: Path, tmp_path: Path, sources: list[s
     assert "own was not tested: none of its 9 cases has a label that the others have." in notes
     assert "first: 14 cases of test left out: training never sees their labels (xray)." in notes
     assert "small: only 7 cases tested: the figures say little." in notes
-    assert "small: all cases tested are ct: only how many are found can be measured." in notes
+    assert "small: all cases tested have one label (ct): only how many are found can be measured." in notes
     assert len(list(result.folder.glob("fold-0-first-*/bundle.json"))) == 1
     assert "own is not tested" in "\n".join(reporter.lines)
     page = (result.folder / "crossval.html").read_text(encoding="utf-8")

@@ -311,7 +311,8 @@ def _few(cases: LabelledCases) -> list[str]:
     )
     if targets.ndim == 1 and len(present := np.unique(targets)) == 1:
         notes.append(
-            f"all cases tested are {cases.labels.leaves[present[0]]}: only how many are found can be measured."
+            f"all cases tested have one label ({cases.labels.leaves[present[0]]}): only how many are found can be "
+            "measured."
         )
     return notes
 

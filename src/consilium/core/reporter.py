@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -53,6 +54,13 @@ def counted(number: int, what: str) -> str:
 def some(names: Sequence[str], at_most: int) -> str:
     """The first names as a text, and how many more there are."""
     return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
+
+
+def in_common(texts: Sequence[str], *, varying: re.Pattern[str]) -> str:
+    """Texts that are alike but for what ``varying`` matches as one, with ``...`` where they differ."""
+    found = [varying.findall(text) for text in texts]
+    parts = iter([values[0] if len(set(values)) == 1 else "..." for values in zip(*found, strict=True)])
+    return varying.sub(lambda _: next(parts), texts[0])
 
 
 def _cell(value: Any) -> str:

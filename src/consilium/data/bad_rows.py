@@ -8,6 +8,7 @@ from pathlib import Path
 
 from consilium.core.errors import BadRowsError
 from consilium.core.places import absolute, parent
+from consilium.core.reporter import in_common
 from consilium.data.case import BadRow
 from consilium.data.sources.config import RowSource, Source
 
@@ -43,8 +44,7 @@ def _of_one_kind(rows: Sequence[BadRow]) -> str:
     """What the reasons have in common, and the first places with what is their own."""
     found = [_VARYING.findall(row.reason) for row in rows]
     same = [len(set(values)) == 1 for values in zip(*found, strict=True)]
-    parts = iter([value if alike else "..." for value, alike in zip(found[0], same, strict=True)])
-    reason = _VARYING.sub(lambda _: next(parts), rows[0].reason).removeprefix("... ")
+    reason = in_common([row.reason for row in rows], varying=_VARYING).removeprefix("... ")
     places = []
     for row, values in zip(rows[:ALONE], found, strict=False):
         own = [value for value, alike in zip(values, same, strict=True) if not alike and value != row.file]

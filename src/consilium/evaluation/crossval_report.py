@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 from consilium.core.contracts import Evaluation, Interval
 from consilium.core.files import write_json, write_text
+from consilium.core.reporter import in_common, some
 from consilium.evaluation import wording
 from consilium.evaluation.report import HEADLINES, environment, to_csv
 from consilium.evaluation.statistics import MeanAndDeviation, mean_and_deviation
 
+_VARYING = re.compile(r"\d[\d,]*|(?<=\()[^()]*(?=\))")
 PAGE, FIGURES, ROWS = "crossval.html", "crossval.json", "crossval.csv"
 
 
@@ -103,8 +106,20 @@ class CrossvalContent:
             "rank (AUROC) or a calibration does less well, where the models are not equally sure.",
             *(f"{value} was not tested: {reason}" for value, reason in self.skipped.items()),
             *everywhere,
-            *(f"{fold.name}: {note}" for fold in self.folds for note in fold.notes if note not in everywhere),
+            *self._fold_notes(everywhere),
             *self.notes,
+        ]
+
+    def _fold_notes(self, everywhere: Sequence[str]) -> list[str]:
+        """What is said of some folds; what differs only in numbers is one line."""
+        kinds: dict[str, list[tuple[str, str]]] = {}
+        for fold in self.folds:
+            for note in fold.notes:
+                if note not in everywhere:
+                    kinds.setdefault(_VARYING.sub("...", note), []).append((fold.name, note))
+        return [
+            f"{some([name for name, _ in of_kind], 6)}: {in_common([note for _, note in of_kind], varying=_VARYING)}"
+            for of_kind in kinds.values()
         ]
 
     def rows(self) -> list[dict[str, Any]]:
