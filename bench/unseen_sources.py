@@ -5,8 +5,8 @@
 Data is ``modality/manifest.csv`` in the folder that CONSILIUM_SHARED names. Each fold tests on all cases of sources
 that are held out whole, or of some classes of a source; both sides train on the same other cases, with the same model,
 loss, optimizer and batches and as many draws (``bench/_plain.py``). The recipe brings augmentation, sampling and
-averaging, to be chosen without the held-out cases; ours takes the weights that are best on validation, which is drawn from
-the sources of the training, the plain loop its last ones.
+averaging, to be chosen without the held-out cases; ours takes the weights that are best on validation, which is drawn
+from the sources of the training, the plain loop its last ones.
 
 Answers are over all 13 classes. The macro-F1 is the mean of F1 over the classes that the fold tests. An answer that is
 none of these costs the recall of the true class and no precision, for there is no F1 of the class that it names.

@@ -23,11 +23,11 @@ HALVES = 1  # the seed of the halves; splits use others
 CONFIDENCE = 2.6  # deviations: about 99.5 % on one side
 SOURCES = ("source", "meta.source", "dataset")
 ADVICE = {
-    "image sizes": "a model can learn the format of the files instead of the disease; bring all images to one size and "
+    "image sizes": "a model can learn the format of the files instead of the content; bring all images to one size and "
     "shape at their source, or collect every label in every format.",
-    "borders": "a model can learn margins and frames instead of the disease; crop them away.",
+    "borders": "a model can learn margins and frames instead of the content; crop them away.",
     "colours and brightness": "right where colour is what is looked for (stains, kinds of image); elsewhere a model "
-    "can learn the camera instead of the disease: look at colour augmentation and grayscale_prob.",
+    "can learn the camera instead of the content: look at colour augmentation and grayscale_prob.",
 }
 
 
@@ -117,7 +117,7 @@ def _source_warnings(table: CaseTable, cases: _Cases) -> list[str]:
         single = (np.bincount(pairs_2M[0]) == 1)[sources].mean()
         warnings.append(
             f"the column {name} alone reaches {score}, and {single:.0%} of the training cases are from a {name} of a "
-            f"single label: a model can learn what a {name} looks like instead of the disease. Judge it on a {name} "
+            f"single label: a model can learn what a {name} looks like instead of the content. Judge it on a {name} "
             f"it never saw: `consilium crossval --leave-out {name}`."
         )
     return warnings
