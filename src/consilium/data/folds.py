@@ -5,6 +5,7 @@ Axes in names: N case, U unit (cases that must stay together), C class, P part.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from consilium.core.errors import ConfigError, DataError
 from consilium.core.reporter import some
 from consilium.data.config import LeaveOut, SplitConfig
 from consilium.data.filters import Filtered, is_branch, your_column
+from consilium.data.guards.leaks import clusters
 from consilium.data.splits import position
 from consilium.data.store import CaseTable
 
@@ -78,22 +80,16 @@ def seen_in_training(found: Filtered) -> Filtered:
 
 def units_of(table: CaseTable) -> list[str]:
     """The unit of each case: the first, by name, of all groups that share cases or files, also by way of others."""
-    parent: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def root(key: tuple[str, str]) -> tuple[str, str]:
-        while (above := parent.setdefault(key, key)) != key:
-            parent[key] = key = parent[above]
-        return key
-
+    groups = sorted(set(table.groups))
+    number = {group: n for n, group in enumerate(groups)}
     judged = _judged(table)
+    of_file: dict[str, list[int]] = defaultdict(list)
     for row, digest in table.file_hashes():
         if judged[row]:
-            parent[root(("file", digest))] = root(("group", table.groups[row]))
-    roots = {group: root(("group", group)) for group in table.groups}
-    names: dict[tuple[str, str], str] = {}
-    for group in sorted(roots):
-        names.setdefault(roots[group], group)
-    return [names[roots[group]] for group in table.groups]
+            of_file[digest].append(number[table.groups[row]])
+    joined = clusters([*([n] for n in number.values()), *of_file.values()])
+    unit = {groups[n]: groups[together[0]] for together in joined for n in together}
+    return [unit[group] for group in table.groups]
 
 
 def _judged(table: CaseTable) -> np.ndarray:

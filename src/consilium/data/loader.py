@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from consilium.core.contracts import Batch
-from consilium.core.errors import ConfigError, ConsiliumError, ImageError, MissingExtraError
+from consilium.core.errors import ConfigError, ConsiliumError, DataError, ImageError, MissingExtraError
 from consilium.data.acquisition import recompressed
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.images import load_view, probe, read_bytes
@@ -49,6 +49,13 @@ class Loaded:
 
     batch: Batch | None
     errors: Sequence[tuple[int, ConsiliumError]]
+
+    def whole(self, case_id: Callable[[int], str]) -> Batch:
+        """The batch of a training, which leaves no image out; ``case_id`` names a row that cannot be read."""
+        if self.errors or self.batch is None:
+            row, error = self.errors[0]
+            raise DataError(f"case {case_id(row)} cannot be used in training: {error}")
+        return self.batch
 
 
 class Batches(Protocol):

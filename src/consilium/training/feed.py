@@ -9,7 +9,6 @@ import numpy as np
 from accelerate import Accelerator
 
 from consilium.core.contracts import Batch
-from consilium.core.errors import DataError
 from consilium.core.reporter import Reporter
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.data.dataset import LabelledCases
@@ -81,10 +80,7 @@ class Feed:
             processes=self.accelerator.num_processes,
         )
         for loaded in self._training.load(requests[start:]):
-            if loaded.errors or loaded.batch is None:
-                row, error = loaded.errors[0]
-                raise DataError(f"case {self.cases.table.ids[row]} cannot be used in training: {error}")
-            yield loaded.batch
+            yield loaded.whole(lambda row: self.cases.table.ids[row])
 
     def close(self) -> None:
         """End the processes that decode images."""

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from consilium.core.contracts import Batch
 from consilium.core.errors import ConsiliumError, DataError
 from consilium.core.files import fingerprint
 from consilium.core.reporter import Reporter
 from consilium.data.config import AugmentationConfig, DataConfig, ImageConfig
 from consilium.data.features import CachedViews, FeatureCache, FeatureLoader
-from consilium.data.loader import Loaded, Loader, evaluation_requests
+from consilium.data.loader import Loader, evaluation_requests
 from consilium.data.store import CaseTable
 from consilium.data.transforms import DeviceTransform
 from consilium.models.weights import weights_hash
@@ -157,7 +156,8 @@ class FrozenFeatures:
 
         try:
             for loaded in loader.load(requests):
-                batch = transform(self._readable(loaded, cases).to(self.accelerator.device), train=False)
+                whole = loaded.whole(lambda row: self.table.ids[int(cases[row])])
+                batch = transform(whole.to(self.accelerator.device), train=False)
                 with self._evaluating(precision):
                     features_NF = self.task.view_features(batch)
                 waiting.append(features_NF.float().cpu().numpy())
@@ -168,12 +168,6 @@ class FrozenFeatures:
                     saved = time.monotonic()
         finally:
             save()
-
-    def _readable(self, loaded: Loaded, cases: np.ndarray) -> Batch:
-        if loaded.errors or loaded.batch is None:
-            row, error = loaded.errors[0]
-            raise DataError(f"case {self.table.ids[int(cases[row])]} cannot be used in training: {error}")
-        return loaded.batch
 
     @contextlib.contextmanager
     def _evaluating(self, precision: str) -> Iterator[None]:

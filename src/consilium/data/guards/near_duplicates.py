@@ -6,9 +6,8 @@ Axes in names: I different images, B blocks of an image, H height, W width, C ch
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -17,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from consilium.core.errors import ImageError
-from consilium.data.guards.digests import Digests
+from consilium.core.places import reading_threads
+from consilium.data.guards.digests import Digests, Progress
 from consilium.data.guards.similarity import (
     COMPARED,
     LEAST_IN_FULL,
@@ -36,7 +36,6 @@ CACHED_IN_FULL = 16
 MAX_IN_FULL = 500  # pairs; two images of 4 megapixels take most of a second
 FLAT = 0.01  # of 1: an image of which no channel deviates more is of one colour, and its hash is noise
 DEVIATIONS = frozenset(f"{channel} deviation" for channel in ("red", "green", "blue"))
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def _alike(
 ) -> dict[_Candidate, float]:
     """The similarity of the candidates that are near-duplicates; what was not compared in full is noted."""
     alike: dict[_Candidate, float] = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(reading_threads(remote=False)) as pool:
         compared = zip(candidates, pool.map(comparison.small, candidates), strict=True)
         for done, (candidate, value) in enumerate(compared, 1):
             if value >= LEAST_SIMILARITY:
