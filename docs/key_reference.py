@@ -16,7 +16,14 @@ from pydantic.fields import FieldInfo
 from consilium.core.files import write_text
 from consilium.experiment import Experiment
 
-_WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", types.NoneType: "null"}
+_WORDS = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    types.NoneType: "null",
+    Any: "anything",
+}
 _LIMITS = (("ge", "{} or more"), ("gt", "above {}"), ("le", "at most {}"), ("lt", "below {}"))
 _HEAD = """# All keys
 

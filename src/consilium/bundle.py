@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from consilium.core.answers import Calibration
 from consilium.core.archives import is_archive, unpack_once
 from consilium.core.config import Config
 from consilium.core.contracts import Batch, Outputs, Prediction
@@ -34,7 +35,7 @@ from consilium.models.weights import load_state, load_strict, save_state
 from consilium.tasks.classify import Classify, build_classify
 from consilium.tasks.config import TaskConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
 FILES = (MANIFEST, WEIGHTS, "config.yaml", "history.csv")  # that others read of a bundle
 
@@ -55,6 +56,7 @@ class Manifest(Config):
     training_cases: int
     threshold: float
     averaging: AveragingConfig = AveragingConfig()
+    calibration: Calibration = Calibration()
     seed: int
     data_fingerprint: str
     metrics: dict[str, dict[str, float | None]]
@@ -71,6 +73,7 @@ def new_manifest(
     training_cases: int,
     threshold: float,
     averaging: AveragingConfig,
+    calibration: Calibration,
     seed: int,
     data_fingerprint: str,
     metrics: dict[str, dict[str, float | None]],
@@ -82,11 +85,12 @@ def new_manifest(
         name=name,
         task=task,
         image=image,
-        labels=list(labels.leaves),
+        labels=list(labels.names),
         class_counts=list(class_counts),
         training_cases=training_cases,
         threshold=threshold,
         averaging=averaging,
+        calibration=calibration,
         seed=seed,
         data_fingerprint=data_fingerprint,
         metrics=metrics,
@@ -237,7 +241,7 @@ class Predictor:
         if not (folder / WEIGHTS).is_file():
             raise BundleError(f"{folder / WEIGHTS} is missing, without which a bundle is nothing. Copy it again.")
         try:
-            labels = LabelTree(manifest.labels)
+            labels = LabelTree(manifest.labels, nested=manifest.task.tree.nested)
             if _sha256(folder / WEIGHTS) != manifest.weights_sha256:
                 raise BundleError(
                     f"{folder / WEIGHTS} is not the file that {MANIFEST} names (its checksum differs). Copy the "
@@ -252,6 +256,7 @@ class Predictor:
                 weights=False,
             )
             load_strict(task, load_state(folder / WEIGHTS), origin=str(folder))
+            task.calibrate(manifest.calibration)
         except (OSError, ConfigError, DataError, WeightsError) as error:
             raise BundleError(f"bundle {folder} cannot be loaded: {error}") from error
         task.to(chosen).to(memory_format=torch.channels_last)
@@ -305,14 +310,11 @@ class Predictor:
             yield loaded, prediction
 
     def _predict(self, batch: Batch) -> Prediction:
-        """The task's prediction, averaged over all looks at the images."""
+        """The task's prediction over all looks at the images."""
         if self.averaging.looks == 1:
             return self.task.predict(batch)
-        parts = [
-            self.task.predict(replace(batch, images_BVCHW=images_BVCHW)).arrays
-            for images_BVCHW in looks(batch.images_BVCHW, mirror=self.averaging.mirror, crops=self.averaging.crops)
-        ]
-        return Prediction({name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]})
+        seen = looks(batch.images_BVCHW, mirror=self.averaging.mirror, crops=self.averaging.crops)
+        return self.task.combine([self.task.predict(replace(batch, images_BVCHW=images)) for images in seen])
 
     def arrays(
         self, source: Images, rows: np.ndarray, *, progress: Callable[[int, int], None] | None = None
@@ -348,6 +350,12 @@ def case_outputs(
         columns=table.columns(),
         images=[],
     )
+
+
+def recalibrated(task: Classify, outputs: Outputs) -> Outputs:
+    """The same outputs with the probabilities that the task gives now."""
+    arrays = task.prediction(torch.from_numpy(outputs.arrays["logits"]).to(task.temperatures_K.device)).arrays
+    return replace(outputs, arrays={name: tensor.cpu().numpy() for name, tensor in arrays.items()})
 
 
 def load(bundle: str | Path, *, device: str = "auto", batch_size: int = 32) -> Predictor:

@@ -234,7 +234,15 @@ class _Planner:
             "output": {"root": str(Path(output.root) / own.name), "variation": place, "if_exists": "resume"},
         }
         experiment = _changed(own, change)
-        cases = take_cases(self.store.table, config=experiment.data, multi_label=own.task.multi_label, limit=self.limit)
+        task = own.task
+        cases = take_cases(
+            self.store.table,
+            config=experiment.data,
+            multi_label=task.multi_label,
+            labels=task.tree.labels(),
+            nested=task.tree.nested,
+            limit=self.limit,
+        )
         return _Fold(name, experiment, cases)
 
 
@@ -311,7 +319,7 @@ def _few(cases: LabelledCases) -> list[str]:
     )
     if targets.ndim == 1 and len(present := np.unique(targets)) == 1:
         notes.append(
-            f"all cases tested have one label ({cases.labels.leaves[present[0]]}): only how many are found can be "
+            f"all cases tested have one label ({cases.labels.names[present[0]]}): only how many are found can be "
             "measured."
         )
     return notes
@@ -319,10 +327,10 @@ def _few(cases: LabelledCases) -> list[str]:
 
 def _pool(tested: Sequence[_Tested], *, multi_label: bool) -> tuple[LabelTree, Outputs]:
     """The answers of all folds in one list, over all labels; one that a fold's training lacked has probability 0."""
-    labels = LabelTree(sorted({leaf for one in tested for leaf in one.labels.leaves}))
+    labels = LabelTree.from_labels([one.labels.names for one in tested], nested=tested[0].labels.nested)
     probabilities, targets = [], []
     for one in tested:
-        places = np.array([labels.index(leaf) for leaf in one.labels.leaves])
+        places = np.array([labels.index(leaf) for leaf in one.labels.names])
         probabilities.append(_spread(one.outputs.arrays["probabilities"], places, len(labels)))
         own = one.outputs.targets
         targets.append(_spread(own, places, len(labels)) if multi_label else places[own])

@@ -16,15 +16,15 @@ from consilium.bundle import Manifest, Predictor, case_outputs, local_bundle, re
 from consilium.core import places
 from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
-from consilium.core.contracts import Evaluation, Evaluator
+from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, ConfigError
 from consilium.core.files import write_json
 from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.data.dataset import SPLITS, LabelledCases
 from consilium.data.load import load_data
-from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
+from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.report import ReportContent, write_report
 from consilium.evaluation.statistics import mean_and_deviation
 from consilium.training.hooks import read_history
@@ -61,17 +61,24 @@ class RunFacts:
         return {name: value for name, value in facts.items() if value}
 
 
-def judge(
-    predictor: Predictor, cases: LabelledCases, evaluator: Evaluator, *, splits: Sequence[str], reporter: Reporter
-) -> dict[str, Evaluation]:
-    """Everything the evaluator says about each split; the headline is printed."""
-    evaluations = {}
+def predict_splits(
+    predictor: Predictor, cases: LabelledCases, splits: Sequence[str], *, reporter: Reporter
+) -> dict[str, Outputs]:
+    """The predictor's outputs over each split."""
     if predictor.averaging.looks > 1:
         reporter.line(f"evaluation.averaging: the model sees each image {predictor.averaging.looks} times")
-    for split in splits:
-        outputs = case_outputs(predictor, cases, split, progress=partial(reporter.progress, f"judge {split}"))
-        evaluations[split] = evaluator.evaluate(outputs, split=split)
-        reporter.line(format_table(headline(evaluations[split]), title=f"{split}: {len(outputs.ids)} cases"))
+    return {
+        split: case_outputs(predictor, cases, split, progress=partial(reporter.progress, f"judge {split}"))
+        for split in splits
+    }
+
+
+def judge(outputs: Mapping[str, Outputs], evaluator: Evaluator, *, reporter: Reporter) -> dict[str, Evaluation]:
+    """Everything the evaluator says about each split; the headline is printed."""
+    evaluations = {}
+    for split, own in outputs.items():
+        evaluations[split] = evaluator.evaluate(own, split=split)
+        reporter.line(format_table(headline(evaluations[split]), title=f"{split}: {len(own.ids)} cases"))
     return evaluations
 
 
@@ -119,10 +126,11 @@ def evaluate(
         reporter.line(f"note: {cases.notes[-1]}")
     if split == "all":
         cases = replace(cases, rows={"all": np.arange(len(cases.table))})
-    evaluator = ClassificationEvaluator(
-        predictor.labels, multi_label=manifest.task.multi_label, config=evaluation_config
+    multi_label, calibration = manifest.task.multi_label, manifest.calibration
+    evaluator = build_evaluator(
+        predictor.labels, multi_label=multi_label, config=evaluation_config, calibration=calibration
     )
-    evaluations = judge(predictor, cases, evaluator, splits=[split], reporter=reporter)
+    evaluations = judge(predict_splits(predictor, cases, [split], reporter=reporter), evaluator, reporter=reporter)
     name = split if data is None else f"{Path(data).stem}-{split}"
     beside = folder if folder == Path(bundle).expanduser() else Path()  # what is in the cache may be deleted
     target = Path(out) if out is not None else beside / f"evaluation-{name}"
@@ -184,10 +192,11 @@ def write_judgement(
     facts: RunFacts,
 ) -> Path:
     """Write report.html, metrics.json, tables and the model card into ``folder``; the path of the HTML."""
+    labels = cases.labels
     content = ReportContent(
-        title=f"{manifest.name}: {len(manifest.labels)} classes",
+        title=f"{manifest.name}: {len(labels.leaves)} classes",
         name=manifest.name,
-        labels=manifest.labels,
+        labels=labels.leaves,
         evaluations=evaluations,
         config=report,
         confidence=facts.confidence,

@@ -64,7 +64,7 @@ def predict_files(
     keys, items = find_images(paths)
     predictor = Predictor.load(bundle, device=device, batch_size=batch_size)
     errors = 0
-    with _open_writer(out, labels=predictor.labels.leaves) as writer:
+    with _open_writer(out, labels=predictor.labels.names) as writer:
         for done, (key, record) in enumerate(zip(keys, predictor.stream(items), strict=True), start=1):
             errors += "error" in record
             writer.write({**record, "image": key})

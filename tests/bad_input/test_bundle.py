@@ -82,7 +82,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "wrong value": (change(threshold="high"), ["bundle.json is damaged: threshold"]),
     "newer": (
         change(format_version=99, consilium_version="9.1.0", flavour="new"),
-        ["was written by Consilium 9.1.0 in bundle format 99", "reads up to 1. Update Consilium"],
+        ["was written by Consilium 9.1.0 in bundle format 99", "reads up to 2. Update Consilium"],
     ),
     "labels": (change(labels=["ct", "mri"]), ["cannot be loaded"]),
     "one label twice": (change(labels=["ct", "ct", "xray"]), ["cannot be loaded"]),

@@ -283,7 +283,7 @@ def test_ctrl_c_before_the_training(cli: Cli, recipe: Path, monkeypatch: pytest.
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("consilium.session.load_data", interrupted)
+    monkeypatch.setattr("consilium.session.runs.load_data", interrupted)
     answer = cli("train", recipe)
     assert (answer.code, answer.err.strip()) == (130, "interrupted.")
     assert not runs(recipe)
@@ -294,7 +294,7 @@ def test_ctrl_c_while_judging(cli: Cli, recipe: Path, whole: Path, monkeypatch: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("consilium.session.judge", interrupted)
+        patch.setattr("consilium.session.seed.judge", interrupted)
         assert cli("train", recipe, *LONG).code == 130
     assert saved_steps(broken_run(recipe)) == [12]
     assert_resumes(cli, recipe, whole)

@@ -99,7 +99,7 @@ def test_a_dry_run_tells_what_a_training_will_see(
     monkeypatch.setattr(
         Classify, "step", lambda task, batch: (learned.extend(batch.rows_B.tolist()), step(task, batch))[1]
     )
-    monkeypatch.setattr("consilium.session.dry_run", lambda *_, precision, **__: Trial(precision, 0.1, None, 1))
+    monkeypatch.setattr("consilium.session.seed.dry_run", lambda *_, precision, **__: Trial(precision, 0.1, None, 1))
     tables: list[CaseTable] = []
     monkeypatch.setattr(_Decoder, "__init__", _noting(tables))
     assert cli("train", recipe, *options).code == 0

@@ -56,7 +56,7 @@ def _values(annotation: Any, limits: list[Any]) -> st.SearchStrategy[Any]:
 
 def _scalars(annotation: Any, limits: list[Any]) -> st.SearchStrategy[Any]:
     low, high = _limit(limits, "ge", _limit(limits, "gt", None)), _limit(limits, "le", _limit(limits, "lt", None))
-    if annotation in (None, type(None)):
+    if annotation in (None, type(None), Any):  # a leaf of a label tree
         return st.none()
     if annotation is bool:
         return st.booleans()

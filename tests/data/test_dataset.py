@@ -35,5 +35,5 @@ def test_an_empty_train_split_says_why(table: CaseTable) -> None:
 
 
 def test_labels_that_a_model_does_not_know_are_named_beside_those_it_knows(table: CaseTable) -> None:
-    with pytest.raises(DataError, match=r"'mri' \(6 case\(s\).*The model knows: ct, pet\."):
+    with pytest.raises(DataError, match=r"'mri' \(6 case\(s\).*The known ones are: ct, pet\."):
         labelled_cases(Filtered(table), multi_label=False, labels=LabelTree.from_labels([("ct",), ("pet",)]))

@@ -27,7 +27,7 @@ from consilium.core.contracts import Batch, Hook, Outputs, ParameterGroup, Progr
 from consilium.core.errors import InterruptedRunError, NonFiniteLossError, TrainingError
 from consilium.data.loader import _Decoder
 from consilium.data.mixture import Mixture, build_mixture
-from consilium.session import _Session
+from consilium.session.seed import Session
 from consilium.tasks.classify import Classify
 from consilium.training.config import CosineConfig, PlateauConfig, SGDConfig, TrainerConfig
 from consilium.training.dryrun import Trial
@@ -200,8 +200,8 @@ def test_every_drawn_row_reaches_the_model_in_order(tiny: TrainTiny, monkeypatch
         return mixtures[-1]
 
     monkeypatch.setattr(Classify, "step", note_rows)
-    monkeypatch.setattr("consilium.session.build_mixture", note_mixture)
-    monkeypatch.setattr("consilium.session.dry_run", _no_trial)
+    monkeypatch.setattr("consilium.session.seed.build_mixture", note_mixture)
+    monkeypatch.setattr("consilium.session.seed.dry_run", _no_trial)
     tiny("data.loader.batch_size=7", "trainer.accumulate=2", "trainer.max_epochs=3", "trainer.max_steps=6")
     (mixture,) = mixtures
     drawn = [mixture.epoch(epoch) for epoch in range(3)]
@@ -472,9 +472,9 @@ def test_validation_and_trial_change_nothing(tiny: TrainTiny, monkeypatch: pytes
     calls: list[str] = []
 
     def watch(name: str) -> None:
-        method = getattr(_Session, name)
+        method = getattr(Session, name)
 
-        def watched(session: _Session, *arguments: Any, **options: Any) -> Any:
+        def watched(session: Session, *arguments: Any, **options: Any) -> Any:
             before = world(session.task)
             answer = method(session, *arguments, **options)
             calls.append(name)
@@ -483,7 +483,7 @@ def test_validation_and_trial_change_nothing(tiny: TrainTiny, monkeypatch: pytes
             assert_same_world(world(session.task), before)
             return answer
 
-        monkeypatch.setattr(_Session, name, watched)
+        monkeypatch.setattr(Session, name, watched)
 
     watch("_validate")
     watch("try_out")
@@ -516,13 +516,13 @@ def test_judging_gives_back_the_mode_it_found(tiny_run: Run, tiny_images: Path) 
 
 def test_frozen_stays_frozen_and_thaws_after_its_epochs(tiny: TrainTiny, monkeypatch: pytest.MonkeyPatch) -> None:
     towers: list[dict[str, Tensor]] = []
-    validate = _Session._validate
+    validate = Session._validate
 
-    def note(session: _Session, checkpoints: Path) -> Any:
+    def note(session: Session, checkpoints: Path) -> Any:
         towers.append({name: tensor.clone() for name, tensor in session.task.tower.state_dict().items()})
         return validate(session, checkpoints)
 
-    monkeypatch.setattr(_Session, "_validate", note)
+    monkeypatch.setattr(Session, "_validate", note)
     run = tiny("task.vision.freeze.warmup_epochs=2", "trainer.max_epochs=3", "trainer.max_steps=9")
     first, second, third = towers
     assert any("running_mean" in name for name in first)

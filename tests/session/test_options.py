@@ -96,7 +96,7 @@ def test_patience_stops_a_training_that_does_not_improve(tiny: TrainTiny) -> Non
 @pytest.mark.parametrize(("monitor", "best_of"), [("log_loss", min), ("accuracy", max), ("macro_auroc", max)])
 def test_the_best_weights_are_those_of_the_monitored_metric(tiny: TrainTiny, monitor: str, best_of: Any) -> None:
     fast = ["optimizer={kind: sgd, learning_rate: 0.3}", "trainer.max_epochs=4", "trainer.validate_every=0.5"]
-    run = tiny(*EPOCHS, *fast, f"trainer.monitor={monitor}")
+    run = tiny(*EPOCHS, *fast, f"trainer.monitor={monitor}", "evaluation.calibrate=false")
     figures, steps = run.validations(f"val_{monitor}"), run.validations("step")
     assert len(figures) == 8
     best = best_of(figures)

@@ -268,7 +268,7 @@ def test_the_precision_of_the_first_start_stays(
     def dry_run(*_: object, precision: str, **__: object) -> Trial:
         return Trial(faster.pop(0) if precision == "auto" else precision, 1.0, None, 1)
 
-    monkeypatch.setattr("consilium.session.dry_run", dry_run)
+    monkeypatch.setattr("consilium.session.seed.dry_run", dry_run)
     trial = Broken(tiny_images, tmp_path, ["trainer.precision=auto"])
     trial.stopped(1)
     trials = [line.split("  ", 1)[1] for line in trial.resumed().log.splitlines() if "trial step" in line]

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 import consilium
-from consilium.bundle import Predictor, case_outputs
+from consilium.bundle import Predictor, case_outputs, recalibrated
 from consilium.core.contracts import Batch, Outputs, StepOutput
 from consilium.core.reporter import Silent
 from consilium.data.load import load_data
 from consilium.data.mixture import Mixture
 from consilium.experiment import Experiment
-from consilium.session import _Session, train
+from consilium.session import train
+from consilium.session.seed import Session
 from consilium.tasks.classify import Classify
 from consilium.training.dryrun import Trial
 from tests.tiny import Recorder, same, tiny_experiment, train_tiny
@@ -48,13 +49,13 @@ class Seen:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     seen = Seen()
-    init, fit, step, validate = _Session.__init__, _Session._fit, Classify.step, _Session._validate
+    init, fit, step, validate = Session.__init__, Session._fit, Classify.step, Session._validate
 
-    def note_session(session: _Session, *arguments: Any, **options: Any) -> None:
+    def note_session(session: Session, *arguments: Any, **options: Any) -> None:
         init(session, *arguments, **options)
         seen.mixtures[session.seed] = session.mixture
 
-    def note_fit(session: _Session, *arguments: Any, **options: Any) -> Any:
+    def note_fit(session: Session, *arguments: Any, **options: Any) -> Any:
         seen.seed = session.seed
         seen.rows.setdefault(session.seed, [])
         return fit(session, *arguments, **options)
@@ -63,7 +64,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         seen.rows[seen.seed].append(batch.rows_B.tolist())
         return step(task, batch)
 
-    def note_validation(session: _Session, *arguments: Any) -> Any:
+    def note_validation(session: Session, *arguments: Any) -> Any:
         before = {name: tensor.clone() for name, tensor in session.task.state_dict().items()}
         generator = torch.get_rng_state()
         answer = validate(session, *arguments)
@@ -80,12 +81,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         seen.judged[-1][split] = outputs
         return outputs
 
-    monkeypatch.setattr(_Session, "__init__", note_session)
-    monkeypatch.setattr(_Session, "_fit", note_fit)
-    monkeypatch.setattr(_Session, "_validate", note_validation)
+    monkeypatch.setattr(Session, "__init__", note_session)
+    monkeypatch.setattr(Session, "_fit", note_fit)
+    monkeypatch.setattr(Session, "_validate", note_validation)
     monkeypatch.setattr(Classify, "step", note_step)
     monkeypatch.setattr("consilium.judge.case_outputs", note_judged)
-    monkeypatch.setattr("consilium.session.dry_run", lambda *_, precision, **__: Trial(precision, 0.1, None, 1))
+    monkeypatch.setattr("consilium.session.seed.dry_run", lambda *_, precision, **__: Trial(precision, 0.1, None, 1))
     return seen
 
 
@@ -135,7 +136,7 @@ def test_from_the_first_batch_to_the_bundle(tiny_images: Path, tmp_path: Path, s
             experiment.data, multi_label=experiment.task.multi_label, needs=("test",), reporter=Silent()
         ).cases
         for split in ("val", "test"):
-            told = judged[split].arrays["probabilities"]
+            told = recalibrated(predictor.task, judged[split]).arrays["probabilities"]
             again = case_outputs(predictor, cases, split)
             assert again.ids == judged[split].ids
             np.testing.assert_allclose(again.arrays["probabilities"], told, atol=1e-6)

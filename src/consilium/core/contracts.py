@@ -63,7 +63,8 @@ class StepOutput:
 class Prediction:
     """What a task says about cases: named arrays whose first axis is the case, float32.
 
-    ``classify`` gives ``probabilities`` [B, K] and ``logits`` [B, K].
+    ``classify`` gives ``logits`` and ``probabilities`` [B, K], and of one label a case ``conditionals`` [B, K]: the
+    probability of a node among its siblings, whose product along a path is the path's in ``probabilities``.
     """
 
     arrays: dict[str, Tensor]
@@ -86,6 +87,10 @@ class Task(Protocol):
 
     def predict(self, batch: Batch) -> Prediction:
         """The prediction for a batch whose images are normalised; in evaluation mode it changes no state."""
+        ...
+
+    def combine(self, looks: Sequence[Prediction]) -> Prediction:
+        """What several looks at the same cases (mirrored, enlarged) say together."""
         ...
 
     def records(self, prediction: Prediction) -> list[dict[str, Any]]:

@@ -1,48 +1,165 @@
-"""The label tree: dot paths such as ``radiology.ct`` and the fixed integer of every leaf."""
+"""The label tree: dot paths such as ``radiology.ct`` and the fixed integer id of every node."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from consilium.core.errors import DataError
 
+ROOT = "root"  # how the node above all labels is called in configs and tables
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """The children of one node, in the order of their ids; ``parent`` is None for the root's."""
+
+    parent: int | None
+    ids: tuple[int, ...]
+
 
 class LabelTree:
-    """The classes of a task, in a fixed order; today its leaves are used flat.
+    """The classes of a task in a fixed order: the order given is that of the integer ids.
 
-    The order given is the order of the integer ids and never changes once saved in a bundle.
+    Flat, every label is a class of its own whatever dots it has, and all are siblings. Nested, the dots make a tree:
+    every node above a label is a class too. Ids never change once saved in a bundle; new nodes come at the end.
+
+    Axes in names: N case, M node, G group of siblings, L level (0 is below the root).
     """
 
-    def __init__(self, leaves: Sequence[str]) -> None:
-        if len(set(leaves)) != len(leaves):
-            raise DataError(f"labels are given twice: {sorted(x for x in set(leaves) if list(leaves).count(x) > 1)}.")
-        self.leaves: tuple[str, ...] = tuple(leaves)
-        self._index = {leaf: number for number, leaf in enumerate(self.leaves)}
+    def __init__(self, names: Sequence[str], *, nested: bool = False) -> None:
+        if len(set(names)) != len(names):
+            raise DataError(f"labels are given twice: {sorted(x for x in set(names) if list(names).count(x) > 1)}.")
+        self.names: tuple[str, ...] = tuple(names)
+        self.nested = nested
+        self._index = {name: number for number, name in enumerate(self.names)}
+        if nested and ROOT in self._index:
+            raise DataError(f"'{ROOT}' is what the node above all labels is called; give your label another name.")
+        for name in self.names if nested else ():
+            above = name.rpartition(".")[0]
+            if above and above not in self._index:
+                raise DataError(f"label '{name}' has no parent '{above}' among the labels of the tree; add it.")
 
     @classmethod
-    def from_labels(cls, labels: Iterable[Sequence[str]]) -> LabelTree:
-        """The sorted leaves that occur in rows of labels."""
-        return cls(sorted({label for row in labels for label in row}))
+    def from_labels(cls, rows: Iterable[Sequence[str]], *, nested: bool = False) -> LabelTree:
+        """The sorted labels that occur in rows of labels, and nested all nodes above them."""
+        found = {label for row in rows for label in row}
+        return cls(sorted(with_ancestors(found) if nested else found), nested=nested)
 
     def __len__(self) -> int:
-        return len(self.leaves)
+        return len(self.names)
 
     def index(self, label: str) -> int:
-        """The integer id of a leaf; an unknown one is a DataError."""
+        """The integer id of a label; an unknown one is a DataError."""
         try:
             return self._index[label]
         except KeyError:
-            raise DataError(f"label '{label}' is unknown; the labels are: {', '.join(self.leaves)}.") from None
+            raise DataError(f"label '{label}' is unknown; the labels are: {', '.join(self.names)}.") from None
 
     def indices(self, rows: Sequence[Sequence[str]]) -> np.ndarray:
-        """Class ids [N] of rows that hold one label each; -1 where a row has none."""
+        """Ids [N] of rows that hold one label each; -1 where a row has none."""
         return np.array([self.index(row[0]) if row else -1 for row in rows], dtype=np.int64)
 
     def multi_hot(self, rows: Sequence[Sequence[str]]) -> np.ndarray:
-        """Targets [N, K] in {0, 1} of rows that hold any number of labels."""
-        targets_NK = np.zeros((len(rows), len(self)), dtype=np.float32)
+        """Targets [N, M] in {0, 1} of rows that hold any number of labels."""
+        targets_NM = np.zeros((len(rows), len(self)), dtype=np.float32)
         for row_number, row in enumerate(rows):
-            targets_NK[row_number, [self.index(label) for label in row]] = 1.0
-        return targets_NK
+            targets_NM[row_number, [self.index(label) for label in row]] = 1.0
+        return targets_NM
+
+    def parent(self, node: int) -> int | None:
+        """The node above, None for one below the root."""
+        above = self.names[node].rpartition(".")[0] if self.nested else ""
+        return self._index[above] if above else None
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """The ids from the node below the root down to ``node``."""
+        above = self.parent(node)
+        return (node,) if above is None else (*self.path(above), node)
+
+    @cached_property
+    def siblings(self) -> tuple[Siblings, ...]:
+        """All groups of siblings, from the root down."""
+        found: dict[int | None, list[int]] = {None: []}
+        for node in sorted(range(len(self)), key=lambda node: (len(self.path(node)), node)):
+            found.setdefault(self.parent(node), []).append(node)
+        return tuple(Siblings(parent, tuple(sorted(ids))) for parent, ids in found.items() if ids)
+
+    @cached_property
+    def leaf_ids(self) -> tuple[int, ...]:
+        """The ids of the nodes without children, in their order."""
+        inner = {group.parent for group in self.siblings}
+        return tuple(node for node in range(len(self)) if node not in inner)
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The names of the nodes without children, in the order of their ids; flat: all labels."""
+        return tuple(self.names[node] for node in self.leaf_ids)
+
+    @cached_property
+    def levels(self) -> int:
+        """How many nodes the longest path has; flat: 1."""
+        return max(len(self.path(node)) for node in range(len(self)))
+
+    @cached_property
+    def paths_ML(self) -> np.ndarray:
+        """The path of every node [M, L] as ids from the top, -1 past its end."""
+        paths_ML = np.full((len(self), self.levels), -1, dtype=np.int64)
+        for node in range(len(self)):
+            path = self.path(node)
+            paths_ML[node, : len(path)] = path
+        return paths_ML
+
+    @cached_property
+    def ancestry_MM(self) -> np.ndarray:
+        """Whether the second node is on the path of the first, itself included, [M, M] bool."""
+        return np.asarray((self.paths_ML[:, :, None] == np.arange(len(self))).any(1))
+
+    @cached_property
+    def steps_MG(self) -> np.ndarray:
+        """Which child, counted from 0 among its siblings, the path of a node takes in each group; -1: it is not there.
+
+        [M, G] int64, with the groups in the order of ``siblings``.
+        """
+        steps_MG = np.full((len(self), len(self.siblings)), -1, dtype=np.int64)
+        for number, group in enumerate(self.siblings):
+            for child, node in enumerate(group.ids):
+                steps_MG[self.ancestry_MM[:, node], number] = child
+        return steps_MG
+
+    def name_of(self, node: int | None) -> str:
+        """The name of a node; ``root`` for None."""
+        return ROOT if node is None else self.names[node]
+
+
+def with_ancestors(labels: Iterable[str]) -> set[str]:
+    """The labels and all nodes above them."""
+    found = set()
+    for label in labels:
+        parts = label.split(".")
+        found |= {".".join(parts[: depth + 1]) for depth in range(len(parts))}
+    return found
+
+
+def paths_of(nodes: Sequence[str] | Mapping[str, Any], *, above: str = "") -> list[str]:
+    """The dot paths of a tree in YAML, parents before children: a list of paths, or a mapping of names to subtrees.
+
+    A subtree is a list, a mapping, or null for a leaf. Paths that a list leaves out between others are filled in. What
+    is no tree is a ValueError.
+    """
+    children = nodes if isinstance(nodes, Mapping) else dict.fromkeys(map(str, nodes))
+    found: dict[str, None] = {}
+    for name, below in children.items():
+        path = f"{above}.{name}" if above else str(name)
+        if not all(part.strip() for part in path.split(".")):
+            raise ValueError(f"'{path}' has an empty part; a dot separates levels, as in a.b")
+        if below is not None and not isinstance(below, Mapping | list | tuple):
+            raise ValueError(f"below '{path}' stands {below!r}; expected a list, a mapping or null")
+        parts = path.split(".")
+        found.update(dict.fromkeys(".".join(parts[: depth + 1]) for depth in range(len(parts))))
+        found.update(dict.fromkeys(paths_of(below or [], above=path)))
+    return list(found)

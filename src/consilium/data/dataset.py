@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,10 +31,16 @@ class LabelledCases:
     notes: list[str] = field(default_factory=list)
 
     def class_counts(self) -> list[int]:
-        """Training cases of every class."""
-        targets = self.targets[self.rows["train"]]
-        counts = targets.sum(0) if targets.ndim == 2 else np.bincount(targets, minlength=len(self.labels))
-        return [int(count) for count in counts]
+        """Training cases of every class; of a node of a tree also those below it."""
+        return self.counts("train")
+
+    def counts(self, split: str) -> list[int]:
+        """Cases of every class in a split; of a node of a tree also those below it."""
+        targets = self.targets[self.rows[split]]
+        if targets.ndim == 2:
+            return [int(count) for count in targets.sum(0)]
+        at_M = np.bincount(targets[targets >= 0], minlength=len(self.labels))
+        return [int(count) for count in at_M @ self.labels.ancestry_MM]
 
     def balancing_class(self) -> np.ndarray:
         """One class [N] per case for balanced sampling: its label, or the rarest of its labels."""
@@ -49,21 +55,24 @@ def labelled_cases(
     *,
     multi_label: bool,
     labels: LabelTree | None = None,
+    nested: bool = False,
     limits: Mapping[str, int | None] | None = None,
 ) -> LabelledCases:
     """The classes and targets of cases that were filtered.
 
-    ``labels`` None takes those of train. ``limits`` has the most cases of each split to keep, spread over the
-    classes.
+    ``labels`` None takes those of train, ``nested`` with the nodes above them. ``limits`` has the most cases of
+    each split to keep, spread over the classes.
     """
     table = found.table
     rows = {split: table.rows(split) for split in SPLITS}
     if labels is None:
-        labels = _training_labels(found, rows, multi_label=multi_label)
+        labels = _training_labels(found, rows, multi_label=multi_label, nested=nested)
         mend = "A class with one row ends up in one split only: add cases, give them a split, or leave the class out."
     else:
-        shown = some(list(labels.leaves), 20)
-        mend = f"The model knows: {shown}. Give the cases its labels, or keep the others out with data.filters.labels."
+        shown = some(list(labels.names), 20)
+        mend = (
+            f"The known ones are: {shown}. Give the cases its labels, or keep the others out with data.filters.labels."
+        )
     _check_labels(table, labels, multi_label=multi_label, mend=mend)
     targets = labels.multi_hot(table.labels) if multi_label else labels.indices(table.labels)
     cases = LabelledCases(table, labels, targets, rows, list(found.notes))
@@ -77,7 +86,7 @@ def labelled_cases(
     return cases
 
 
-def _training_labels(found: Filtered, rows: dict[str, np.ndarray], *, multi_label: bool) -> LabelTree:
+def _training_labels(found: Filtered, rows: dict[str, np.ndarray], *, multi_label: bool, nested: bool) -> LabelTree:
     table = found.table
     if not len(rows["train"]):
         why = "".join(f" {note}" for note in found.notes)
@@ -85,17 +94,17 @@ def _training_labels(found: Filtered, rows: dict[str, np.ndarray], *, multi_labe
             f"the train split is empty: no case with an image and a label is left for training.{why}"
             " Look at the split, label and is_gt columns with `consilium data inspect`."
         )
-    labels = LabelTree.from_labels(table.labels[row] for row in rows["train"].tolist())
+    labels = LabelTree.from_labels((table.labels[row] for row in rows["train"].tolist()), nested=nested)
     if len(labels) < (1 if multi_label else 2):
         raise DataError(
-            f"train has {len(labels)} label(s) ({', '.join(labels.leaves)}); a classifier needs at least two. "
+            f"train has {len(labels)} label(s) ({', '.join(labels.names)}); a classifier needs at least two. "
             "For folders look at label_levels, for tables at columns.label."
         )
     return labels
 
 
 def _check_labels(table: CaseTable, labels: LabelTree, *, multi_label: bool, mend: str) -> None:
-    known = set(labels.leaves)
+    known = set(labels.names)
     strange: dict[str, list[int]] = {}
     for row, own in enumerate(table.labels):
         for label in own:
@@ -129,13 +138,10 @@ def rare_class_warnings(cases: LabelledCases, *, at_least: int = 5) -> list[str]
     """Classes too small in a split to be learned or measured."""
     warnings = []
     for split in SPLITS:
-        own = cases.targets[cases.rows[split]]
-        if not len(own):
+        if not len(cases.rows[split]):
             continue
-        counts: Sequence[int] = (
-            own.sum(0) if own.ndim == 2 else np.bincount(own, minlength=len(cases.labels))
-        ).tolist()
-        rare = [f"{label} ({int(n)})" for label, n in zip(cases.labels.leaves, counts, strict=True) if n < at_least]
+        counts = zip(cases.labels.names, cases.counts(split), strict=True)
+        rare = [f"{label} ({n})" for label, n in counts if n < at_least]
         if rare:
             warnings.append(
                 f"{split} has fewer than {at_least} cases of: {', '.join(rare)}; their figures mean little."

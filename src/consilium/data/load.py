@@ -37,6 +37,7 @@ def load_data(
     multi_label: bool,
     needs: Sequence[str],
     labels: LabelTree | None = None,
+    nested: bool = False,
     limit: int | None = None,
     training: bool = False,
     uses_text: bool = False,
@@ -45,7 +46,8 @@ def load_data(
     """Prepare the store and take the cases of a classification task; splits in ``needs`` must not be empty.
 
     Before a ``training`` all guards look at the cases, else leaks are only looked up, and no image is opened.
-    ``uses_text`` says that the model reads the texts, so that a label named in its own text is a leak.
+    ``labels`` None takes those of train, ``nested`` with the nodes above them. ``uses_text`` says that the model
+    reads the texts, so that a label named in its own text is a leak.
     """
     prepared = prepare(config, reporter=reporter)
     store = prepared.store
@@ -54,7 +56,7 @@ def load_data(
         reporter.line(
             f"note: {counted(len(prepared.bad_rows), 'bad row')} left out; {store.path / 'quarantine.csv'} lists them."
         )
-    cases = take_cases(store.table, config=config, multi_label=multi_label, labels=labels, limit=limit)
+    cases = take_cases(store.table, config=config, multi_label=multi_label, labels=labels, nested=nested, limit=limit)
     used = cases.table.select(np.sort(np.concatenate(list(cases.rows.values()))))
     findings = (
         check(store, used, config, uses_text=uses_text, images=limit is None, reporter=reporter)
@@ -67,7 +69,7 @@ def load_data(
         left = Filtered(used.select(np.flatnonzero(dropped.keep)), [*cases.notes, *dropped.notes])
         # Of a part of the cases, not every label needs to be in train.
         known = labels if len(used) == len(cases.table) else cases.labels
-        cases = labelled_cases(left, multi_label=multi_label, labels=known)
+        cases = labelled_cases(left, multi_label=multi_label, labels=known, nested=nested)
         findings = replace(findings, leaks=find_leaks(left.table))
     cases.notes.extend(findings.short())
     cases.notes.extend(rare_class_warnings(cases))
@@ -106,11 +108,13 @@ def take_cases(
     config: DataConfig,
     multi_label: bool,
     labels: LabelTree | None = None,
+    nested: bool = False,
     limit: int | None = None,
 ) -> LabelledCases:
     """The cases of a store that a classification uses, with classes and targets; ``limit`` of each split."""
     found = used_cases(table, config=config, multi_label=multi_label)
-    return labelled_cases(found, multi_label=multi_label, labels=labels, limits=_limits(config.filters, limit))
+    limits = _limits(config.filters, limit)
+    return labelled_cases(found, multi_label=multi_label, labels=labels, nested=nested, limits=limits)
 
 
 def used_cases(table: CaseTable, *, config: DataConfig, multi_label: bool) -> Filtered:

@@ -56,10 +56,12 @@ class _Cases:
 class ClassificationEvaluator:
     """Judges ``probabilities`` [N, K] against targets: int64 [N], or float [N, K] with ``multi_label``.
 
-    Cases without a label (a target of -1, or nan in a multi-label row) are left out and counted in a note.
+    Cases without a label (a target of -1, or nan in a multi-label row) are left out and counted in a note. Of a
+    nested label tree the leaves are the classes; cases whose label stops above them are left out, too.
     """
 
     def __init__(self, labels: LabelTree, *, multi_label: bool, config: EvaluationConfig) -> None:
+        self._tree = labels
         self._labels = labels.leaves
         self._multi_label = multi_label
         self._config = config
@@ -90,8 +92,9 @@ class ClassificationEvaluator:
         headline = self._headline(cases, None)
         draws = self._draws(cases)
         notes: list[str] = []
-        if (unlabelled := len(outputs.ids) - len(cases.ids)) > 0:
-            notes.append(f"{unlabelled} of {len(outputs.ids)} cases have no label and are left out.")
+        if (left_out := len(outputs.ids) - len(cases.ids)) > 0:
+            why = "no label, or one above the leaves of the tree," if self._tree.nested else "no label"
+            notes.append(f"{left_out} of {len(outputs.ids)} cases have {why} and are left out.")
         tables = {
             "per_class": self._per_class(cases, headline, draws),
             "confusion": [] if self._multi_label else self._confusion(cases),
@@ -118,16 +121,19 @@ class ClassificationEvaluator:
     def _check(self, outputs: Outputs) -> _Cases:
         probabilities = np.asarray(outputs.arrays["probabilities"])
         targets = np.asarray(outputs.targets)
-        expected = (len(outputs.ids), len(self._labels))
+        expected = (len(outputs.ids), len(self._tree))
         if probabilities.shape != expected or targets.shape != (expected if self._multi_label else expected[:1]):
             raise DataError(
                 f"probabilities {probabilities.shape} and targets {targets.shape} do not fit {expected[0]} cases of "
                 f"{expected[1]} {'multi-label ' if self._multi_label else ''}classes; check that the bundle and the "
                 "data share their labels."
             )
+        if self._tree.nested:
+            probabilities, targets = self._at_leaves(probabilities, targets)
         known = ~np.isnan(targets).any(axis=1) if self._multi_label else targets >= 0
         if not known.any():
-            raise DataError(f"none of {expected[0]} cases has a label; evaluation needs labelled cases.")
+            leaf = " that is a leaf of the tree" if self._tree.nested else ""
+            raise DataError(f"none of {expected[0]} cases has a label{leaf}; evaluation needs labelled cases.")
         broken = np.flatnonzero(known & ~np.isfinite(probabilities).all(axis=1))
         if len(broken):
             raise DataError(
@@ -135,7 +141,7 @@ class ClassificationEvaluator:
                 f"{outputs.ids[broken[0]]}); the model's weights are damaged or have diverged."
             )
         everything = _Cases(
-            truth_NK=targets > 0.5 if self._multi_label else m.one_hot(targets, classes=expected[1]),
+            truth_NK=targets > 0.5 if self._multi_label else m.one_hot(targets, classes=len(self._labels)),
             predicted_NK=self._decide(probabilities),
             probabilities_NK=probabilities,
             ids=list(outputs.ids),
@@ -143,6 +149,12 @@ class ClassificationEvaluator:
             columns=dict(outputs.columns),
         )
         return everything.take(np.flatnonzero(known))
+
+    def _at_leaves(self, probabilities_NM: Floats, targets_N: Ints) -> tuple[Floats, Ints]:
+        """The same over the leaves alone; -1 where a label stops above them."""
+        leaf_of_M = np.full(len(self._tree) + 1, -1)  # the last one is for cases without a label
+        leaf_of_M[list(self._tree.leaf_ids)] = np.arange(len(self._labels))
+        return probabilities_NM[:, list(self._tree.leaf_ids)], leaf_of_M[targets_N]
 
     def _decide(self, probabilities_NK: Floats) -> Bools:
         if self._multi_label:

@@ -35,6 +35,17 @@ class EvaluationConfig(Config):
     max_column_values: int = Field(default=30, ge=1, description="A column with more values is left out, and named.")
     threshold: float = Field(default=0.5, gt=0.0, lt=1.0, description="Decision threshold of multi-label tasks.")
     averaging: AveragingConfig = AveragingConfig()
+    calibrate: bool = Field(
+        default=True,
+        description="One label a case: after training, fit a temperature for each node of the tree on validation.",
+    )
+    wanted_accuracy: float | None = Field(
+        default=None,
+        gt=0.0,
+        lt=1.0,
+        description="One label a case: of answers. Below thresholds chosen for it on validation an answer stops at the "
+        "parent, or is unknown; null: every case is answered whole.",
+    )
 
 
 class ReportConfig(Config):

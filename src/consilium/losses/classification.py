@@ -37,22 +37,38 @@ class ClassificationLoss(nn.Module):
     probability of what the target says. ``weights_K`` multiplies the positive term of each class (torch's
     ``pos_weight``), and the mean divides by B x K.
 
+    A nested label tree: ``targets`` are ids of nodes, and the loss of a case is the sum of the softmax cross entropies
+    among siblings along the path to its node, each with ``label_smoothing`` and ``gamma`` of its own. A label that
+    stops at an inner node says nothing of the levels below. Without these extras it is -log of the probability of the
+    path (the conditional softmax of WordTree: Redmon and Farhadi, 2017, arXiv:1612.08242).
+
     ``gamma`` 0 is plain cross entropy. Focal loss: Lin et al., Focal Loss for Dense Object Detection,
     2017, arXiv:1708.02002 (its alpha is the class weight here). Label smoothing: Szegedy et al., 2016,
     arXiv:1512.00567.
     """
 
     weights_K: Tensor | None
+    steps_KG: Tensor | None
 
     def __init__(
-        self, *, multi_label: bool, gamma: float = 0.0, label_smoothing: float = 0.0, weights_K: Tensor | None = None
+        self,
+        *,
+        multi_label: bool,
+        gamma: float = 0.0,
+        label_smoothing: float = 0.0,
+        weights_K: Tensor | None = None,
+        labels: LabelTree | None = None,
     ) -> None:
+        """``labels`` gives the groups of siblings; None: all classes are siblings."""
         super().__init__()
         self.multi_label = multi_label
         self.gamma = gamma
         self.label_smoothing = label_smoothing
         # Not saved: they belong to a run and its data, so weights to start from must neither bring nor need them.
         self.register_buffer("weights_K", weights_K, persistent=False)
+        self.groups = labels.siblings if labels is not None and labels.nested else ()
+        steps_KG = torch.from_numpy(labels.steps_MG) if labels is not None and labels.nested else None
+        self.register_buffer("steps_KG", steps_KG, persistent=False)
 
     def forward(self, logits_BK: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch."""
@@ -60,13 +76,23 @@ class ClassificationLoss(nn.Module):
         return self._binary(logits_BK, targets.float()) if self.multi_label else self._softmax(logits_BK, targets)
 
     def _softmax(self, logits_BK: Tensor, targets_B: Tensor) -> Tensor:
+        if self.steps_KG is None:
+            return self._cross_entropy(logits_BK, targets_B, self.weights_K).mean()
+        steps_BG, losses_B = self.steps_KG[targets_B], logits_BK.new_zeros(len(logits_BK))
+        for number, group in enumerate(self.groups):
+            weights = None if self.weights_K is None else self.weights_K[list(group.ids)]
+            own_B = self._cross_entropy(logits_BK[:, list(group.ids)], steps_BG[:, number].clamp_min(0), weights)
+            losses_B = losses_B + own_B * (steps_BG[:, number] >= 0)
+        return losses_B.mean()
+
+    def _cross_entropy(self, logits_BK: Tensor, targets_B: Tensor, weights_K: Tensor | None) -> Tensor:
         losses_B = functional.cross_entropy(
-            logits_BK, targets_B, weight=self.weights_K, label_smoothing=self.label_smoothing, reduction="none"
+            logits_BK, targets_B, weight=weights_K, label_smoothing=self.label_smoothing, reduction="none"
         )
         if self.gamma > 0:
             log_p_B = -functional.cross_entropy(logits_BK, targets_B, reduction="none")
             losses_B = losses_B * self._focal_factor(log_p_B)
-        return losses_B.mean()
+        return losses_B
 
     def _binary(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
         smoothed_BK = targets_BK * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
@@ -93,10 +119,10 @@ def build_loss(
 ) -> ClassificationLoss:
     """The loss that ``config`` describes.
 
-    ``class_counts`` are training cases per class in the order of ``labels``, ``cases`` all training
-    cases; of a multi-label task one case counts for several classes. A given weight for an unknown
-    label, or a label without one, is a ConfigError; balanced weights of a class without a case (or,
-    multi-label, with nothing but) are a DataError.
+    ``class_counts`` are training cases per class in the order of ``labels`` (of a node: at it or below), ``cases`` all
+    training cases; of a multi-label task one case counts for several classes. Weights act among siblings. A given
+    weight for an unknown label, or a label without one, is a ConfigError; balanced weights of a class without a case
+    (or, multi-label, with nothing but) are a DataError.
     """
     if len(class_counts) != len(labels):
         raise DataError(f"{len(class_counts)} class counts came for {len(labels)} labels; give one for each label.")
@@ -112,6 +138,7 @@ def build_loss(
         gamma=config.gamma if isinstance(config, FocalConfig) else 0.0,
         label_smoothing=config.label_smoothing,
         weights_K=None if weights is None else torch.tensor(weights, dtype=torch.float32),
+        labels=labels,
     )
 
 
@@ -124,26 +151,35 @@ def _class_weights(
         return _balanced(labels=labels, multi_label=multi_label, counts=counts, cases=cases)
     assert isinstance(given, dict)
     for name in given:
-        if name not in labels.leaves:
-            raise ConfigError(f"class_weights: '{name}' is not a label{nearest(name, labels.leaves)}")
-    missing = [leaf for leaf in labels.leaves if leaf not in given]
+        if name not in labels.names:
+            raise ConfigError(f"class_weights: '{name}' is not a label{nearest(name, labels.names)}")
+    missing = [name for name in labels.names if name not in given]
     if missing:
         raise ConfigError(f"class_weights: no weight for {', '.join(missing)}; give every label one (1.0: unchanged).")
-    weights = [given[leaf] for leaf in labels.leaves]
+    weights = [given[name] for name in labels.names]
     if multi_label:
         return weights
-    mean = sum(weight * count for weight, count in zip(weights, counts, strict=True)) / cases
-    return [weight / mean for weight in weights]
+    for group in labels.siblings:  # a mean of 1 over the cases that are judged among these siblings
+        own = sum(counts[node] for node in group.ids)
+        mean = sum(weights[node] * counts[node] for node in group.ids) / own if own else 1.0
+        for node in group.ids:
+            weights[node] /= mean
+    return weights
 
 
 def _balanced(*, labels: LabelTree, multi_label: bool, counts: Sequence[int], cases: int) -> list[float]:
-    for leaf, count in zip(labels.leaves, counts, strict=True):
+    for name, count in zip(labels.names, counts, strict=True):
         if count == 0 or (multi_label and count >= cases):
             has = "no training case" if count == 0 else "no training case without it"
             raise DataError(
-                f"class_weights: balanced cannot weigh '{leaf}': it has {has}. "
+                f"class_weights: balanced cannot weigh '{name}': it has {has}. "
                 f"Add some, remove the label, or give class_weights by label."
             )
     if multi_label:
         return [(cases - count) / count for count in counts]
-    return [cases / (len(counts) * count) for count in counts]
+    weights = [1.0] * len(labels)
+    for group in labels.siblings:
+        own = sum(counts[node] for node in group.ids)
+        for node in group.ids:
+            weights[node] = own / (len(group.ids) * counts[node])
+    return weights

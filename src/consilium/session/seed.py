@@ -1,45 +1,41 @@
-"""``train``: the one place where all sections of an experiment meet."""
+"""One seed of a training: its parts are built, trained, judged, and left as a bundle."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-
-from consilium.core.errors import MissingExtraError
-
-try:
-    from accelerate import Accelerator
-    from accelerate.utils import set_seed
-except ImportError:
-    raise MissingExtraError("Training", "train") from None
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 
 from consilium.bundle import (
-    MANIFEST,
     Predictor,
     case_outputs,
     new_manifest,
-    read_manifest,
+    recalibrated,
     save_bundle,
     weights_file,
 )
+from consilium.core.answers import Calibration
 from consilium.core.config import to_yaml
-from consilium.core.contracts import Hook, Progress
-from consilium.core.files import remove_leavings, write_text
-from consilium.core.reporter import Reporter, Silent, format_table
+from consilium.core.contracts import Evaluator, Hook, Outputs, Progress
+from consilium.core.files import remove_leavings
+from consilium.core.reporter import Reporter, format_table
 from consilium.data.config import ImageConfig
-from consilium.data.load import LoadedData, load_data
+from consilium.data.load import LoadedData
 from consilium.data.loader import batch_count, fewest_cases
 from consilium.data.mixture import build_mixture, coverage_warnings, mixture_table
 from consilium.data.transforms import DeviceTransform
-from consilium.evaluation.classification import ClassificationEvaluator
+from consilium.evaluation.calibration import choose_thresholds, fit_temperatures
 from consilium.evaluation.config import AveragingConfig
+from consilium.evaluation.evaluator import build_evaluator
 from consilium.experiment import Experiment
-from consilium.judge import RunFacts, judge, write_judgement, write_summary
+from consilium.judge import RunFacts, judge, predict_splits, write_judgement
 from consilium.models.weights import load_state, load_strict, parameter_counts
 from consilium.tasks.classify import Classify, build_classify
 from consilium.training.dryrun import dry_run, memory_advice
@@ -48,8 +44,8 @@ from consilium.training.hooks import RunLog, build_hooks
 from consilium.training.loop import Training, best_folder, fit, refuse_non_finite
 from consilium.training.optim import Schedule, build_optimizer, warmup_steps
 from consilium.training.plan import Plan, make_plan
-from consilium.training.processes import build_accelerator, on_main
-from consilium.training.runs import CONFIG, copy_run, find_run, new_run, read_state, remove_others, try_copy, working_in
+from consilium.training.processes import on_main
+from consilium.training.runs import CONFIG
 from consilium.training.state import MODEL, checkpoints, load_checkpoint, remove_weights, set_random_state
 
 
@@ -61,85 +57,7 @@ class RunResult:
     metrics: dict[str, dict[str, float | None]]
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """A finished training: ``folder`` is the bundle, or holds one bundle per seed when there are several runs."""
-
-    folder: Path
-    runs: list[RunResult]
-
-    @property
-    def bundle(self) -> Path:
-        """The (first) bundle."""
-        return self.runs[0].folder
-
-
-def train(
-    experiment: Experiment,
-    *,
-    limit: int | None = None,
-    dry_run: bool = False,
-    resume: bool = False,
-    reporter: Reporter | None = None,
-) -> TrainResult | None:
-    """Prepare, train, evaluate and report; returns the bundles, or None after a dry run.
-
-    ``limit`` keeps so many cases of each split. ``resume`` goes on with the latest unfinished run.
-    """
-    accelerator = build_accelerator(experiment.trainer.device)
-    reporter = reporter if reporter is not None and accelerator.is_main_process else Silent()
-    data = load_data(
-        experiment.data,
-        multi_label=experiment.task.multi_label,
-        needs=("train", "val"),
-        limit=limit,
-        training=True,
-        reporter=reporter,
-    )
-    first = _Session(experiment, data, accelerator=accelerator, seed=experiment.seed, reporter=reporter)
-    if dry_run:
-        first.try_out(precision=None)
-        return None
-    find = partial(find_run, experiment.output, name=experiment.name, config=experiment, limit=limit, resume=resume)
-    make = partial(new_run, experiment.output, name=experiment.name, config=experiment, limit=limit)
-    fingerprint = data.store.manifest.fingerprint
-    found = on_main(accelerator, lambda: find(data_fingerprint=fingerprint))
-    # Whatever is wrong with the config or the data shows before a folder is made.
-    precision = first.try_out(precision=None if found is None else read_state(found).precision)
-    folder = found or on_main(accelerator, lambda: make(data_fingerprint=fingerprint, precision=precision))
-    with working_in(folder) if accelerator.is_main_process else contextlib.nullcontext():
-        if experiment.output.copy_to is not None:
-            on_main(accelerator, lambda: try_copy(folder, experiment.output, name=experiment.name))
-        results = [_run_seed(first, folder=folder, number=number, precision=precision) for number in range(first.runs)]
-        if len(results) > 1 and accelerator.is_main_process:
-            write_summary(folder, {run.folder.name: run.metrics for run in results}, reporter=reporter)
-    if experiment.output.copy_to is not None:
-        on_main(accelerator, lambda: copy_run(folder, experiment.output, name=experiment.name, reporter=reporter))
-    if experiment.output.if_exists == "replace" and accelerator.is_main_process:
-        remove_others(experiment.output, name=experiment.name, keep=folder)
-    return TrainResult(folder, results)
-
-
-def _run_seed(first: _Session, *, folder: Path, number: int, precision: str) -> RunResult:
-    """One run of ``num_runs``; a finished one is only read. ``first`` is the session of the first seed."""
-    seed = first.seed + number
-    if first.runs > 1:
-        folder = folder / f"seed-{seed}"
-        folder.mkdir(exist_ok=True)
-        if first.accelerator.is_main_process:  # a bundle of its own, with the config that repeats it
-            trainer = first.experiment.trainer.model_copy(update={"num_runs": 1})
-            own = first.experiment.model_copy(update={"seed": seed, "trainer": trainer})
-            write_text(folder / CONFIG, to_yaml(own))
-    if (folder / MANIFEST).is_file():
-        return RunResult(folder, read_manifest(folder).metrics)
-    run = first
-    if number:
-        run = _Session(first.experiment, first.data, accelerator=first.accelerator, seed=seed, reporter=first.reporter)
-        run.try_out(precision=precision)
-    return run.complete(folder, precision)
-
-
-class _Session:
+class Session:
     """Everything of one seed: builds the parts, lets ``fit`` train them, judges and writes the bundle."""
 
     def __init__(
@@ -157,9 +75,7 @@ class _Session:
         self.mixture = build_mixture(data.cases, config=experiment.data, seed=seed)
         self.plan = self._make_plan()
         self.feed = self._make_feed()
-        self.evaluator = ClassificationEvaluator(
-            data.cases.labels, multi_label=experiment.task.multi_label, config=experiment.evaluation
-        )
+        self.evaluator = self._evaluator(Calibration())
         self.higher_is_better = self.evaluator.higher_is_better(experiment.trainer.monitor)
         if accelerator.num_processes > 1:  # the weights are the same everywhere, what is dropped out is not
             set_seed(seed, device_specific=True)
@@ -170,6 +86,12 @@ class _Session:
             torch.set_num_threads(trainer.threads)
         torch.use_deterministic_algorithms(trainer.deterministic)
         torch.backends.cudnn.benchmark = not trainer.deterministic
+
+    def _evaluator(self, calibration: Calibration) -> Evaluator:
+        task, config = self.experiment.task, self.experiment.evaluation
+        return build_evaluator(
+            self.data.cases.labels, multi_label=task.multi_label, config=config, calibration=calibration
+        )
 
     def _build_task(self) -> Classify:
         cases = self.data.cases
@@ -340,6 +262,30 @@ class _Session:
             else None,
         )
 
+    def _answers(self, outputs: Mapping[str, Outputs]) -> tuple[Calibration, dict[str, Outputs]]:
+        """What validation teaches about the probabilities, and the outputs as they then are."""
+        config, labels = self.experiment.evaluation, self.data.cases.labels
+        if self.experiment.task.multi_label:
+            return Calibration(), dict(outputs)
+        val = outputs["val"]
+        logits_NM, targets_N = val.arrays["logits"], val.targets
+        calibration = Calibration()
+        if config.calibrate:
+            temperatures = fit_temperatures(logits_NM, targets_N, labels=labels)
+            calibration = calibration.model_copy(update={"temperatures": temperatures})
+        self.task.calibrate(calibration)
+        if config.wanted_accuracy is not None:
+            thresholds = choose_thresholds(
+                recalibrated(self.task, val).arrays["probabilities"],
+                targets_N,
+                labels=labels,
+                wanted_accuracy=config.wanted_accuracy,
+            )
+            given = {"thresholds": thresholds, "wanted_accuracy": config.wanted_accuracy}
+            calibration = calibration.model_copy(update=given)
+            self.task.calibrate(calibration)
+        return calibration, {split: recalibrated(self.task, own) for split, own in outputs.items()}
+
     def _finish(self, folder: Path, progress: Progress, precision: str) -> dict[str, dict[str, float | None]]:
         """Judge the best weights on validation and test, once, and write report and bundle."""
         cases, experiment = self.data.cases, self.experiment
@@ -349,7 +295,9 @@ class _Session:
         if "test" not in splits:
             self.warnings.append("there is no test split: the validation figures chose the weights and are too good.")
         predictor = self._predictor(experiment.evaluation.averaging)
-        evaluations = judge(predictor, cases, self.evaluator, splits=splits, reporter=self.reporter)
+        outputs = predict_splits(predictor, cases, splits, reporter=self.reporter)
+        calibration, outputs = self._answers(outputs)
+        evaluations = judge(outputs, self._evaluator(calibration), reporter=self.reporter)
         manifest = new_manifest(
             name=experiment.name,
             task=experiment.task,
@@ -359,6 +307,7 @@ class _Session:
             training_cases=len(cases.rows["train"]),
             threshold=experiment.evaluation.threshold,
             averaging=experiment.evaluation.averaging,
+            calibration=calibration,
             seed=self.seed,
             data_fingerprint=self.data.store.manifest.fingerprint,
             metrics={split: dict(evaluation.metrics) for split, evaluation in evaluations.items()},

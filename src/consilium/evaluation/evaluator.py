@@ -1,0 +1,16 @@
+"""Which evaluator judges a task."""
+
+from __future__ import annotations
+
+from consilium.core.answers import Calibration
+from consilium.core.contracts import Evaluator
+from consilium.core.labels import LabelTree
+from consilium.evaluation.classification import ClassificationEvaluator
+from consilium.evaluation.config import EvaluationConfig
+
+
+def build_evaluator(
+    labels: LabelTree, *, multi_label: bool, config: EvaluationConfig, calibration: Calibration
+) -> Evaluator:
+    """The evaluator of a classification."""
+    return ClassificationEvaluator(labels, multi_label=multi_label, config=config)

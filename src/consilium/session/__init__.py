@@ -1,0 +1,13 @@
+"""Training: the one place where all sections of an experiment meet."""
+
+from consilium.core.errors import MissingExtraError
+
+try:
+    import accelerate as _accelerate  # noqa: F401
+except ImportError:
+    raise MissingExtraError("Training", "train") from None
+
+from consilium.session.runs import TrainResult, train
+from consilium.session.seed import RunResult
+
+__all__ = ["RunResult", "TrainResult", "train"]

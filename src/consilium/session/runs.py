@@ -1,0 +1,100 @@
+"""``train``: the data of an experiment, a folder, and a run in it for every seed."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from consilium.bundle import MANIFEST, read_manifest
+from consilium.core.config import to_yaml
+from consilium.core.files import write_text
+from consilium.core.reporter import Reporter, Silent
+from consilium.data.load import load_data
+from consilium.experiment import Experiment
+from consilium.judge import write_summary
+from consilium.session.seed import RunResult, Session
+from consilium.training.processes import build_accelerator, on_main
+from consilium.training.runs import CONFIG, copy_run, find_run, new_run, read_state, remove_others, try_copy, working_in
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training: ``folder`` is the bundle, or holds one bundle per seed when there are several runs."""
+
+    folder: Path
+    runs: list[RunResult]
+
+    @property
+    def bundle(self) -> Path:
+        """The (first) bundle."""
+        return self.runs[0].folder
+
+
+def train(
+    experiment: Experiment,
+    *,
+    limit: int | None = None,
+    dry_run: bool = False,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> TrainResult | None:
+    """Prepare, train, evaluate and report; returns the bundles, or None after a dry run.
+
+    ``limit`` keeps so many cases of each split. ``resume`` goes on with the latest unfinished run.
+    """
+    accelerator = build_accelerator(experiment.trainer.device)
+    reporter = reporter if reporter is not None and accelerator.is_main_process else Silent()
+    task = experiment.task
+    data = load_data(
+        experiment.data,
+        multi_label=task.multi_label,
+        labels=task.tree.labels(),
+        nested=task.tree.nested,
+        needs=("train", "val"),
+        limit=limit,
+        training=True,
+        reporter=reporter,
+    )
+    first = Session(experiment, data, accelerator=accelerator, seed=experiment.seed, reporter=reporter)
+    if dry_run:
+        first.try_out(precision=None)
+        return None
+    find = partial(find_run, experiment.output, name=experiment.name, config=experiment, limit=limit, resume=resume)
+    make = partial(new_run, experiment.output, name=experiment.name, config=experiment, limit=limit)
+    fingerprint = data.store.manifest.fingerprint
+    found = on_main(accelerator, lambda: find(data_fingerprint=fingerprint))
+    # Whatever is wrong with the config or the data shows before a folder is made.
+    precision = first.try_out(precision=None if found is None else read_state(found).precision)
+    folder = found or on_main(accelerator, lambda: make(data_fingerprint=fingerprint, precision=precision))
+    with working_in(folder) if accelerator.is_main_process else contextlib.nullcontext():
+        if experiment.output.copy_to is not None:
+            on_main(accelerator, lambda: try_copy(folder, experiment.output, name=experiment.name))
+        results = [_run_seed(first, folder=folder, number=number, precision=precision) for number in range(first.runs)]
+        if len(results) > 1 and accelerator.is_main_process:
+            write_summary(folder, {run.folder.name: run.metrics for run in results}, reporter=reporter)
+    if experiment.output.copy_to is not None:
+        on_main(accelerator, lambda: copy_run(folder, experiment.output, name=experiment.name, reporter=reporter))
+    if experiment.output.if_exists == "replace" and accelerator.is_main_process:
+        remove_others(experiment.output, name=experiment.name, keep=folder)
+    return TrainResult(folder, results)
+
+
+def _run_seed(first: Session, *, folder: Path, number: int, precision: str) -> RunResult:
+    """One run of ``num_runs``; a finished one is only read. ``first`` is the session of the first seed."""
+    seed = first.seed + number
+    if first.runs > 1:
+        folder = folder / f"seed-{seed}"
+        folder.mkdir(exist_ok=True)
+        if first.accelerator.is_main_process:  # a bundle of its own, with the config that repeats it
+            trainer = first.experiment.trainer.model_copy(update={"num_runs": 1})
+            own = first.experiment.model_copy(update={"seed": seed, "trainer": trainer})
+            write_text(folder / CONFIG, to_yaml(own))
+    if (folder / MANIFEST).is_file():
+        return RunResult(folder, read_manifest(folder).metrics)
+    run = first
+    if number:
+        run = Session(first.experiment, first.data, accelerator=first.accelerator, seed=seed, reporter=first.reporter)
+        run.try_out(precision=precision)
+    return run.complete(folder, precision)
