@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from consilium.core.config import build
 from consilium.core.errors import ConfigError
 from consilium.data.config import FilterConfig, SplitConfig
-from consilium.data.filters import Filtered, filtered, usable
+from consilium.data.filters import Filtered, child_towards, filtered, usable
 from consilium.data.folds import resplit
 from consilium.data.prepare import prepare
 from consilium.data.store import CaseTable
-from tests.data.samples import data_config, write_images, write_jsonl
+from tests.data.samples import case_table, data_config, write_images, write_jsonl
 
 
 def write_store(root: Path) -> CaseTable:
@@ -157,12 +157,96 @@ def test_any_combination_keeps_its_promises(
         ({"sub_sources": {"clinic": ["c9"]}}, "data.filters.sub_sources.clinic names the clinic 'c9'"),
         ({"max_samples_per_label": 2, "min_samples_per_label": 3}, "no label would stay"),
         ({"fraction": 0}, "`fraction` is 0"),
+        ({"node": "zz"}, "is 'zz', and no case has a label below it; nodes with labels below them are: root, a."),
+        ({"node": "a.x"}, "data.filters.node is 'a.x', and no case has a label below it; "),
+        ({"node": "roof"}, "did you mean `root`?"),
     ],
 )
 def test_what_does_not_occur_is_named(table: CaseTable, filters: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError) as error:
         keep(table, **filters)
     assert told in str(error.value)
+
+
+TREE = [
+    {"id": "nor", "label": "exp.gel.nor", "split": "train"},
+    {"id": "wes", "label": "exp.gel.wes", "split": "val", "group": "g"},
+    {"id": "gel", "label": "exp.gel", "split": "test", "is_gt": False},
+    {"id": "pla", "label": "exp.pla", "split": "train"},
+    {"id": "exp", "label": "exp", "split": "train"},
+    {"id": "export", "label": "export.gel", "split": "train"},
+    {"id": "gra", "label": "gra", "split": "test"},
+    {"id": "two", "label": ["exp.gel.nor", "exp.gel.wes", "exp.pla", "gra"], "split": "train"},
+    {"id": "none", "label": [], "split": "train"},
+]
+
+
+@pytest.mark.parametrize(
+    ("node", "labels", "elsewhere", "stop"),
+    [
+        (
+            "root",
+            {
+                **dict.fromkeys(("nor", "wes", "gel", "pla", "exp"), ("exp",)),
+                "export": ("export",),
+                "gra": ("gra",),
+                "two": ("exp", "gra"),
+                "none": (),
+            },
+            0,
+            0,
+        ),
+        (
+            "exp",
+            {
+                **dict.fromkeys(("nor", "wes", "gel"), ("exp.gel",)),
+                "pla": ("exp.pla",),
+                "two": ("exp.gel", "exp.pla"),
+            },
+            3,
+            1,
+        ),
+        (
+            "exp.gel",
+            {"nor": ("exp.gel.nor",), "wes": ("exp.gel.wes",), "two": ("exp.gel.nor", "exp.gel.wes")},
+            5,
+            1,
+        ),
+    ],
+)
+def test_a_node_keeps_what_lies_below_it_under_the_names_of_its_children(
+    node: str, labels: dict[str, tuple[str, ...]], elsewhere: int, stop: int
+) -> None:
+    before = case_table(TREE)
+    found = keep(before, node=node)
+    assert dict(zip(found.table.ids, found.table.labels, strict=True)) == labels
+    told = {f"no label below '{node}'": elsewhere, f"the label stops at '{node}'": stop}
+    assert found.notes == [
+        f"{n} case{'s' if n > 1 else ''} left out by data.filters.node: {why}." for why, n in told.items() if n
+    ]
+    row_of = {name: row for row, name in enumerate(before.ids)}
+    rows = [row_of[name] for name in found.table.ids]
+    for column in ("splits", "groups", "is_gt", "sources"):
+        assert list(getattr(found.table, column)) == [getattr(before, column)[row] for row in rows]
+
+
+def test_a_node_comes_after_the_labels_filter_and_before_what_counts(table: CaseTable) -> None:
+    assert set(keep(table, labels=["a.x", "b"], node="a").table.labels) == {("a.x",)}
+    found = keep(table, node="root", max_samples_per_label=50)
+    assert training(found.table) == {"a": 50, "b": 16}
+    with pytest.raises(ConfigError, match=r"data\.filters\.node is 'a', and no case has a label below it"):
+        keep(table, labels=["b"], node="a")
+
+
+@given(label=st.lists(st.sampled_from(["a", "b", "ab"]), min_size=1, max_size=4).map(".".join))
+def test_the_way_to_a_label_goes_from_child_to_child(label: str) -> None:
+    """From the root on every child is a prefix with one part more, until the label is reached and no further."""
+    node, depth = "root", 0
+    while (child := child_towards(label, node)) is not None:
+        depth += 1
+        assert child == ".".join(label.split(".")[:depth])
+        node = child
+    assert node == label
 
 
 def test_a_column_called_source_has_a_name_of_its_own(tmp_path: Path) -> None:

@@ -63,8 +63,9 @@ class SplitConfig(Config):
 class FilterConfig(Config):
     """Which cases are used, applied in the order of these keys; see ``consilium.data.filters``.
 
-    The first four act on every split. ``fraction`` and ``max_samples_per_label`` act on train alone, so that figures
-    stay comparable; ``min_samples_per_label`` counts in train and takes the label out of every split.
+    The first five act on every split; ``labels`` names labels as they are before ``node``, and what follows counts
+    the labels that it makes. ``fraction`` and ``max_samples_per_label`` act on train alone, so that figures stay
+    comparable; ``min_samples_per_label`` counts in train and takes the label out of every split.
     """
 
     labels: list[str] | None = Field(default=None, description="Labels (or branches of the tree) kept; null: all.")
@@ -73,6 +74,11 @@ class FilterConfig(Config):
         default=None, description="Metadata column: the values kept, as in {dataset: [isic, ham]}."
     )
     has_text: bool | None = Field(default=None, description="true: only cases with text; false: only without.")
+    node: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Node of a label tree (root: the top): only cases below it, labelled with its children.",
+    )
     fraction: Probability = Field(default=1.0, description="Share of train, drawn by label with the split's seed.")
     max_samples_per_label: int | None = Field(default=None, ge=1, description="Training cases kept of a label.")
     min_samples_per_label: int | None = Field(

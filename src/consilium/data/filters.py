@@ -10,6 +10,7 @@ import numpy as np
 
 from consilium.core.config import nearest
 from consilium.core.errors import ConfigError
+from consilium.core.labels import ROOT, with_ancestors
 from consilium.core.reporter import counted, some
 from consilium.data.config import FilterConfig
 from consilium.data.splits import position
@@ -56,12 +57,13 @@ def filtered(found: Filtered, *, config: FilterConfig, seed: int) -> Filtered:
     """The cases that every filter of the config keeps.
 
     They act in the order of the keys of ``FilterConfig``, each on what those before it leave. ``labels``,
-    ``sources``, ``sub_sources`` and ``has_text`` act on every split. A case keeps those of its labels that are
-    wanted, and goes when it loses all; a case that never had one stays. ``fraction`` and
+    ``sources``, ``sub_sources``, ``has_text`` and ``node`` act on every split. A case keeps those of its labels that
+    are wanted, and goes when it loses all; a case that never had one stays. ``node`` keeps the cases with a label
+    below a node of the tree, and their labels become that node's children. ``fraction`` and
     ``max_samples_per_label`` thin out train alone: within a label the cases are ordered by a hash of (seed, id) and
     the first are kept, so that a smaller share is a part of a larger one, and new data moves little. A case of
     several labels counts for its rarest. ``min_samples_per_label`` then counts train and takes rare labels out of
-    every split. A source, column, value or label that does not occur is a ConfigError.
+    every split. A source, column, value, label or node that does not occur is a ConfigError.
     """
     if config.labels is not None:
         found = _keep_labels(found, _wanted_labels(found.table, config.labels), "data.filters.labels")
@@ -75,6 +77,8 @@ def filtered(found: Filtered, *, config: FilterConfig, seed: int) -> Filtered:
     if config.has_text is not None:
         has_text = np.array([bool(text) for text in found.table.texts], dtype=bool)
         found = found.keep(has_text == config.has_text, f"left out by data.filters.has_text: {config.has_text}")
+    if config.node is not None:
+        found = _at_node(found, config.node)
     if config.fraction < 1:
         found = _thin(found, lambda count: _share(count, config.fraction), seed=seed, name="fraction")
     if (most := config.max_samples_per_label) is not None:
@@ -93,6 +97,36 @@ def _splits(table: CaseTable) -> np.ndarray:
 def is_branch(label: str, branch: str) -> bool:
     """Whether a label is ``branch`` or lies under it in the tree."""
     return label == branch or label.startswith(f"{branch}.")
+
+
+def child_towards(label: str, node: str) -> str | None:
+    """The child of ``node`` on the way to a label below it, as a full path; None where the label is not below it."""
+    if node == ROOT:
+        return label.partition(".")[0]
+    if label == node or not is_branch(label, node):
+        return None
+    return f"{node}.{label[len(node) + 1 :].partition('.')[0]}"
+
+
+def _at_node(found: Filtered, node: str) -> Filtered:
+    """The cases with a label below a node, each labelled with that node's children, every one once.
+
+    A case that never had a label, as multi-label cases may, stays at the root alone.
+    """
+    before = found.table.labels
+    now = [tuple(dict.fromkeys(c for label in own if (c := child_towards(label, node)))) for own in before]
+    if not any(now):
+        inner = with_ancestors(above for own in before for label in own if (above := label.rpartition(".")[0]))
+        known = nearest(node, [ROOT, *sorted(inner)], there="nodes with labels below them are")
+        raise ConfigError(f"data.filters.node is '{node}', and no case has a label below it{known}")
+    stops = np.array([node in own and not new for own, new in zip(before, now, strict=True)], dtype=bool)
+    below = np.array(
+        [bool(new) or (not own and node == ROOT) for own, new in zip(before, now, strict=True)], dtype=bool
+    )
+    found = Filtered(found.table.with_labels(now), found.notes)
+    allowed = below | stops
+    found = found.keep(allowed, f"left out by data.filters.node: no label below '{node}'")
+    return found.keep(below[allowed], f"left out by data.filters.node: the label stops at '{node}'")
 
 
 def _wanted_labels(table: CaseTable, wanted: Sequence[str]) -> set[str]:
