@@ -5,40 +5,31 @@ Axes in names: B case in a batch, N image, V view, C channel, H height, W width,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from consilium.core.answers import UNKNOWN, Calibration, answer
-from consilium.core.contracts import Batch, ParameterGroup, Prediction, StepOutput
+from consilium.core.contracts import Batch, ParameterGroup, StepOutput
 from consilium.core.labels import LabelTree
 from consilium.losses.classification import build_loss
 from consilium.models.heads import build_head
 from consilium.models.vision import VisionTower, build_vision
 from consilium.models.weights import freeze_tower, keep_frozen_in_eval
+from consilium.tasks.answering import Answering
 from consilium.tasks.config import ClassifyConfig
 
 
-class Classify(nn.Module):
+class Classify(Answering):
     """A vision tower and a head; several views of a case are averaged as features."""
-
-    temperatures_K: Tensor
 
     def __init__(
         self, config: ClassifyConfig, *, labels: LabelTree, tower: VisionTower, head: nn.Module, loss: nn.Module
     ) -> None:
-        super().__init__()
+        super().__init__(labels, multi_label=config.multi_label)
         self.config = config
-        self.labels = labels
         self.tower = tower
         self.head = head
         self.loss = loss
-        self.calibration = Calibration()
-        # Not saved: it belongs to the bundle's manifest.
-        self.register_buffer("temperatures_K", torch.ones(len(labels)), persistent=False)
         self.set_epoch(0)
 
     def view_features(self, batch: Batch) -> Tensor:
@@ -69,66 +60,6 @@ class Classify(nn.Module):
         logits_BK = self.logits(batch)
         loss = self.loss(logits_BK, batch.targets)
         return StepOutput(loss=loss)
-
-    def calibrate(self, calibration: Calibration) -> None:
-        """Give probabilities and answers as validation taught."""
-        self.calibration = calibration
-        temperatures = [
-            calibration.temperatures.get(self.labels.name_of(self.labels.parent(node)), 1.0)
-            for node in range(len(self.labels))
-        ]
-        self.temperatures_K = torch.tensor(temperatures, device=self.temperatures_K.device)
-
-    @torch.no_grad()
-    def predict(self, batch: Batch) -> Prediction:
-        """``logits``, ``conditionals`` (of one label a case: among siblings) and ``probabilities``, all [B, K]."""
-        return self.prediction(self.logits(batch).float())
-
-    def combine(self, looks: Sequence[Prediction]) -> Prediction:
-        """What several looks at the same cases say together: the mean of their probabilities among siblings."""
-        if self.config.multi_label:
-            return Prediction({n: torch.stack([look.arrays[n] for look in looks]).mean(0) for n in looks[0].arrays})
-        log_shares_SBK = torch.stack([self._log_shares(look.arrays["logits"]) for look in looks])
-        return self.prediction(log_shares_SBK.logsumexp(0) - math.log(len(looks)))
-
-    def prediction(self, logits_BK: Tensor) -> Prediction:
-        """What scores [B, K] say, by the calibration."""
-        if self.config.multi_label:
-            return Prediction({"logits": logits_BK, "probabilities": logits_BK.sigmoid()})
-        log_shares_BK = self._log_shares(logits_BK / self.temperatures_K)
-        paths_KK = torch.from_numpy(self.labels.ancestry_MM).to(log_shares_BK)
-        arrays = {"conditionals": log_shares_BK.exp(), "probabilities": (log_shares_BK @ paths_KK.T).exp()}
-        return Prediction({"logits": logits_BK, **arrays})
-
-    def _log_shares(self, logits_BK: Tensor) -> Tensor:
-        """Log of the softmax among siblings."""
-        log_shares_BK = torch.empty_like(logits_BK)
-        for group in self.labels.siblings:
-            ids = list(group.ids)
-            log_shares_BK[:, ids] = logits_BK[:, ids].log_softmax(1)
-        return log_shares_BK
-
-    def records(self, prediction: Prediction, *, threshold: float = 0.5) -> list[dict[str, Any]]:
-        """Per case ``label`` (a node or "unknown"), its ``probability``, the likeliest ``path`` and ``probabilities``.
-
-        The path goes down to a leaf whatever the answer is. Multi-label: ``labels`` from ``threshold`` on, and
-        ``probabilities``.
-        """
-        probabilities_BK = prediction.arrays["probabilities"].cpu().numpy()
-        rows = [[round(value, 6) for value in row] for row in probabilities_BK.tolist()]
-        named = [dict(zip(self.labels.names, row, strict=True)) for row in rows]
-        if self.config.multi_label:
-            return [
-                {"labels": [label for label, p in own.items() if p >= threshold], "probabilities": own} for own in named
-            ]
-        answers = answer(probabilities_BK, labels=self.labels, thresholds=self.calibration.thresholds)
-        records = []
-        for own, path, node in zip(named, answers.paths_NL.tolist(), answers.nodes_N.tolist(), strict=True):
-            label = UNKNOWN if node < 0 else self.labels.names[node]
-            way = [self.labels.names[step] for step in path if step >= 0]
-            steps = [{"label": name, "probability": own[name]} for name in way]
-            records.append({"label": label, "probability": own.get(label), "path": steps, "probabilities": own})
-        return records
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The tower's and the head's parameters."""
