@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -25,7 +26,9 @@ class Calibration(Config):
     probability of a path at each level, from the top, that is given as an answer; None: that level is never given.
     """
 
-    temperatures: dict[str, float] = Field(default={}, description="Of the children of each inner node.")
+    temperatures: dict[str, Annotated[float, Field(gt=0.0)]] = Field(
+        default={}, description="Of the children of each inner node."
+    )
     thresholds: list[float | None] = Field(default=[], description="Least probability of an answer at each level.")
     wanted_accuracy: float | None = Field(default=None, description="What the thresholds were chosen for.")
 
@@ -65,6 +68,7 @@ def answer(probabilities_NM: np.ndarray, *, labels: LabelTree, thresholds: Seque
         paths_NL[here, 0 if group.parent is None else len(labels.path(group.parent))] = current_N[here]
     probabilities_NL = np.where(paths_NL >= 0, probabilities_NM[cases[:, None], paths_NL], 0.0)
     least_L = np.zeros(labels.levels)
-    least_L[: len(thresholds)] = [np.inf if least is None else least for least in thresholds]
+    for level, least in enumerate(thresholds[: labels.levels]):
+        least_L[level] = np.inf if least is None else least
     sure_NL = (paths_NL >= 0) & (probabilities_NL >= least_L)
     return Answers(paths_NL, probabilities_NL, np.cumprod(sure_NL, axis=1).sum(1))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -78,8 +79,11 @@ class LabelTree:
 
     def path(self, node: int) -> tuple[int, ...]:
         """The ids from the node below the root down to ``node``."""
-        above = self.parent(node)
-        return (node,) if above is None else (*self.path(above), node)
+        path, above = [node], self.parent(node)
+        while above is not None:
+            path.append(above)
+            above = self.parent(above)
+        return tuple(reversed(path))
 
     @cached_property
     def siblings(self) -> tuple[Siblings, ...]:
@@ -138,28 +142,40 @@ class LabelTree:
 
 def with_ancestors(labels: Iterable[str]) -> set[str]:
     """The labels and all nodes above them."""
-    found = set()
-    for label in labels:
-        parts = label.split(".")
-        found |= {".".join(parts[: depth + 1]) for depth in range(len(parts))}
-    return found
+    return {step for label in labels for step in _steps(label)}
 
 
-def paths_of(nodes: Sequence[str] | Mapping[str, Any], *, above: str = "") -> list[str]:
+def _steps(path: str) -> list[str]:
+    """The paths from the top down to this one."""
+    parts = path.split(".")
+    return [".".join(parts[: depth + 1]) for depth in range(len(parts))]
+
+
+def paths_of(nodes: Sequence[Any] | Mapping[str, Any]) -> list[str]:
     """The dot paths of a tree in YAML, parents before children: a list of paths, or a mapping of names to subtrees.
 
-    A subtree is a list, a mapping, or null for a leaf. Paths that a list leaves out between others are filled in. What
-    is no tree is a ValueError.
+    A subtree is a list, a mapping, or null for a leaf. Nodes that are left out above others are filled in. What is no
+    tree, or names a node twice, is a ValueError.
     """
-    children = nodes if isinstance(nodes, Mapping) else dict.fromkeys(map(str, nodes))
-    found: dict[str, None] = {}
-    for name, below in children.items():
-        path = f"{above}.{name}" if above else str(name)
+    given = Counter(_given(nodes, above=""))
+    if twice := [path for path, count in given.items() if count > 1]:
+        raise ValueError(f"given twice: {', '.join(twice)}; name each node once")
+    return list(dict.fromkeys(step for path in given for step in _steps(path)))
+
+
+def _given(nodes: Sequence[Any] | Mapping[str, Any], *, above: str) -> Iterator[str]:
+    """The paths that are named, in their order."""
+    for name, below in nodes.items() if isinstance(nodes, Mapping) else ((name, None) for name in nodes):
+        if not isinstance(name, str):
+            where = f"the list below '{above}'" if above else "the list"
+            raise ValueError(
+                f"in {where} stands {name!r}; expected names (numbers in quotes). For levels below some of them make "
+                "it a mapping, with null for each leaf"
+            )
+        path = f"{above}.{name}" if above else name
         if not all(part.strip() for part in path.split(".")):
             raise ValueError(f"'{path}' has an empty part; a dot separates levels, as in a.b")
         if below is not None and not isinstance(below, Mapping | list | tuple):
             raise ValueError(f"below '{path}' stands {below!r}; expected a list, a mapping or null")
-        parts = path.split(".")
-        found.update(dict.fromkeys(".".join(parts[: depth + 1]) for depth in range(len(parts))))
-        found.update(dict.fromkeys(paths_of(below or [], above=path)))
-    return list(found)
+        yield path
+        yield from _given(below or [], above=path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -56,24 +57,29 @@ def labelled_cases(
     multi_label: bool,
     labels: LabelTree | None = None,
     nested: bool = False,
+    known: LabelTree | None = None,
     limits: Mapping[str, int | None] | None = None,
 ) -> LabelledCases:
     """The classes and targets of cases that were filtered.
 
-    ``labels`` None takes those of train, ``nested`` with the nodes above them. ``limits`` has the most cases of
-    each split to keep, spread over the classes.
+    ``labels`` None takes those of train, ``nested`` with the nodes above them. ``known`` labels come before
+    them, in their order. ``limits`` has the most cases of each split to keep, spread over the classes.
     """
     table = found.table
     rows = {split: table.rows(split) for split in SPLITS}
     if labels is None:
-        labels = _training_labels(found, rows, multi_label=multi_label, nested=nested)
+        labels = _training_labels(found, rows, least=1 if multi_label or known else 2, nested=nested)
+        wrong = "labels occur that training never sees"
         mend = "A class with one row ends up in one split only: add cases, give them a split, or leave the class out."
     else:
-        shown = some(list(labels.names), 20)
+        wrong = "labels occur that the model does not know"
         mend = (
-            f"The known ones are: {shown}. Give the cases its labels, or keep the others out with data.filters.labels."
+            f"The known ones are: {some(list(labels.names), 20)}. Correct the labels, keep the cases out with "
+            "data.filters.labels, or, before a training, add the labels to task.tree.nodes."
         )
-    _check_labels(table, labels, multi_label=multi_label, mend=mend)
+    if known is not None:
+        labels = LabelTree(list(dict.fromkeys((*known.names, *labels.names))), nested=nested)
+    _check_labels(table, labels, multi_label=multi_label, wrong=wrong, mend=mend)
     targets = labels.multi_hot(table.labels) if multi_label else labels.indices(table.labels)
     cases = LabelledCases(table, labels, targets, rows, list(found.notes))
     classes = cases.balancing_class()
@@ -86,7 +92,7 @@ def labelled_cases(
     return cases
 
 
-def _training_labels(found: Filtered, rows: dict[str, np.ndarray], *, multi_label: bool, nested: bool) -> LabelTree:
+def _training_labels(found: Filtered, rows: dict[str, np.ndarray], *, least: int, nested: bool) -> LabelTree:
     table = found.table
     if not len(rows["train"]):
         why = "".join(f" {note}" for note in found.notes)
@@ -95,15 +101,15 @@ def _training_labels(found: Filtered, rows: dict[str, np.ndarray], *, multi_labe
             " Look at the split, label and is_gt columns with `consilium data inspect`."
         )
     labels = LabelTree.from_labels((table.labels[row] for row in rows["train"].tolist()), nested=nested)
-    if len(labels) < (1 if multi_label else 2):
+    if len(labels.leaves) < least:
         raise DataError(
-            f"train has {len(labels)} label(s) ({', '.join(labels.names)}); a classifier needs at least two. "
+            f"train has {len(labels.leaves)} label(s) ({', '.join(labels.leaves)}); a classifier needs at least two. "
             "For folders look at label_levels, for tables at columns.label."
         )
     return labels
 
 
-def _check_labels(table: CaseTable, labels: LabelTree, *, multi_label: bool, mend: str) -> None:
+def _check_labels(table: CaseTable, labels: LabelTree, *, multi_label: bool, wrong: str, mend: str) -> None:
     known = set(labels.names)
     strange: dict[str, list[int]] = {}
     for row, own in enumerate(table.labels):
@@ -117,10 +123,19 @@ def _check_labels(table: CaseTable, labels: LabelTree, *, multi_label: bool, men
             )
     if strange:
         shown = "; ".join(
-            f"'{label}' ({len(found)} case(s), first {table.ids[found[0]]} in {table.splits[found[0]]})"
+            f"'{label}' ({len(found)} case(s), first {table.ids[found[0]]} in {table.splits[found[0]]}"
+            f"{_hint(label, labels)})"
             for label, found in sorted(strange.items())[:10]
         )
-        raise DataError(f"labels occur that training never sees: {shown}. {mend}")
+        raise DataError(f"{wrong}: {shown}. {mend}")
+
+
+def _hint(label: str, labels: LabelTree) -> str:
+    """What an unknown label may be."""
+    if any(name.startswith(f"{label}.") for name in labels.names):
+        return "; it stops above known ones, which only task.tree.head: joint or cascade learns"
+    close = difflib.get_close_matches(label, labels.names, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def _spread(rows: np.ndarray, classes: np.ndarray, limit: int) -> np.ndarray:
@@ -140,10 +155,12 @@ def rare_class_warnings(cases: LabelledCases, *, at_least: int = 5) -> list[str]
     for split in SPLITS:
         if not len(cases.rows[split]):
             continue
-        counts = zip(cases.labels.names, cases.counts(split), strict=True)
-        rare = [f"{label} ({n})" for label, n in counts if n < at_least]
+        counts = dict(zip(cases.labels.names, cases.counts(split), strict=True))
+        missing = [label for label, n in counts.items() if n == 0]
+        if split == "train" and missing:
+            warnings.append(f"train has no case of: {some(missing, 20)}; a training on these data cannot learn them.")
+            counts = {label: n for label, n in counts.items() if n}
+        rare = [f"{label} ({n})" for label, n in counts.items() if n < at_least]
         if rare:
-            warnings.append(
-                f"{split} has fewer than {at_least} cases of: {', '.join(rare)}; their figures mean little."
-            )
+            warnings.append(f"{split} has fewer than {at_least} cases of: {some(rare, 20)}; their figures mean little.")
     return warnings

@@ -14,6 +14,7 @@ from consilium.core.labels import LabelTree
 
 _SPREAD = 0.5  # deviation of log temperature that is expected before any case is seen
 _RANGE = (math.log(0.05), math.log(20.0))
+_MARGIN = 1e-4  # of a probability: as much as another batch or another machine may change it
 
 
 def fit_temperatures(logits_NM: np.ndarray, targets_N: np.ndarray, *, labels: LabelTree) -> dict[str, float]:
@@ -52,7 +53,8 @@ def choose_thresholds(
     ``probabilities_NM`` are calibrated ones of paths, of validation cases. From the top, each level takes the lowest
     threshold at which the share of right answers among the answered is at least ``wanted_accuracy``, which answers
     the most cases. Judged at a level are the cases answered at the levels above and whose label reaches it. None where
-    no threshold gives that accuracy (or no case reaches the level): such a level is never answered.
+    no threshold gives that accuracy (or no case reaches the level): such a level is never answered. A threshold is a
+    little below the least probability that it answers, so that rounding in another batch does not change the answer.
     """
     thresholds: list[float | None] = []
     truth_NL = np.where(targets_N[:, None] >= 0, labels.paths_ML[targets_N], -1)
@@ -66,9 +68,12 @@ def choose_thresholds(
 
 
 def _lowest(sure_N: np.ndarray, right_N: np.ndarray, wanted: float) -> float | None:
-    """The lowest of these probabilities from which on the share of right ones is at least ``wanted``."""
+    """The threshold that answers most of these cases with a share of right answers of at least ``wanted``."""
     order = np.argsort(-sure_N, kind="stable")
-    sure_N, share_N = sure_N[order], np.cumsum(right_N[order]) / np.arange(1, len(order) + 1)
-    last_of_equal = np.append(sure_N[1:] < sure_N[:-1], True)[: len(sure_N)]
-    good = np.flatnonzero((share_N >= wanted) & last_of_equal)
-    return float(sure_N[good[-1]]) if len(good) else None
+    sure_N, share_N = sure_N[order].astype(np.float64), np.cumsum(right_N[order]) / np.arange(1, len(order) + 1)
+    below_N = np.append(sure_N[1:], -1.0)  # the next probability that is not answered
+    good = np.flatnonzero((share_N >= wanted) & (below_N < sure_N))
+    if not len(good):
+        return None
+    least, below = sure_N[good[-1]], below_N[good[-1]]
+    return float(max(least * (1 - _MARGIN), (least + below) / 2))

@@ -121,8 +121,8 @@ def build_loss(
 
     ``class_counts`` are training cases per class in the order of ``labels`` (of a node: at it or below), ``cases`` all
     training cases; of a multi-label task one case counts for several classes. Weights act among siblings. A given
-    weight for an unknown label, or a label without one, is a ConfigError; balanced weights of a class without a case
-    (or, multi-label, with nothing but) are a DataError.
+    weight for an unknown label, or a label without one, is a ConfigError. Balanced, a class without a training case
+    keeps the weight 1; multi-label that, or one with nothing but, is a DataError.
     """
     if len(class_counts) != len(labels):
         raise DataError(f"{len(class_counts)} class counts came for {len(labels)} labels; give one for each label.")
@@ -168,18 +168,23 @@ def _class_weights(
 
 
 def _balanced(*, labels: LabelTree, multi_label: bool, counts: Sequence[int], cases: int) -> list[float]:
+    if multi_label:
+        return _positive_weights(labels=labels, counts=counts, cases=cases)
+    weights = [1.0] * len(labels)
+    for group in labels.siblings:
+        present = [node for node in group.ids if counts[node]]
+        own = sum(counts[node] for node in present)
+        for node in present:
+            weights[node] = own / (len(present) * counts[node])
+    return weights
+
+
+def _positive_weights(*, labels: LabelTree, counts: Sequence[int], cases: int) -> list[float]:
     for name, count in zip(labels.names, counts, strict=True):
-        if count == 0 or (multi_label and count >= cases):
+        if count == 0 or count >= cases:
             has = "no training case" if count == 0 else "no training case without it"
             raise DataError(
                 f"class_weights: balanced cannot weigh '{name}': it has {has}. "
                 f"Add some, remove the label, or give class_weights by label."
             )
-    if multi_label:
-        return [(cases - count) / count for count in counts]
-    weights = [1.0] * len(labels)
-    for group in labels.siblings:
-        own = sum(counts[node] for node in group.ids)
-        for node in group.ids:
-            weights[node] = own / (len(group.ids) * counts[node])
-    return weights
+    return [(cases - count) / count for count in counts]

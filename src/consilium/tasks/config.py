@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from consilium.core.config import Config
 from consilium.core.errors import DataError
@@ -31,15 +31,16 @@ class TreeConfig(Config):
         """Whether dots in labels make levels."""
         return self.head != "flat"
 
-    @model_validator(mode="after")
-    def _nodes_make_a_tree(self) -> TreeConfig:
+    @field_validator("nodes")
+    @classmethod
+    def _nodes_make_a_tree(cls, nodes: list[str] | dict[str, Any] | None) -> list[str] | dict[str, Any] | None:
         try:
-            labels = self.labels()
+            leaves = None if nodes is None else LabelTree(paths_of(nodes), nested=True).leaves
         except DataError as error:
             raise ValueError(str(error).rstrip(".")) from error
-        if labels is not None and len(labels) < 2:
-            raise ValueError(f"nodes name {len(labels)} label(s); a classifier needs at least two")
-        return self
+        if leaves is not None and len(leaves) < 2:
+            raise ValueError(f"{len(leaves)} label(s) without others below came; a classifier needs at least two")
+        return nodes
 
     def labels(self) -> LabelTree | None:
         """The labels that are given, None where the training cases give them. A flat head knows the leaves alone."""
@@ -55,6 +56,11 @@ class ClassifyConfig(Config):
     kind: Literal["classify"] = Field(default="classify", description="What is learned.")
     multi_label: bool = Field(default=False, description="A case has any number of labels; false: exactly one.")
     tree: TreeConfig = TreeConfig()
+    add_to: str | None = Field(
+        default=None,
+        description="A bundle (folder, archive or bucket) that this training adds labels to. Its tower, its head for "
+        "the labels it has, and its image settings are taken over and stay.",
+    )
     vision: VisionConfig = VisionConfig()
     head: HeadConfig = LinearHeadConfig()
     loss: ClassificationLossConfig = CrossEntropyConfig()
@@ -63,6 +69,13 @@ class ClassifyConfig(Config):
     def _one_label_in_a_tree(self) -> ClassifyConfig:
         if self.multi_label and self.tree.nested:
             raise ValueError(f"tree.head: {self.tree.head} takes one label a case; with multi_label leave it flat")
+        return self
+
+    @model_validator(mode="after")
+    def _one_head_grows(self) -> ClassifyConfig:
+        if self.add_to is not None and (self.multi_label or self.tree.head == "cascade"):
+            what = "multi_label" if self.multi_label else "tree.head: cascade"
+            raise ValueError(f"add_to takes a flat or joint router of one label a case, not {what}; train it anew")
         return self
 
 
