@@ -133,3 +133,36 @@ def test_export_writes_what_training_would_see(cli: Cli, recipe: Path, tiny_imag
     assert {(row["label"], row["split"]) for row in rows} == {("ct", "test")}
     assert len(rows) == 8, "half of the 16 cases of ct"
     assert "data.filters.labels leaves out" in answer.out
+
+
+RENAMED = "data.rename_labels={ct: rad.cmp, mri: rad.mri, xray: rad.xra}"
+
+
+def test_every_command_sees_the_renamed_labels(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    answer = cli("data", "inspect", recipe, RENAMED, "--out", tmp_path / "look")
+    found = json.loads((tmp_path / "look" / "inspection.json").read_text(encoding="utf-8"))
+    assert {row["label"] for row in found["counts"]} == {"rad.cmp", "rad.mri", "rad.xra"}, answer.err
+    assert cli("data", "export", recipe, RENAMED, "--out", tmp_path / "cases.jsonl").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "cases.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["label"] for row in rows} == {"rad.cmp", "rad.mri", "rad.xra"}
+    assert "16 images" in cli("data", "stats", recipe, RENAMED, "data.filters.labels=[rad.cmp, rad.xra]").out
+    unknown = cli("data", "prepare", recipe, "data.rename_labels={xrai: rad.xra}")
+    assert (unknown.code, "the label 'xrai', which no case has; did you mean `xray`" in unknown.err) == (2, True)
+    answer = cli("crossval", recipe, RENAMED, "data.filters.labels=[rad.xra]", "--leave-out", "source,label")
+    assert answer.code == 2
+    assert "there is only: images, rad.xra." in answer.err
+
+
+def test_a_bundle_is_judged_under_the_renamed_labels(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    trained = cli("train", recipe, RENAMED, "trainer.max_epochs=1")
+    assert trained.code == 0, trained.err
+    bundle = Path(trained.out.splitlines()[-1].removeprefix("finished: "))
+    assert json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["labels"] == [
+        "rad.cmp",
+        "rad.mri",
+        "rad.xra",
+    ]
+    answer = cli("evaluate", bundle, "--out", tmp_path / "again")
+    assert answer.code == 0, answer.err
+    again, then = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "again", bundle))
+    assert again["test"] == then["test"]

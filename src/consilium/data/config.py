@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from consilium.core.config import Config, LocalFolder
+from consilium.data.case import label_paths
 from consilium.data.sources.config import Source
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -273,6 +274,10 @@ class DataConfig(Config):
     on_bad_row: Literal["stop", "quarantine"] = Field(
         default="stop", description="Stop with a list of all bad rows, or set them aside in quarantine.csv."
     )
+    rename_labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Other names for labels, or for branches with all below: {xray: rad.xra}. All else sees these.",
+    )
     filters: FilterConfig = FilterConfig()
     guards: GuardConfig = GuardConfig()
     on_leak: Literal["warn", "error", "drop"] = Field(
@@ -301,6 +306,13 @@ class DataConfig(Config):
                 "mixture.sampling: source_balanced draws sources equally, the weights of sources say otherwise; take "
                 "the weights out, or choose class_balanced"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _new_names_are_labels(self) -> DataConfig:
+        for old, new in self.rename_labels.items():
+            if label_paths(new) != (new,):
+                raise ValueError(f"rename_labels gives '{old}' the name '{new}'; expected a label, as in a.b")
         return self
 
     @model_validator(mode="after")

@@ -26,6 +26,7 @@ from consilium.data.config import DataConfig, StoreConfig
 from consilium.data.images import alone, probe, read_bytes, resize_once
 from consilium.data.parts import BadImage, PartWriter, bad_images, count, parts, remove_leavings
 from consilium.data.pixels import BYTES_PER_PIXEL
+from consilium.data.renames import renamed
 from consilium.data.sources.config import FolderSource, HubSource, RetClipCsvSource, Source
 from consilium.data.sources.files import Inputs, counted_reasons, list_inputs
 from consilium.data.sources.packed import unpacked
@@ -60,7 +61,7 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
 
     ``reporter`` hears of downloads, and in the bar ``prepare`` of cases done. A run that was killed goes on where it
     stopped when it is started again. Bad rows stop it with a BadRowsError that summarises all, or are set aside, as
-    the config says.
+    the config says. The table of the store has the labels renamed, as the config says; the store's files do not.
     """
     reporter = reporter or Silent()
     stores = Path(config.store.root).expanduser().absolute()
@@ -75,6 +76,8 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
         if store is None:
             _fetch(config, inputs, reporter)
             store = _build(target, config, inputs, key, reporter)
+    if config.rename_labels:
+        store.table = renamed(store.table, config.rename_labels)
     bad_rows = _read_bad_rows(store.path / QUARANTINE) if store.manifest.bad_rows else []
     if bad_rows and config.on_bad_row == "stop":
         listing = store.path / QUARANTINE
