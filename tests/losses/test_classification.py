@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,7 @@ def test_weights_for_other_labels_are_refused(weights: dict[str, float], message
 @pytest.mark.parametrize(
     ("counts", "multi_label", "message"),
     [
-        ([5, 0, 5], False, "'mri': it has no training case"),
+        ([5, 0, 5], True, "'mri': it has no training case"),
         ([5, 10, 5], True, "'mri': it has no training case without it"),
         ([5, 5], False, "2 class counts came for 3 labels"),
     ],
@@ -266,3 +267,147 @@ def test_gradient_is_the_slope(config: ClassificationLossConfig, multi_label: bo
         with torch.no_grad():
             slope = (loss(logits_BK + nudge_BK, targets) - loss(logits_BK - nudge_BK, targets)) / (2 * step)
         assert gradient_BK[b, k].item() == pytest.approx(slope.item(), abs=2e-3)
+
+
+# --- a label tree ----------------------------------------------------------------------------------------------------
+
+TREE = LabelTree(
+    ["ct", "mri", "ct.head", "ct.chest", "mri.t1", "mri.t2", "ct.chest.lung", "ct.chest.heart"], nested=True
+)
+TREE_COUNTS = [12, 6, 4, 8, 3, 3, 5, 1]  # of a node: at it or below it; two stop at ct.chest
+PATHS = {name: [name[:place] for place, c in enumerate(f"{name}.") if c == "."] for name in TREE.names}
+
+
+def tree_loss(config: ClassificationLossConfig, counts: list[int] = TREE_COUNTS) -> ClassificationLoss:
+    return build_loss(config, labels=TREE, multi_label=False, class_counts=counts, cases=18)
+
+
+def by_hand(
+    logits_BK: Tensor, targets: list[str], *, gamma: float = 0.0, smoothing: float = 0.0, weights: dict[str, float]
+) -> float:
+    """For each case, for each level down to its label: the terms of its siblings, in plain Python."""
+    total = 0.0
+    for scores, target in zip(logits_BK.double().tolist(), targets, strict=True):
+        score_of = dict(zip(TREE.names, scores, strict=True))
+        for name in PATHS[target]:
+            siblings = [n for n in TREE.names if n.rpartition(".")[0] == name.rpartition(".")[0]]
+            norm = math.log(sum(math.exp(score_of[n]) for n in siblings))
+            term = 0.0
+            for other in siblings:
+                share = smoothing / len(siblings) + (1 - smoothing if other == name else 0)
+                term -= share * weights.get(other, 1.0) * (score_of[other] - norm)
+            total += term * (1 - math.exp(score_of[name] - norm)) ** gamma
+    return total / len(targets)
+
+
+def logits_and_nodes(seed: int = 0, cases: int = 9) -> tuple[Tensor, list[str], Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    targets_B = torch.randint(0, len(TREE), (cases,), generator=generator)
+    targets_B[: len(TREE)] = torch.arange(len(TREE))[:cases]  # every node at least once
+    return torch.randn(cases, len(TREE), generator=generator) * 3, [TREE.names[n] for n in targets_B], targets_B
+
+
+OWN_WEIGHTS = {name: 0.5 + 0.25 * number for number, name in enumerate(TREE.names)}
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", ["none", "balanced", OWN_WEIGHTS], ids=["none", "balanced", "given"])
+def test_the_loss_of_a_tree_is_a_sum_over_levels(gamma: float, smoothing: float, weights: Any) -> None:
+    logits_BK, targets, targets_B = logits_and_nodes()
+    loss = tree_loss(FocalConfig(gamma=gamma, label_smoothing=smoothing, class_weights=weights))
+    given_ = {} if loss.weights_K is None else dict(zip(TREE.names, loss.weights_K.tolist(), strict=True))
+    assert bool(given_) == (weights != "none")
+    expected = by_hand(logits_BK, targets, gamma=gamma, smoothing=smoothing, weights=given_)
+    assert loss(logits_BK, targets_B).item() == pytest.approx(expected, rel=1e-5)
+
+
+@given(st.integers(0, 1000))
+def test_it_is_minus_the_log_of_the_probability_of_the_path(seed: int) -> None:
+    logits_BK, targets, targets_B = logits_and_nodes(seed)
+    expected = 0.0
+    for scores, target in zip(logits_BK.double(), targets, strict=True):
+        share_of = {}
+        for group in TREE.siblings:
+            shares = torch.softmax(scores[list(group.ids)], 0).tolist()
+            share_of |= {TREE.names[node]: share for node, share in zip(group.ids, shares, strict=True)}
+        expected -= math.log(math.prod(share_of[name] for name in PATHS[target]))
+    actual = tree_loss(CrossEntropyConfig())(logits_BK, targets_B)
+    assert actual.item() == pytest.approx(expected / len(targets), rel=1e-4)
+
+
+@pytest.mark.parametrize("config", ALL[1:], ids=["focal", "focal, root"])
+def test_a_tree_of_one_level_is_flat(config: FocalConfig) -> None:
+    logits_BK, targets_B = logits_and_classes()
+    nested = LabelTree(LABELS.names, nested=True)
+    losses = [
+        build_loss(config, labels=labels, multi_label=False, class_counts=COUNTS, cases=100)(logits_BK, targets_B)
+        for labels in (nested, LABELS)
+    ]
+    assert losses[0] == losses[1]
+    plain = build_loss(CrossEntropyConfig(), labels=nested, multi_label=False, class_counts=COUNTS, cases=100)
+    torch.testing.assert_close(plain(logits_BK, targets_B), functional.cross_entropy(logits_BK, targets_B))
+
+
+@pytest.mark.parametrize("name", TREE.names)
+@pytest.mark.parametrize(
+    "config",
+    [FocalConfig(gamma=2.0, label_smoothing=0.1, class_weights="balanced"), CrossEntropyConfig()],
+    ids=["focal", "cross entropy"],
+)
+def test_a_label_teaches_the_levels_that_it_reaches_and_no_other(name: str, config: ClassificationLossConfig) -> None:
+    logits_BK = torch.randn(1, len(TREE), generator=torch.Generator().manual_seed(1)).requires_grad_()
+    tree_loss(config)(logits_BK, torch.tensor([TREE.index(name)])).backward()
+    assert logits_BK.grad is not None
+    moved = {TREE.names[node] for node in logits_BK.grad[0].nonzero().flatten().tolist()}
+    parents = {step.rpartition(".")[0] for step in PATHS[name]}
+    assert moved == {other for other in TREE.names if other.rpartition(".")[0] in parents}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ALL[2], CrossEntropyConfig(label_smoothing=0.1, class_weights="balanced")],
+    ids=["focal, root", "cross entropy"],
+)
+def test_the_gradient_of_a_tree_is_the_slope_and_stays_float32(config: ClassificationLossConfig) -> None:
+    logits_BK, _, targets_B = logits_and_nodes()
+    loss = tree_loss(config)
+    expected = loss(logits_BK.bfloat16().float(), targets_B)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = loss(logits_BK.bfloat16(), targets_B)
+    assert actual.dtype == torch.float32
+    assert actual == expected
+    logits_BK.requires_grad_()
+    (gradient_BK,) = torch.autograd.grad(loss(logits_BK, targets_B), logits_BK)
+    random_BK = torch.randn(logits_BK.shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        slope = (loss(logits_BK + 1e-2 * random_BK, targets_B) - loss(logits_BK - 1e-2 * random_BK, targets_B)) / 2e-2
+    assert (gradient_BK * random_BK).sum().item() == pytest.approx(slope.item(), rel=5e-3, abs=1e-3)
+
+
+@given(st.lists(st.integers(0, 9), min_size=8, max_size=8).filter(any))
+def test_balanced_weights_are_those_of_the_siblings_that_occur(at_node: list[int]) -> None:
+    counts = (np.array(at_node) @ TREE.ancestry_MM).tolist()
+    weights = tree_loss(CrossEntropyConfig(class_weights="balanced"), counts).weights_K
+    assert weights is not None
+    for group in TREE.siblings:
+        there = {node: counts[node] for node in group.ids if counts[node]}
+        assert all(weights[node] == 1 for node in group.ids if node not in there)
+        if there:
+            targets = np.repeat(list(there), list(there.values()))
+            expected = compute_class_weight("balanced", classes=np.array(list(there)), y=targets)
+            np.testing.assert_allclose(weights[list(there)].numpy(), expected, rtol=1e-6)
+            assert (weights[targets]).mean().item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_given_weights_have_a_mean_of_1_among_siblings() -> None:
+    weights = tree_loss(CrossEntropyConfig(class_weights=OWN_WEIGHTS)).weights_K
+    assert weights is not None
+    for group in TREE.siblings:
+        ids = list(group.ids)
+        counts = torch.tensor([float(TREE_COUNTS[node]) for node in ids])
+        assert ((weights[ids] * counts).sum() / counts.sum()).item() == pytest.approx(1.0, rel=1e-6)
+        own = torch.tensor([OWN_WEIGHTS[TREE.names[node]] for node in ids])
+        torch.testing.assert_close(weights[ids] / weights[ids][0], own / own[0])
+    with pytest.raises(ConfigError, match=r"no weight for ct\.chest\.heart; give every label one"):
+        tree_loss(CrossEntropyConfig(class_weights={n: 1.0 for n in TREE.names if n != "ct.chest.heart"}))
