@@ -196,28 +196,34 @@ def data_inspect(
 
 
 @data_app.command("stats")
-def data_stats(config: ConfigPath, overrides: Overrides = None) -> None:
+def data_stats(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    per_node: Annotated[
+        bool, typer.Option("--per-node", help="For every inner node of the label tree, as task.tree.statistics.")
+    ] = False,
+) -> None:
     """The true mean and deviation of all pixels that a training uses, as data.image.statistics: data takes them."""
     from consilium.console import Console
     from consilium.data.load import used_cases
-    from consilium.data.pixel_statistics import pixel_statistics
+    from consilium.data.pixel_statistics import node_lines, node_statistics, pixel_statistics
     from consilium.data.prepare import prepare
 
     experiment = _experiment(config, overrides)
+    window = experiment.data.image.window
     with Console() as console:
-        prepared = prepare(experiment.data, reporter=console)
-        used = used_cases(prepared.store.table, config=experiment.data, multi_label=experiment.task.multi_label)
-        found = pixel_statistics(
-            prepared.store,
-            cases=used.table,
-            window=experiment.data.image.window,
-            progress=lambda done, total: console.progress("pixels", done, total),
-        )
-        for note in used.notes:
-            console.line(f"note: {note}")
-        console.line(f"{found.images} images, {found.pixels} pixels of the train split, in [0, 1]")
-        console.line(f"mean: [{', '.join(f'{value:.4f}' for value in found.mean)}]")
-        console.line(f"std: [{', '.join(f'{value:.4f}' for value in found.std)}]")
+        store = prepare(experiment.data, reporter=console).store
+        used = used_cases(store.table, config=experiment.data, multi_label=experiment.task.multi_label)
+
+        def progress(done: int, total: int | None) -> None:
+            console.progress("pixels", done, total)
+
+        if per_node:
+            lines = node_lines(node_statistics(store, cases=used.table, window=window, progress=progress))
+        else:
+            lines = pixel_statistics(store, cases=used.table, window=window, progress=progress).lines()
+        for line in [*(f"note: {note}" for note in used.notes), *lines]:
+            console.line(line)
 
 
 @data_app.command("export")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from tests.cli.conftest import Cli
@@ -72,6 +73,19 @@ def test_stats_are_those_of_the_cases_that_the_filters_keep(cli: Cli, recipe: Pa
         [np.asarray(Image.open(path)).reshape(-1, 3) for path in sorted(tiny_images.glob("train/[cm]*/*.jpg"))]
     )
     assert f"16 images, {len(pixels_PC)} pixels" in answer.out
+
+
+def test_stats_per_node_can_be_pasted_into_the_config(cli: Cli, recipe: Path) -> None:
+    names = "data.rename_labels={ct: rad.cmp, mri: rad.mri}"
+    answer = cli("data", "stats", recipe, names, "--per-node")
+    assert answer.code == 0, answer.err
+    text = answer.out[answer.out.index("task:") :]
+    found = yaml.safe_load(text)["task"]["tree"]["statistics"]
+    assert list(found) == ["root", "rad"]
+    for node, filters in (("root", "{}"), ("rad", "{labels: [rad]}")):
+        alone = cli("data", "stats", recipe, names, f"data.filters={filters}").out
+        for name in ("mean", "std"):
+            assert f"{name}: [{', '.join(f'{value:.4f}' for value in found[node][name])}]" in alone
 
 
 @pytest.mark.parametrize("command", [["data", "inspect", "x.yaml"], ["demo"]])
