@@ -32,7 +32,8 @@ from consilium.data.looks import looks
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
 from consilium.models.weights import load_state, load_strict, save_state
-from consilium.tasks.classify import Classify, build_classify
+from consilium.tasks.answering import Answering
+from consilium.tasks.classify import build_classify
 from consilium.tasks.config import TaskConfig
 
 FORMAT_VERSION = 2
@@ -207,7 +208,7 @@ class Predictor:
 
     def __init__(
         self,
-        task: Classify,
+        task: Answering,
         *,
         image: ImageConfig,
         labels: LabelTree,
@@ -352,7 +353,7 @@ def case_outputs(
     )
 
 
-def recalibrated(task: Classify, outputs: Outputs) -> Outputs:
+def recalibrated(task: Answering, outputs: Outputs) -> Outputs:
     """The same outputs with the probabilities that the task gives now."""
     arrays = task.prediction(torch.from_numpy(outputs.arrays["logits"]).to(task.temperatures_K.device)).arrays
     return replace(outputs, arrays={name: tensor.cpu().numpy() for name, tensor in arrays.items()})

@@ -1,0 +1,99 @@
+"""The end of a training: the model learns its calibration from validation, is judged, and is left as a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from consilium.bundle import Predictor, new_manifest, recalibrated, save_bundle
+from consilium.core.answers import Calibration
+from consilium.core.config import to_yaml
+from consilium.core.contracts import Outputs
+from consilium.core.reporter import Reporter
+from consilium.data.load import LoadedData
+from consilium.evaluation.calibration import choose_thresholds, fit_temperatures
+from consilium.evaluation.config import EvaluationConfig
+from consilium.evaluation.evaluator import build_evaluator
+from consilium.experiment import Experiment
+from consilium.judge import RunFacts, judge, predict_splits, write_judgement
+from consilium.tasks.answering import Answering
+from consilium.training.runs import CONFIG
+
+
+def finish(
+    folder: Path,
+    *,
+    experiment: Experiment,
+    data: LoadedData,
+    predictor: Predictor,
+    seed: int,
+    facts: RunFacts,
+    reporter: Reporter,
+) -> dict[str, dict[str, float | None]]:
+    """Judge on validation and test, once, and write report and bundle; ``facts`` are what the training knows."""
+    cases, task = data.cases, experiment.task
+    splits = [split for split in ("val", "test") if len(cases.rows[split])]
+    warnings = list(facts.warnings)
+    if "test" not in splits:
+        warnings.append("there is no test split: the validation figures chose the weights and are too good.")
+    outputs = predict_splits(predictor, cases, splits, reporter=reporter)
+    calibration, outputs = _calibrated(predictor.task, outputs, config=experiment.evaluation)
+    evaluator = build_evaluator(
+        cases.labels, multi_label=task.multi_label, config=experiment.evaluation, calibration=calibration
+    )
+    evaluations = judge(outputs, evaluator, reporter=reporter)
+    manifest = new_manifest(
+        name=experiment.name,
+        task=task,
+        image=predictor.image,
+        labels=cases.labels,
+        class_counts=cases.class_counts(),
+        training_cases=len(cases.rows["train"]),
+        threshold=experiment.evaluation.threshold,
+        averaging=experiment.evaluation.averaging,
+        calibration=calibration,
+        seed=seed,
+        data_fingerprint=data.store.manifest.fingerprint,
+        metrics={split: dict(evaluation.metrics) for split, evaluation in evaluations.items()},
+    )
+    facts = replace(
+        facts,
+        warnings=warnings,
+        config_yaml=to_yaml(experiment),
+        monitor=experiment.trainer.monitor,
+        confidence=experiment.evaluation.confidence,
+        command=f"consilium train {folder / CONFIG}",
+    )
+    write_judgement(
+        folder, manifest=manifest, evaluations=evaluations, cases=cases, report=experiment.report, facts=facts
+    )
+    save_bundle(folder, manifest=manifest, task=predictor.task)
+    return manifest.metrics
+
+
+def _calibrated(
+    task: Answering, outputs: Mapping[str, Outputs], *, config: EvaluationConfig
+) -> tuple[Calibration, dict[str, Outputs]]:
+    """What validation teaches about the probabilities, and the outputs as they then are."""
+    if task.multi_label:
+        return Calibration(), dict(outputs)
+    val = outputs["val"]
+    logits_NM, targets_N = val.arrays["logits"], val.targets
+    calibration = task.calibration  # empty, but for a router that grew
+    if config.calibrate:
+        fitted = fit_temperatures(logits_NM, targets_N, labels=task.labels)
+        temperatures = {**fitted, **calibration.temperatures}
+        calibration = calibration.model_copy(update={"temperatures": temperatures})
+    task.calibrate(calibration)
+    if config.wanted_accuracy is not None:
+        thresholds = choose_thresholds(
+            recalibrated(task, val).arrays["probabilities"],
+            targets_N,
+            labels=task.labels,
+            wanted_accuracy=config.wanted_accuracy,
+        )
+        given = {"thresholds": thresholds, "wanted_accuracy": config.wanted_accuracy}
+        calibration = calibration.model_copy(update=given)
+        task.calibrate(calibration)
+    return calibration, {split: recalibrated(task, own) for split, own in outputs.items()}
