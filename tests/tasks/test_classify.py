@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from consilium.core.answers import Calibration
 from consilium.core.contracts import Batch, Prediction
 from consilium.core.labels import LabelTree
 from consilium.losses.config import CrossEntropyConfig
 from consilium.models.config import FreezeConfig, LinearHeadConfig, MLPHeadConfig, VisionConfig
 from consilium.tasks.classify import Classify, build_classify
-from consilium.tasks.config import ClassifyConfig
+from consilium.tasks.config import ClassifyConfig, TreeConfig
 from tests.contracts.task import TaskContract
 
 LABELS = LabelTree(["ct", "mri", "xray"])
+# Children of one node have ids apart from each other, and one node has a single child.
+TREE = LabelTree(["ct", "mri", "ct.head", "mri.t1", "mri.t1.fat", "ct.chest", "mri.t2", "ct.chest.lung"], nested=True)
 
 
-def build(*, multi_label: bool = False, warmup_epochs: int = 0, seed: int = 0, tower: str = "test_resnet") -> Classify:
+def build(*, multi_label: bool = False, warmup_epochs: int = 0, seed: int = 0, nested: bool = False) -> Classify:
     torch.manual_seed(seed)
+    labels = TREE if nested else LABELS
     config = ClassifyConfig(
         multi_label=multi_label,
-        vision=VisionConfig(name=tower, pretrained=False, freeze=FreezeConfig(warmup_epochs=warmup_epochs)),
+        tree=TreeConfig(head="joint" if nested else "flat"),
+        vision=VisionConfig(name="test_resnet", pretrained=False, freeze=FreezeConfig(warmup_epochs=warmup_epochs)),
         head=MLPHeadConfig(hidden_sizes=[8], dropout=0.0) if multi_label else LinearHeadConfig(),
         loss=CrossEntropyConfig(class_weights="balanced"),
     )
-    return build_classify(config, labels=LABELS, image_size=(32, 32), class_counts=[4, 3, 2], training_cases=9)
+    counts = [5, 4, 2, 2, 1, 3, 2, 1] if nested else [4, 3, 2]
+    return build_classify(config, labels=labels, image_size=(32, 32), class_counts=counts, training_cases=9)
 
 
 def make_batch(*, seed: int = 0, views: int = 1, multi_label: bool = False) -> Batch:
@@ -59,6 +68,14 @@ class TestManyLabels(TaskContract):
 
     def batch(self, *, seed: int = 0) -> Batch:
         return make_batch(seed=seed, multi_label=True)
+
+
+class TestTree(TaskContract):
+    def task(self, *, warmup_epochs: int = 0, seed: int = 0) -> Any:
+        return build(warmup_epochs=warmup_epochs, seed=seed, nested=True)
+
+    def batch(self, *, seed: int = 0) -> Batch:
+        return replace(make_batch(seed=seed), targets=torch.tensor([0, 4, 7, 6]))  # the first stops at an inner node
 
 
 class TestSeveralViews(TaskContract):
@@ -103,6 +120,83 @@ def test_records_name_every_class_from_the_threshold_on() -> None:
     prediction = Prediction({"probabilities": torch.tensor([[0.25, 0.75, 0.5], [0.0, 0.25, 0.125]])})
     assert [record["labels"] for record in task.records(prediction)] == [["mri", "xray"], []]
     assert [record["labels"] for record in task.records(prediction, threshold=0.25)] == [["ct", "mri", "xray"], ["mri"]]
+
+
+# -- What a prediction means in a tree ------------------------------------------------------------------------------
+
+TAUGHT = Calibration(temperatures={"root": 2.0, "ct": 0.5, "mri": 3.0, "mri.t1": 7.0}, thresholds=[0.5, 0.4])
+
+
+def scores(seed: int, cases: int = 5) -> torch.Tensor:
+    return torch.randn(cases, len(TREE), generator=torch.Generator().manual_seed(seed)) * 4
+
+
+def answering(calibration: Calibration = TAUGHT) -> Classify:
+    task = build(nested=True)
+    task.calibrate(calibration)
+    return task
+
+
+@given(st.integers(0, 1000), st.sampled_from([TAUGHT, Calibration()]))
+def test_siblings_share_the_probability_of_their_parent(seed: int, calibration: Calibration) -> None:
+    logits_BK = scores(seed)
+    arrays = answering(calibration).prediction(logits_BK).arrays
+    torch.testing.assert_close(arrays["probabilities"][:, list(TREE.leaf_ids)].sum(1), torch.ones(5))
+    for group in TREE.siblings:
+        ids = list(group.ids)
+        temperature = calibration.temperatures.get(TREE.name_of(group.parent), 1.0)
+        shares_BK = (logits_BK[:, ids].double() / temperature).softmax(1)
+        torch.testing.assert_close(arrays["conditionals"][:, ids].double(), shares_BK, rtol=1e-5, atol=1e-7)
+        above_B = torch.ones(5) if group.parent is None else arrays["probabilities"][:, group.parent]
+        torch.testing.assert_close(arrays["probabilities"][:, ids].sum(1), above_B)
+        torch.testing.assert_close(
+            arrays["probabilities"][:, ids].T.double(), shares_BK.T * above_B, rtol=1e-4, atol=1e-7
+        )
+
+
+@given(st.integers(0, 1000), st.permutations(range(3)))
+def test_looks_are_averaged_in_any_order(seed: int, order: Sequence[int]) -> None:
+    task = answering()
+    looks = [task.prediction(scores(seed + number)) for number in range(3)]
+    alone, together = task.combine(looks[:1]).arrays, task.combine(looks).arrays
+    turned = task.combine([looks[number] for number in order]).arrays
+    for name in ("conditionals", "probabilities"):
+        torch.testing.assert_close(alone[name], looks[0].arrays[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(turned[name], together[name], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(task.prediction(together["logits"]).arrays["probabilities"], together["probabilities"])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_looks_are_averaged_as_probabilities(nested: bool) -> None:
+    task = build(nested=nested)
+    looks = [task.prediction(scores(number)[:, : len(task.labels)]) for number in range(3)]
+    mean_BK = torch.stack([look.arrays["probabilities"] for look in looks]).mean(0)
+    torch.testing.assert_close(task.combine(looks).arrays["probabilities"], mean_BK, rtol=1e-4, atol=1e-6)
+
+
+def test_records_stop_where_the_answer_is_unsure() -> None:
+    probabilities = [
+        [0.75, 0.25, 0.5, 0.125, 0.125, 0.25, 0.125, 0.25],
+        [0.25, 0.75, 0.125, 0.375, 0.375, 0.125, 0.375, 0.125],
+        [0.5, 0.5, 0.125, 0.25, 0.25, 0.375, 0.25, 0.375],
+    ]
+    records = answering().records(Prediction({"probabilities": torch.tensor(probabilities)}))
+    told = [(record["label"], record["probability"]) for record in records]
+    assert told == [("ct.head", 0.5), ("mri", 0.75), ("ct", 0.5)]
+    assert records[1]["path"] == [
+        {"label": "mri", "probability": 0.75},
+        {"label": "mri.t1", "probability": 0.375},
+        {"label": "mri.t1.fat", "probability": 0.375},
+    ]
+    assert [step["label"] for step in records[2]["path"]] == ["ct", "ct.chest", "ct.chest.lung"]
+    assert records[0]["probabilities"] == dict(zip(TREE.names, probabilities[0], strict=True))
+
+
+def test_records_of_a_case_that_nothing_is_sure_of() -> None:
+    task = answering(Calibration(thresholds=[None]))
+    (record,) = task.records(task.prediction(scores(0, cases=1)))
+    assert (record["label"], record["probability"]) == ("unknown", None)
+    assert len(record["path"]) >= 2
 
 
 # -- Views --------------------------------------------------------------------------------------------------------
