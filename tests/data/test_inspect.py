@@ -81,6 +81,41 @@ def test_findings(tmp_path: Path) -> None:
     ]
 
 
+def test_dots_in_labels_are_shown_as_a_tree(tmp_path: Path) -> None:
+    labels: list[tuple[str | list[str], str]] = [
+        ("exp.gel.nor", "train"), ("exp.gel.wes", "train"), ("exp.gel", "val"), ("exp.pla", "train"), ("gra", "test"),
+        (["exp.gel.nor", "exp.gel.wes", "exp2"], "train"), ([], "unlabelled"),
+    ]  # fmt: skip
+    write_images(tmp_path, [f"{n}.png" for n in range(len(labels))])
+    rows = [{"image": f"{n}.png", "label": label, "split": split} for n, (label, split) in enumerate(labels)]
+    data = sample(tmp_path, rows)
+    found = inspect(data.store, config=data.config, multi_label=True, out=tmp_path / "out")
+    columns = ("label", "train", "val", "test", "unlabelled", "stop here")
+    assert [tuple(row[name] for name in columns) for row in found.nodes] == [
+        ("root", 4, 1, 1, 1, 1),
+        ("exp", 4, 1, 0, 0, 0),
+        ("exp.gel", 3, 1, 0, 0, 1),
+        ("exp.gel.nor", 2, 0, 0, 0, None),
+        ("exp.gel.wes", 2, 0, 0, 0, None),
+        ("exp.pla", 1, 0, 0, 0, None),
+        ("exp2", 1, 0, 0, 0, None),
+        ("gra", 0, 0, 1, 0, None),
+    ]
+    assert [row["share of train"] for row in found.nodes[:3]] == [1.0, 1.0, 0.75]
+    lines = "\n".join(found.lines()).splitlines()
+    start = lines.index("balance") + 3
+    names = ["  root", "    exp", "      gel", "        nor", "        wes", "      pla", "    exp2", "    gra"]
+    assert [line[: len(name) + 1] for line, name in zip(lines[start:], names, strict=False)] == [f"{n} " for n in names]
+
+
+def test_labels_without_dots_are_no_tree(tmp_path: Path) -> None:
+    write_images(tmp_path, ["0.png", "1.png"])
+    rows = [{"image": f"{n}.png", "label": label, "split": "train"} for n, label in enumerate(("exp", "gra"))]
+    found = inspected(tmp_path, sample(tmp_path, rows))
+    assert found.nodes == []
+    assert any("share of train" in line for line in found.lines())
+
+
 def test_contact_sheet_shows_every_label_and_survives_unreadable_images(tmp_path: Path) -> None:
     colours = {"blue": (0, 0, 255), "red": (255, 0, 0)}
     for label, colour in colours.items():

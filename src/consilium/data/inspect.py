@@ -11,6 +11,7 @@ import numpy as np
 
 from consilium.core.errors import DataError
 from consilium.core.files import write_json
+from consilium.core.labels import ROOT, with_ancestors
 from consilium.core.places import facts_of
 from consilium.core.reporter import Reporter, Silent, counted, format_table
 from consilium.data.case import SPLITS
@@ -41,9 +42,10 @@ class Inspection:
     """What ``inspect`` found; tables are rows of dictionaries.
 
     The store as a whole, in the splits that the config asks for: ``counts``, cases per source, split and label;
-    ``balance``, cases per label and split, and the label's share of train; ``sizes``, quantiles of width and height in
-    pixels per source, each on its own; ``missing``, files that were there when the store was made and are gone;
-    ``duplicates``; ``contact_sheet``, None where no case has an image.
+    ``balance``, cases per label and split, and the label's share of train; ``nodes``, the same for every node of the
+    tree that dots in labels make, of the cases at it and below, and how many stop there (empty without dots);
+    ``sizes``, quantiles of width and height in pixels per source, each on its own; ``missing``, files that were there
+    when the store was made and are gone; ``duplicates``; ``contact_sheet``, None where no case has an image.
 
     The cases that a training would use, after the filters: their number ``used``, what was left out (``left_out``),
     ``findings`` of the guards, ``warnings`` about the splits, and ``near_duplicates``, a picture, None without any.
@@ -56,6 +58,7 @@ class Inspection:
     skipped: dict[str, dict[str, int]]
     counts: list[dict[str, Any]]
     balance: list[dict[str, Any]]
+    nodes: list[dict[str, Any]]
     sizes: list[dict[str, Any]]
     missing: list[str]
     duplicates: list[Duplicate]
@@ -69,7 +72,8 @@ class Inspection:
     def lines(self) -> list[str]:
         """The findings for a screen; ``inspection.json`` has them in full."""
         text = [f"{self.store}: {self.cases} cases, {self.images} images, {counted(self.bad_rows, 'bad row')} left out"]
-        text += [format_table(self.counts, title="cases"), format_table(self.balance, title="balance")]
+        text += [format_table(self.counts, title="cases")]
+        text += [format_table([_indented(row) for row in self.nodes] or self.balance, title="balance")]
         text += [format_table(self.sizes, title="image sizes in pixels")]
         for source, reasons in self.skipped.items():
             text += [f"{source}: {count} x {reason} skipped" for reason, count in reasons.items()]
@@ -113,6 +117,7 @@ def inspect(
         skipped={source: reasons for source, reasons in store.manifest.skipped.items() if reasons},
         counts=counts,
         balance=_balance(counts),
+        nodes=_nodes(table),
         sizes=_sizes(table),
         missing=_missing(table, embedded=store.manifest.images == "embed"),
         duplicates=_duplicates(table),
@@ -167,6 +172,36 @@ def _balance(counts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {"label": label or "(none)", **of_label, "share of train": of_label["train"] / train if train else None}
         for label, of_label in sorted(cases.items())
     ]
+
+
+def _nodes(table: CaseTable) -> list[dict[str, Any]]:
+    """Cases at and below every node, the root first and children behind their parent; a case counts once in each."""
+    cases: dict[tuple[str, ...], dict[str, int]] = defaultdict(lambda: dict.fromkeys(SPLITS, 0))
+    stop: Counter[tuple[str, ...]] = Counter()
+    for split, labels in zip(table.splits, table.labels, strict=True):
+        for node in {(), *(tuple(node.split(".")) for node in with_ancestors(labels))}:
+            cases[node][split] += 1
+        stop.update([tuple(label.split(".")) for label in labels] or [()])
+    inner = {node[:-1] for node in cases if node}
+    if inner <= {()}:
+        return []
+    train = cases[()]["train"]
+    return [
+        {
+            "label": ".".join(node) or ROOT,
+            **own,
+            "share of train": own["train"] / train if train else None,
+            "stop here": stop[node] if node in inner else None,
+        }
+        for node, own in sorted(cases.items())
+    ]
+
+
+def _indented(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of ``nodes`` for the screen: two spaces for each level in the place of the path above."""
+    above, _, name = row["label"].rpartition(".")
+    depth = 0 if row["label"] == ROOT else 1 + (above.count(".") + 1 if above else 0)
+    return {**row, "label": f"{'  ' * depth}{name}"}
 
 
 def _sizes(table: CaseTable) -> list[dict[str, Any]]:
