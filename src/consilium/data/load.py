@@ -38,6 +38,7 @@ def load_data(
     needs: Sequence[str],
     labels: LabelTree | None = None,
     nested: bool = False,
+    known: LabelTree | None = None,
     limit: int | None = None,
     training: bool = False,
     uses_text: bool = False,
@@ -46,8 +47,9 @@ def load_data(
     """Prepare the store and take the cases of a classification task; splits in ``needs`` must not be empty.
 
     Before a ``training`` all guards look at the cases, else leaks are only looked up, and no image is opened.
-    ``labels`` None takes those of train, ``nested`` with the nodes above them. ``uses_text`` says that the model
-    reads the texts, so that a label named in its own text is a leak.
+    ``labels`` None takes those of train, ``nested`` with the nodes above them; ``known`` labels come before
+    them, in their order. ``uses_text`` says that the model reads the texts, so that a label named in its own text is a
+    leak.
     """
     prepared = prepare(config, reporter=reporter)
     store = prepared.store
@@ -56,7 +58,9 @@ def load_data(
         reporter.line(
             f"note: {counted(len(prepared.bad_rows), 'bad row')} left out; {store.path / 'quarantine.csv'} lists them."
         )
-    cases = take_cases(store.table, config=config, multi_label=multi_label, labels=labels, nested=nested, limit=limit)
+    cases = take_cases(
+        store.table, config=config, multi_label=multi_label, labels=labels, nested=nested, known=known, limit=limit
+    )
     used = cases.table.select(np.sort(np.concatenate(list(cases.rows.values()))))
     findings = (
         check(store, used, config, uses_text=uses_text, images=limit is None, reporter=reporter)
@@ -68,8 +72,8 @@ def load_data(
     if not dropped.keep.all():
         left = Filtered(used.select(np.flatnonzero(dropped.keep)), [*cases.notes, *dropped.notes])
         # Of a part of the cases, not every label needs to be in train.
-        known = labels if len(used) == len(cases.table) else cases.labels
-        cases = labelled_cases(left, multi_label=multi_label, labels=known, nested=nested)
+        fixed = labels if len(used) == len(cases.table) else cases.labels
+        cases = labelled_cases(left, multi_label=multi_label, labels=fixed, nested=nested, known=known)
         findings = replace(findings, leaks=find_leaks(left.table))
     cases.notes.extend(findings.short())
     cases.notes.extend(rare_class_warnings(cases))
@@ -84,10 +88,10 @@ def load_data(
                 f"the {split} split is empty (cases: {counts}). Raise data.split.{split}, or give rows the split "
                 f"'{split}'; `consilium data inspect` shows what is where."
             )
-    return LoadedData(store, cases, _measured(config.image, store, cases, reporter) if training else config.image)
+    return LoadedData(store, cases, measured(config.image, store, cases, reporter) if training else config.image)
 
 
-def _measured(image: ImageConfig, store: Store, cases: LabelledCases, reporter: Reporter) -> ImageConfig:
+def measured(image: ImageConfig, store: Store, cases: LabelledCases, reporter: Reporter) -> ImageConfig:
     """The image config with the statistics of the training cases, where they are asked for."""
     if image.statistics != "data":
         return image
@@ -109,12 +113,13 @@ def take_cases(
     multi_label: bool,
     labels: LabelTree | None = None,
     nested: bool = False,
+    known: LabelTree | None = None,
     limit: int | None = None,
 ) -> LabelledCases:
     """The cases of a store that a classification uses, with classes and targets; ``limit`` of each split."""
     found = used_cases(table, config=config, multi_label=multi_label)
     limits = _limits(config.filters, limit)
-    return labelled_cases(found, multi_label=multi_label, labels=labels, nested=nested, limits=limits)
+    return labelled_cases(found, multi_label=multi_label, labels=labels, nested=nested, known=known, limits=limits)
 
 
 def used_cases(table: CaseTable, *, config: DataConfig, multi_label: bool) -> Filtered:

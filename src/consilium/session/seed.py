@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,17 +12,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from consilium.bundle import (
-    Predictor,
-    case_outputs,
-    new_manifest,
-    recalibrated,
-    save_bundle,
-    weights_file,
-)
+from consilium.bundle import Predictor, case_outputs, weights_file
 from consilium.core.answers import Calibration
-from consilium.core.config import to_yaml
-from consilium.core.contracts import Evaluator, Hook, Outputs, Progress
+from consilium.core.contracts import Evaluator, Hook, Progress
 from consilium.core.files import remove_leavings
 from consilium.core.reporter import Reporter, format_table
 from consilium.data.config import ImageConfig
@@ -31,13 +22,13 @@ from consilium.data.load import LoadedData
 from consilium.data.loader import batch_count, fewest_cases
 from consilium.data.mixture import build_mixture, coverage_warnings, mixture_table
 from consilium.data.transforms import DeviceTransform
-from consilium.evaluation.calibration import choose_thresholds, fit_temperatures
 from consilium.evaluation.config import AveragingConfig
 from consilium.evaluation.evaluator import build_evaluator
 from consilium.experiment import Experiment
-from consilium.judge import RunFacts, judge, predict_splits, write_judgement
+from consilium.judge import RunFacts
 from consilium.models.weights import load_state, load_strict, parameter_counts
-from consilium.tasks.classify import Classify, build_classify
+from consilium.session.finish import finish
+from consilium.tasks.classify import Classify, build_classify, grown_classify
 from consilium.training.dryrun import dry_run, memory_advice
 from consilium.training.feed import Feed
 from consilium.training.hooks import RunLog, build_hooks
@@ -45,7 +36,6 @@ from consilium.training.loop import Training, best_folder, fit, refuse_non_finit
 from consilium.training.optim import Schedule, build_optimizer, warmup_steps
 from consilium.training.plan import Plan, make_plan
 from consilium.training.processes import on_main
-from consilium.training.runs import CONFIG
 from consilium.training.state import MODEL, checkpoints, load_checkpoint, remove_weights, set_random_state
 
 
@@ -75,7 +65,7 @@ class Session:
         self.mixture = build_mixture(data.cases, config=experiment.data, seed=seed)
         self.plan = self._make_plan()
         self.feed = self._make_feed()
-        self.evaluator = self._evaluator(Calibration())
+        self.evaluator = self._evaluator()
         self.higher_is_better = self.evaluator.higher_is_better(experiment.trainer.monitor)
         if accelerator.num_processes > 1:  # the weights are the same everywhere, what is dropped out is not
             set_seed(seed, device_specific=True)
@@ -87,21 +77,23 @@ class Session:
         torch.use_deterministic_algorithms(trainer.deterministic)
         torch.backends.cudnn.benchmark = not trainer.deterministic
 
-    def _evaluator(self, calibration: Calibration) -> Evaluator:
-        task, config = self.experiment.task, self.experiment.evaluation
-        return build_evaluator(
-            self.data.cases.labels, multi_label=task.multi_label, config=config, calibration=calibration
-        )
+    def _evaluator(self) -> Evaluator:
+        labels, multi_label = self.data.cases.labels, self.experiment.task.multi_label
+        config = self.experiment.evaluation
+        return build_evaluator(labels, multi_label=multi_label, config=config, calibration=Calibration())
 
     def _build_task(self) -> Classify:
-        cases = self.data.cases
-        task = build_classify(
-            self.experiment.task,
-            labels=cases.labels,
-            image_size=self.data.image.size,
-            class_counts=cases.class_counts(),
-            training_cases=len(cases.rows["train"]),
-        )
+        cases, config = self.data.cases, self.experiment.task
+        counts, total = cases.class_counts(), len(cases.rows["train"])
+        if config.add_to is not None:
+            old = Predictor.load(config.add_to, device="cpu").task
+            assert isinstance(old, Classify)
+            task = grown_classify(old, config=config, labels=cases.labels, class_counts=counts, training_cases=total)
+        else:
+            size = self.data.image.size
+            task = build_classify(
+                config, labels=cases.labels, image_size=size, class_counts=counts, training_cases=total
+            )
         origin = self.experiment.trainer.init_from
         if origin is not None:
             load_strict(task, load_state(weights_file(origin)), origin=origin)
@@ -262,56 +254,10 @@ class Session:
             else None,
         )
 
-    def _answers(self, outputs: Mapping[str, Outputs]) -> tuple[Calibration, dict[str, Outputs]]:
-        """What validation teaches about the probabilities, and the outputs as they then are."""
-        config, labels = self.experiment.evaluation, self.data.cases.labels
-        if self.experiment.task.multi_label:
-            return Calibration(), dict(outputs)
-        val = outputs["val"]
-        logits_NM, targets_N = val.arrays["logits"], val.targets
-        calibration = Calibration()
-        if config.calibrate:
-            temperatures = fit_temperatures(logits_NM, targets_N, labels=labels)
-            calibration = calibration.model_copy(update={"temperatures": temperatures})
-        self.task.calibrate(calibration)
-        if config.wanted_accuracy is not None:
-            thresholds = choose_thresholds(
-                recalibrated(self.task, val).arrays["probabilities"],
-                targets_N,
-                labels=labels,
-                wanted_accuracy=config.wanted_accuracy,
-            )
-            given = {"thresholds": thresholds, "wanted_accuracy": config.wanted_accuracy}
-            calibration = calibration.model_copy(update=given)
-            self.task.calibrate(calibration)
-        return calibration, {split: recalibrated(self.task, own) for split, own in outputs.items()}
-
     def _finish(self, folder: Path, progress: Progress, precision: str) -> dict[str, dict[str, float | None]]:
-        """Judge the best weights on validation and test, once, and write report and bundle."""
-        cases, experiment = self.data.cases, self.experiment
+        """Judge the best weights, once, and write report and bundle."""
         best = best_folder(folder / "checkpoints", progress) / MODEL
         load_strict(self.task, load_state(best), origin=str(best))
-        splits = [split for split in ("val", "test") if len(cases.rows[split])]
-        if "test" not in splits:
-            self.warnings.append("there is no test split: the validation figures chose the weights and are too good.")
-        predictor = self._predictor(experiment.evaluation.averaging)
-        outputs = predict_splits(predictor, cases, splits, reporter=self.reporter)
-        calibration, outputs = self._answers(outputs)
-        evaluations = judge(outputs, self._evaluator(calibration), reporter=self.reporter)
-        manifest = new_manifest(
-            name=experiment.name,
-            task=experiment.task,
-            image=self.image,
-            labels=cases.labels,
-            class_counts=cases.class_counts(),
-            training_cases=len(cases.rows["train"]),
-            threshold=experiment.evaluation.threshold,
-            averaging=experiment.evaluation.averaging,
-            calibration=calibration,
-            seed=self.seed,
-            data_fingerprint=self.data.store.manifest.fingerprint,
-            metrics={split: dict(evaluation.metrics) for split, evaluation in evaluations.items()},
-        )
         facts = RunFacts(
             precision=precision,
             device=str(self.device),
@@ -321,17 +267,18 @@ class Session:
             parts=self.parts,
             mixture=self.mixture_rows,
             warnings=self.warnings,
-            config_yaml=to_yaml(experiment),
-            monitor=experiment.trainer.monitor,
-            confidence=experiment.evaluation.confidence,
-            command=f"consilium train {folder / CONFIG}",
         )
-        write_judgement(
-            folder, manifest=manifest, evaluations=evaluations, cases=cases, report=experiment.report, facts=facts
+        metrics = finish(
+            folder,
+            experiment=self.experiment,
+            data=self.data,
+            predictor=self._predictor(self.experiment.evaluation.averaging),
+            seed=self.seed,
+            facts=facts,
+            reporter=self.reporter,
         )
-        save_bundle(folder, manifest=manifest, task=self.task)
         self.log.line(f"bundle and report.html are in {folder}")
-        return manifest.metrics
+        return metrics
 
     def _memory_advice(self) -> contextlib.AbstractContextManager[None]:
         batch_size, accumulate = self.experiment.data.loader.batch_size, self.experiment.trainer.accumulate

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from consilium.core.contracts import Batch, ParameterGroup, StepOutput
 from consilium.core.labels import LabelTree
 from consilium.losses.classification import build_loss
-from consilium.models.heads import build_head
+from consilium.models.heads import build_head, grown_head
 from consilium.models.vision import VisionTower, build_vision
 from consilium.models.weights import freeze_tower, keep_frozen_in_eval
 from consilium.tasks.answering import Answering
@@ -100,3 +100,26 @@ def build_classify(
         config.loss, labels=labels, multi_label=config.multi_label, class_counts=class_counts, cases=training_cases
     )
     return Classify(config, labels=labels, tower=tower, head=head, loss=loss)
+
+
+def growing(labels: LabelTree, *, known: int) -> list[int]:
+    """The nodes that learn when those from number ``known`` on are new: they, and the nodes above them."""
+    nodes: list[int] = labels.ancestry_MM[known:].any(0).nonzero()[0].tolist()
+    return nodes
+
+
+def grown_classify(
+    old: Classify, *, config: ClassifyConfig, labels: LabelTree, class_counts: Sequence[int], training_cases: int
+) -> Classify:
+    """A trained task with further labels, which come after its own in ``labels``; only ``growing`` scores learn.
+
+    It takes over the modules of ``old``, which is not to be used any more, and its calibration: the thresholds, and
+    the temperature of every group of siblings that ``old`` tells apart.
+    """
+    loss = build_loss(config.loss, labels=labels, multi_label=False, class_counts=class_counts, cases=training_cases)
+    head = grown_head(old.head, classes=len(labels), learning=growing(labels, known=len(old.labels)))
+    grown = Classify(config, labels=labels, tower=old.tower, head=head, loss=loss)
+    told_apart = [old.labels.name_of(group.parent) for group in old.labels.siblings if len(group.ids) > 1]
+    temperatures = {name: old.calibration.temperatures.get(name, 1.0) for name in told_apart}
+    grown.calibrate(old.calibration.model_copy(update={"temperatures": temperatures}))
+    return grown
