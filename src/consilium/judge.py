@@ -26,7 +26,9 @@ from consilium.data.load import load_data
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.report import ReportContent, write_report
+from consilium.evaluation.saliency import SaliencyMap
 from consilium.evaluation.statistics import mean_and_deviation
+from consilium.occlusion import saliency_maps
 from consilium.training.hooks import read_history
 
 YAML = (".yaml", ".yml")
@@ -130,7 +132,8 @@ def evaluate(
     evaluator = build_evaluator(
         predictor.labels, multi_label=multi_label, config=evaluation_config, calibration=calibration
     )
-    evaluations = judge(predict_splits(predictor, cases, [split], reporter=reporter), evaluator, reporter=reporter)
+    outputs = predict_splits(predictor, cases, [split], reporter=reporter)
+    evaluations = judge(outputs, evaluator, reporter=reporter)
     name = split if data is None else f"{Path(data).stem}-{split}"
     beside = folder if folder == Path(bundle).expanduser() else Path()  # what is in the cache may be deleted
     target = Path(out) if out is not None else beside / f"evaluation-{name}"
@@ -140,6 +143,7 @@ def evaluate(
         manifest=manifest,
         evaluations=evaluations,
         cases=cases,
+        maps=saliency_maps(predictor, cases, outputs, report=report, reporter=reporter),
         report=report,
         facts=RunFacts(
             confidence=evaluation_config.confidence,
@@ -188,6 +192,7 @@ def write_judgement(
     manifest: Manifest,
     evaluations: Mapping[str, Evaluation],
     cases: LabelledCases,
+    maps: Sequence[SaliencyMap],
     report: ReportConfig,
     facts: RunFacts,
 ) -> Path:
@@ -210,6 +215,7 @@ def write_judgement(
         config_yaml=facts.config_yaml,
         command=facts.command,
         thumbnail=_thumbnails(cases, size=report.thumbnail_size, window=manifest.image.window),
+        maps=maps,
     )
     return write_report(folder, content)
 

@@ -17,7 +17,7 @@ LAYERS = (
     ("data", "models", "losses", "evaluation", "descriptions"),
     ("tasks",),
     ("bundle",),
-    ("training", "council"),
+    ("training", "council", "occlusion"),
     ("judge", "predictions"),
     ("experiment",),
     ("session",),

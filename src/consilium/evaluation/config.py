@@ -53,4 +53,7 @@ class ReportConfig(Config):
 
     images: bool = Field(default=True, description="false leaves every thumbnail of a case out.")
     cases: int = Field(default=12, ge=0, description="How many worst and least certain cases.")
+    saliency: int = Field(
+        default=6, ge=0, description="How many cases show which places of the image their answer depends on; 0: none."
+    )
     thumbnail_size: int = Field(default=128, ge=32, le=512, description="Longer side in pixels.")

@@ -7,7 +7,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from consilium.core.contracts import Evaluation
 from consilium.core.files import write_json, write_text
 from consilium.evaluation import plots, wording
 from consilium.evaluation.config import ReportConfig
+from consilium.evaluation.saliency import SaliencyMap
 from consilium.evaluation.statistics import MeanAndDeviation
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class ReportContent:
     in their order (version, date, seed, device ...). ``history`` holds rows of history.csv: ``step``,
     ``train_loss``, ``learning_rate_<group>``, ``val_<metric>``; empty cells are gaps. ``data`` holds rows of
     ``source``, ``split``, ``label``, ``cases``; ``mixture`` rows of any columns. ``thumbnail`` gives the image of
-    a case id as JPEG or PNG bytes, None where there is none; it is asked for the shown cases only.
+    a case id as JPEG or PNG bytes, None where there is none; it is asked for the shown cases only. ``maps`` are shown
+    in their order, unless pictures are left out.
     """
 
     title: str
@@ -63,11 +65,18 @@ class ReportContent:
     config_yaml: str = ""
     command: str = ""
     thumbnail: Callable[[str], bytes | None] | None = None
+    maps: Sequence[SaliencyMap] = ()
 
     @property
     def main(self) -> Evaluation | None:
         """The evaluation told at length."""
-        return self.evaluations.get("test") or next(iter(self.evaluations.values()), None)
+        return self.evaluations[main_split(self.evaluations)] if self.evaluations else None
+
+
+def main_split(splits: Iterable[str]) -> str:
+    """The split that a report tells at length: test, or the first where there is no test."""
+    names = list(splits)
+    return "test" if "test" in names else names[0]
 
 
 def write_report(folder: Path, content: ReportContent) -> Path:
@@ -134,6 +143,7 @@ def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
         columns=[name for name in main.tables if name.startswith("per_") and name != "per_class"] if main else [],
         curves=_curves(content) if escape_html else [],
         galleries=_galleries(content) if escape_html else [],
+        maps=_maps(content) if escape_html else [],
         pictures=content.config.images and content.thumbnail is not None,
         pivots=[table for key in ("label", "source") if (table := pivot(content.data, key=key))],
     )
@@ -242,6 +252,21 @@ def _tile(content: ReportContent, row: Mapping[str, Any]) -> dict[str, Any]:
         found = content.thumbnail(row["id"])
         picture = None if found is None else _data_url(found, size=content.config.thumbnail_size)
     return {**row, "picture": picture, "right": row["truth"] == row["prediction"]}
+
+
+def _maps(content: ReportContent) -> list[dict[str, Any]]:
+    """Every map with its two pictures."""
+    if not content.config.images:
+        return []
+    size = content.config.thumbnail_size
+    return [
+        {
+            "map": own,
+            "picture": _data_url(own.image(size=size), size=size),
+            "heat": _data_url(own.heat(size=size), size=size),
+        }
+        for own in content.maps
+    ]
 
 
 def _data_url(image: bytes, *, size: int) -> str | None:

@@ -17,6 +17,7 @@ from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.evaluator import build_evaluator
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts, judge, predict_splits, write_judgement
+from consilium.occlusion import saliency_maps
 from consilium.tasks.answering import Answering
 from consilium.training.runs import CONFIG
 
@@ -66,7 +67,13 @@ def finish(
         command=f"consilium train {folder / CONFIG}",
     )
     write_judgement(
-        folder, manifest=manifest, evaluations=evaluations, cases=cases, report=experiment.report, facts=facts
+        folder,
+        manifest=manifest,
+        evaluations=evaluations,
+        cases=cases,
+        maps=saliency_maps(predictor, cases, outputs, report=experiment.report, reporter=reporter),
+        report=experiment.report,
+        facts=facts,
     )
     save_bundle(folder, manifest=manifest, task=predictor.task)
     return manifest.metrics

@@ -1,0 +1,140 @@
+"""Which places of an image an answer depends on: parts of it are covered one after another.
+
+Axes in names: H height, W width, C channel (RGB), P place along a side, S case shown, M node of the tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+
+from consilium.bundle import Predictor
+from consilium.core.contracts import Outputs
+from consilium.core.errors import ImageError, MissingExtraError
+from consilium.core.reporter import Reporter
+from consilium.data.dataset import LabelledCases
+from consilium.data.images import load_view, read_bytes
+from consilium.data.pillow_images import lossless
+from consilium.evaluation.config import ReportConfig
+from consilium.evaluation.report import main_split
+from consilium.evaluation.saliency import Said, SaliencyMap, choose
+
+PLACES = 6  # along each side
+BLUR = 2  # deviation of the blur, in places
+
+
+def saliency_maps(
+    predictor: Predictor,
+    cases: LabelledCases,
+    outputs: Mapping[str, Outputs],
+    *,
+    report: ReportConfig,
+    reporter: Reporter,
+) -> list[SaliencyMap]:
+    """Occlusion sensitivity (Zeiler & Fergus, 2014, arXiv:1311.2901) of a few answers in the split told at length.
+
+    A soft patch covers one of ``PLACES`` x ``PLACES`` places of the case's first image, and the map holds by how much
+    the probability of the label falls. The predictor decodes and normalises as always, but sees an image once
+    (no averaging) and never takes cached features. Images that cannot be read are told and left out.
+    """
+    if not report.images:
+        return []
+    split = main_split(outputs)
+    chosen = choose(
+        outputs[split],
+        labels=predictor.labels,
+        thresholds=predictor.task.calibration.thresholds,
+        threshold=predictor.threshold,
+        count=report.saliency,
+    )
+    shown: list[tuple[Said, int]] = []
+    covered = []
+    for said in chosen:
+        row = int(cases.rows[split][said.case])
+        try:
+            covered.append(_covered(cases.table.images(row), predictor=predictor))
+            shown.append((said, row))
+        except (ImageError, MissingExtraError) as error:
+            reporter.line(f"note: the report has no map of case {cases.table.ids[row]}: {error}")
+    if not shown:
+        return []
+    plain = Predictor(
+        predictor.task, image=predictor.image, labels=predictor.labels, loader=predictor.loader, device=predictor.device
+    )
+    looks = 1 + PLACES**2
+    arrays = plain.arrays(
+        _Looks(covered), np.arange(len(covered) * looks), progress=partial(reporter.progress, "saliency")
+    )
+    probabilities_SLM = arrays["probabilities"].reshape(len(covered), looks, -1)
+    maps = []
+    for (said, row), own, probabilities_LM in zip(shown, covered, probabilities_SLM, strict=True):
+        whole, *others = probabilities_LM[:, said.label].tolist()
+        found = SaliencyMap(
+            id=cases.table.ids[row],
+            truth=", ".join(cases.table.labels[row]),
+            label=predictor.labels.names[said.label],
+            right=said.right,
+            probability=whole,
+            drops_PP=whole - np.array(others).reshape(PLACES, PLACES),
+            image_HWC=own.image_HWC,
+        )
+        maps.append(found)
+    return maps
+
+
+@dataclass(frozen=True)
+class _Covered:
+    """The first view of a case as the model sees it, with what covers it; the other views are never covered.
+
+    The cover is the image itself, blurred until no detail is left: a patch of one colour would be a shape of its own,
+    above all on the black background of a scan.
+    """
+
+    image_HWC: np.ndarray
+    others: Sequence[bytes]
+
+    @cached_property
+    def blurred_HWC(self) -> np.ndarray:
+        from PIL import Image, ImageFilter
+
+        height, width = self.image_HWC.shape[:2]
+        radius = (BLUR * width / PLACES, BLUR * height / PLACES)
+        return np.asarray(Image.fromarray(self.image_HWC).filter(ImageFilter.GaussianBlur(radius)))
+
+    def views(self, place: int | None) -> list[bytes]:
+        """The views as files, with a place of the first one covered; None: nothing is."""
+        if place is None:
+            return [lossless(self.image_HWC), *self.others]
+        height, width = self.image_HWC.shape[:2]
+        cover_HW = np.outer(patch(height)[place // PLACES], patch(width)[place % PLACES])
+        pixels_HWC = self.image_HWC + cover_HW[..., None] * (self.blurred_HWC.astype(float) - self.image_HWC)
+        return [lossless(np.rint(pixels_HWC).astype(np.uint8)), *self.others]
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """Rows of images: of each case the whole image, then every place covered."""
+
+    cases: Sequence[_Covered]
+
+    def images(self, row: int) -> list[bytes]:
+        case, look = divmod(row, 1 + PLACES**2)
+        return self.cases[case].views(look - 1 if look else None)
+
+
+def patch(size: int) -> np.ndarray:
+    """How much each place covers along a side of ``size`` pixels, [P, size]: its cell wholly, fading out beside it."""
+    distance = np.abs((np.arange(size) + 0.5) / size * PLACES - 0.5 - np.arange(PLACES)[:, None])
+    return np.clip(2 - 2 * distance, 0, 1)
+
+
+def _covered(images: Sequence[str | bytes], *, predictor: Predictor) -> _Covered:
+    """The views of a case at the size that the model sees, each decoded once."""
+    views = []
+    for image in images:
+        name = image if isinstance(image, str) else "embedded image"
+        views.append(load_view(read_bytes(image), name=name, image=predictor.image, box=None))
+    return _Covered(views[0], [lossless(view) for view in views[1:]])
