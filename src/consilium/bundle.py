@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -14,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from consilium.core.answers import Calibration
 from consilium.core.archives import is_archive, unpack_once
 from consilium.core.config import Config
 from consilium.core.contracts import Batch, Outputs, Prediction
 from consilium.core.errors import BundleError, ConfigError, ConsiliumError, DataError, WeightsError
-from consilium.core.files import atomic_file, write_json
+from consilium.core.files import atomic_file, fingerprint, write_json
 from consilium.core.labels import LabelTree
 from consilium.core.places import exists, is_remote
 from consilium.core.transfer import cache_folder, fetch
@@ -33,7 +34,8 @@ from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
 from consilium.models.weights import load_state, load_strict, save_state
 from consilium.tasks.answering import Answering
-from consilium.tasks.classify import build_classify
+from consilium.tasks.cascade import Cascade, choices
+from consilium.tasks.classify import Classify, build_classify
 from consilium.tasks.config import TaskConfig
 
 FORMAT_VERSION = 2
@@ -62,6 +64,7 @@ class Manifest(Config):
     data_fingerprint: str
     metrics: dict[str, dict[str, float | None]]
     weights_sha256: str = ""
+    nodes: dict[str, str] = Field(default={}, description="Of a cascade: SHA-256 of the manifest of each network.")
 
 
 def new_manifest(
@@ -98,18 +101,86 @@ def new_manifest(
     )
 
 
-def save_bundle(folder: Path, *, manifest: Manifest, task: torch.nn.Module) -> None:
-    """Write weights, then the manifest that makes the folder a bundle."""
-    with atomic_file(folder / WEIGHTS) as temporary:
-        save_state(task.state_dict(), temporary)
-    digest = _sha256(folder / WEIGHTS)
-    write_json(folder / MANIFEST, manifest.model_copy(update={"weights_sha256": digest}).model_dump(mode="json"))
+def save_bundle(folder: Path, *, manifest: Manifest, task: Answering) -> None:
+    """Write weights, then the manifest that makes the folder a bundle; the networks of a cascade are there already."""
+    if isinstance(task, Cascade):
+        own: dict[str, Any] = {"nodes": _node_digests(folder, task.names)}
+    else:
+        with atomic_file(folder / WEIGHTS) as temporary:
+            save_state(task.state_dict(), temporary)
+        own = {"weights_sha256": _sha256(folder / WEIGHTS)}
+    write_json(folder / MANIFEST, manifest.model_copy(update=own).model_dump(mode="json"))
+
+
+def node_folder(node: str) -> str:
+    """Where in the folder of a cascade the bundle of a node's network is."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]|^\.", "_", node)
+    return f"nodes/{safe}" if safe == node else f"nodes/{safe}-{fingerprint(node)}"
+
+
+def _node_digests(folder: Path, nodes: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of the manifest of each network, which holds that of its weights."""
+    return {node: _sha256(folder / node_folder(node) / MANIFEST) for node in nodes}
+
+
+def load_cascade(folder: Path, labels: LabelTree) -> Cascade:
+    """The trained networks in the folder of a cascade as one task; one that is missing or damaged is a BundleError."""
+    networks, images = {}, {}
+    refuse_links(folder, [node_folder(node) for node in choices(labels)])
+    for node in choices(labels):
+        place = folder / node_folder(node)
+        if not (place / MANIFEST).is_file():
+            raise BundleError(f"the cascade {folder} lacks {place / MANIFEST}, the network of '{node}'. Copy it again.")
+        manifest = read_manifest(place)
+        networks[node], images[node] = _load_classify(place, manifest), manifest.image
+    return Cascade(labels, networks=networks, images=images)
+
+
+def _load_classify(folder: Path, manifest: Manifest) -> Classify:
+    """The network of a bundle, with the weights that its manifest names."""
+    if not (folder / WEIGHTS).is_file():
+        raise BundleError(f"{folder / WEIGHTS} is missing, without which a bundle is nothing. Copy it again.")
+    if _sha256(folder / WEIGHTS) != manifest.weights_sha256:
+        raise BundleError(
+            f"{folder / WEIGHTS} is not the file that {MANIFEST} names (its checksum differs). Copy the bundle again."
+        )
+    task = build_classify(
+        manifest.task,
+        labels=LabelTree(manifest.labels, nested=manifest.task.tree.nested),
+        image_size=manifest.image.size,
+        class_counts=manifest.class_counts,
+        training_cases=manifest.training_cases,
+        weights=False,
+    )
+    load_strict(task, load_state(folder / WEIGHTS), origin=str(folder))
+    return task
+
+
+def _load_task(folder: Path, manifest: Manifest) -> Answering:
+    """The task of a bundle, calibrated; whatever is wrong is a BundleError."""
+    task: Answering
+    try:
+        if manifest.task.tree.head == "cascade":
+            task = load_cascade(folder, LabelTree(manifest.labels, nested=True))
+            if _node_digests(folder, task.names) != manifest.nodes:
+                raise BundleError(
+                    f"the networks in {folder / 'nodes'} are not those that {MANIFEST} names (a checksum differs). "
+                    "Copy the bundle again."
+                )
+        else:
+            task = _load_classify(folder, manifest)
+    except (OSError, ConfigError, DataError, WeightsError) as error:
+        raise BundleError(f"bundle {folder} cannot be loaded: {error}") from error
+    task.calibrate(manifest.calibration)
+    return task
 
 
 def local_bundle(bundle: str | Path) -> Path:
     """The folder of a bundle; one in a bucket is downloaded, one in an archive unpacked, once for each content."""
     try:
         path = fetch(bundle, names=() if is_archive(bundle) else FILES)
+        if is_remote(str(bundle)) and path.is_dir() and (nodes := read_manifest(path).nodes):
+            path = fetch(bundle, names=[*FILES, *(f"{node_folder(node)}/{name}" for node in nodes for name in FILES)])
         if not (is_archive(path) and path.is_file()):
             return path
         folder = unpack_once(path, cache_folder() / "bundles")
@@ -134,9 +205,9 @@ def weights_file(origin: str) -> Path:
         raise WeightsError(f"weights file {error}.") from error
 
 
-def refuse_links(folder: Path) -> None:
+def refuse_links(folder: Path, names: Iterable[str] = FILES) -> None:
     """A file of a bundle that is a link out of its folder is a BundleError: what it leads to nobody has checked."""
-    for name in FILES:
+    for name in names:
         target = os.path.realpath(folder / name)
         if not Path(target).is_relative_to(os.path.realpath(folder)):
             raise BundleError(
@@ -239,33 +310,13 @@ class Predictor:
         folder = local_bundle(folder)
         manifest = read_manifest(folder)
         chosen = choose_device(device)
-        if not (folder / WEIGHTS).is_file():
-            raise BundleError(f"{folder / WEIGHTS} is missing, without which a bundle is nothing. Copy it again.")
-        try:
-            labels = LabelTree(manifest.labels, nested=manifest.task.tree.nested)
-            if _sha256(folder / WEIGHTS) != manifest.weights_sha256:
-                raise BundleError(
-                    f"{folder / WEIGHTS} is not the file that {MANIFEST} names (its checksum differs). Copy the "
-                    "bundle again."
-                )
-            task = build_classify(
-                manifest.task,
-                labels=labels,
-                image_size=manifest.image.size,
-                class_counts=manifest.class_counts,
-                training_cases=manifest.training_cases,
-                weights=False,
-            )
-            load_strict(task, load_state(folder / WEIGHTS), origin=str(folder))
-            task.calibrate(manifest.calibration)
-        except (OSError, ConfigError, DataError, WeightsError) as error:
-            raise BundleError(f"bundle {folder} cannot be loaded: {error}") from error
+        task = _load_task(folder, manifest)
         task.to(chosen).to(memory_format=torch.channels_last)
         task.eval()
         return cls(
             task,
             image=manifest.image,
-            labels=labels,
+            labels=task.labels,
             loader=LoaderConfig(batch_size=batch_size, workers="auto" if workers is None else workers),
             device=chosen,
             manifest=manifest,

@@ -50,6 +50,7 @@ def fetch(place: str | Path, *, names: Sequence[str] = ()) -> Path:
 
 
 def _download(path: str, target: Path, known: FileFacts) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     with remote_errors(path):
         filesystem(path).get_file(path, str(target))
     if target.stat().st_size != known.size:

@@ -128,8 +128,10 @@ def build_mixture(cases: LabelledCases, *, config: DataConfig, seed: int) -> Mix
         pools = [Pool("all", rows, 1.0)]
     else:
         names = np.array(cases.table.sources, dtype=object)[rows]
-        # Where cases are divided anew a source may be tested whole; else one that has nothing to draw is an error.
-        drawn = [source for source in config.sources if source.name in names or not config.split.anew]
+        # Where cases are divided anew a source may be tested whole, and it may have nothing below a node of the tree;
+        # else one that has nothing to draw is an error.
+        may_lack = config.split.anew or config.filters.node is not None
+        drawn = [source for source in config.sources if source.name in names or not may_lack]
         pools = [Pool(source.name, rows[names == source.name], source.weight or 0.0) for source in drawn]
     steps = config.mixture.steps
     slots = None if steps is None else steps * config.loader.batch_size

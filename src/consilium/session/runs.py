@@ -14,6 +14,8 @@ from consilium.core.reporter import Reporter, Silent
 from consilium.data.load import load_data
 from consilium.experiment import Experiment
 from consilium.judge import write_summary
+from consilium.session.cascade import CascadeTraining
+from consilium.session.growth import read_growth
 from consilium.session.seed import RunResult, Session
 from consilium.training.processes import build_accelerator, on_main
 from consilium.training.runs import CONFIG, copy_run, find_run, new_run, read_state, remove_others, try_copy, working_in
@@ -46,18 +48,27 @@ def train(
     """
     accelerator = build_accelerator(experiment.trainer.device)
     reporter = reporter if reporter is not None and accelerator.is_main_process else Silent()
-    task = experiment.task
+    growth = None if experiment.task.add_to is None else read_growth(experiment.task.add_to)
+    if growth is not None:
+        experiment = growth.adopted(experiment)
+    task, config = experiment.task, experiment.data
+    if task.tree.head == "cascade":  # each of its networks has statistics of its own
+        config = config.model_copy(update={"image": config.image.model_copy(update={"statistics": "given"})})
     data = load_data(
-        experiment.data,
+        config,
         multi_label=task.multi_label,
         labels=task.tree.labels(),
         nested=task.tree.nested,
+        known=None if growth is None else growth.known,
         needs=("train", "val"),
         limit=limit,
         training=True,
         reporter=reporter,
     )
-    first = Session(experiment, data, accelerator=accelerator, seed=experiment.seed, reporter=reporter)
+    if growth is not None:
+        reporter.line(growth.check(data.cases))
+    session = CascadeTraining if task.tree.head == "cascade" else Session
+    first = session(experiment, data, accelerator=accelerator, seed=experiment.seed, reporter=reporter)
     if dry_run:
         first.try_out(precision=None)
         return None
@@ -81,7 +92,7 @@ def train(
     return TrainResult(folder, results)
 
 
-def _run_seed(first: Session, *, folder: Path, number: int, precision: str) -> RunResult:
+def _run_seed(first: Session | CascadeTraining, *, folder: Path, number: int, precision: str) -> RunResult:
     """One run of ``num_runs``; a finished one is only read. ``first`` is the session of the first seed."""
     seed = first.seed + number
     if first.runs > 1:
@@ -95,6 +106,7 @@ def _run_seed(first: Session, *, folder: Path, number: int, precision: str) -> R
         return RunResult(folder, read_manifest(folder).metrics)
     run = first
     if number:
-        run = Session(first.experiment, first.data, accelerator=first.accelerator, seed=seed, reporter=first.reporter)
+        session = type(first)
+        run = session(first.experiment, first.data, accelerator=first.accelerator, seed=seed, reporter=first.reporter)
         run.try_out(precision=precision)
     return run.complete(folder, precision)

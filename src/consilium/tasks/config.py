@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from consilium.core.config import Config
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree, paths_of
+from consilium.data.config import Statistic
 from consilium.losses.config import ClassificationLossConfig, CrossEntropyConfig
 from consilium.models.config import HeadConfig, LinearHeadConfig, VisionConfig
+
+Deviation = Annotated[float, Field(gt=0.0)]
+
+
+class NodeStatistics(Config):
+    """The mean and deviation with which one network of a cascade sees images."""
+
+    mean: Statistic = Field(description="Per channel, of pixels in [0, 1].")
+    std: tuple[Deviation, Deviation, Deviation] = Field(description="Per channel, of pixels in [0, 1].")
 
 
 class TreeConfig(Config):
     """How labels with dots are learned.
 
     ``flat``: every label is a class of its own. ``joint``: one network with a softmax among siblings at every node.
-    ``cascade``: one network for every inner node.
+    ``cascade``: one network, a flat run of its own, for every inner node with several children.
     """
 
     head: Literal["flat", "joint", "cascade"] = Field(default="flat", description="flat, joint or cascade.")
     nodes: list[str] | dict[str, Any] | None = Field(
         default=None,
         description="The labels, as dot paths or as a mapping of names to subtrees; null: those of the training cases.",
+    )
+    statistics: dict[str, NodeStatistics] = Field(
+        default={},
+        description="cascade: mean and std by inner node (root: the top), as `consilium data stats --per-node` prints "
+        "them; a node without goes by data.image.statistics.",
     )
 
     @property
@@ -41,6 +56,15 @@ class TreeConfig(Config):
         if leaves is not None and len(leaves) < 2:
             raise ValueError(f"{len(leaves)} label(s) without others below came; a classifier needs at least two")
         return nodes
+
+    @model_validator(mode="after")
+    def _statistics_have_a_network(self) -> TreeConfig:
+        if self.statistics and self.head != "cascade":
+            raise ValueError(
+                f"statistics are those of the networks of a cascade, but head is {self.head}, which has one; set "
+                "data.image.mean and std, or head: cascade"
+            )
+        return self
 
     def labels(self) -> LabelTree | None:
         """The labels that are given, None where the training cases give them. A flat head knows the leaves alone."""

@@ -174,7 +174,7 @@ def copy_run(folder: Path, output: OutputConfig, *, name: str, reporter: Reporte
     target = _copy_of(folder, output, name=name)
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     files = [path for path in files if "checkpoints" not in path.parts and path.name != LOCK]
-    files.sort(key=lambda path: (path.name == MANIFEST, path))
+    files.sort(key=lambda path: (path.name == MANIFEST, -len(path.parts), path))  # a cascade holds other bundles
     try:
         for done, path in enumerate(files, start=1):
             send(folder / path, f"{target}/{path.as_posix()}")

@@ -1,0 +1,109 @@
+"""The cascade: one flat network for every inner node of a label tree, asked one after another.
+
+Axes in names: B case in a batch, V view, C channel, H height, W width, K class (node of the tree), G network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from consilium.core.contracts import Batch
+from consilium.core.errors import DataError
+from consilium.core.labels import LabelTree, Siblings
+from consilium.data.config import ImageConfig
+from consilium.tasks.answering import Answering
+from consilium.tasks.classify import Classify
+
+LEAST = 1e-3  # the probability of the path to a node below which its network is not asked
+OWN = {"mean", "std", "statistics"}  # of an image config: what each network has for itself
+
+
+class Cascade(Answering):
+    """The trained networks of the inner nodes as one task over the whole tree.
+
+    It takes images with values in [0, 1], and each network sees them with its own mean and deviation. A network
+    is asked about a case only where the path to its node has at least the probability ``LEAST`` by the uncalibrated
+    scores; elsewhere its scores are 0, so that the children share alike what hardly anything is. That is decided case
+    by case: an answer does not depend on the batch.
+    """
+
+    scales_GC: Tensor
+    shifts_GC: Tensor
+
+    def __init__(
+        self, labels: LabelTree, *, networks: Mapping[str, Classify], images: Mapping[str, ImageConfig]
+    ) -> None:
+        """``networks`` and the ``images`` they take, by the name of their node; those of ``choices(labels)``."""
+        super().__init__(labels, multi_label=False)
+        for name, group in choices(labels).items():
+            children = tuple(labels.names[node] for node in group.ids)
+            if name not in networks:
+                raise DataError(f"the cascade has no network for the node '{name}'.")
+            if networks[name].labels.names != children:
+                found = ", ".join(networks[name].labels.names)
+                raise DataError(f"the network of '{name}' tells apart {found}; its children are {', '.join(children)}.")
+        self.image = common_image(images)
+        self.names = tuple(networks)
+        self.networks = nn.ModuleList(networks.values())
+        mean_GC = torch.tensor([images[name].mean for name in self.names])
+        std_GC = torch.tensor([images[name].std for name in self.names])
+        # Not saved: they belong to the bundles of the networks.
+        self.register_buffer("scales_GC", 1 / std_GC, persistent=False)
+        self.register_buffer("shifts_GC", -mean_GC / std_GC, persistent=False)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Scores [B, K], those of siblings from the network of their parent."""
+        logits_BK = torch.zeros(len(batch), len(self.labels), device=batch.images_BVCHW.device)
+        log_paths_BK = torch.zeros_like(logits_BK)
+        for group in self.labels.siblings:  # from the root down, so that every parent comes before its children
+            ids, name = list(group.ids), self.labels.name_of(group.parent)
+            log_here_B = logits_BK.new_zeros(len(batch)) if group.parent is None else log_paths_BK[:, group.parent]
+            asked = torch.nonzero(log_here_B >= math.log(LEAST))[:, 0]
+            if name in self.names and len(asked):
+                logits_BK[asked[:, None], asked.new_tensor(ids)] = self._scores(name, _part(batch, asked))
+            log_paths_BK[:, ids] = log_here_B[:, None] + logits_BK[:, ids].log_softmax(1)
+        return logits_BK
+
+    def _scores(self, name: str, batch: Batch) -> Tensor:
+        number = self.names.index(name)
+        scale_C11, shift_C11 = self.scales_GC[number][:, None, None], self.shifts_GC[number][:, None, None]
+        network: Classify = self.networks[number]  # type: ignore[assignment]
+        return network.logits(replace(batch, images_BVCHW=batch.images_BVCHW * scale_C11 + shift_C11)).float()
+
+
+def choices(labels: LabelTree) -> dict[str, Siblings]:
+    """The siblings that a network tells apart, by the name of the node above them, from the root down.
+
+    An only child is no choice: it has the probability of its parent.
+    """
+    return {labels.name_of(group.parent): group for group in labels.siblings if len(group.ids) > 1}
+
+
+def common_image(images: Mapping[str, ImageConfig]) -> ImageConfig:
+    """The image config of a cascade: its networks' own, with values left in [0, 1]; a DataError where they differ."""
+    shown = {name: image.model_dump_json(exclude=OWN) for name, image in images.items()}
+    first = next(iter(images))
+    for name, own in shown.items():
+        if own != shown[first]:
+            raise DataError(f"the networks of '{first}' and '{name}' take different images: {shown[first]} and {own}.")
+    same = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "statistics": "given"}
+    return images[first].model_copy(update=same)
+
+
+def _part(batch: Batch, cases: Tensor) -> Batch:
+    """Some cases of a batch, without targets."""
+    if len(cases) == len(batch):
+        return batch
+    return replace(
+        batch,
+        images_BVCHW=batch.images_BVCHW[cases],
+        view_mask_BV=batch.view_mask_BV[cases],
+        rows_B=batch.rows_B[cases.cpu()],
+        draws_B=batch.draws_B[cases.cpu()],
+        targets=None,
+    )
