@@ -17,6 +17,7 @@ from PIL import Image
 from consilium.core.config import build, merge, read_tree
 from consilium.data.config import AugmentationConfig
 from consilium.evaluation.classification import _MULTI, _SINGLE
+from consilium.evaluation.tree import ANSWERED, AURC, HIERARCHICAL
 from consilium.experiment import Experiment
 from tests.conftest import write_images
 from tests.docs.guides import DOCS, GUIDES, blocks, prose, script
@@ -215,7 +216,7 @@ def test_training_guide_tells_every_augmentation() -> None:
 
 def test_judging_guide_defines_every_figure() -> None:
     told = set(re.findall(r"^\| `(\w+)`", prose("judging"), re.MULTILINE))
-    assert told == {*_SINGLE, *_MULTI}
+    assert told == {*_SINGLE, *_MULTI, *HIERARCHICAL, *ANSWERED, AURC}
 
 
 @pytest.mark.parametrize("page", PAGES)

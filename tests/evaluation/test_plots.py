@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from consilium.evaluation.plots import Series, confusion_heat_map, interval_strip, line_chart, most_confused, ticks
+from consilium.evaluation.plots import Series, confusion_heat_map, interval_strip, line_chart, most_confused
+from consilium.evaluation.svg import ticks
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from consilium.core.answers import answer
 from consilium.core.contracts import Evaluation, Interval, Outputs
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import LabelTree
 from consilium.evaluation import metrics as m
+from consilium.evaluation.checks import check_outputs
 from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.metrics import Bools, Floats, Ints
-from consilium.evaluation.statistics import bootstrap_groups, percentile_interval, wilson_interval
+from consilium.evaluation.statistics import bootstrap_groups, figure_interval
+from consilium.evaluation.tables import calibration_rows, confusion_rows
 
 _SINGLE = (
     "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "weighted_f1", "macro_precision", "macro_recall",
@@ -93,12 +96,13 @@ class ClassificationEvaluator:
         draws = self._draws(cases)
         notes: list[str] = []
         if (left_out := len(outputs.ids) - len(cases.ids)) > 0:
-            why = "no label, or one above the leaves of the tree," if self._tree.nested else "no label"
-            notes.append(f"{left_out} of {len(outputs.ids)} cases have {why} and are left out.")
+            why = "no label at a leaf of the tree" if self._tree.nested else "no label"
+            of = " of the figures of classes" if self._tree.nested else ""
+            notes.append(f"{left_out} of {len(outputs.ids)} cases have {why} and are left out{of}.")
         tables = {
             "per_class": self._per_class(cases, headline, draws),
-            "confusion": [] if self._multi_label else self._confusion(cases),
-            "calibration": self._calibration(cases),
+            "confusion": [] if self._multi_label else confusion_rows(*self._named(cases), names=self._labels),
+            "calibration": calibration_rows(*self._statements(cases), bins=self._config.calibration_bins),
             "worst": self._worst(cases),
             "least_certain": self._least_certain(cases),
         }
@@ -119,30 +123,19 @@ class ClassificationEvaluator:
     # -- Reading the outputs ------------------------------------------------------------------------------------
 
     def _check(self, outputs: Outputs) -> _Cases:
-        probabilities = np.asarray(outputs.arrays["probabilities"])
-        targets = np.asarray(outputs.targets)
-        expected = (len(outputs.ids), len(self._tree))
-        if probabilities.shape != expected or targets.shape != (expected if self._multi_label else expected[:1]):
-            raise DataError(
-                f"probabilities {probabilities.shape} and targets {targets.shape} do not fit {expected[0]} cases of "
-                f"{expected[1]} {'multi-label ' if self._multi_label else ''}classes; check that the bundle and the "
-                "data share their labels."
-            )
+        known = check_outputs(outputs, labels=self._tree, multi_label=self._multi_label)
+        probabilities, targets = np.asarray(outputs.arrays["probabilities"]), np.asarray(outputs.targets)
+        predicted = self._decide(probabilities)
         if self._tree.nested:
-            probabilities, targets = self._at_leaves(probabilities, targets)
-        known = ~np.isnan(targets).any(axis=1) if self._multi_label else targets >= 0
-        if not known.any():
-            leaf = " that is a leaf of the tree" if self._tree.nested else ""
-            raise DataError(f"none of {expected[0]} cases has a label{leaf}; evaluation needs labelled cases.")
-        broken = np.flatnonzero(known & ~np.isfinite(probabilities).all(axis=1))
-        if len(broken):
-            raise DataError(
-                f"the probabilities of {len(broken)} of {expected[0]} cases are not finite numbers (the first: "
-                f"{outputs.ids[broken[0]]}); the model's weights are damaged or have diverged."
-            )
+            leaf_of_M = np.full(len(self._tree), -1)
+            leaf_of_M[list(self._tree.leaf_ids)] = np.arange(len(self._labels))
+            targets = np.where(known, leaf_of_M[targets], -1)
+            known, probabilities = targets >= 0, probabilities[:, list(self._tree.leaf_ids)]
+            if not known.any():
+                raise DataError(f"none of {len(known)} cases has a label that is a leaf of the tree.")
         everything = _Cases(
             truth_NK=targets > 0.5 if self._multi_label else m.one_hot(targets, classes=len(self._labels)),
-            predicted_NK=self._decide(probabilities),
+            predicted_NK=predicted,
             probabilities_NK=probabilities,
             ids=list(outputs.ids),
             groups=list(outputs.groups),
@@ -150,16 +143,12 @@ class ClassificationEvaluator:
         )
         return everything.take(np.flatnonzero(known))
 
-    def _at_leaves(self, probabilities_NM: Floats, targets_N: Ints) -> tuple[Floats, Ints]:
-        """The same over the leaves alone; -1 where a label stops above them."""
-        leaf_of_M = np.full(len(self._tree) + 1, -1)  # the last one is for cases without a label
-        leaf_of_M[list(self._tree.leaf_ids)] = np.arange(len(self._labels))
-        return probabilities_NM[:, list(self._tree.leaf_ids)], leaf_of_M[targets_N]
-
-    def _decide(self, probabilities_NK: Floats) -> Bools:
+    def _decide(self, probabilities_NM: Floats) -> Bools:
+        """The classes that are named; of a tree the leaf that the likeliest path leads to."""
         if self._multi_label:
-            return np.asarray(probabilities_NK >= self._config.threshold)
-        return m.one_hot(probabilities_NK.argmax(axis=1), classes=len(self._labels))
+            return np.asarray(probabilities_NM >= self._config.threshold)
+        leaf_N = answer(probabilities_NM, labels=self._tree).nodes_N
+        return np.asarray(leaf_N[:, None] == np.array(self._tree.leaf_ids))
 
     # -- Figures ------------------------------------------------------------------------------------------------
 
@@ -182,13 +171,13 @@ class ClassificationEvaluator:
             values["log_loss"] = m.binary_log_loss(truth, probabilities)
             values["brier"] = m.binary_brier(truth, probabilities)
         else:
-            confusion = self._confusion_matrix(cases)
+            confusion = m.confusion_matrix(*self._named(cases), classes=len(self._labels))
             values["accuracy"] = m.accuracy(counts)
             values["balanced_accuracy"] = m.balanced_accuracy(counts)
             values["quadratic_kappa"] = m.quadratic_weighted_kappa(confusion)
             values["log_loss"] = m.log_loss(truth, probabilities)
             values["brier"] = m.brier(truth, probabilities)
-        return {name: _defined(values[name]) for name in self._names}
+        return {name: m.defined(values[name]) for name in self._names}
 
     def _headline(self, cases: _Cases, weights: Floats | None) -> dict[str, Floats]:
         """The figures that get intervals: scalars [...], and ``class_*`` [..., K]."""
@@ -224,7 +213,12 @@ class ClassificationEvaluator:
         """What is said and whether it is so: of the named class [N], or of every label [N, K] if multi-label."""
         if self._multi_label:
             return cases.probabilities_NK, cases.truth_NK
-        return cases.probabilities_NK.max(axis=1), np.asarray((cases.truth_NK & cases.predicted_NK).any(axis=1))
+        named_N = (cases.probabilities_NK * cases.predicted_NK).sum(axis=1)
+        return named_N, np.asarray((cases.truth_NK & cases.predicted_NK).any(axis=1))
+
+    def _named(self, cases: _Cases) -> tuple[Ints, Ints]:
+        """The true and the named class of each case; one label a case."""
+        return cases.truth_NK.argmax(axis=1), cases.predicted_NK.argmax(axis=1)
 
     # -- Intervals ----------------------------------------------------------------------------------------------
 
@@ -239,18 +233,16 @@ class ClassificationEvaluator:
 
     def _intervals(self, cases: _Cases, values: dict[str, Floats], draws: dict[str, Floats]) -> dict[str, Interval]:
         return {
-            name: self._interval(float(value), draws.get(name), groups=cases.groups, share=name in _SHARES)
+            name: figure_interval(
+                float(value),
+                draws.get(name),
+                groups=cases.groups,
+                share=name in _SHARES,
+                confidence=self._config.confidence,
+            )
             for name, value in values.items()
             if not name.startswith("class_") and not math.isnan(value)
         }
-
-    def _interval(self, value: float, draws_R: Floats | None, *, groups: list[str], share: bool) -> Interval:
-        """The bootstrap interval; Wilson's, over groups, for a share of exactly 0 or 1, where no resample differs."""
-        if draws_R is None or math.isnan(value):
-            return Interval(value)
-        if share and value in (0.0, 1.0):
-            return wilson_interval(value, len(set(groups)), confidence=self._config.confidence)
-        return percentile_interval(value, draws_R, confidence=self._config.confidence)
 
     # -- Tables -------------------------------------------------------------------------------------------------
 
@@ -274,45 +266,21 @@ class ClassificationEvaluator:
         for k, label in enumerate(self._labels):
             row: dict[str, Any] = {"label": label}
             for name, column in columns.items():
-                row[name] = int(column[k]) if name in ("support", "predicted") else _defined(column[k])
+                row[name] = int(column[k]) if name in ("support", "predicted") else m.defined(column[k])
                 if f"class_{name}" in draws:
                     inside = truth[:, k] if name == "recall" else cases.predicted_NK[:, k]
                     groups = [cases.groups[n] for n in np.flatnonzero(inside)]
                     share = name in ("recall", "precision")
-                    interval = self._interval(column[k], draws[f"class_{name}"][:, k], groups=groups, share=share)
+                    interval = figure_interval(
+                        column[k],
+                        draws[f"class_{name}"][:, k],
+                        groups=groups,
+                        share=share,
+                        confidence=self._config.confidence,
+                    )
                     row[f"{name}_low"], row[f"{name}_high"] = interval.low, interval.high
             rows.append(row)
         return rows
-
-    def _confusion_matrix(self, cases: _Cases) -> Ints:
-        truth, predicted = cases.truth_NK.argmax(axis=1), cases.predicted_NK.argmax(axis=1)
-        return m.confusion_matrix(truth, predicted, classes=len(self._labels))
-
-    def _confusion(self, cases: _Cases) -> list[dict[str, Any]]:
-        confusion = self._confusion_matrix(cases)
-        support = confusion.sum(axis=1)
-        return [
-            {
-                "truth": self._labels[i],
-                "prediction": self._labels[j],
-                "cases": int(confusion[i, j]),
-                "share": float(confusion[i, j] / support[i]),
-            }
-            for i, j in np.argwhere(confusion)
-        ]
-
-    def _calibration(self, cases: _Cases) -> list[dict[str, Any]]:
-        bins = m.calibration_bins(*self._statements(cases), bins=self._config.calibration_bins)
-        return [
-            {
-                "from": float(bins.edges[i]),
-                "to": float(bins.edges[i + 1]),
-                "statements": int(bins.statements_M[i]),
-                "confidence": _defined(bins.confidence_M[i]),
-                "frequency": _defined(bins.frequency_M[i]),
-            }
-            for i in range(self._config.calibration_bins)
-        ]
 
     def _per_column(self, cases: _Cases, column: str, notes: list[str]) -> list[dict[str, Any]]:
         if column not in cases.columns:
@@ -340,7 +308,7 @@ class ClassificationEvaluator:
             intervals = self._intervals(part, figures, draws)
             for name, figure in figures.items():
                 interval = intervals.get(name)  # none where the figure is not defined
-                row[name] = _defined(figure)
+                row[name] = m.defined(figure)
                 row[f"{name}_low"], row[f"{name}_high"] = (interval.low, interval.high) if interval else (None, None)
             rows.append(row)
         return rows
@@ -378,8 +346,3 @@ class ClassificationEvaluator:
 
     def _names_of(self, labels_K: Bools) -> str:
         return ", ".join(label for label, there in zip(self._labels, labels_K, strict=True) if there)
-
-
-def _defined(value: Any) -> float | None:
-    """A plain float, None for nan."""
-    return None if math.isnan(value) else float(value)

@@ -7,10 +7,13 @@ from consilium.core.contracts import Evaluator
 from consilium.core.labels import LabelTree
 from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import EvaluationConfig
+from consilium.evaluation.tree import TreeEvaluator
 
 
 def build_evaluator(
     labels: LabelTree, *, multi_label: bool, config: EvaluationConfig, calibration: Calibration
 ) -> Evaluator:
-    """The evaluator of a classification."""
-    return ClassificationEvaluator(labels, multi_label=multi_label, config=config)
+    """The evaluator of a classification; ``calibration`` says when an answer of one label stops."""
+    if multi_label:
+        return ClassificationEvaluator(labels, multi_label=True, config=config)
+    return TreeEvaluator(labels, config=config, calibration=calibration)

@@ -14,6 +14,7 @@ in scikit-learn.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ def one_hot(indices_N: Ints, *, classes: int) -> Bools:
 
 def class_counts(truth_NK: Bools, predicted_NK: Bools, *, weights: Floats | None = None) -> ClassCounts:
     """True and false positives and negatives of each class."""
-    weights = _weights(weights, len(truth_NK))
+    weights = as_weights(weights, len(truth_NK))
     tp = weights @ (truth_NK & predicted_NK)
     fp = weights @ (~truth_NK & predicted_NK)
     fn = weights @ (truth_NK & ~predicted_NK)
@@ -80,27 +81,27 @@ def confusion_matrix(truth_N: Ints, predicted_N: Ints, *, classes: int) -> Ints:
 
 def precision(counts: ClassCounts) -> Floats:
     """Share of the cases called a class that are of it (positive predictive value), [..., K]; nan if none is."""
-    return _ratio(counts.tp, counts.tp + counts.fp)
+    return ratio(counts.tp, counts.tp + counts.fp)
 
 
 def recall(counts: ClassCounts) -> Floats:
     """Share of a class that was found (sensitivity), [..., K]; nan where the truth has none."""
-    return _ratio(counts.tp, counts.tp + counts.fn)
+    return ratio(counts.tp, counts.tp + counts.fn)
 
 
 def specificity(counts: ClassCounts) -> Floats:
     """Share of the cases outside a class that were kept out of it, [..., K]; nan where there are none."""
-    return _ratio(counts.tn, counts.tn + counts.fp)
+    return ratio(counts.tn, counts.tn + counts.fp)
 
 
 def f1(counts: ClassCounts) -> Floats:
     """Harmonic mean of precision and recall, [..., K]; nan for a class that is not present."""
-    return _ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn)
+    return ratio(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn)
 
 
 def accuracy(counts: ClassCounts) -> Floats:
     """Share of cases whose one label was named right, [...]; single-label counts only."""
-    return _ratio(counts.tp.sum(axis=-1), counts.support.sum(axis=-1))
+    return ratio(counts.tp.sum(axis=-1), counts.support.sum(axis=-1))
 
 
 def balanced_accuracy(counts: ClassCounts) -> Floats:
@@ -126,18 +127,18 @@ def macro_f1(counts: ClassCounts) -> Floats:
 def micro_f1(counts: ClassCounts) -> Floats:
     """F1 of all decisions pooled, [...]; equals accuracy in single-label tasks."""
     tp, errors = counts.tp.sum(axis=-1), (counts.fp + counts.fn).sum(axis=-1)
-    return _ratio(2 * tp, 2 * tp + errors)
+    return ratio(2 * tp, 2 * tp + errors)
 
 
 def weighted_f1(counts: ClassCounts) -> Floats:
     """Mean F1 weighted by each class's support, [...]."""
-    return _ratio((np.nan_to_num(f1(counts)) * counts.support).sum(axis=-1), counts.support.sum(axis=-1))
+    return ratio((np.nan_to_num(f1(counts)) * counts.support).sum(axis=-1), counts.support.sum(axis=-1))
 
 
 def macro(values: Floats) -> Floats:
     """Mean over the last axis of the values that are defined; nan where none is."""
     defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1).astype(float))
+    return ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1).astype(float))
 
 
 def quadratic_weighted_kappa(confusion_KK: Ints) -> float:
@@ -151,7 +152,7 @@ def quadratic_weighted_kappa(confusion_KK: Ints) -> float:
     position = np.arange(len(confusion))
     cost_KK = (position[:, None] - position) ** 2
     chance_KK = np.outer(confusion.sum(axis=1), confusion.sum(axis=0)) / max(confusion.sum(), 1.0)
-    return float(1.0 - _ratio((cost_KK * confusion).sum(), (cost_KK * chance_KK).sum()))
+    return float(1.0 - ratio((cost_KK * confusion).sum(), (cost_KK * chance_KK).sum()))
 
 
 # -- From scores ------------------------------------------------------------------------------------------------
@@ -188,14 +189,14 @@ def sensitivity_at_specificity(
         # The tolerance lets 1 of 10 negatives pass at 0.9, which 1 - 0.9 in binary falls just short of.
         allowed = fp_T <= (1.0 - specificity) * fp_T[..., -1:] + 1e-9
         best = np.where(allowed, tp_T, 0.0).max(axis=-1)
-        return np.where(fp_T[..., -1] > 0, _ratio(best, tp_T[..., -1]), np.nan)
+        return np.where(fp_T[..., -1] > 0, ratio(best, tp_T[..., -1]), np.nan)
 
     return _per_class(figure, truth_NK, scores_NK, weights)
 
 
 def _per_class(figure: Any, truth_NK: Bools, scores_NK: Floats, weights: Floats | None) -> Floats:
     """``figure`` of the cumulative true and false positives of each class, thresholds falling, ties in one step."""
-    weights = _weights(weights, len(truth_NK))
+    weights = as_weights(weights, len(truth_NK))
     columns = []
     for truth_N, scores_N in zip(truth_NK.T, scores_NK.T, strict=True):
         order = np.argsort(-scores_N, kind="stable")
@@ -209,12 +210,12 @@ def _per_class(figure: Any, truth_NK: Bools, scores_NK: Floats, weights: Floats 
 
 def _auroc(tp_T: Floats, fp_T: Floats) -> Floats:
     area = (np.diff(fp_T, prepend=0.0) * (tp_T - np.diff(tp_T, prepend=0.0) / 2)).sum(axis=-1)
-    return _ratio(area, tp_T[..., -1] * fp_T[..., -1])
+    return ratio(area, tp_T[..., -1] * fp_T[..., -1])
 
 
 def _average_precision(tp_T: Floats, fp_T: Floats) -> Floats:
-    precision_T = np.nan_to_num(_ratio(tp_T, tp_T + fp_T))
-    return _ratio((np.diff(tp_T, prepend=0.0) * precision_T).sum(axis=-1), tp_T[..., -1])
+    precision_T = np.nan_to_num(ratio(tp_T, tp_T + fp_T))
+    return ratio((np.diff(tp_T, prepend=0.0) * precision_T).sum(axis=-1), tp_T[..., -1])
 
 
 # -- Probabilities ----------------------------------------------------------------------------------------------
@@ -255,10 +256,10 @@ def calibration_error(confidence: Floats, correct: Bools, *, bins: int, weights:
     """
     cases = len(confidence)
     statements = confidence.size // cases
-    weights = _weights(weights, cases)
+    weights = as_weights(weights, cases)
     code = np.repeat(np.arange(cases), statements) * bins + _bin_of(confidence.ravel(), bins)
     gap_NM = np.bincount(code, weights=(correct - confidence).ravel(), minlength=cases * bins).reshape(cases, bins)
-    return _ratio(np.abs(weights @ gap_NM).sum(axis=-1), statements * weights.sum(axis=-1))
+    return ratio(np.abs(weights @ gap_NM).sum(axis=-1), statements * weights.sum(axis=-1))
 
 
 def calibration_bins(confidence: Floats, correct: Bools, *, bins: int) -> CalibrationBins:
@@ -268,8 +269,8 @@ def calibration_bins(confidence: Floats, correct: Bools, *, bins: int) -> Calibr
     return CalibrationBins(
         edges=np.linspace(0.0, 1.0, bins + 1),
         statements_M=statements_M,
-        confidence_M=_ratio(np.bincount(bin_N, weights=confidence.ravel(), minlength=bins), statements_M),
-        frequency_M=_ratio(np.bincount(bin_N, weights=correct.ravel(), minlength=bins), statements_M),
+        confidence_M=ratio(np.bincount(bin_N, weights=confidence.ravel(), minlength=bins), statements_M),
+        frequency_M=ratio(np.bincount(bin_N, weights=correct.ravel(), minlength=bins), statements_M),
     )
 
 
@@ -278,29 +279,35 @@ def calibration_bins(confidence: Floats, correct: Bools, *, bins: int) -> Calibr
 
 def exact_match(truth_NK: Bools, predicted_NK: Bools, *, weights: Floats | None = None) -> Floats:
     """Share of cases whose whole set of labels is right (subset accuracy), [...]."""
-    weights = _weights(weights, len(truth_NK))
-    return _ratio(weights @ (truth_NK == predicted_NK).all(axis=1), weights.sum(axis=-1))
+    weights = as_weights(weights, len(truth_NK))
+    return ratio(weights @ (truth_NK == predicted_NK).all(axis=1), weights.sum(axis=-1))
 
 
 def hamming_loss(truth_NK: Bools, predicted_NK: Bools, *, weights: Floats | None = None) -> Floats:
     """Share of case-label decisions that are wrong, [...]."""
-    weights = _weights(weights, len(truth_NK))
-    return _ratio(weights @ (truth_NK != predicted_NK).mean(axis=1), weights.sum(axis=-1))
+    weights = as_weights(weights, len(truth_NK))
+    return ratio(weights @ (truth_NK != predicted_NK).mean(axis=1), weights.sum(axis=-1))
 
 
 # -- Helpers ----------------------------------------------------------------------------------------------------
 
 
-def _weights(weights: Floats | None, cases: int) -> Floats:
+def as_weights(weights: Floats | None, cases: int) -> Floats:
+    """How often each case counts, once each where nothing is given."""
     return np.ones(cases) if weights is None else np.asarray(weights, dtype=float)
 
 
-def _ratio(numerator: Any, denominator: Any) -> Floats:
+def ratio(numerator: Any, denominator: Any) -> Floats:
     """The quotient, nan where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
     quotient = np.full(numerator.shape, np.nan)
     np.divide(numerator, denominator, out=quotient, where=denominator != 0)
     return quotient
+
+
+def defined(value: Any) -> float | None:
+    """A plain float, None for nan."""
+    return None if math.isnan(value) else float(value)
 
 
 def _clip(probabilities: Floats) -> Floats:

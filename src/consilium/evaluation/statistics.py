@@ -65,6 +65,17 @@ def percentile_interval(value: float, draws_R: Floats, *, confidence: float) -> 
     return Interval(value, float(low), float(high))
 
 
+def figure_interval(
+    value: float, draws_R: Floats | None, *, groups: Sequence[str], share: bool, confidence: float
+) -> Interval:
+    """The bootstrap interval; Wilson's, over groups, for a share of exactly 0 or 1, where no resample differs."""
+    if draws_R is None or math.isnan(value):
+        return Interval(value)
+    if share and value in (0.0, 1.0):
+        return wilson_interval(value, len(set(groups)), confidence=confidence)
+    return percentile_interval(value, draws_R, confidence=confidence)
+
+
 def wilson_interval(proportion: float, count: int, *, confidence: float) -> Interval:
     """The score interval of a proportion of ``count`` independent trials (Wilson, JASA 22, 1927)."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
