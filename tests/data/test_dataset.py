@@ -8,7 +8,7 @@ import pytest
 
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
-from consilium.data.dataset import labelled_cases
+from consilium.data.dataset import labelled_cases, rare_class_warnings
 from consilium.data.filters import Filtered, usable
 from consilium.data.prepare import prepare
 from consilium.data.store import CaseTable
@@ -37,3 +37,52 @@ def test_an_empty_train_split_says_why(table: CaseTable) -> None:
 def test_labels_that_a_model_does_not_know_are_named_beside_those_it_knows(table: CaseTable) -> None:
     with pytest.raises(DataError, match=r"'mri' \(6 case\(s\).*The known ones are: ct, pet\."):
         labelled_cases(Filtered(table), multi_label=False, labels=LabelTree.from_labels([("ct",), ("pet",)]))
+
+
+TREE = LabelTree(["ct", "ct.head", "ct.chest", "mri"], nested=True)
+
+
+def in_tree(table: CaseTable, ct: str, *, labels: LabelTree | None) -> list[tuple[str, ...]]:
+    """The table's labels, after ``ct`` was renamed, as a task with these ``labels`` takes them."""
+    renamed = table.with_labels([(ct,) if own == ("ct",) else own for own in table.labels])
+    cases = labelled_cases(Filtered(renamed), multi_label=False, labels=labels, nested=True)
+    return [(cases.labels.names[target],) for target in cases.targets.tolist()]
+
+
+@pytest.mark.parametrize("label", ["ct", "ct.head"])
+def test_a_label_may_stop_at_any_node_of_a_tree(table: CaseTable, label: str) -> None:
+    assert sorted(set(in_tree(table, label, labels=TREE))) == [(label,), ("mri",)]
+
+
+@pytest.mark.parametrize(
+    ("label", "labels", "message"),
+    [
+        ("ct.hed", TREE, "'ct.hed' (6 case(s), first s:train/ct/1.png in train; did you mean 'ct.head'?)"),
+        ("ct", LabelTree(TREE.leaves), "in train; it stops above known ones, which only task.tree.head: joint or"),
+        ("pet", TREE, "'pet' (6 case(s), first s:train/ct/1.png in train). The known ones are: ct, ct.head, ct.chest,"),
+    ],
+)
+def test_a_label_outside_of_a_tree_says_what_it_may_be(
+    table: CaseTable, label: str, labels: LabelTree, message: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        in_tree(table, label, labels=labels)
+    assert "labels occur that the model does not know: " in str(error.value)
+    assert message in str(error.value)
+
+
+def test_labels_that_make_one_leaf_are_no_task(table: CaseTable) -> None:
+    """Nested, the node above it is no second class."""
+    alone = table.with_labels([("ct.head",)] * len(table))
+    with pytest.raises(DataError, match=r"train has 1 label\(s\) \(ct\.head\); a classifier needs at least two"):
+        labelled_cases(Filtered(alone), multi_label=False, nested=True)
+
+
+def test_nodes_count_the_cases_below_them_and_those_without_one_are_named(table: CaseTable) -> None:
+    renamed = table.with_labels([("ct.head",) if own == ("ct",) else own for own in table.labels])
+    cases = labelled_cases(Filtered(renamed), multi_label=False, labels=TREE)
+    assert cases.class_counts() == [3, 3, 0, 3]
+    assert rare_class_warnings(cases, at_least=3) == [
+        "train has no case of: ct.chest; a training on these data cannot learn them.",
+        "val has fewer than 3 cases of: ct.chest (0); their figures mean little.",
+    ]

@@ -1,0 +1,284 @@
+"""A joint head over a label tree, from a table to a bundle: what it learns from, what it keeps, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import consilium
+from consilium.bundle import Predictor, case_outputs
+from consilium.core.config import to_yaml
+from consilium.core.errors import ConfigError, DataError
+from consilium.core.labels import LabelTree, paths_of
+from consilium.core.reporter import Silent
+from consilium.data.load import load_data
+from consilium.evaluation.calibration import choose_thresholds, fit_temperatures
+from consilium.experiment import Experiment
+from consilium.judge import evaluate
+from consilium.session import train
+from tests.conftest import coloured_image
+from tests.session.test_loop import torchrun
+from tests.tiny import Recorder, Run, assert_close, same, tiny_experiment, train_tiny
+
+LABELS = ["ct", "ct.chest", "ct.head", "mri.t1", "mri.t2", "xray"]  # the first stops at an inner node
+NAMES = ("ct", "ct.chest", "ct.head", "mri", "mri.t1", "mri.t2", "xray")
+YAML = "{xray: , mri: {t2: , t1: }, pet: [fdg, psma], ct: [head, chest]}"
+JOINT = ["task.tree.head=joint", "evaluation.wanted_accuracy=0.25"]
+Row = dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    """Four training images of each label, three to validate and two to test."""
+    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
+    found = []
+    for split, count in {"train": 4, "val": 3, "test": 2}.items():
+        for number, label in enumerate(LABELS):
+            for image in range(count):
+                path = root / f"{split}-{label}-{image}.png"
+                coloured_image(label=number, labels=len(LABELS), size=(32, 32), rng=rng).save(path)
+                found.append({"image": str(path), "label": label, "split": split, "is_gt": "true"})
+    return found
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def source(table: Path) -> str:
+    return f"data.sources={json.dumps([{'kind': 'csv', 'name': 'tree', 'path': str(table)}])}"
+
+
+def train_table(folder: Path, rows: Sequence[Row], *overrides: str, **options: Any) -> Run:
+    """Train the tiny experiment on these rows; each folder holds one table."""
+    folder.mkdir(exist_ok=True)
+    table = write_table(folder / "table.csv", rows)
+    return train_tiny(folder, folder / "runs", *JOINT, source(table), *overrides, **options)
+
+
+@pytest.fixture(scope="module")
+def run(rows: list[Row], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A tree from dot paths; no test changes it."""
+    return train_table(tmp_path_factory.mktemp("run"), rows)
+
+
+def outputs_of(run: Run, split: str) -> Any:
+    """What a freshly loaded bundle says of a split, and its targets."""
+    experiment = Experiment.load(run.folder / "config.yaml")
+    predictor = consilium.load(run.folder)
+    cases = load_data(
+        experiment.data, multi_label=False, needs=(split,), labels=predictor.labels, reporter=Silent()
+    ).cases
+    return case_outputs(predictor, cases, split)
+
+
+# -- The tree and its ids -----------------------------------------------------------------------------------------
+
+
+def test_a_tree_of_dot_paths_holds_the_nodes_above_the_labels(run: Run) -> None:
+    assert tuple(run.manifest["labels"]) == NAMES
+    assert run.manifest["class_counts"] == [12, 4, 4, 8, 4, 4, 4]  # of a node: at it or below it
+    assert run.manifest["training_cases"] == 24
+    assert run.weights["head.1.weight"].shape[0] == len(NAMES)
+    assert set(run.manifest["calibration"]["temperatures"]) == {"root", "ct", "mri"}
+    assert len(run.manifest["calibration"]["thresholds"]) == 2
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "class_balanced"])
+def test_a_tree_in_yaml_gives_the_ids_and_may_have_nodes_without_a_case(
+    rows: list[Row], tmp_path: Path, sampling: str
+) -> None:
+    balanced = ["task.loss.class_weights=balanced", f"data.mixture.sampling={sampling}", "report.images=true"]
+    run = train_table(tmp_path, rows, f"task.tree.nodes={YAML}", *balanced)
+    given = Experiment.load(run.folder / "config.yaml").task.tree.nodes
+    assert given is not None
+    assert run.manifest["labels"] == paths_of(given)
+    assert run.manifest["labels"][:4] == ["xray", "mri", "mri.t2", "mri.t1"]
+    told = "note: train has no case of: pet, pet.fdg, pet.psma; a training on these data cannot learn them."
+    assert told in run.reporter.lines
+    assert run.manifest["calibration"]["temperatures"]["pet"] == 1.0
+    assert (run.folder / "report.html").stat().st_size > 0
+    (record,) = consilium.load(run.folder).predict(rows[0]["image"])
+    assert list(record["probabilities"]) == run.manifest["labels"]
+
+
+def test_flat_a_tree_in_yaml_gives_its_leaves(rows: list[Row], tmp_path: Path) -> None:
+    leaves = [row for row in rows if row["label"] != "ct"]
+    run = train_table(tmp_path, leaves, "task.tree.head=flat", f"task.tree.nodes={YAML}")
+    assert run.manifest["labels"] == ["xray", "mri.t2", "mri.t1", "pet.fdg", "pet.psma", "ct.head", "ct.chest"]
+    with pytest.raises(DataError) as error:
+        train_table(tmp_path / "all", rows, "task.tree.head=flat", f"task.tree.nodes={YAML}")
+    told = str(error.value)
+    assert "'ct' (9 case(s), first tree:2 in train; it stops above known ones" in told
+    assert "which only task.tree.head: joint or cascade learns" in told
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_label_outside_of_the_tree_comes_with_the_nearest_one(rows: list[Row], tmp_path: Path, split: str) -> None:
+    strange = [
+        {**row, "label": "ct.hed"} if row["split"] == split and row["label"] == "ct.head" else row for row in rows
+    ]
+    with pytest.raises(DataError) as error:
+        train_table(tmp_path, strange, f"task.tree.nodes={YAML}")
+    told = str(error.value)
+    assert f"in {split}; did you mean 'ct.head'?)" in told
+    assert "The known ones are: xray, mri, mri.t2," in told
+    assert "Correct the labels, keep the cases out with data.filters.labels, or, before a training, add" in told
+
+
+def test_a_tree_of_one_leaf_is_no_task(rows: list[Row], tmp_path: Path) -> None:
+    chest = [{**row, "label": "ct.chest"} if row["label"] != "ct" else row for row in rows]
+    with pytest.raises(DataError, match=r"train has 1 label\(s\) \(ct\.chest\); a classifier needs at least two"):
+        train_table(tmp_path, chest)
+
+
+def test_many_labels_a_case_have_no_tree(rows: list[Row], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tree\.head: joint takes one label a case; with multi_label leave it flat"):
+        train_table(tmp_path, rows, "task.multi_label=true")
+
+
+# -- What calibration learns from ---------------------------------------------------------------------------------
+
+
+def test_calibration_is_what_validation_alone_teaches(run: Run) -> None:
+    found, val = run.manifest["calibration"], outputs_of(run, "val")
+    labels = LabelTree(NAMES, nested=True)
+    assert found["temperatures"] == pytest.approx(
+        fit_temperatures(val.arrays["logits"], val.targets, labels=labels), abs=2e-4
+    )
+    wanted = {"labels": labels, "wanted_accuracy": 0.25}
+    expected = choose_thresholds(val.arrays["probabilities"], val.targets, **wanted)
+    assert None not in expected, "choose a lower accuracy, so that this shows something"
+    assert found["thresholds"] == pytest.approx(expected, rel=1e-5)
+    assert found["wanted_accuracy"] == 0.25
+
+
+def test_nothing_of_the_test_split_reaches_weights_or_calibration(rows: list[Row], run: Run, tmp_path: Path) -> None:
+    test = iter([row for row in rows if row["split"] == "test"][::-1])
+    turned = [{**row, "label": next(test)["label"]} if row["split"] == "test" else row for row in rows]
+    val = iter([row for row in rows if row["split"] == "val"][::-1])
+    other_val = [{**row, "label": next(val)["label"]} if row["split"] == "val" else row for row in rows]
+    same_run = train_table(tmp_path / "test", turned)
+    assert same(same_run.weights, run.weights)
+    assert same_run.manifest["calibration"] == run.manifest["calibration"]
+    assert same_run.metrics["val"] == run.metrics["val"]
+    assert same_run.metrics["test"] != run.metrics["test"]
+    assert train_table(tmp_path / "val", other_val).manifest["calibration"] != run.manifest["calibration"]
+
+
+def test_pseudo_labels_teach_in_train_and_nowhere_else(rows: list[Row], tmp_path: Path) -> None:
+    copies = []
+    for number, split in enumerate(("train", "val", "test")):  # two strange pictures in each
+        for turn in range(2):
+            path = tmp_path / f"{split}-{turn}.png"
+            coloured_image(label=turn, labels=3, size=(48, 32), rng=np.random.default_rng(number)).save(path)
+            copies.append({"image": str(path), "split": split, "label": "mri.t1", "is_gt": "false"})
+    options = ["data.pseudo_labels=true", "data.image.statistics=data", "data.image.mean=[0.5, 0.5, 0.5]"]
+    taught = [row for row in copies if row["split"] == "train"]
+    both = train_table(tmp_path / "both", [*rows, *copies], *options)
+    only = train_table(tmp_path / "only", [*rows, *taught], *options)
+    none = train_table(tmp_path / "none", rows, *options)
+    kept_out = train_table(tmp_path / "out", [*rows, *copies], *options, "data.pseudo_labels=false")
+    for with_strangers, without in ((both, only), (kept_out, none)):
+        assert same(with_strangers.weights, without.weights)
+        for key in ("calibration", "metrics", "image", "class_counts", "training_cases"):
+            assert with_strangers.manifest[key] == without.manifest[key], key
+    assert both.manifest["training_cases"] == none.manifest["training_cases"] + 2
+    assert not same(both.weights, none.weights)
+
+
+# -- The bundle ---------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_and_predict_agree_with_the_training(run: Run, tmp_path: Path) -> None:
+    for split in ("val", "test"):
+        found = evaluate(run.folder, split=split, out=tmp_path / split)
+        assert found.metrics == pytest.approx(run.metrics[split], abs=1e-5)
+
+
+def test_a_case_exactly_at_a_threshold_is_answered_alone_as_in_its_batch(run: Run, rows: list[Row]) -> None:
+    """The threshold of the first level is that of a validation case, whichever batch it comes in."""
+    images = [row["image"] for row in rows if row["split"] == "val"]
+    (least, *_) = run.manifest["calibration"]["thresholds"]
+    assert least is not None
+    predictor = Predictor.load(run.folder)
+    together = predictor.predict(images)
+    alone = [predictor.predict(image)[0] for image in images]
+    assert [record["label"] for record in together] == [record["label"] for record in alone]
+    sure = [record["path"][0]["probability"] for record in together]
+    assert min(p for p in sure if p >= least) == pytest.approx(least, rel=2e-4)
+    answered = sum(record["label"] != "unknown" for record in together)
+    assert answered == sum(p >= least for p in sure)
+
+
+def old_bundle(run: Run, folder: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a bundle with another manifest."""
+    shutil.copytree(run.folder, folder)
+    manifest = run.manifest
+    edit(manifest)
+    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return folder
+
+
+def test_bundles_of_format_1_still_answer(tiny_run: Run, tiny_images: Path, tmp_path: Path) -> None:
+    """They know no tree and no calibration: a softmax over the classes."""
+
+    def first_format(manifest: dict[str, Any]) -> None:
+        manifest["format_version"] = 1
+        del manifest["calibration"], manifest["task"]["tree"]
+
+    folder = old_bundle(tiny_run, tmp_path / "old", first_format)
+    image = tiny_images / "test" / "ct" / "000.jpg"
+    (old,), (new,) = consilium.load(folder).predict(image), consilium.load(tiny_run.folder).predict(image)
+    temperature = tiny_run.manifest["calibration"]["temperatures"]["root"]
+    assert temperature != 1
+    heated = np.array(list(old["probabilities"].values())) ** (1 / temperature)
+    assert list(new["probabilities"].values()) == pytest.approx((heated / heated.sum()).tolist(), abs=1e-5)
+    assert old["label"] == new["label"]
+    metrics = evaluate(folder, split="test", out=tmp_path / "out").metrics
+    assert metrics["accuracy"] == tiny_run.metrics["test"]["accuracy"]
+
+
+# -- The loop -----------------------------------------------------------------------------------------------------
+
+LONG = ["data.loader.batch_size=5", "trainer.max_epochs=2", "trainer.max_steps=8", "trainer.deterministic=true"]
+
+
+def test_killed_and_resumed_is_the_unbroken_run(rows: list[Row], tmp_path: Path) -> None:
+    table = write_table(tmp_path / "table.csv", rows)
+    options = [*JOINT, *LONG, source(table)]
+    whole = train_tiny(tmp_path, tmp_path / "whole", *options)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_experiment(tmp_path, tmp_path / "broken", *options), reporter=Recorder(stop_at=6))
+    resumed = train_tiny(tmp_path, tmp_path / "broken", *options, resume=True)
+    assert "resumed from" in resumed.log
+    assert same(resumed.weights, whole.weights)
+    assert {**resumed.manifest, "created": ""} == {**whole.manifest, "created": ""}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(rows: list[Row], tmp_path: Path) -> None:
+    table = write_table(tmp_path / "table.csv", rows)
+    frozen = "task.vision.freeze.kind=tower"  # no batch statistics, which processes do not share
+    options = [*JOINT, "trainer.max_steps=3", "trainer.max_epochs=1", frozen, source(table)]
+    one = train_tiny(tmp_path, tmp_path / "one", *options)
+    config = tmp_path / "two.yaml"
+    config.write_text(to_yaml(tiny_experiment(tmp_path, tmp_path / "two", *options)), encoding="utf-8")
+    two = torchrun(config, tmp_path / "two")
+    manifest = json.loads((two / "bundle.json").read_text(encoding="utf-8"))
+    assert manifest["labels"] == one.manifest["labels"]
+    assert_close(load_file(two / "model.safetensors"), one.weights)
+    for key in ("temperatures", "thresholds"):
+        assert manifest["calibration"][key] == pytest.approx(one.manifest["calibration"][key], rel=1e-3)
