@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import consilium
-from consilium.bundle import Predictor, case_outputs, read_manifest
+from consilium.bundle import Predictor, case_outputs
 from consilium.core.contracts import Outputs
 from consilium.core.errors import BundleError, ImageError
 from consilium.core.reporter import Silent
@@ -24,6 +24,7 @@ from consilium.data.load import load_data
 from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import AveragingConfig
 from consilium.experiment import Experiment
+from consilium.manifest import read_manifest
 from tests.conftest import write_images
 from tests.tiny import Run, TrainTiny, same
 

@@ -2,103 +2,32 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import json
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, ValidationError
 
-from consilium.core.answers import Calibration
-from consilium.core.archives import is_archive, unpack_once
-from consilium.core.config import Config
 from consilium.core.contracts import Batch, Outputs, Prediction
 from consilium.core.errors import BundleError, ConfigError, ConsiliumError, DataError, WeightsError
-from consilium.core.files import atomic_file, fingerprint, write_json
+from consilium.core.files import atomic_file, write_json
 from consilium.core.labels import LabelTree
-from consilium.core.places import exists, is_remote
-from consilium.core.transfer import cache_folder, fetch
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.dataset import LabelledCases
 from consilium.data.loader import Batches, Images, Loaded, Loader, evaluation_requests
 from consilium.data.looks import looks
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
+from consilium.manifest import MANIFEST, WEIGHTS, Manifest, local_bundle, node_folder, read_manifest, refuse_links
 from consilium.models.weights import load_state, load_strict, save_state
 from consilium.tasks.answering import Answering
 from consilium.tasks.cascade import Cascade, choices
 from consilium.tasks.classify import Classify, build_classify
-from consilium.tasks.config import TaskConfig
-
-FORMAT_VERSION = 2
-MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
-FILES = (MANIFEST, WEIGHTS, "config.yaml", "history.csv")  # that others read of a bundle
 
 Item = str | Path | bytes | Sequence[str | Path | bytes]
-
-
-class Manifest(Config):
-    """``bundle.json``: all that is needed to rebuild the task, and where it came from."""
-
-    format_version: int = FORMAT_VERSION
-    consilium_version: str
-    created: str
-    name: str
-    task: TaskConfig
-    image: ImageConfig
-    labels: list[str]
-    class_counts: list[int]
-    training_cases: int
-    threshold: float
-    averaging: AveragingConfig = AveragingConfig()
-    calibration: Calibration = Calibration()
-    seed: int
-    data_fingerprint: str
-    metrics: dict[str, dict[str, float | None]]
-    weights_sha256: str = ""
-    nodes: dict[str, str] = Field(default={}, description="Of a cascade: SHA-256 of the manifest of each network.")
-
-
-def new_manifest(
-    *,
-    name: str,
-    task: TaskConfig,
-    image: ImageConfig,
-    labels: LabelTree,
-    class_counts: Sequence[int],
-    training_cases: int,
-    threshold: float,
-    averaging: AveragingConfig,
-    calibration: Calibration,
-    seed: int,
-    data_fingerprint: str,
-    metrics: dict[str, dict[str, float | None]],
-) -> Manifest:
-    """A manifest of this version and moment."""
-    return Manifest(
-        consilium_version=version("consilium"),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        name=name,
-        task=task,
-        image=image,
-        labels=list(labels.names),
-        class_counts=list(class_counts),
-        training_cases=training_cases,
-        threshold=threshold,
-        averaging=averaging,
-        calibration=calibration,
-        seed=seed,
-        data_fingerprint=data_fingerprint,
-        metrics=metrics,
-    )
 
 
 def save_bundle(folder: Path, *, manifest: Manifest, task: Answering) -> None:
@@ -110,12 +39,6 @@ def save_bundle(folder: Path, *, manifest: Manifest, task: Answering) -> None:
             save_state(task.state_dict(), temporary)
         own = {"weights_sha256": _sha256(folder / WEIGHTS)}
     write_json(folder / MANIFEST, manifest.model_copy(update=own).model_dump(mode="json"))
-
-
-def node_folder(node: str) -> str:
-    """Where in the folder of a cascade the bundle of a node's network is."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]|^\.", "_", node)
-    return f"nodes/{safe}" if safe == node else f"nodes/{safe}-{fingerprint(node)}"
 
 
 def _node_digests(folder: Path, nodes: Iterable[str]) -> dict[str, str]:
@@ -173,72 +96,6 @@ def _load_task(folder: Path, manifest: Manifest) -> Answering:
         raise BundleError(f"bundle {folder} cannot be loaded: {error}") from error
     task.calibrate(manifest.calibration)
     return task
-
-
-def local_bundle(bundle: str | Path) -> Path:
-    """The folder of a bundle; one in a bucket is downloaded, one in an archive unpacked, once for each content."""
-    try:
-        path = fetch(bundle, names=() if is_archive(bundle) else FILES)
-        if is_remote(str(bundle)) and path.is_dir() and (nodes := read_manifest(path).nodes):
-            path = fetch(bundle, names=[*FILES, *(f"{node_folder(node)}/{name}" for node in nodes for name in FILES)])
-        if not (is_archive(path) and path.is_file()):
-            return path
-        folder = unpack_once(path, cache_folder() / "bundles")
-    except (OSError, DataError) as error:
-        raise BundleError(f"bundle {bundle} cannot be read: {error}") from error
-    inner = [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]
-    found = [child for child in inner if (child / MANIFEST).is_file()]
-    if not found:
-        raise BundleError(f"{bundle} has no {MANIFEST}, so it is no bundle; pack the folder of a finished run.")
-    return found[0]
-
-
-def weights_file(origin: str) -> Path:
-    """The weights of a bundle, or a weights file, wherever it lies."""
-    if is_archive(origin) or (Path(origin).is_dir() if not is_remote(origin) else not exists(origin)):
-        folder = local_bundle(origin)
-        refuse_links(folder)
-        return folder / WEIGHTS
-    try:
-        return fetch(origin)
-    except OSError as error:
-        raise WeightsError(f"weights file {error}.") from error
-
-
-def refuse_links(folder: Path, names: Iterable[str] = FILES) -> None:
-    """A file of a bundle that is a link out of its folder is a BundleError: what it leads to nobody has checked."""
-    for name in names:
-        target = os.path.realpath(folder / name)
-        if not Path(target).is_relative_to(os.path.realpath(folder)):
-            raise BundleError(
-                f"{folder / name} is a link to {target}, outside of the bundle, and is not read. If you trust it, "
-                f"copy the bundle with what its links stand for (cp -rL {folder} COPY) and give the copy."
-            )
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The checked manifest of a bundle; anything wrong is a BundleError."""
-    refuse_links(folder)
-    path = folder / MANIFEST
-    if not path.is_file():
-        what = "does not exist" if not folder.exists() else f"has no {MANIFEST}, so it is not a finished run"
-        raise BundleError(f"{folder} {what}; give the folder of a finished run (consilium train prints it).")
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} is damaged: {error}. Copy the bundle again.") from error
-    found = tree.get("format_version") if isinstance(tree, dict) else None
-    if isinstance(found, int) and found > FORMAT_VERSION:
-        raise BundleError(
-            f"{folder} was written by Consilium {tree.get('consilium_version')} in bundle format {found}; this version "
-            f"({version('consilium')}) reads up to {FORMAT_VERSION}. Update Consilium."
-        )
-    try:
-        return Manifest.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise BundleError(f"{path} is damaged: {where}: {first['msg']}. Copy the bundle again.") from error
 
 
 def _sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from consilium.bundle import Predictor, case_outputs, read_manifest
+from consilium.bundle import Predictor, case_outputs
 from consilium.core.config import build, merge, nearest, to_yaml
 from consilium.core.contracts import Evaluation, Interval, Outputs
 from consilium.core.errors import ConfigError, ConsiliumError, DataError
@@ -34,6 +34,7 @@ from consilium.evaluation.crossval_report import CrossvalContent, FoldFigures, w
 from consilium.evaluation.report import METRICS
 from consilium.evaluation.wording import FEW_CASES
 from consilium.experiment import Experiment
+from consilium.manifest import read_manifest
 from consilium.session import train
 from consilium.training.runs import CONFIG, finished_run
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from consilium.bundle import Manifest, Predictor, case_outputs, local_bundle, read_manifest
+from consilium.bundle import Predictor, case_outputs
 from consilium.core import places
 from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
@@ -28,6 +28,7 @@ from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.report import ReportContent, write_report
 from consilium.evaluation.saliency import SaliencyMap
 from consilium.evaluation.statistics import mean_and_deviation
+from consilium.manifest import Manifest, local_bundle, read_manifest
 from consilium.occlusion import saliency_maps
 from consilium.training.hooks import read_history
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from consilium.bundle import case_outputs, read_manifest
+from consilium.bundle import case_outputs
 from consilium.core.contracts import Outputs
+from consilium.manifest import read_manifest
 from consilium.training.hooks import ProgressHook
 from tests.bad_input.conftest import assert_refused, nothing_lost, runs
 from tests.cli.conftest import Cli

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import consilium.demo.run
-from consilium.bundle import read_manifest
 from consilium.data.loader import _Decoder
 from consilium.data.store import CaseTable
 from consilium.experiment import Experiment
+from consilium.manifest import read_manifest
 from consilium.session import train
 from consilium.tasks.classify import Classify
 from consilium.training.dryrun import Trial

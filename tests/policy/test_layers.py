@@ -16,6 +16,7 @@ LAYERS = (
     ("core",),
     ("data", "models", "losses", "evaluation", "descriptions"),
     ("tasks",),
+    ("manifest",),
     ("bundle",),
     ("training", "council", "occlusion"),
     ("judge", "predictions"),

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from consilium.bundle import read_manifest
 from consilium.core.config import to_yaml
 from consilium.core.errors import InterruptedRunError, RunFolderError
+from consilium.manifest import read_manifest
 from consilium.session import RunResult, TrainResult, train
 from consilium.training.dryrun import Trial
 from consilium.training.hooks import read_history

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from consilium.bundle import MANIFEST, Predictor, load_cascade, node_folder
+from consilium.bundle import Predictor, load_cascade
 from consilium.core.config import nearest, to_yaml
 from consilium.core.errors import ConfigError, ConsiliumError, DataError
 from consilium.core.files import write_text
@@ -23,6 +23,7 @@ from consilium.data.load import LoadedData, measured
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts
 from consilium.losses.config import ClassificationLossConfig
+from consilium.manifest import MANIFEST, node_folder
 from consilium.models.weights import parameter_counts
 from consilium.session.finish import finish
 from consilium.session.seed import RunResult, Session

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from consilium.bundle import Predictor, new_manifest, recalibrated, save_bundle
+from consilium.bundle import Predictor, recalibrated, save_bundle
 from consilium.core.answers import Calibration
 from consilium.core.config import to_yaml
 from consilium.core.contracts import Outputs
@@ -17,6 +17,7 @@ from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.evaluator import build_evaluator
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts, judge, predict_splits, write_judgement
+from consilium.manifest import new_manifest
 from consilium.occlusion import saliency_maps
 from consilium.tasks.answering import Answering
 from consilium.training.runs import CONFIG

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from consilium.bundle import Manifest, local_bundle, read_manifest
 from consilium.core.config import build, merge
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import some
 from consilium.data.dataset import LabelledCases
 from consilium.experiment import Experiment
+from consilium.manifest import Manifest, local_bundle, read_manifest
 from consilium.models.config import FreezeConfig
 from consilium.tasks.classify import growing
 

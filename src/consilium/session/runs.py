@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from consilium.bundle import MANIFEST, read_manifest
 from consilium.core.config import to_yaml
 from consilium.core.files import write_text
 from consilium.core.reporter import Reporter, Silent
 from consilium.data.load import load_data
 from consilium.experiment import Experiment
 from consilium.judge import write_summary
+from consilium.manifest import MANIFEST, read_manifest
 from consilium.session.cascade import CascadeTraining
 from consilium.session.growth import read_growth
 from consilium.session.seed import RunResult, Session

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from consilium.bundle import Predictor, case_outputs, weights_file
+from consilium.bundle import Predictor, case_outputs
 from consilium.core.answers import Calibration
 from consilium.core.contracts import Evaluator, Hook, Progress
 from consilium.core.files import remove_leavings
@@ -26,6 +26,7 @@ from consilium.evaluation.config import AveragingConfig
 from consilium.evaluation.evaluator import build_evaluator
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts
+from consilium.manifest import weights_file
 from consilium.models.weights import load_state, load_strict, parameter_counts
 from consilium.session.finish import finish
 from consilium.tasks.classify import Classify, build_classify, grown_classify

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from consilium.bundle import MANIFEST
 from consilium.core.config import Config, parse_yaml, to_yaml
 from consilium.core.errors import ConfigError, InterruptedRunError, RunFolderError, TrainingError
 from consilium.core.files import write_json, write_text
 from consilium.core.reporter import Reporter
 from consilium.core.transfer import send
+from consilium.manifest import MANIFEST
 from consilium.training.config import OutputConfig
 
 STATE, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
