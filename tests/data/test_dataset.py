@@ -59,6 +59,7 @@ def test_a_label_may_stop_at_any_node_of_a_tree(table: CaseTable, label: str) ->
     [
         ("ct.hed", TREE, "'ct.hed' (6 case(s), first s:train/ct/1.png in train; did you mean 'ct.head'?)"),
         ("ct", LabelTree(TREE.leaves), "in train; it stops above known ones, which only task.tree.head: joint or"),
+        ("mri.t1", TREE, "in train; of its branch 'mri' is known). The known ones are"),
         ("pet", TREE, "'pet' (6 case(s), first s:train/ct/1.png in train). The known ones are: ct, ct.head, ct.chest,"),
     ],
 )

@@ -135,7 +135,7 @@ def test_a_label_outside_of_the_tree_comes_with_the_nearest_one(rows: list[Row],
     told = str(error.value)
     assert f"in {split}; did you mean 'ct.head'?)" in told
     assert "The known ones are: xray, mri, mri.t2," in told
-    assert "Correct the labels, keep the cases out with data.filters.labels, or, before a training, add" in told
+    assert "Correct or rename the labels (data.rename_labels), keep the cases out (data.filters.labels), or" in told
 
 
 def test_a_tree_of_one_leaf_is_no_task(rows: list[Row], tmp_path: Path) -> None:

@@ -74,8 +74,9 @@ def labelled_cases(
     else:
         wrong = "labels occur that the model does not know"
         mend = (
-            f"The known ones are: {some(list(labels.names), 20)}. Correct the labels, keep the cases out with "
-            "data.filters.labels, or, before a training, add the labels to task.tree.nodes."
+            f"The known ones are: {some(list(labels.names), 20)}. Correct or rename the labels "
+            "(data.rename_labels), keep the cases out (data.filters.labels), or, before a training, add the labels to "
+            "task.tree.nodes."
         )
     if known is not None:
         labels = LabelTree(list(dict.fromkeys((*known.names, *labels.names))), nested=nested)
@@ -134,8 +135,11 @@ def _hint(label: str, labels: LabelTree) -> str:
     """What an unknown label may be."""
     if any(name.startswith(f"{label}.") for name in labels.names):
         return "; it stops above known ones, which only task.tree.head: joint or cascade learns"
-    close = difflib.get_close_matches(label, labels.names, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    close = difflib.get_close_matches(label, labels.names, n=1, cutoff=0.8)  # paths of one branch are alike anyway
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    above = [name for name in labels.names if label.startswith(f"{name}.")]
+    return f"; of its branch '{max(above, key=len)}' is known" if above else ""
 
 
 def _spread(rows: np.ndarray, classes: np.ndarray, limit: int) -> np.ndarray:
