@@ -6,6 +6,7 @@ Axes in names: N case, M node of the tree, K sibling, L level.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,7 +47,12 @@ def fit_temperatures(logits_NM: np.ndarray, targets_N: np.ndarray, *, labels: La
 
 
 def choose_thresholds(
-    probabilities_NM: np.ndarray, targets_N: np.ndarray, *, labels: LabelTree, wanted_accuracy: float
+    probabilities_NM: np.ndarray,
+    targets_N: np.ndarray,
+    *,
+    labels: LabelTree,
+    wanted_accuracy: float,
+    given: Sequence[float | None] = (),
 ) -> list[float | None]:
     """The least probability of an answer at each level, so that answers are right as often as wanted.
 
@@ -55,14 +61,15 @@ def choose_thresholds(
     the most cases. Judged at a level are the cases answered at the levels above and whose label reaches it. None where
     no threshold gives that accuracy (or no case reaches the level): such a level is never answered. A threshold is a
     little below the least probability that it answers, so that rounding in another batch does not change the answer.
+    Those ``given`` for the first levels stay.
     """
-    thresholds: list[float | None] = []
+    thresholds = list(given)
     truth_NL = np.where(targets_N[:, None] >= 0, labels.paths_ML[targets_N], -1)
-    for level in range(labels.levels):
-        given = answer(probabilities_NM, labels=labels, thresholds=[*thresholds, 0.0])
-        judged_N = (given.depths_N > level) & (truth_NL[:, level] >= 0)
-        sure_N = given.probabilities_NL[judged_N, level]
-        right_N = given.paths_NL[judged_N, level] == truth_NL[judged_N, level]
+    for level in range(len(thresholds), labels.levels):
+        answers = answer(probabilities_NM, labels=labels, thresholds=[*thresholds, 0.0])
+        judged_N = (answers.depths_N > level) & (truth_NL[:, level] >= 0)
+        sure_N = answers.probabilities_NL[judged_N, level]
+        right_N = answers.paths_NL[judged_N, level] == truth_NL[judged_N, level]
         thresholds.append(_lowest(sure_N, right_N, wanted_accuracy))
     return thresholds
 

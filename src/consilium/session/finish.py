@@ -94,14 +94,17 @@ def _calibrated(
         temperatures = {**fitted, **calibration.temperatures}
         calibration = calibration.model_copy(update={"temperatures": temperatures})
     task.calibrate(calibration)
-    if config.wanted_accuracy is not None:
+    wanted, given = config.wanted_accuracy, []
+    if wanted is None:  # a router that grew keeps its thresholds, and needs some for levels that it did not have
+        wanted, given = calibration.wanted_accuracy, calibration.thresholds
+    if wanted is not None:
         thresholds = choose_thresholds(
             recalibrated(task, val).arrays["probabilities"],
             targets_N,
             labels=task.labels,
-            wanted_accuracy=config.wanted_accuracy,
+            wanted_accuracy=wanted,
+            given=given,
         )
-        given = {"thresholds": thresholds, "wanted_accuracy": config.wanted_accuracy}
-        calibration = calibration.model_copy(update=given)
+        calibration = calibration.model_copy(update={"thresholds": thresholds, "wanted_accuracy": wanted})
         task.calibrate(calibration)
     return calibration, {split: recalibrated(task, own) for split, own in outputs.items()}

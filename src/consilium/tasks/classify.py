@@ -104,8 +104,7 @@ def build_classify(
 
 def growing(labels: LabelTree, *, known: int) -> list[int]:
     """The nodes that learn when those from number ``known`` on are new: they, and the nodes above them."""
-    nodes: list[int] = labels.ancestry_MM[known:].any(0).nonzero()[0].tolist()
-    return nodes
+    return [node for node in range(len(labels)) if labels.ancestry_MM[known:, node].any()]
 
 
 def grown_classify(
