@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from consilium.bundle import Predictor, load_cascade
@@ -116,7 +117,7 @@ class CascadeTraining:
     def _finish(self, folder: Path, precision: str) -> dict[str, dict[str, float | None]]:
         """Judge the networks as one, calibrated on validation as a whole."""
         experiment, device = self.experiment, self.accelerator.device
-        cascade = load_cascade(folder, self.data.cases.labels).to(device)
+        cascade = load_cascade(folder, self.data.cases.labels).to(device).to(memory_format=torch.channels_last)
         predictor = Predictor(
             cascade,
             image=cascade.image,
