@@ -9,8 +9,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
 # A stamp for each Python that was asked for by name, so that asking for another sets up again.
 STAMP := $(VENV)/.ready$(if $(PYTHON),-$(notdir $(PYTHON)))
-# One thread in tests, threads that sleep when they wait in the demo: threads that spin beside a busy neighbour
-# are many times slower.
+# One thread in tests: threads that spin beside a busy neighbour are many times slower.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 .DEFAULT_GOAL := help
@@ -26,7 +25,7 @@ $(STAMP): $(LOCK) pyproject.toml tools/setup
 setup: $(STAMP)  ## make .venv with the locked versions
 
 demo: $(STAMP)  ## train, judge and use the modality router on the embedded demo data
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/consilium demo
+	@$(BIN)/consilium demo
 
 test: $(STAMP)  ## the fast tests
 	$(PYTEST) -n 2 -m "not slow"

@@ -310,6 +310,9 @@ def _options(
 
 def main() -> None:
     """Run a command; errors of ours become a message and their exit code."""
+    # Before torch is loaded. Threads that spin while they wait take the cores from the processes that decode, and
+    # beside a busy neighbour a batch takes many times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     show = "--traceback" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -133,3 +134,14 @@ def test_many_labels(cli: Cli, tiny_images: Path, images: Path, tmp_path: Path) 
     assert cli("predict", run.folder, images / "a.jpg", "--out", out).code == 0
     with out.open(encoding="utf-8", newline="") as file:
         assert [row["label"] for row in csv.DictReader(file)] == [";".join(LABELS)]
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_told_otherwise(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, given: str | None, used: str
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    cli("--help")
+    assert os.environ["OMP_WAIT_POLICY"] == used
