@@ -28,6 +28,7 @@ def evaluation(**changes: Any) -> Evaluation:
                 {"truth": "ct", "prediction": "ct", "cases": 381, "share": 0.9525},
                 {"truth": "ct", "prediction": "mri", "cases": 19, "share": 0.0475},
                 {"truth": "mri", "prediction": "ct", "cases": 6, "share": 0.5},
+                {"truth": "mri", "prediction": "mri", "cases": 6, "share": 0.5},
             ],
             "calibration": [
                 {"statements": 0, "confidence": None, "frequency": None},

@@ -18,6 +18,7 @@ from consilium.evaluation import svg
 
 _SHOWN_CLASSES = 60  # a larger confusion matrix is cut to the classes with the most errors
 _SLANT = math.radians(52)  # of the column labels of a confusion matrix
+_STEADY = 10  # from as many answers on a share of wrong ones is drawn
 _NUMBERED_CLASSES = 30  # up to here every cell carries its count
 
 
@@ -50,9 +51,10 @@ def confusion_heat_map(labels: Sequence[str], rows: Sequence[Mapping[str, Any]])
     support = counts.sum(axis=1)
     cell = 34 if len(kept) <= 16 else 30 if len(kept) <= _NUMBERED_CLASSES else 14
     widths = [svg.WIDTH * len(svg.short(labels[k])) for k in kept]
-    left, size = 14 + max(widths), cell * len(kept)
-    top = 30 + max(widths) * math.sin(_SLANT)
+    left, size = max(14 + max(widths), 68), cell * len(kept)  # beside the labels at least the words above them
+    top = 36 + max(widths) * math.sin(_SLANT)
     right = max(cell * (place + 0.5) + width * math.cos(_SLANT) - size for place, width in enumerate(widths))
+    right = max(right, 62 - size / 2)
     parts = [svg.text(left + cell * len(kept) / 2, 14, "named by the model", "axis-title", anchor="middle")]
     parts.append(svg.text(0, top - 8, "true class", "axis-title"))
     for place, k in enumerate(kept):
@@ -115,6 +117,42 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]]) -> str:
     parts.append(svg.text(14, 170, "share right", "axis-title", anchor="middle", turn=True))
     parts.append(svg.text(208, 440, "stated confidence; bars: how often it is stated", "axis-title", anchor="middle"))
     return svg.drawing(380, 446, "".join(parts), label="Reliability diagram", css="reliability")
+
+
+def small_reliability(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
+    """The same for one of several plots side by side, without the figures of its bins."""
+    x, y = svg.Axis(0, 1, 34, 184), svg.Axis(0, 1, 174, 24)
+    filled = [row for row in bins if row["statements"]]
+    most = max((row["statements"] for row in filled), default=1)
+    parts = [svg.text(34, 14, svg.short(title, 24), "chart-title", title=title)]
+    parts.append(svg.grid(x, y, [0, 0.5, 1.0], [0, 0.5, 1.0]) + svg.line(x.at(0), y.at(0), x.at(1), y.at(1), "ideal"))
+    for row in filled:
+        told = f"{row['statements']} cases, {row['confidence']:.2f} stated, {row['frequency']:.2f} right"
+        place = f'cx="{x.at(row["confidence"]):.1f}" cy="{y.at(row["frequency"]):.1f}"'
+        radius = 1.5 + 3.5 * math.sqrt(row["statements"] / most)
+        parts.append(f'<circle class="dot" {place} r="{radius:.1f}"><title>{told}</title></circle>')
+    return svg.drawing(196, 196, "".join(parts), label=f"Reliability at {title}", css="chart")
+
+
+def risk_coverage(rows: Sequence[Mapping[str, Any]], *, point: tuple[float, float] | None, wanted: float | None) -> str:
+    """Share of wrong answers against share of cases answered; marked are what is set, and what was asked for."""
+    steady = [row for row in rows if row["answered"] >= _STEADY]
+    drawn = [(100 * row["coverage"], 100 * row["risk"]) for row in (steady if len(steady) > 1 else rows)]
+    limits = [] if wanted is None else [100 * (1 - wanted)]
+    marked = [] if point is None else [(100 * point[0], 100 * point[1])]
+    levels = svg.ticks(0, max([1.0, *limits, *(risk for _, risk in (*drawn, *marked))]))
+    x, y = svg.Axis(0, 100, 48, 388), svg.Axis(levels[0], levels[-1], 230, 16)
+    parts = [svg.grid(x, y, [0, 20, 40, 60, 80, 100], levels)]
+    for limit in limits:
+        parts.append(svg.line(x.start, y.at(limit), x.end, y.at(limit), "ideal"))
+        parts.append(svg.text(x.start + 4, y.at(limit) - 5, f"asked: at most {limit:.3g} %", "tick"))
+    parts.append(svg.path([(x.at(share), y.at(risk)) for share, risk in drawn], "series a"))
+    for share, risk in marked:
+        tip = f"<title>{share:.1f} % answered, {risk:.1f} % of these wrong</title>"
+        parts.append(f'<circle class="dot b" cx="{x.at(share):.1f}" cy="{y.at(risk):.1f}" r="5">{tip}</circle>')
+    parts.append(svg.text(14, 123, "% wrong of the answered", "axis-title", anchor="middle", turn=True))
+    parts.append(svg.text(218, 268, "% of cases answered, the surest first", "axis-title", anchor="middle"))
+    return svg.drawing(400, 276, "".join(parts), label="Wrong answers against answered cases", css="chart")
 
 
 def line_chart(series: Sequence[Series], *, title: str, mark: float | None = None) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from consilium.core.contracts import Evaluation
 from consilium.core.files import write_json, write_text
-from consilium.evaluation import plots, wording
+from consilium.evaluation import plots, tree_plots, wording
 from consilium.evaluation.config import ReportConfig
 from consilium.evaluation.saliency import SaliencyMap
 from consilium.evaluation.statistics import MeanAndDeviation
@@ -29,9 +29,12 @@ HEADLINES = (
     "exact_match",
     "balanced_accuracy",
     "macro_f1",
+    "hierarchical_f1",
     "micro_f1",
     "macro_auroc",
     "calibration_error",
+    "coverage",
+    "answered_accuracy",
 )
 _CONFUSIONS = 6  # most frequent mistakes told in words
 
@@ -128,7 +131,7 @@ def environment(*, escape_html: bool) -> Environment:
         "soft": soft_breaks,
     }
     environment.filters.update(filters)
-    environment.globals |= {"words": wording, "plots": plots, "strip": plots.interval_strip}
+    environment.globals |= {"words": wording, "plots": plots, "tree_plots": tree_plots, "strip": plots.interval_strip}
     return environment
 
 

@@ -133,9 +133,8 @@ class TreeEvaluator:
         estimates = self._estimates(cases)
         tables = dict(found.tables)
         notes = tables.pop("notes", [])
-        if (stops := int((~cases.is_leaf_N).sum())) > 0:
-            notes = [*notes, {"note": f"The labels of {stops} cases stop above the leaves of the tree; what the model "
-                              "says below them cannot be judged and does not count."}]  # fmt: skip
+        if not cases.is_leaf_N.all():
+            notes = [*notes, {"note": "What it says below a label that stops above the leaves is not judged."}]
         if self._abstains:
             self._per_column(cases, tables)
         tables["risk_coverage"] = _risk_coverage(cases)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from consilium.core.contracts import Evaluation, Interval
@@ -24,8 +24,21 @@ METRIC_WORDS: dict[str, tuple[str, str]] = {
     "calibration_error": ("Calibration error", "how far stated confidence is from the share right; 0 is best"),
     "log_loss": ("Log loss", "penalty for confident errors, in nats; 0 is best"),
     "brier": ("Brier score", "squared error of the probabilities; 0 is best"),
+    "hierarchical_precision": (
+        "Hierarchical precision",
+        "of the nodes that are answered, the share that is right",
+    ),
+    "hierarchical_recall": ("Hierarchical recall", "of the nodes on the true paths, the share that is answered"),
+    "hierarchical_f1": ("Hierarchical F1", "both in one, all levels of the tree pooled; 1 is best"),
+    "hierarchical_f1_whole": ("Hierarchical F1, whole", "the same, had no answer stopped; 1 is best"),
+    "coverage": ("Answered", "share of cases that get an answer, at least at the first level"),
+    "answered_accuracy": ("Right when answered", "share of these whose answer is right"),
+    "aurc": ("Risk over coverage", "mean share of wrong answers when only the surest are given; 0 is best"),
 }
-SHARES = frozenset({"accuracy", "balanced_accuracy", "exact_match", "precision", "recall", "specificity"})
+SHARES = frozenset(
+    {"accuracy", "balanced_accuracy", "exact_match", "precision", "recall", "specificity"}
+    | {"coverage", "answered", "answered_accuracy"}
+)
 FEW_CASES = 10
 FEW_GROUPS = 20
 _SPLITS = {"test": "held-out test cases", "val": "validation cases", "train": "training cases"}
@@ -88,7 +101,9 @@ def summary(evaluation: Evaluation, *, confidence: float) -> list[str]:
     where = f"On {cases_phrase(evaluation)} the model"
     sentences = []
     if "accuracy" in shown:
-        sentences.append(f"{where} named the right class in {shown['accuracy']}.")
+        leaf = sum(row["support"] for row in evaluation.tables["per_class"])
+        of = f" of the {number(leaf)} whose label is a leaf of the tree" if leaf < evaluation.cases else ""
+        sentences.append(f"{where} named the right class in {shown['accuracy']}{of}.")
     elif "exact_match" in shown:
         sentences.append(f"{where} got every label right in {shown['exact_match']} of the cases.")
     classes = [row for row in evaluation.tables.get("per_class", []) if row["support"] > 0]
@@ -142,8 +157,85 @@ def confusions(evaluation: Evaluation, *, at_most: int) -> list[str]:
 
 def errors_phrase(evaluation: Evaluation) -> str:
     """How many cases were named wrong."""
-    wrong = sum(row["cases"] for row in evaluation.tables["confusion"] if row["truth"] != row["prediction"])
-    return f"{number(wrong)} of {number(evaluation.cases)} cases {'was' if wrong == 1 else 'were'} named wrong."
+    rows = evaluation.tables["confusion"]
+    wrong = sum(row["cases"] for row in rows if row["truth"] != row["prediction"])
+    judged = sum(row["cases"] for row in rows)
+    return f"{number(wrong)} of {number(judged)} cases {'was' if wrong == 1 else 'were'} named wrong."
+
+
+def abstention(evaluation: Evaluation, *, confidence: float) -> list[str]:
+    """When it answers and when it does not, and how often it is right then."""
+    levels = evaluation.tables.get("levels", [])
+    if not levels or "answered" not in levels[-1]:
+        return ["It answers every case, however unsure it is: no accuracy was asked for.", *_if_it_stopped(evaluation)]
+    whole, wanted, share = levels[-1], levels[0]["wanted_accuracy"], evaluation.metrics["coverage"]
+    kind = _SPLITS.get(evaluation.split, "cases")
+    told = {name: with_interval(name, value, confidence=confidence) for name, value in evaluation.intervals.items()}
+    asked = "" if wanted is None else f"; asked was {percent(wanted, 0)}"
+    nested = len(levels) > 1
+    sentences = [f"It answered none of the {kind}: every one is “unknown”."]
+    if share:
+        right = "and all that it said was right" if nested else "and was right"
+        answered = f"{told['coverage']} of the {kind}" + (", at least the first level," if nested else "")
+        sentences = [f"It answered {answered} {right} in {told['answered_accuracy']} of those{asked}."]
+        if share < 1.0:
+            sentences.append(f"The other {percent(1 - share)} are “unknown”.")
+    if nested and whole["answered_accuracy"] is not None:
+        sentences.append(
+            f"It went down to a leaf of the tree in {percent(whole['answered'])}, and was right there in "
+            f"{percent(whole['answered_accuracy'])}; where it is unsure on the way it stops at the parent."
+        )
+    if whole["accuracy"] is not None:
+        sentences.append(f"Had it answered every case whole, it would have been right in {percent(whole['accuracy'])}.")
+    return sentences + _never_answered(levels)
+
+
+def operating_point(evaluation: Evaluation) -> tuple[float, float] | None:
+    """Share answered whole and share of these that is wrong, as the thresholds are set; None where there are none."""
+    whole = evaluation.tables.get("levels", [{}])[-1]
+    right = whole.get("answered_accuracy")
+    return None if right is None else (whole["answered"], 1.0 - right)
+
+
+def _never_answered(levels: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which levels have no threshold."""
+    never = [str(row["level"]) for row in levels if row["threshold"] is None and isinstance(row["level"], int)]
+    if not never:
+        return []
+    if never[0] == "1":
+        return ["On validation no threshold gave the accuracy that was asked for, so it never answers."]
+    return [f"On validation no threshold gave the accuracy asked for at level {never[0]}, so it always stops above it."]
+
+
+def _if_it_stopped(evaluation: Evaluation) -> list[str]:
+    """What a threshold could give, where there is none."""
+    rows = evaluation.tables.get("risk_coverage", [])
+    some = [row for row in rows if 0.5 <= row["coverage"] < 1.0]
+    if not some or not rows[-1]["risk"]:
+        return []
+    near = min(some, key=lambda row: abs(row["coverage"] - 0.8))
+    return [
+        f"{percent(rows[-1]['risk'])} of its answers are wrong. Of the surest {percent(near['coverage'], 0)} of them "
+        f"{percent(near['risk'])} are."
+    ]
+
+
+def shortfalls(evaluation: Evaluation) -> list[str]:
+    """Where fewer answers are right than was asked for."""
+    found = []
+    levels = [row for row in evaluation.tables.get("levels", []) if isinstance(row["level"], int)]
+    for row in levels:
+        right, wanted = row.get("answered_accuracy"), row.get("wanted_accuracy")
+        if right is None or wanted is None or right >= wanted:
+            continue
+        where = f"At level {row['level']} its answers" if len(levels) > 1 else "Its answers"
+        high = row["answered_accuracy_high"]
+        chance = " Chance may explain it: the interval reaches that far." if high is not None and high >= wanted else ""
+        found.append(
+            f"{where} were right in {percent(right)}, less than the {percent(wanted, 0)} asked for: the threshold "
+            f"was chosen on validation cases and does not hold as well here.{chance}"
+        )
+    return found
 
 
 def cautions(evaluation: Evaluation) -> list[str]:
@@ -155,6 +247,7 @@ def cautions(evaluation: Evaluation) -> list[str]:
     absent = [row["label"] for row in per_class if row["support"] == 0]
     if absent:
         found.append(f"Not judged, because no case of it was here: {_listed(absent)}.")
+    found += shortfalls(evaluation)
     few = [row["label"] for row in per_class if 0 < row["support"] < FEW_CASES]
     if few:
         found.append(f"Fewer than {FEW_CASES} cases, so the figures of the class say little: {_listed(few)}.")
