@@ -61,7 +61,7 @@ def sections(model: type[BaseModel] = Experiment, *, path: str = "", several: bo
         models = _models(field.annotation)
         if models:
             keys.append(_section_key(dotted, field, models))
-            place = f"{dotted}.0" if get_origin(field.annotation) is list else dotted
+            place = dotted + {list: ".0", dict: ".NAME"}.get(get_origin(field.annotation), "")
             inner += [(found, place, len(models) > 1) for found in models]
         elif name != "kind" or not several:
             keys.append(Key(dotted, _type(field), _default(field), field.description or ""))
@@ -126,10 +126,13 @@ def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
 def _section_key(dotted: str, field: FieldInfo, models: list[type[BaseModel]]) -> Key:
     """A section as a row of the section around it; ``default`` is what holds where it is left out."""
     kinds = [f"`{kind}`" for model in models for kind in _kinds(model)] if len(models) > 1 else []
-    words = "list of sections" if get_origin(field.annotation) is list else "section"
-    about = f"`kind` is {_or(kinds)}." if kinds else (inspect.getdoc(models[0]) or "").partition("\n")[0]
+    words = {list: "list of sections", dict: "section for each name"}.get(get_origin(field.annotation), "section")
+    first_line = (inspect.getdoc(models[0]) or "").partition("\n")[0]
+    about = f"`kind` is {_or(kinds)}." if kinds else field.description or first_line
     if field.is_required():
         return Key(dotted, words, None, about)
+    if get_origin(field.annotation) is dict:
+        return Key(dotted, words, _default(field), about)
     changed = field.default.model_dump(mode="json", exclude_defaults=True)
     if kinds:
         changed = {"kind": field.default.kind, **changed}

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from consilium.core.config import Config, LocalFolder
-from consilium.data.case import label_paths
+from consilium.core.labels import paths_of
 from consilium.data.sources.config import Source
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -108,7 +108,7 @@ class GuardConfig(Config):
     label_in_text: bool = Field(default=True, description="Look for labels that are named in their own text.")
     shortcuts: bool = Field(default=True, description="See whether sizes, borders and colours alone tell the label.")
     synonyms: dict[str, list[str]] = Field(
-        default_factory=dict, description="Other words for a label, or for a part of one: {melanoma: [mm]}."
+        default={}, description="Other words for a label, or for a part of one: {melanoma: [mm]}."
     )
 
 
@@ -275,7 +275,7 @@ class DataConfig(Config):
         default="stop", description="Stop with a list of all bad rows, or set them aside in quarantine.csv."
     )
     rename_labels: dict[str, str] = Field(
-        default_factory=dict,
+        default={},
         description="Other names for labels, or for branches with all below: {xray: rad.xra}. All else sees these.",
     )
     filters: FilterConfig = FilterConfig()
@@ -311,7 +311,7 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _new_names_are_labels(self) -> DataConfig:
         for old, new in self.rename_labels.items():
-            if label_paths(new) != (new,):
+            if not new.strip() or new != new.strip() or new not in paths_of([new]):
                 raise ValueError(f"rename_labels gives '{old}' the name '{new}'; expected a label, as in a.b")
         return self
 
