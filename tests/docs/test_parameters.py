@@ -30,7 +30,8 @@ DATA = {
     ),
     "Image modality classifier": (
         "img_path", "split_set", "label", "is_gt", "base_img_dir", "pseudo", "no-pseudo", "mean", "std",
-        "num_workers", "batch_size",
+        "num_workers", "batch_size", "classifier", "taxonomy", "model", "workspace", "lr", "project", "epochs",
+        "patience", "pretrained", "gpus", "precision", "strategy",
     ),
     "Two-eye CLIP (RET-CLIP): the data": (
         "HF_TOKEN", "delay", "resume", "checkpoint interval", "image size", "csv_path", "dataset_index", "prompt",
