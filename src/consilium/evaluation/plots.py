@@ -138,14 +138,14 @@ def risk_coverage(rows: Sequence[Mapping[str, Any]], *, point: tuple[float, floa
     """Share of wrong answers against share of cases answered; marked are what is set, and what was asked for."""
     steady = [row for row in rows if row["answered"] >= _STEADY]
     drawn = [(100 * row["coverage"], 100 * row["risk"]) for row in (steady if len(steady) > 1 else rows)]
-    limits = [] if wanted is None else [100 * (1 - wanted)]
+    limits = [] if wanted is None else [round(100 * (1 - wanted), 6)]
     marked = [] if point is None else [(100 * point[0], 100 * point[1])]
     levels = svg.ticks(0, max([1.0, *limits, *(risk for _, risk in (*drawn, *marked))]))
     x, y = svg.Axis(0, 100, 48, 388), svg.Axis(levels[0], levels[-1], 230, 16)
     parts = [svg.grid(x, y, [0, 20, 40, 60, 80, 100], levels)]
     for limit in limits:
         parts.append(svg.line(x.start, y.at(limit), x.end, y.at(limit), "ideal"))
-        parts.append(svg.text(x.start + 4, y.at(limit) - 5, f"asked: at most {limit:.3g} %", "tick"))
+        parts.append(svg.text(x.start + 4, y.at(limit) - 5, f"asked: at most {limit:g} %", "tick"))
     parts.append(svg.path([(x.at(share), y.at(risk)) for share, risk in drawn], "series a"))
     for share, risk in marked:
         tip = f"<title>{share:.1f} % answered, {risk:.1f} % of these wrong</title>"

@@ -31,7 +31,7 @@ METRIC_WORDS: dict[str, tuple[str, str]] = {
     "hierarchical_recall": ("Hierarchical recall", "of the nodes on the true paths, the share that is answered"),
     "hierarchical_f1": ("Hierarchical F1", "both in one, all levels of the tree pooled; 1 is best"),
     "hierarchical_f1_whole": ("Hierarchical F1, whole", "the same, had no answer stopped; 1 is best"),
-    "coverage": ("Answered", "share of cases that get an answer, at least at the first level"),
+    "coverage": ("Answered", "share of cases that get an answer, not “unknown”"),
     "answered_accuracy": ("Right when answered", "share of these whose answer is right"),
     "aurc": ("Risk over coverage", "mean share of wrong answers when only the surest are given; 0 is best"),
 }
@@ -52,6 +52,11 @@ _OPTIMISTIC = {
 def percent(value: float | None, digits: int = 1) -> str:
     """A share as ``94.2 %``, an undefined one as a dash."""
     return "–" if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def _plain(share: float) -> str:
+    """A share that somebody wrote down, with as many digits: ``95 %``."""
+    return f"{100 * share:g}\N{NO-BREAK SPACE}%"
 
 
 def number(value: Any) -> str:
@@ -171,8 +176,8 @@ def abstention(evaluation: Evaluation, *, confidence: float) -> list[str]:
     whole, wanted, share = levels[-1], levels[0]["wanted_accuracy"], evaluation.metrics["coverage"]
     kind = _SPLITS.get(evaluation.split, "cases")
     told = {name: with_interval(name, value, confidence=confidence) for name, value in evaluation.intervals.items()}
-    asked = "" if wanted is None else f"; asked was {percent(wanted, 0)}"
     nested = len(levels) > 1
+    asked = "" if wanted is None else f"; asked was {_plain(wanted)}" + (" at each level" if nested else "")
     sentences = [f"It answered none of the {kind}: every one is “unknown”."]
     if share:
         right = "and all that it said was right" if nested else "and was right"
@@ -188,6 +193,19 @@ def abstention(evaluation: Evaluation, *, confidence: float) -> list[str]:
     if whole["accuracy"] is not None:
         sentences.append(f"Had it answered every case whole, it would have been right in {percent(whole['accuracy'])}.")
     return sentences + _never_answered(levels)
+
+
+def limit(evaluation: Evaluation | None) -> str:
+    """What it does with an image that is none of its classes."""
+    if evaluation is None or operating_point(evaluation) is None:
+        return (
+            "It names one of its classes whatever the image shows: an image of another kind gets a wrong name, perhaps "
+            "with high confidence."
+        )
+    return (
+        "Where it is unsure it stops or says “unknown”. That catches some images of another kind; others get a wrong "
+        "name, perhaps with high confidence."
+    )
 
 
 def operating_point(evaluation: Evaluation) -> tuple[float, float] | None:
@@ -232,7 +250,7 @@ def shortfalls(evaluation: Evaluation) -> list[str]:
         high = row["answered_accuracy_high"]
         chance = " Chance may explain it: the interval reaches that far." if high is not None and high >= wanted else ""
         found.append(
-            f"{where} were right in {percent(right)}, less than the {percent(wanted, 0)} asked for: the threshold "
+            f"{where} were right in {percent(right)}, less than the {_plain(wanted)} asked for: the threshold "
             f"was chosen on validation cases and does not hold as well here.{chance}"
         )
     return found
