@@ -85,10 +85,11 @@ def _load_task(folder: Path, manifest: Manifest) -> Answering:
     try:
         if manifest.task.tree.head == "cascade":
             task = load_cascade(folder, LabelTree(manifest.labels, nested=True))
-            if _node_digests(folder, task.names) != manifest.nodes:
+            found = _node_digests(folder, task.names)
+            if other := sorted(node for node, digest in found.items() if manifest.nodes.get(node) != digest):
                 raise BundleError(
-                    f"the networks in {folder / 'nodes'} are not those that {MANIFEST} names (a checksum differs). "
-                    "Copy the bundle again."
+                    f"the networks in {folder / 'nodes'} are not those that {MANIFEST} names: {', '.join(other)} "
+                    "differs. Copy the bundle again."
                 )
         else:
             task = _load_classify(folder, manifest)

@@ -183,8 +183,6 @@ def _refuse_small(cases: LabelledCases) -> None:
             lacking.append(f"{name}: {found} training cases")
         elif not any(val[child] for child in children):
             lacking.append(f"{name}: no validation case has a label below it")
-    if not _children(cases.labels):
-        lacking.append(f"no node has two children; the labels are {', '.join(cases.labels.names)}")
     if lacking:
         told = "".join(f"\n  - {line}" for line in lacking)
         raise DataError(
