@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -74,8 +76,8 @@ def write_table(folder: Path, rows: Sequence[Row]) -> list[str]:
 
 
 def cascade(folder: Path, rows: Sequence[Row], *overrides: str) -> Experiment:
-    given = write_table(folder, rows)
-    return tiny_experiment(folder, folder / "runs", *given, *overrides)
+    sources = write_table(folder, rows)
+    return tiny_experiment(folder, folder / "runs", *sources, *overrides)
 
 
 def train_cascade(folder: Path, rows: Sequence[Row], *overrides: str, **options: Any) -> Run:
@@ -178,6 +180,40 @@ def test_weights_of_classes_go_to_the_node_of_each(tmp_path: Path, few_rows: lis
     for name, children in {"root": ["ct", "xray"], "ct": ["ct.chest", "ct.head"]}.items():
         loss = Experiment.load(node(own, name) / "config.yaml").task.loss
         assert loss.class_weights == {child: weights[child] for child in children}
+
+
+def test_a_source_may_have_nothing_below_a_node(tmp_path: Path, few_rows: list[Row]) -> None:
+    """Weighted sources, of which one has no ct; towers that are frozen, whose features are kept."""
+    parts = {"ct": few_rows, "xray": [row for row in few_rows if row["label"] == "xray"]}
+    parts["ct"] = [row for row in few_rows if row not in parts["xray"]]
+    sources = []
+    for weight, (name, own) in enumerate(parts.items(), start=1):
+        write_table(tmp_path / name, own)
+        sources.append({"kind": "csv", "name": name, "path": str(tmp_path / name / "table.csv"), "weight": weight})
+    drawn = [f"data.sources={json.dumps(sources)}", "task.vision.freeze.kind=tower"]
+    found = train_tiny(tmp_path, tmp_path / "runs", *CASCADE, *drawn)
+    log = (node(found, "ct") / "log.txt").read_text(encoding="utf-8")
+    assert "features of" in log
+    mixture = log.partition("mixture over")[2].partition("parameters")[0]
+    assert "ct " in mixture
+    assert "xray" not in mixture
+
+
+@given(names=st.lists(st.text(min_size=1), unique=True, max_size=5))
+@example(names=["..", ".", "/", "a/b", "a_b", "a b", "../a", "A", ".a", "nodes", "a.b", "\\", "\0"])
+def test_every_node_has_a_folder_of_its_own_inside(names: list[str]) -> None:
+    found = [node_folder(name) for name in names]
+    assert len(set(found)) == len(names)
+    for place in found:
+        assert re.fullmatch(r"nodes/[A-Za-z0-9_-][A-Za-z0-9_.-]*", place)
+
+
+def test_labels_that_name_no_folder(tmp_path: Path, few_rows: list[Row], images: list[str]) -> None:
+    own = [{**row, "label": row["label"].replace("ct.", "CT/MR of größe.")} for row in few_rows]
+    found = train_cascade(tmp_path, own, "task.tree.statistics={}")
+    places = {path.parent.name for path in (found.folder / "nodes").glob("*/bundle.json")}
+    assert places == {"root", Path(node_folder("CT/MR of größe")).name}
+    assert "CT/MR of größe.chest" in consilium.load(found.folder).predict(images)[0]["probabilities"]
 
 
 # -- What the cascade says -------------------------------------------------------------------------------------------
@@ -306,8 +342,8 @@ class KilledIn(Recorder):
 def test_a_kill_in_the_third_node_loses_nothing_of_the_others(
     run: Run, rows: list[Row], tmp_path: Path, resume: str
 ) -> None:
-    given = ["data.pseudo_labels=true", "trainer.save_every=0.1", "output.if_exists=resume"]
-    experiment = cascade(tmp_path, rows, *given)
+    own = ["data.pseudo_labels=true", "trainer.save_every=0.1", "output.if_exists=resume"]
+    experiment = cascade(tmp_path, rows, *own)
     with pytest.raises(KeyboardInterrupt):
         train(experiment, reporter=KilledIn(node="mri", at=2))
     (folder,) = (tmp_path / "runs" / "tiny").iterdir()
