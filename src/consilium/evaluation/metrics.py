@@ -195,15 +195,20 @@ def sensitivity_at_specificity(
 
 
 def _per_class(figure: Any, truth_NK: Bools, scores_NK: Floats, weights: Floats | None) -> Floats:
-    """``figure`` of the cumulative true and false positives of each class, thresholds falling, ties in one step."""
+    """``figure`` of the cumulative true and false positives of each class, thresholds falling, ties in one step.
+
+    Neighbouring steps that hold no true positive are one: they change no figure, and most steps are of that kind.
+    """
     weights = as_weights(weights, len(truth_NK))
     columns = []
     for truth_N, scores_N in zip(truth_NK.T, scores_NK.T, strict=True):
         order = np.argsort(-scores_N, kind="stable")
-        last_of_tie = np.flatnonzero(np.append(np.diff(scores_N[order]) != 0, True))
-        ranked = weights[..., order]
-        tp_T = np.cumsum(ranked * truth_N[order], axis=-1)[..., last_of_tie]
-        all_T = np.cumsum(ranked, axis=-1)[..., last_of_tie]
+        starts_T = np.flatnonzero(np.append(True, np.diff(scores_N[order]) != 0))
+        has_true_T = np.logical_or.reduceat(truth_N[order], starts_T)
+        starts_T = starts_T[has_true_T | np.append(True, has_true_T[:-1])]
+        ranked = np.take(weights, order, axis=-1)
+        all_T = np.add.reduceat(ranked, starts_T, axis=-1).cumsum(axis=-1)
+        tp_T = np.add.reduceat(ranked * truth_N[order], starts_T, axis=-1).cumsum(axis=-1)
         columns.append(figure(tp_T, all_T - tp_T))
     return np.stack(columns, axis=-1)
 
