@@ -9,7 +9,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from consilium.evaluation.plots import Series, confusion_heat_map, interval_strip, line_chart, most_confused
+from consilium.evaluation.plots import (
+    Series,
+    confusion_heat_map,
+    interval_strip,
+    line_chart,
+    most_confused,
+    risk_coverage,
+    small_reliability,
+)
 from consilium.evaluation.svg import ticks
 
 
@@ -77,3 +85,41 @@ def test_strip() -> None:
     assert interval_strip(None, None, None) == ""
     assert "whisker" not in interval_strip(0.5, None, None)
     assert "whisker" in interval_strip(0.5, 0.4, 0.6)
+
+
+def test_the_curve_of_risk_marks_what_is_set_and_what_was_asked() -> None:
+    rows = [{"answered": 10 * n, "coverage": n / 10, "risk": n / 100} for n in range(1, 11)]
+    drawn = risk_coverage(rows, point=(0.6, 0.06), wanted=0.95)
+    ElementTree.fromstring(drawn)
+    assert "asked: at most 5 %" in drawn
+    assert "60.0 % answered, 6.0 % of these wrong" in drawn
+    bare = risk_coverage(rows, point=None, wanted=None)
+    assert "asked" not in bare
+    assert "circle" not in bare
+
+
+def test_a_curve_starts_where_there_are_some_answers() -> None:
+    """The one surest case is wrong: as a share of all answers so far that is 100 %, and says nothing."""
+    rows = [{"answered": n, "coverage": n / 40, "risk": 1 / n} for n in range(1, 41)]
+    drawn = ElementTree.fromstring(risk_coverage(rows, point=None, wanted=None))
+    (line,) = drawn.findall("path")
+    assert len(str(line.get("d")).split("L")) == 31
+    ElementTree.fromstring(risk_coverage(rows[:1], point=None, wanted=None))
+
+
+def test_small_reliability_draws_filled_bins() -> None:
+    bins = [{"statements": n, "confidence": 0.5 if n else None, "frequency": 0.5 if n else None} for n in (0, 3, 9)]
+    drawn = ElementTree.fromstring(small_reliability("a <node>", bins))
+    assert len(drawn.findall("circle")) == 2
+    assert "a <node>" in [text.text for text in drawn.findall("text")]
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], ["a", "b", "a long label of a class"]])
+def test_words_of_a_small_matrix_are_not_cut(labels: list[str]) -> None:
+    drawn = ElementTree.fromstring(confusion_heat_map(labels, []))
+    (title,) = [text for text in drawn.findall("text") if text.text == "named by the model"]
+    middle, half = float(title.get("x", "")), 6.9 * len("named by the model") / 2
+    assert middle + half <= float(drawn.get("width", ""))
+    (other,) = [text for text in drawn.findall("text") if text.text == "true class"]
+    first = min(float(rect.get("x", "")) for rect in drawn.findall("rect"))
+    assert float(other.get("x", "")) + 6.5 * len("true class") <= first

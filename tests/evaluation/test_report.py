@@ -16,12 +16,15 @@ import pytest
 import yaml
 from PIL import Image
 
+from consilium.core.answers import Calibration
 from consilium.core.contracts import Evaluation, Outputs
 from consilium.core.labels import LabelTree
 from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.report import ReportContent, escape_markdown, pivot, smooth, soft_breaks, to_csv, write_report
 from consilium.evaluation.statistics import mean_and_deviation
+from consilium.evaluation.tree import TreeEvaluator
+from tests.evaluation.trees import outputs
 
 NASTY = '<script>alert("x")</script>'
 LABELS = ["ct", NASTY, "x_ray|chest"]
@@ -277,3 +280,50 @@ def test_smooth_keeps_short_curves_and_averages_long_ones() -> None:
     long = smooth([(float(n), float(n % 2)) for n in range(1000)], at_most=100)
     assert len(long) == 100
     assert {y for _, y in long} == {0.5}
+
+
+def of_a_tree(*, thresholds: bool, flat: bool = False) -> ReportContent:
+    labels = LabelTree.from_labels([[f"rad.{NASTY}", "rad.ct", "mic"]], nested=not flat)
+    calibration = Calibration(thresholds=[0.6, 0.5], wanted_accuracy=0.999) if thresholds else Calibration()
+    judge = TreeEvaluator(labels, config=EvaluationConfig(bootstrap_samples=20), calibration=calibration)
+    judged = judge.evaluate(outputs(labels, [n % len(labels) for n in range(40)], skill=1.0), split="test")
+    return content(evaluations={"test": judged}, labels=labels.leaves)
+
+
+def test_a_tree_is_shown_with_its_levels_and_decisions(tmp_path: Path) -> None:
+    text, parsed = page(tmp_path, of_a_tree(thresholds=True))
+    for part in ("The label tree", "Level by level", "Decision by decision", "Every node in figures", "asked was 99.9"):
+        assert part in parsed.text
+    assert NASTY not in text
+    drawn = {ElementTree.fromstring(svg).get("class") for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)}
+    assert "tree" in drawn
+    card = (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for part in ("## The label tree", "| whole path |", "## When it does not know", "says “unknown”"):
+        assert part in card
+    table = card[card.index("| level |") :].split("\n\n")[0].splitlines()
+    assert len(table) == 5  # head, rule, two levels, whole path
+    assert {line.count("|") for line in table} == {6}
+
+
+def test_where_every_case_is_answered_nothing_is_said_of_thresholds(tmp_path: Path) -> None:
+    for flat in (True, False):
+        _, parsed = page(tmp_path, of_a_tree(thresholds=False, flat=flat))
+        assert "When it does not know" in parsed.text
+        assert "It answers every case, however unsure it is" in parsed.text
+        assert "right of these" not in parsed.text
+        assert ("The label tree" in parsed.text) is not flat
+        assert "names one of its classes whatever" in (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_a_flat_task_that_abstains(tmp_path: Path) -> None:
+    _, parsed = page(tmp_path, of_a_tree(thresholds=True, flat=True))
+    assert "The label tree" not in parsed.text
+    for part in ("Right when answered", "right of these", "are “unknown”", "asked for: the threshold"):
+        assert part in parsed.text
+
+
+def test_several_labels_a_case_have_no_abstention(tmp_path: Path) -> None:
+    judged = evaluation(multi_label=True)
+    _, parsed = page(tmp_path, ReportContent(title="Many", evaluations={"test": judged}, labels=LABELS))
+    assert "When it does not know" not in parsed.text
+    assert "When it does not know" not in (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")

@@ -8,6 +8,8 @@ import pytest
 
 from consilium.core.contracts import Evaluation, Interval
 from consilium.evaluation import wording
+from consilium.evaluation.classification import _MULTI, _SINGLE
+from consilium.evaluation.tree import ANSWERED, AURC, HIERARCHICAL
 
 
 def evaluation(**changes: Any) -> Evaluation:
@@ -98,3 +100,89 @@ def test_numbers() -> None:
     ]  # fmt: skip
     assert plain(wording.percent(0.9424)) == "94.2 %"
     assert wording.percent(None) == "–"
+
+
+LEVEL = {
+    "level": 1, "cases": 100, "threshold": 0.8, "wanted_accuracy": 0.95, "accuracy": 0.9, "answered": 0.91,
+    "answered_accuracy": 0.972, "answered_accuracy_high": 0.99,
+}  # fmt: skip
+CURVE = [
+    {"threshold": 0.5, "answered": 80, "coverage": 0.8, "risk": 0.01},
+    {"threshold": 0.1, "answered": 100, "coverage": 1.0, "risk": 0.1},
+]
+
+
+def answering(*levels: dict[str, Any], coverage: float = 0.91) -> Evaluation:
+    return evaluation(
+        metrics={"coverage": coverage, "answered_accuracy": 0.972},
+        intervals={"coverage": Interval(coverage, 0.88, 0.94), "answered_accuracy": Interval(0.972, 0.95, 0.99)},
+        tables={"levels": list(levels), "risk_coverage": CURVE},
+    )
+
+
+def test_when_it_answers() -> None:
+    said = [plain(text) for text in wording.abstention(answering(LEVEL), confidence=0.95)]
+    assert said == [
+        "It answered 91.0 % (95 % interval 88.0 to 94.0) of the held-out test cases and was right in 97.2 % "
+        "(95 % interval 95.0 to 99.0) of those; asked was 95 %.",
+        "The other 9.0 % are “unknown”.",
+        "Had it answered every case whole, it would have been right in 90.0 %.",
+    ]
+    assert wording.operating_point(answering(LEVEL)) == (0.91, pytest.approx(0.028))
+    assert "stops or says “unknown”" in wording.limit(answering(LEVEL))
+
+
+def test_when_it_answers_down_a_tree() -> None:
+    whole = {**LEVEL, "level": "whole path", "threshold": None, "answered": 0.8, "answered_accuracy": 0.96}
+    told = " ".join(wording.abstention(answering(LEVEL, {**LEVEL, "level": 2}, whole), confidence=0.95))
+    for part in (
+        "at least the first level",
+        "at each level",
+        "down to a leaf of the tree in 80.0 %",
+        "right there in 96",
+    ):
+        assert part in plain(told)
+    assert "On validation no threshold" not in told
+    never = wording.abstention(answering(LEVEL, {**LEVEL, "level": 2, "threshold": None}, whole), confidence=0.95)
+    assert never[-1].endswith("asked for at level 2, so it always stops above it.")
+
+
+def test_when_it_never_answers() -> None:
+    nothing = {**LEVEL, "threshold": None, "answered": 0.0, "answered_accuracy": None, "answered_accuracy_high": None}
+    said = wording.abstention(answering(nothing, coverage=0.0), confidence=0.95)
+    assert said[0] == "It answered none of the held-out test cases: every one is “unknown”."
+    assert "so it never answers" in said[-1]
+    assert wording.operating_point(answering(nothing, coverage=0.0)) is None
+    assert wording.shortfalls(answering(nothing)) == []
+
+
+def test_when_it_answers_everything() -> None:
+    given = evaluation(tables={"risk_coverage": CURVE})
+    said = [plain(text) for text in wording.abstention(given, confidence=0.95)]
+    assert said == [
+        "It answers every case, however unsure it is: no accuracy was asked for.",
+        "10.0 % of its answers are wrong. Of the surest 80 % of them 1.0 % are.",
+    ]
+    assert wording.operating_point(given) is None
+    assert wording.limit(given) == wording.limit(None)
+    assert "names one of its classes whatever the image shows" in wording.limit(given)
+
+
+@pytest.mark.parametrize(("high", "chance"), [(0.96, True), (0.94, False), (None, False)])
+def test_less_than_asked_is_a_caution(high: float | None, chance: bool) -> None:
+    missed = {**LEVEL, "answered_accuracy": 0.93, "answered_accuracy_high": high}
+    (said,) = wording.shortfalls(answering(missed))
+    assert "right in 93.0 %, less than the 95 % asked for" in plain(said)
+    assert ("Chance may explain it" in said) is chance
+    assert said in wording.cautions(answering(missed))
+    assert wording.shortfalls(answering(LEVEL)) == []
+
+
+def test_labels_above_the_leaves_are_told_apart_in_the_summary() -> None:
+    given = evaluation(cases=500)
+    assert "of the 415 whose label is a leaf of the tree" in wording.summary(given, confidence=0.95)[0]
+
+
+def test_every_figure_has_words() -> None:
+    names = {*_SINGLE, *_MULTI, *HIERARCHICAL, *ANSWERED, AURC}
+    assert set(wording.METRIC_WORDS) == names

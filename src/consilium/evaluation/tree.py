@@ -321,8 +321,9 @@ def _decided(labels: LabelTree) -> list[Siblings]:
 
 def _decision_shares(cases: _Cases) -> dict[str, Share]:
     choices = [cases.choices(group) for group in _decided(cases.labels)]
-    truth_NX = np.array([own.truth_N for own in choices]).reshape(len(choices), -1).T
-    chosen_NX = np.array([own.chosen_N for own in choices]).reshape(len(choices), -1).T
+    shape = (len(choices), len(cases.truth_N))  # there may be no choice
+    truth_NX = np.array([own.truth_N for own in choices]).reshape(shape).T
+    chosen_NX = np.array([own.chosen_N for own in choices]).reshape(shape).T
     return {"decision_accuracy": Share(truth_NX == chosen_NX, truth_NX >= 0)}
 
 
