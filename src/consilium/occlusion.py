@@ -128,7 +128,7 @@ class _Looks:
 def patch(size: int) -> np.ndarray:
     """How much each place covers along a side of ``size`` pixels, [P, size]: its cell wholly, fading out beside it."""
     distance = np.abs((np.arange(size) + 0.5) / size * PLACES - 0.5 - np.arange(PLACES)[:, None])
-    return np.clip(2 - 2 * distance, 0, 1)
+    return np.asarray(np.clip(2 - 2 * distance, 0, 1))
 
 
 def _covered(images: Sequence[str | bytes], *, predictor: Predictor) -> _Covered:
