@@ -29,6 +29,7 @@ from consilium.core.places import facts, facts_of, find, open_binary, read_bytes
 from consilium.core.transfer import fetch
 from consilium.data.prepare import prepare
 from tests.cli.conftest import Cli, cli
+from tests.conftest import write_images
 from tests.tiny import Run, TrainTiny, same, tiny_experiment
 
 __all__ = ["cli"]
@@ -227,6 +228,25 @@ def test_archives_in_the_bucket(bucket: str, tiny_images: Path, tiny_run: Run, t
     bundle = shutil.make_archive(str(tmp_path / "bundle"), "zip", tiny_run.folder)
     places.filesystem(bucket).put_file(bundle, f"{bucket}/bundle.zip")
     assert consilium.load(f"{bucket}/bundle.zip").labels.leaves == ("ct", "mri", "xray")
+
+
+def test_a_cascade_in_the_bucket_brings_its_networks(bucket: str, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", labels=("ct/chest", "ct/head", "xray/hand"))
+    own = ["task.tree.head=cascade", "data.sources.0.label_levels=2", f"output.copy_to={bucket}/done"]
+    experiment = tiny_experiment(images, tmp_path / "runs", *own)
+    result = consilium.train(experiment)
+    assert result is not None
+    there, image = f"{bucket}/done/tiny/{result.folder.name}", str(images / "test/xray/hand/000.jpg")
+    assert not [name for name in find(there) if "checkpoints" in name]
+    assert consilium.load(there).predict(image) == consilium.load(result.folder).predict(image)
+    for name, message in {
+        "ct/model.safetensors": r"nodes/ct/model\.safetensors is missing",
+        "root/bundle.json": r"lacks \S+nodes/root/bundle\.json, the network of 'root'",
+    }.items():
+        (result.folder / "nodes" / name).unlink()
+        upload(result.folder, f"{bucket}/{name}")
+        with pytest.raises(BundleError, match=message):
+            consilium.load(f"{bucket}/{name}")
 
 
 def test_a_damaged_or_missing_bundle_in_the_bucket(bucket: str, tiny_run: Run, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def local_bundle(bundle: str | Path) -> Path:
     """The folder of a bundle; one in a bucket is downloaded, one in an archive unpacked, once for each content."""
     try:
         path = fetch(bundle, names=() if is_archive(bundle) else FILES)
-        if is_remote(str(bundle)) and path.is_dir() and (nodes := read_manifest(path).nodes):
+        if is_remote(str(bundle)) and (path / MANIFEST).is_file() and (nodes := read_manifest(path).nodes):
             path = fetch(bundle, names=[*FILES, *(f"{node_folder(node)}/{name}" for node in nodes for name in FILES)])
         if not (is_archive(path) and path.is_file()):
             return path
