@@ -7,8 +7,7 @@ normalise, in batches of 32, with no worker processes and one thread. Each round
 so a busy neighbour slows both; figures are medians over rounds, ratios are taken within a round, once by the clock
 and once by the processor time used, which a busy neighbour changes less.
 
-Images are made, not shipped: noise with the falling spectrum of photographs (amplitude 1 / f^1.5, channels mostly
-alike) under soft discs, seeded, saved by Pillow at quality 90 (about 1.5 to 2 bits a pixel, like real photographs).
+Images are made, not shipped (``bench/_pictures.py``), and saved by Pillow at quality 90.
 ``--images`` takes your own photographs instead; each is resized to 512 and 1024 px.
 
 The second table compares pixels with full decoding: levels of 0 to 255 at 224 x 224. A crop's edges are rounded to
@@ -38,6 +37,7 @@ from PIL import Image
 from torchvision import transforms as peer_transforms
 
 from bench._machine import describe_machine
+from bench._pictures import synthetic
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.images import Box, decode, load_view, resize_once
 from consilium.data.loader import Loader, Request
@@ -89,26 +89,6 @@ def write_images(root: Path, *, photographs: Path | None, count: int) -> None:
         large = (root / "1024" / "all" / f"{number:04d}.jpg").read_bytes()
         small = resize_once(large, name=str(number), shorter=STORED, max_pixels=IMAGE.max_pixels)
         (root / str(STORED) / "all" / f"{number:04d}.jpg").write_bytes(small)
-
-
-def synthetic(side: int, *, seed: int) -> Image.Image:
-    """A seeded picture with the statistics of a photograph; see the top of the file."""
-    rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
-    frequency[0, 0] = np.inf
-    planes = [
-        np.fft.irfft2(np.fft.rfft2(rng.standard_normal((side, side))) / frequency**1.5, s=(side, side))
-        for _ in range(4)
-    ]
-    common, *own = [plane / plane.std() for plane in planes]
-    pixels_HWC = 120 + 45 * (0.9 * common[..., None] + 0.3 * np.stack(own, axis=-1))
-    y, x = np.mgrid[:side, :side] / side
-    for _ in range(12):
-        distance = np.hypot(y - rng.random(), x - rng.random()) - rng.uniform(0.03, 0.2)
-        edge = 1 / (1 + np.exp(np.clip(distance * 256, -30, 30)))
-        pixels_HWC += edge[..., None] * rng.uniform(-60, 60, 3)
-    pixels_HWC += rng.normal(0, 1.5, pixels_HWC.shape)  # sensor noise
-    return Image.fromarray(np.clip(np.rint(pixels_HWC), 0, 255).astype(np.uint8))
 
 
 class Files:
