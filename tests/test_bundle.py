@@ -21,8 +21,8 @@ from consilium.core.contracts import Outputs
 from consilium.core.errors import BundleError, ImageError
 from consilium.core.reporter import Silent
 from consilium.data.load import load_data
-from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import AveragingConfig
+from consilium.evaluation.evaluator import build_evaluator
 from consilium.experiment import Experiment
 from consilium.manifest import read_manifest
 from tests.conftest import write_images
@@ -46,9 +46,10 @@ def bundle(tiny_run: Run, tmp_path: Path) -> Path:
 def test_a_loaded_bundle_answers_as_training_was_judged(tiny_run: Run, predictor: Predictor) -> None:
     experiment = Experiment.load(tiny_run.folder / "config.yaml")
     cases = load_data(experiment.data, multi_label=False, needs=("test",), reporter=Silent()).cases
+    config, calibration = experiment.evaluation, read_manifest(tiny_run.folder).calibration
+    evaluator = build_evaluator(cases.labels, multi_label=False, config=config, calibration=calibration)
     for split in ("val", "test"):
         outputs = case_outputs(predictor, cases, split)
-        evaluator = ClassificationEvaluator(cases.labels, multi_label=False, config=experiment.evaluation)
         assert evaluator.quick(outputs) == tiny_run.metrics[split]
         files = [cases.table.images(row)[0] for row in cases.rows[split].tolist()]
         records = predictor.predict(files)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consilium.core.contracts import Outputs
+from consilium.core.contracts import Evaluator, Outputs
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import LabelTree
 from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import EvaluationConfig
+from tests.contracts.evaluator import EvaluatorContract
 
 LABELS = LabelTree(["ct", "mri", "xray"])
 
@@ -35,6 +36,22 @@ def evaluator(*, multi_label: bool = False, **settings: object) -> Classificatio
 
 
 FOUR = outputs([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.5, 0.4], [0.05, 0.9, 0.05]], [0, 1, 2, 0])
+
+
+class TestSingleLabel(EvaluatorContract):
+    def evaluator(self) -> Evaluator:
+        return evaluator(bootstrap_samples=20)
+
+    def outputs(self) -> Outputs:
+        return FOUR
+
+
+class TestMultiLabel(EvaluatorContract):
+    def evaluator(self) -> Evaluator:
+        return evaluator(multi_label=True, bootstrap_samples=20)
+
+    def outputs(self) -> Outputs:
+        return replace(FOUR, targets=np.array([[1.0, 1, 0], [0, 1, 1], [0, 0, 0], [1, 0, 1]]))
 
 
 def test_single_label_figures_and_tables() -> None:

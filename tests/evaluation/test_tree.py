@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consilium.core.answers import Calibration, answer
-from consilium.core.contracts import Outputs
+from consilium.core.contracts import Evaluator, Outputs
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import LabelTree
 from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.tree import TreeEvaluator
+from tests.contracts.evaluator import EvaluatorContract
 from tests.evaluation.trees import TREES, outputs, paths
 
 RAD = LabelTree(["ct", "mri", "xray"])
@@ -45,6 +46,22 @@ def evaluator(
 ) -> TreeEvaluator:
     calibration = Calibration(temperatures={"root": 1.5}, thresholds=thresholds or [], wanted_accuracy=wanted)
     return TreeEvaluator(labels, config=EvaluationConfig(bootstrap_samples=samples), calibration=calibration)
+
+
+class TestFlat(EvaluatorContract):
+    def evaluator(self) -> Evaluator:
+        return evaluator(RAD, thresholds=[0.6], wanted=0.9)
+
+    def outputs(self) -> Outputs:
+        return outputs(RAD, [0, 1, 2, 0, -1, 1, 2], skill=1.0)
+
+
+class TestNested(EvaluatorContract):
+    def evaluator(self) -> Evaluator:
+        return evaluator(TREE, thresholds=[0.6, 0.5], wanted=0.9)
+
+    def outputs(self) -> Outputs:
+        return outputs(TREE, [0, 1, 2, 3, 4, -1, 2, 1], skill=1.0)
 
 
 def test_figures_of_a_tree() -> None:
