@@ -21,7 +21,16 @@ from consilium.data.loader import Batches, Images, Loaded, Loader, evaluation_re
 from consilium.data.looks import looks
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
-from consilium.manifest import MANIFEST, WEIGHTS, Manifest, local_bundle, node_folder, read_manifest, refuse_links
+from consilium.manifest import (
+    MANIFEST,
+    NODES,
+    WEIGHTS,
+    Manifest,
+    local_bundle,
+    node_folder,
+    read_manifest,
+    refuse_links,
+)
 from consilium.models.weights import load_state, load_strict, save_state
 from consilium.tasks.answering import Answering
 from consilium.tasks.cascade import Cascade, choices
@@ -88,7 +97,7 @@ def _load_task(folder: Path, manifest: Manifest) -> Answering:
             found = _node_digests(folder, task.names)
             if other := sorted(node for node, digest in found.items() if manifest.nodes.get(node) != digest):
                 raise BundleError(
-                    f"the networks in {folder / 'nodes'} are not those that {MANIFEST} names: {', '.join(other)} "
+                    f"the networks in {folder / NODES} are not those that {MANIFEST} names: {', '.join(other)} "
                     "differs. Copy the bundle again."
                 )
         else:

@@ -26,6 +26,7 @@ from consilium.tasks.config import TaskConfig
 
 FORMAT_VERSION = 2
 MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
+NODES = "nodes"  # where a cascade has its networks
 FILES = (MANIFEST, WEIGHTS, "config.yaml", "history.csv")  # that others read of a bundle
 
 
@@ -88,7 +89,7 @@ def new_manifest(
 def node_folder(node: str) -> str:
     """Where in the folder of a cascade the bundle of a node's network is."""
     safe = re.sub(r"[^A-Za-z0-9_.-]|^\.", "_", node)
-    return f"nodes/{safe}" if safe == node else f"nodes/{safe}-{fingerprint(node)}"
+    return f"{NODES}/{safe}" if safe == node else f"{NODES}/{safe}-{fingerprint(node)}"
 
 
 def local_bundle(bundle: str | Path) -> Path:
@@ -114,6 +115,8 @@ def weights_file(origin: str) -> Path:
     if is_archive(origin) or (Path(origin).is_dir() if not is_remote(origin) else not exists(origin)):
         folder = local_bundle(origin)
         refuse_links(folder)
+        if (folder / NODES).is_dir():
+            raise BundleError(f"{origin} is a cascade; give one of its networks, a folder in {folder / NODES}.")
         return folder / WEIGHTS
     try:
         return fetch(origin)

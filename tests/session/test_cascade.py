@@ -303,6 +303,15 @@ def test_a_cascade_that_is_not_whole_is_refused(run: Run, tmp_path: Path, harm: 
         consilium.load(folder)
 
 
+def test_a_cascade_gives_no_first_weights_but_its_networks_do(run: Run, rows: list[Row], tmp_path: Path) -> None:
+    given = [*write_table(tmp_path, rows), "task.tree={}", "data.filters.node=ct", "optimizer.learning_rate=1e-12"]
+    with pytest.raises(BundleError, match=r"is a cascade; give one of its networks, a folder in \S+nodes"):
+        train(tiny_experiment(tmp_path, tmp_path / "runs", *given, f"trainer.init_from={run.folder}"))
+    started = train_tiny(tmp_path, tmp_path / "runs", *given, f"trainer.init_from={node(run, 'ct')}")
+    head = load_file(node(run, "ct") / "model.safetensors")["head.1.weight"]
+    assert (started.weights["head.1.weight"] - head).abs().max() < 1e-6
+
+
 # -- One command -----------------------------------------------------------------------------------------------------
 
 
