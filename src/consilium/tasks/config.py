@@ -82,8 +82,8 @@ class ClassifyConfig(Config):
     tree: TreeConfig = TreeConfig()
     add_to: str | None = Field(
         default=None,
-        description="A bundle (folder, archive or bucket) that this training adds labels to. Its tower, its head for "
-        "the labels it has, and its image settings are taken over and stay.",
+        description="A bundle (folder, archive or bucket) that this training adds labels to. Its tower, head and "
+        "image settings are taken over; only the scores of new labels, and of those above them, learn.",
     )
     vision: VisionConfig = VisionConfig()
     head: HeadConfig = LinearHeadConfig()
