@@ -19,6 +19,7 @@ from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, ConfigError
 from consilium.core.files import write_json
+from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.data.dataset import SPLITS, LabelledCases
@@ -119,16 +120,9 @@ def evaluate(
         raise ConfigError(f"split is '{split}'; expected {', '.join(SPLITS)} or all.")
     evaluation_config = build(EvaluationConfig, tree.get("evaluation", {}), origin=str(folder))
     predictor = Predictor.load(folder, device=device)
-    needs = () if split == "all" else (split,)
-    loaded = load_data(
-        config, multi_label=manifest.task.multi_label, needs=needs, labels=predictor.labels, reporter=reporter
+    cases = _cases(
+        config, split=split, manifest=manifest, labels=predictor.labels, is_own=data is None, reporter=reporter
     )
-    cases = loaded.cases
-    if data is None and loaded.store.manifest.fingerprint != manifest.data_fingerprint:
-        cases.notes.append("the data or its place changed since the training; this may be another test set.")
-        reporter.line(f"note: {cases.notes[-1]}")
-    if split == "all":
-        cases = replace(cases, rows={"all": np.arange(len(cases.table))})
     multi_label, calibration = manifest.task.multi_label, manifest.calibration
     evaluator = build_evaluator(
         predictor.labels, multi_label=multi_label, config=evaluation_config, calibration=calibration
@@ -154,6 +148,19 @@ def evaluate(
     )
     reporter.line(f"report: {target / 'report.html'}")
     return evaluations[split]
+
+
+def _cases(
+    config: DataConfig, *, split: str, manifest: Manifest, labels: LabelTree, is_own: bool, reporter: Reporter
+) -> LabelledCases:
+    """The cases to judge; of the bundle's own data it is noted when they changed since the training."""
+    needs = () if split == "all" else (split,)
+    loaded = load_data(config, multi_label=manifest.task.multi_label, needs=needs, labels=labels, reporter=reporter)
+    cases = loaded.cases
+    if is_own and loaded.store.manifest.fingerprint != manifest.data_fingerprint:
+        cases.notes.append("the data or its place changed since the training; this may be another test set.")
+        reporter.line(f"note: {cases.notes[-1]}")
+    return cases if split != "all" else replace(cases, rows={"all": np.arange(len(cases.table))})
 
 
 def _bundle_config(folder: Path) -> dict[str, Any]:
