@@ -199,6 +199,16 @@ def test_a_source_may_have_nothing_below_a_node(tmp_path: Path, few_rows: list[R
     assert "xray" not in mixture
 
 
+def test_an_only_child_needs_no_network(tmp_path: Path, few_rows: list[Row], images: list[str]) -> None:
+    own = [{**row, "label": row["label"].replace("xray", "xray.hand.left")} for row in few_rows]
+    found = train_cascade(tmp_path, own, f"task.tree.statistics={json.dumps({'xray': GIVEN})}")
+    assert set(read_manifest(found.folder).nodes) == {"root", "ct"}
+    assert any(line.startswith("note: task.tree.statistics of xray are not used") for line in found.reporter.lines)
+    for answer in consilium.load(found.folder).predict(images):
+        says = answer["probabilities"]
+        assert says["xray"] == says["xray.hand"] == says["xray.hand.left"] > 0
+
+
 @given(names=st.lists(st.text(min_size=1), unique=True, max_size=5))
 @example(names=["..", ".", "/", "a/b", "a_b", "a b", "../a", "A", ".a", "nodes", "a.b", "\\", "\0"])
 def test_every_node_has_a_folder_of_its_own_inside(names: list[str]) -> None:

@@ -59,6 +59,8 @@ class CascadeTraining:
         self.log = RunLog(echo=reporter.line)
         _refuse_settings(experiment, data.cases.labels)
         _refuse_small(data.cases)
+        for name in sorted(experiment.task.tree.statistics.keys() - choices(data.cases.labels)):
+            self.log.line(f"note: task.tree.statistics of {name} are not used: it has one child, and so no network.")
         self.nodes = [
             _Node(
                 name, _node_experiment(experiment, name, children, seed=seed), _node_cases(data.cases, name, children)
