@@ -19,7 +19,7 @@ from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, ConfigError
 from consilium.core.files import write_json
-from consilium.core.labels import LabelTree
+from consilium.core.labels import ROOT, LabelTree, indented
 from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.data.dataset import SPLITS, LabelledCases
@@ -83,6 +83,8 @@ def judge(outputs: Mapping[str, Outputs], evaluator: Evaluator, *, reporter: Rep
     for split, own in outputs.items():
         evaluations[split] = evaluator.evaluate(own, split=split)
         reporter.line(format_table(headline(evaluations[split]), title=f"{split}: {len(own.ids)} cases"))
+        if tree := tree_rows(evaluations[split]):
+            reporter.line(format_table(tree, title=f"{split}: the label tree"))
     return evaluations
 
 
@@ -91,6 +93,24 @@ def headline(evaluation: Evaluation) -> list[dict[str, Any]]:
     return [
         {"metric": name, "value": interval.value, "from": interval.low, "to": interval.high}
         for name, interval in evaluation.intervals.items()
+    ]
+
+
+def tree_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The label tree as rows for a table: of every node its cases, how many are found, and the choice below it."""
+    choices = {row["node"]: row for row in evaluation.tables.get("decisions", [])}
+    nodes = evaluation.tables.get("nodes", [])
+    top = [{"node": ROOT, "cases": choices[ROOT]["cases"], "recall": None, "precision": None}] if nodes else []
+    return [
+        {
+            "node": row["node"] if row["node"] == ROOT else f"  {indented(row['node'])}",
+            "cases": row["cases"],
+            "recall": row["recall"],
+            "precision": row["precision"],
+            "right child": choices.get(row["node"], {}).get("accuracy"),
+            "temperature": choices.get(row["node"], {}).get("temperature"),
+        }
+        for row in [*top, *nodes]
     ]
 
 

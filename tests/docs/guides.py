@@ -15,6 +15,7 @@ GUIDES = (
     "mixtures",
     "training",
     "judging",
+    "routers",
     "crossval",
     "predicting",
     "configuration",

@@ -140,6 +140,12 @@ class LabelTree:
         return ROOT if node is None else self.names[node]
 
 
+def indented(name: str) -> str:
+    """The last part of a dot path, two spaces in for each part before it: a line of a drawn tree."""
+    *above, last = name.split(".")
+    return "  " * len(above) + last
+
+
 def with_ancestors(labels: Iterable[str]) -> set[str]:
     """The labels and all nodes above them."""
     return {step for label in labels for step in _steps(label)}

@@ -11,7 +11,7 @@ import numpy as np
 
 from consilium.core.errors import DataError
 from consilium.core.files import write_json
-from consilium.core.labels import ROOT, with_ancestors
+from consilium.core.labels import ROOT, indented, with_ancestors
 from consilium.core.places import facts_of
 from consilium.core.reporter import Reporter, Silent, counted, format_table
 from consilium.data.case import SPLITS
@@ -199,9 +199,8 @@ def _nodes(table: CaseTable) -> list[dict[str, Any]]:
 
 def _indented(row: dict[str, Any]) -> dict[str, Any]:
     """A row of ``nodes`` for the screen: two spaces for each level in the place of the path above."""
-    above, _, name = row["label"].rpartition(".")
-    depth = 0 if row["label"] == ROOT else 1 + (above.count(".") + 1 if above else 0)
-    return {**row, "label": f"{'  ' * depth}{name}"}
+    label = row["label"]
+    return {**row, "label": label if label == ROOT else f"  {indented(label)}"}
 
 
 def _sizes(table: CaseTable) -> list[dict[str, Any]]:

@@ -2,50 +2,142 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from consilium.bundle import Predictor
 from consilium.core.reporter import Reporter, format_table
 from consilium.demo import demo_data_path
 from consilium.experiment import Experiment
 from consilium.session import TrainResult, train
 
 EXAMPLES = 6
+UNSURE = 5  # answers shown that stop above a leaf, or are unknown
+# What the second training never sees: sources whole, or one class of a source that stays in others.
+UNSEEN: list[dict[str, list[str]]] = [
+    {"meta.source": ["chase", "scanpy"]},
+    {"meta.source": ["vqa_rad"], "label": ["radiology.mri", "radiology.xray.chest"]},
+    {"meta.source": ["dsb2018"], "label": ["microscopy.histopathology"]},
+]
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A row of the demo's table, with the label that the tree gives it."""
+
+    path: Path
+    label: str
+    source: str
+    split: str
+
+
+@dataclass(frozen=True)
+class _Bars:
+    """Shows how far a training is and leaves its lines out: they are those of the first, said again."""
+
+    reporter: Reporter
+
+    def line(self, text: str) -> None:
+        pass
+
+    def progress(self, name: str, done: int, total: int | None, text: str = "") -> None:
+        self.reporter.progress(name, done, total, text)
 
 
 def run_demo(out: Path, *, reporter: Reporter) -> TrainResult:
-    """Prepare, train, judge and report the demo router, then predict a few held-out images."""
-    from consilium.bundle import Predictor
-
-    # JSON is YAML, so a path with any character in it stays one string.
-    places = {
-        "data.sources.0.path": demo_data_path() / "modality.csv",
-        "data.store.root": out / "stores",
-        "output.root": out,
-    }
-    overrides = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
-    experiment = Experiment.load(Path(__file__).with_name("router.yaml"), overrides=overrides)
+    """Train, judge and report the demo router, predict held-out images, and do it again without some sources."""
+    experiment = _experiment(out)
     result = train(experiment, reporter=reporter)
     assert result is not None
-    held_out = _held_out(demo_data_path() / "modality.csv")
-    predictor = Predictor.load(result.bundle)
-    rows = [
-        {"image": image.name, "true": label, "predicted": record["label"], "probability": record["probability"]}
-        for (image, label), record in zip(held_out, predictor.predict([image for image, _ in held_out]), strict=True)
-    ]
-    reporter.line(format_table(rows, title="a few held-out images"))
+    images = _images(experiment.data.rename_labels)
+    _show_answers(result.bundle, [image for image in images if image.split == "test"], reporter=reporter)
+    _show_unseen(out, images, reporter=reporter)
     reporter.line(f"report: {(result.bundle / 'report.html').resolve()}")
     return result
 
 
-def _held_out(table: Path) -> list[tuple[Path, str]]:
-    """The first test image of every few classes."""
-    import csv
+def _experiment(out: Path, **changes: Any) -> Experiment:
+    """The demo's experiment with its places, and dotted keys (``__`` for a dot) changed."""
+    places = {
+        "data.sources.0.path": str(demo_data_path() / "modality.csv"),
+        "data.store.root": str(out / "stores"),
+        "output.root": str(out),
+    }
+    given = {**places, **{key.replace("__", "."): value for key, value in changes.items()}}
+    # JSON is YAML, so a path with any character in it stays one string.
+    overrides = [f"{key}={json.dumps(value)}" for key, value in given.items()]
+    return Experiment.load(Path(__file__).with_name("router.yaml"), overrides=overrides)
 
-    first: dict[str, Path] = {}
+
+def _images(new_names: Mapping[str, str]) -> list[_Image]:
+    table = demo_data_path() / "modality.csv"
     with table.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["split"] == "test":
-                first.setdefault(row["label"], table.parent / row["image"])
+        return [
+            _Image(table.parent / row["image"], new_names.get(row["label"], row["label"]), row["source"], row["split"])
+            for row in csv.DictReader(file)
+        ]
+
+
+def _show_answers(bundle: Path, images: Sequence[_Image], *, reporter: Reporter) -> None:
+    """The first image of every few labels, and those that the router does not answer whole."""
+    records = Predictor.load(bundle).predict([image.path for image in images])
+    answered = list(zip(images, records, strict=True))
+    first = {image.label: (image, record) for image, record in reversed(answered)}
     labels = sorted(first)
-    return [(first[label], label) for label in labels[:: max(len(labels) // EXAMPLES, 1)][:EXAMPLES]]
+    shown = [first[label] for label in labels[:: max(len(labels) // EXAMPLES, 1)][:EXAMPLES]]
+    reporter.line(format_table([_row(*pair) for pair in shown], title="a few held-out images"))
+    unsure = [(image, record) for image, record in answered if record["label"] != record["path"][-1]["label"]]
+    unsure.sort(key=lambda pair: pair[1]["path"][-1]["probability"])
+    title = f"{len(unsure)} of {len(images)} held-out images are not answered whole; the least sure"
+    reporter.line(format_table([_row(*pair) for pair in unsure[:UNSURE]], title=title))
+
+
+def _row(image: _Image, record: dict[str, Any]) -> dict[str, Any]:
+    likeliest = record["path"][-1]
+    return {
+        "image": image.path.name,
+        "true": image.label,
+        "answer": record["label"],
+        "likeliest": likeliest["label"],
+        "probability": likeliest["probability"],
+    }
+
+
+def _show_unseen(out: Path, images: Sequence[_Image], *, reporter: Reporter) -> None:
+    """Train without some sources, and tell how their images are answered."""
+    reporter.line("the same router is trained again without some of its sources ...")
+    result = train(_experiment(out, name="demo_unseen", data__split__leave_out=UNSEEN), reporter=_Bars(reporter))
+    assert result is not None
+    cells: dict[tuple[str, str], list[_Image]] = {}
+    for image in images:
+        if any(_matches(image, cell) for cell in UNSEEN):
+            cells.setdefault((image.source, image.label), []).append(image)
+    predictor = Predictor.load(result.bundle)
+    rows = [
+        {"source never seen": source, "label": label, **_figures(own, predictor)}
+        for (source, label), own in sorted(cells.items())
+    ]
+    reporter.line(format_table(rows, title="sources that the router has never seen"))
+
+
+def _matches(image: _Image, cell: Mapping[str, Sequence[str]]) -> bool:
+    own = {"meta.source": image.source, "label": image.label}
+    return all(own[column] in values for column, values in cell.items())
+
+
+def _figures(images: Sequence[_Image], predictor: Predictor) -> dict[str, Any]:
+    """How many are named right, how many are answered whole, and how many of these are right."""
+    records = predictor.predict([image.path for image in images])
+    right = [record["path"][-1]["label"] == image.label for image, record in zip(images, records, strict=True)]
+    whole = [record["label"] == record["path"][-1]["label"] for record in records]
+    of_answered = [ok for ok, answered in zip(right, whole, strict=True) if answered]
+    return {
+        "images": len(images),
+        "named right": sum(right) / len(right),
+        "answered whole": sum(whole) / len(whole),
+        "right of these": sum(of_answered) / len(of_answered) if of_answered else "-",
+    }
