@@ -178,10 +178,13 @@ def test_the_demo_ends_with_predictions_and_the_report(
     monkeypatch.setattr(consilium.demo.run, "train", short)
     answer = cli("demo", "--out", tmp_path / "runs")
     assert answer.code == 0
-    (report,) = (tmp_path / "runs").rglob("report.html")
+    (report,) = (tmp_path / "runs" / "demo_router").rglob("report.html")
     assert answer.out.splitlines()[-1] == f"report: {report}"
-    table = answer.out.split("a few held-out images")[1]
-    assert sum(line.count("images/") for line in table.splitlines()) >= 6 or table.count(".jpg") >= 6
+    assert "test: the label tree" in answer.out
+    answers, unseen = answer.out.split("a few held-out images")[1].split("sources that the router has never seen")
+    assert answers.count(".jpg") >= 6
+    assert "held-out images are not answered whole" in answers
+    assert all(source in unseen for source in ("chase", "scanpy", "vqa_rad", "dsb2018"))
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
