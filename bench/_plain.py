@@ -1,7 +1,7 @@
 """The plain loop that others are measured against: what a careful person writes in 40 lines.
 
 torchvision's crop and flip, a WeightedRandomSampler over classes, bf16 autocast, label smoothing, AdamW, one cosine,
-the last weights. One worker process decodes.
+the last weights. One worker process decodes. ``Probe`` is its sister for a pretrained tower: frozen, each image once.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 from torchvision import transforms
+
+from bench._imagenet import MODEL
 
 SIZE, BATCH, SMOOTHING, RATE, DECAY = 64, 64, 0.1, 2e-3, 0.05
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,7 +39,25 @@ SAME = {
     "schedule": {"kind": "cosine", "warmup": 0.1},
 }
 
+PROBE_SIZE, PROBE_RATE, HALF = 224, 1e-3, (0.5, 0.5, 0.5)
+
 Cases = Sequence[tuple[str, str]]  # (image path, label)
+
+
+def same_probe(weights: Path) -> dict[str, Any]:
+    """What our side sets to train the same head on the same frozen tower."""
+    return {
+        "task": {
+            "vision": {"name": MODEL, "pretrained": str(weights), "freeze": {"kind": "tower"}},
+            "loss": {"kind": "cross_entropy", "label_smoothing": SMOOTHING},
+        },
+        "data": {
+            "image": {"size": [PROBE_SIZE, PROBE_SIZE], "statistics": "model"},
+            "loader": {"batch_size": BATCH, "workers": 1},
+        },
+        "optimizer": {"kind": "adamw", "learning_rate": PROBE_RATE, "head_learning_rate": None, "weight_decay": DECAY},
+        "schedule": {"kind": "cosine", "warmup": 0.1},
+    }
 
 
 @dataclass(frozen=True)
@@ -95,3 +118,46 @@ def plain(train: Cases, test: Cases, *, epochs: int, seed: int) -> PlainResult:
     with torch.inference_mode():
         answers = torch.cat([model(images).argmax(1) for images, _ in DataLoader(test_set, 256)])
     return PlainResult([labels[number] for number in answers.tolist()], seconds)
+
+
+class Probe:
+    """A linear head on a frozen tower with pretrained weights; each image passes the tower once, whoever asks."""
+
+    def __init__(self, weights: Path) -> None:
+        self.tower: nn.Module = timm.create_model(MODEL, num_classes=0)
+        state = load_file(weights)
+        self.tower.load_state_dict({name: state[name] for name in self.tower.state_dict()})
+        self.tower.eval()
+        self.known: dict[str, Tensor] = {}
+
+    def answers(self, train: Cases, test: Cases, *, epochs: int, seed: int) -> list[str]:
+        """Train the head on ``train``, as many draws an epoch as there are cases, and answer ``test``."""
+        torch.manual_seed(seed)
+        labels = sorted({label for _, label in train})
+        features_NF = self._features(train)
+        targets_N = torch.tensor([labels.index(label) for _, label in train])
+        counts_K = targets_N.bincount()
+        sampler = WeightedRandomSampler((1 / counts_K[targets_N]).tolist(), len(train))
+        loader = DataLoader(TensorDataset(features_NF, targets_N), BATCH, sampler=sampler)
+        head = nn.Linear(features_NF.shape[1], len(labels))
+        optimizer = torch.optim.AdamW(head.parameters(), lr=PROBE_RATE, weight_decay=DECAY)
+        steps = epochs * len(loader)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PROBE_RATE, total_steps=steps, pct_start=0.1)
+        loss_function = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
+        for _ in range(epochs):
+            for features, targets in loader:
+                loss_function(head(features), targets).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+        with torch.inference_mode():
+            return [labels[number] for number in head(self._features(test)).argmax(1).tolist()]
+
+    def _features(self, cases: Cases) -> Tensor:
+        new = [(path, "") for path, _ in cases if path not in self.known]
+        steps = [transforms.Resize((PROBE_SIZE, PROBE_SIZE)), transforms.ToTensor(), transforms.Normalize(HALF, HALF)]
+        loader = DataLoader(Pictures(new, [""], transforms.Compose(steps)), BATCH)
+        with torch.no_grad():
+            found = [row for images, _ in loader for row in self.tower(images)]
+        self.known |= {path: row for (path, _), row in zip(new, found, strict=True)}
+        return torch.stack([self.known[path] for path, _ in cases])
