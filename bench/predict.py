@@ -45,7 +45,7 @@ from consilium.predictions import predict_files
 from consilium.tasks.classify import build_classify
 from consilium.tasks.config import ClassifyConfig
 
-BATCH, DIFFERENT = 32, 64  # images a batch, and different files
+BATCH, DIFFERENT = 32, 16  # images a batch, and different files
 LABELS = LabelTree([f"label_{number:02d}" for number in range(30)])
 
 
