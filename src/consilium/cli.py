@@ -188,6 +188,7 @@ def data_inspect(
             prepared.store,
             config=experiment.data,
             multi_label=experiment.task.multi_label,
+            nested=experiment.task.tree.nested,
             out=out,
             reporter=console,
         )
@@ -210,10 +211,10 @@ def data_stats(
     from consilium.data.prepare import prepare
 
     experiment = _experiment(config, overrides)
-    window = experiment.data.image.window
+    task, window = experiment.task, experiment.data.image.window
     with Console() as console:
         store = prepare(experiment.data, reporter=console).store
-        used = used_cases(store.table, config=experiment.data, multi_label=experiment.task.multi_label)
+        used = used_cases(store.table, config=experiment.data, multi_label=task.multi_label, nested=task.tree.nested)
 
         def progress(done: int, total: int | None) -> None:
             console.progress("pixels", done, total)

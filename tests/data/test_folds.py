@@ -233,12 +233,39 @@ def test_a_class_of_one_group_is_named_where_training_never_sees_it(tmp_path: Pa
     without = 0
     for fold in range(4):
         again = resplit(table, config=SplitConfig(folds=4, fold=fold))
-        found = seen_in_training(again)
+        found = seen_in_training(again, nested=False)
         told = [note for note in found.notes if "training never sees their labels (pet)" in note]
         assert bool(told) == ("rare" in [again.table.ids[row] for row in again.table.rows("test")])
         assert ("rare" in found.table.ids) == (not told)
         without += bool(told)
     assert without == 1
+
+
+def test_a_label_above_those_of_training_is_known_in_a_tree_alone(tmp_path: Path) -> None:
+    labels = {"train": ("ct.head", "mri"), "val": ("ct", "mri"), "test": ("ct", "ct.chest", "xray")}
+    rows = [
+        {"id": f"{split}-{label}", "source": split, "label": label} for split, own in labels.items() for label in own
+    ]
+    table, _ = store_of(tmp_path, rows)
+    found = Filtered(table.with_splits(table.sources))
+    assert {"val-ct", "test-ct"} & set(seen_in_training(found, nested=False).table.ids) == set()
+    left = seen_in_training(found, nested=True)
+    assert set(left.table.ids) == {"train-ct.head", "train-mri", "val-ct", "val-mri", "test-ct"}
+    assert any("training never sees their labels (ct.chest, xray)" in note for note in left.notes)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_fold_tests_what_its_tree_knows(tmp_path: Path, nested: bool) -> None:
+    rows = [
+        {"id": f"{n}", "source": "a", "label": label} for n, label in enumerate(["ct.head"] * 8 + ["mri"] * 8 + ["ct"])
+    ]
+    table, config = store_of(tmp_path, rows)
+    tested = set()
+    for fold in range(4):
+        own = config.model_copy(update={"split": SplitConfig(folds=4, fold=fold)})
+        cases = take_cases(table, config=own, multi_label=False, nested=nested)
+        tested |= {cases.table.ids[row] for row in cases.rows["test"]}
+    assert ("16" in tested) == nested
 
 
 # -- Leaving out --------------------------------------------------------------------------------------------------

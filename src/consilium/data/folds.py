@@ -12,6 +12,7 @@ import numpy as np
 
 from consilium.core.config import nearest
 from consilium.core.errors import ConfigError, DataError
+from consilium.core.labels import with_ancestors
 from consilium.core.reporter import some
 from consilium.data.config import LeaveOut, SplitConfig
 from consilium.data.filters import Filtered, is_branch, your_column
@@ -65,9 +66,14 @@ def _leave_out(table: CaseTable, *, config: SplitConfig) -> Filtered:
     return Filtered(table.with_splits(splits)).keep(kept, what + _such_as(table, ~kept))
 
 
-def seen_in_training(found: Filtered) -> Filtered:
-    """Without the cases of val and test that have a label which training never shows: no answer could be right."""
+def seen_in_training(found: Filtered, *, nested: bool) -> Filtered:
+    """Without the cases of val and test that have a label which training never shows: no answer could be right.
+
+    In a ``nested`` label tree a training case shows its label and all nodes above it.
+    """
     shown = {label for row in found.table.rows("train").tolist() for label in found.table.labels[row]}
+    if nested:
+        shown = with_ancestors(shown)
     for split in ("val", "test"):
         table = found.table
         strange = [row for row in table.rows(split).tolist() if not shown.issuperset(table.labels[row])]

@@ -97,11 +97,20 @@ def _first(what: str, found: list[str]) -> list[str]:
 
 
 def inspect(
-    store: Store, *, config: DataConfig, multi_label: bool = False, out: Path, reporter: Reporter | None = None
+    store: Store,
+    *,
+    config: DataConfig,
+    multi_label: bool = False,
+    nested: bool = False,
+    out: Path,
+    reporter: Reporter | None = None,
 ) -> Inspection:
-    """Look through a store, and write ``inspection.json`` and two pictures into ``out``."""
+    """Look through a store, and write ``inspection.json`` and two pictures into ``out``.
+
+    ``nested``: the labels are learned as a tree.
+    """
     table = resplit(store.table, config=config.split).table
-    found = used_cases(store.table, config=config, multi_label=multi_label)
+    found = used_cases(store.table, config=config, multi_label=multi_label, nested=nested)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     max_pixels = store.manifest.max_pixels

@@ -117,18 +117,22 @@ def take_cases(
     limit: int | None = None,
 ) -> LabelledCases:
     """The cases of a store that a classification uses, with classes and targets; ``limit`` of each split."""
-    found = used_cases(table, config=config, multi_label=multi_label)
+    tree = nested if labels is None else labels.nested
+    found = used_cases(table, config=config, multi_label=multi_label, nested=tree)
     limits = _limits(config.filters, limit)
     return labelled_cases(found, multi_label=multi_label, labels=labels, nested=nested, known=known, limits=limits)
 
 
-def used_cases(table: CaseTable, *, config: DataConfig, multi_label: bool) -> Filtered:
-    """The cases of a store that a classification uses, in the splits that the config asks for."""
+def used_cases(table: CaseTable, *, config: DataConfig, multi_label: bool, nested: bool = False) -> Filtered:
+    """The cases of a store that a classification uses, in the splits that the config asks for.
+
+    ``nested``: its labels are a tree, where a case also has the labels above its own.
+    """
     again = resplit(table, config=config.split)
     found = usable(again.table, multi_label=multi_label, pseudo_labels=config.pseudo_labels)
     found = filtered(found, config=config.filters, seed=config.split.seed)
     if config.split.anew:
-        found = seen_in_training(found)
+        found = seen_in_training(found, nested=nested)
     return Filtered(found.table, [*again.notes, *found.notes])
 
 
