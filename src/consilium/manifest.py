@@ -144,7 +144,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder} {what}; give the folder of a finished run (consilium train prints it).")
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is damaged: {error}. Copy the bundle again.") from error
     found = tree.get("format_version") if isinstance(tree, dict) else None
     if isinstance(found, int) and found > FORMAT_VERSION:

@@ -76,6 +76,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "no manifest": (lambda b: (b / "bundle.json").unlink(), ["has no bundle.json, so it is not a finished run"]),
     "empty manifest": (write(""), ["bundle.json is damaged", "Copy the bundle again"]),
     "bad JSON": (write('{"name": "a", '), ["bundle.json is damaged: Expecting", "Copy the bundle again"]),
+    "deep JSON": (write('{"a": ' * 100_000), ["bundle.json is damaged: maximum recursion depth"]),
     "a list": (write("[]"), ["bundle.json is damaged: the whole"]),
     "not text": (lambda b: (b / "bundle.json").write_bytes(b"\xff\xfe") and None, ["bundle.json is damaged"]),
     "missing key": (write('{"format_version": 1}'), ["bundle.json is damaged: consilium_version: Field required"]),

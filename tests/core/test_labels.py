@@ -198,6 +198,8 @@ def test_mappings_and_lists_of_their_paths_are_one_tree(below: dict[str, Any] | 
         ("[a..b, c]", "'a..b' has an empty part; a dot separates levels, as in a.b"),
         ("{a: ['.b'], c: }", "'a..b' has an empty part"),
         ("['', c]", "'' has an empty part"),
+        (f"[{'.'.join('a' * 101)}, c]", f"'{'a.' * 20}...' is below 100 others; a tree has at most so many levels"),
+        ("{a: " * 101 + "}" * 101, f"'{'a.' * 20}...' is below 100 others; a tree has at most so many levels"),
         ("{a: b, c: }", "below 'a' stands 'b'; expected a list, a mapping or null"),
         ("{a: {b: 3}, c: }", "below 'a.b' stands 3; expected a list, a mapping or null"),
         ("{a: [1, 2]}", "in the list below 'a' stands 1; expected names (numbers in quotes)"),

@@ -197,6 +197,10 @@ def test_a_source_may_have_nothing_below_a_node(tmp_path: Path, few_rows: list[R
     mixture = log.partition("mixture over")[2].partition("parameters")[0]
     assert "ct " in mixture
     assert "xray" not in mixture
+    report = (found.folder / "report.html").read_text(encoding="utf-8")
+    counts = re.findall(r"Parameters of the network of \w+</dt><dd>([\d,]+) \(([\d,]+) trained\)", report)
+    heads = [load_file(node(found, name) / "model.safetensors")["head.1.weight"].numel() + 2 for name in ("root", "ct")]
+    assert [trained for _, trained in counts] == [f"{count:,}" for count in heads]
 
 
 def test_an_only_child_needs_no_network(tmp_path: Path, few_rows: list[Row], images: list[str]) -> None:
@@ -296,6 +300,11 @@ def _add(folder: Path) -> None:
     (folder / "bundle.json").write_text(json.dumps(tree), encoding="utf-8")
 
 
+def _empty(folder: Path) -> None:
+    tree = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    (folder / "bundle.json").write_text(json.dumps({**tree, "labels": ["xray"]}), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -303,6 +312,7 @@ def _add(folder: Path) -> None:
         (_damage, r"nodes/mri/model.safetensors is not the file that bundle.json names"),
         (_exchange, r"the networks in \S+nodes are not those that bundle.json names: ct differs"),
         (_link, r"nodes/ct is a link to \S+moved, outside of the bundle"),
+        (_empty, "the labels xray leave a cascade nothing to tell apart"),
         (_add, r"lacks \S+nodes/xray/bundle.json, the network of 'xray'"),
     ],
 )

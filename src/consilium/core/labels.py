@@ -13,6 +13,7 @@ import numpy as np
 from consilium.core.errors import DataError
 
 ROOT = "root"  # how the node above all labels is called in configs and tables
+_MOST_LEVELS = 100  # of a tree in YAML
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,8 @@ def _given(nodes: Sequence[Any] | Mapping[str, Any], *, above: str) -> Iterator[
         path = f"{above}.{name}" if above else name
         if not all(part.strip() for part in path.split(".")):
             raise ValueError(f"'{path}' has an empty part; a dot separates levels, as in a.b")
+        if path.count(".") >= _MOST_LEVELS:
+            raise ValueError(f"'{path[:40]}...' is below {_MOST_LEVELS} others; a tree has at most so many levels")
         if below is not None and not isinstance(below, Mapping | list | tuple):
             raise ValueError(f"below '{path}' stands {below!r}; expected a list, a mapping or null")
         yield path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -129,14 +129,11 @@ class CascadeTraining:
             threshold=experiment.evaluation.threshold,
             averaging=experiment.evaluation.averaging,
         )
-        totals = [sum(part.total for part in parameter_counts(network)) for network in cascade.networks]
+        parts = zip(cascade.names, parameter_counts(cascade.networks), strict=True)
         facts = RunFacts(
             precision=precision,
             device=str(device),
-            parts=[
-                {"name": f"network of {name}", "total": total, "trainable": total}
-                for name, total in zip(cascade.names, totals, strict=True)
-            ],
+            parts=[{**asdict(part), "name": f"network of {name}"} for name, part in parts],
             warnings=list(self.data.cases.notes),
         )
         metrics = finish(

@@ -40,6 +40,8 @@ class Cascade(Answering):
     ) -> None:
         """``networks`` and the ``images`` they take, by the name of their node; those of ``choices(labels)``."""
         super().__init__(labels, multi_label=False)
+        if not networks:
+            raise DataError(f"the labels {', '.join(labels.names)} leave a cascade nothing to tell apart.")
         for name, group in choices(labels).items():
             children = tuple(labels.names[node] for node in group.ids)
             if name not in networks:
