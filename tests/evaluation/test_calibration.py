@@ -138,7 +138,8 @@ def test_thresholds_answer_the_most_that_is_right_often_enough(
     whole = answer(probabilities_NM, labels=tree)
     still = np.ones(len(targets_N), dtype=bool)  # answered at the levels above
     for level, threshold in enumerate(thresholds):
-        reaches = (targets_N >= 0) & (tree.paths_ML[targets_N, level] >= 0) & (whole.paths_NL[:, level] >= 0) & still
+        known = (tree.paths_ML[targets_N, level] >= 0) | np.isin(targets_N, tree.leaf_ids)
+        reaches = (targets_N >= 0) & known & (whole.paths_NL[:, level] >= 0) & still
         sure_N = whole.probabilities_NL[:, level]
         right_N = whole.paths_NL[:, level] == tree.paths_ML[targets_N, level]
         most = 0
@@ -150,6 +151,16 @@ def test_thresholds_answer_the_most_that_is_right_often_enough(
         assert answered.sum() == most
         assert (threshold is None) == (most == 0)
         still &= sure_N >= (np.inf if threshold is None else threshold)
+
+
+def test_an_answer_below_a_label_that_ends_above_is_wrong() -> None:
+    """Half of what is called a child of a is b, which ends at the first level: no second level is right often."""
+    tree = LabelTree(["a", "a.x", "a.y", "b"], nested=True)
+    probabilities_NM = np.array([[0.9, 0.8, 0.1, 0.1]] * 4)
+    found = choose_thresholds(probabilities_NM, np.array([1, 1, 3, 3]), labels=tree, wanted_accuracy=0.6, given=[0.5])
+    assert found == [0.5, None]
+    at_a = choose_thresholds(probabilities_NM, np.array([1, 1, 0, -1]), labels=tree, wanted_accuracy=0.6, given=[0.5])
+    assert at_a[1] == pytest.approx(0.8, abs=1e-3)
 
 
 def chosen(sure: list[float], right: list[bool], wanted: float) -> float | None:

@@ -102,8 +102,9 @@ def test_levels_against_a_loop(cases: Judged) -> None:
         given_here = [len(cases.said(n)) > level for n in rows]
         np.testing.assert_allclose(right[level], quotient(sum(hits), len(rows)))
         np.testing.assert_allclose(covered[level], quotient(sum(given_here), len(rows)))
-        both = sum(hit and there for hit, there in zip(hits, given_here, strict=True))
-        np.testing.assert_allclose(right_of_covered[level], quotient(both, sum(given_here)))
+        reached = [n for n in range(len(cases.truth_N)) if len(cases.said(n)) > level]
+        hit = [cases.said(n)[level] in cases.path(cases.truth_N[n]) for n in reached]
+        np.testing.assert_allclose(right_of_covered[level], quotient(sum(hit), len(reached)))
 
 
 @given(judged())

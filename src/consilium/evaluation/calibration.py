@@ -12,6 +12,7 @@ import numpy as np
 
 from consilium.core.answers import answer
 from consilium.core.labels import LabelTree
+from consilium.evaluation.hierarchy import judge_paths
 
 _SPREAD = 0.5  # deviation of log temperature that is expected before any case is seen
 _RANGE = (math.log(0.05), math.log(20.0))
@@ -58,19 +59,18 @@ def choose_thresholds(
 
     ``probabilities_NM`` are calibrated ones of paths, of validation cases. From the top, each level takes the lowest
     threshold at which the share of right answers among the answered is at least ``wanted_accuracy``, which answers
-    the most cases. Judged at a level are the cases answered at the levels above and whose label reaches it. None where
-    no threshold gives that accuracy (or no case reaches the level): such a level is never answered. A threshold is a
-    little below the least probability that it answers, so that rounding in another batch does not change the answer.
-    Those ``given`` for the first levels stay.
+    the most cases. Judged at a level are all cases answered at the levels above but those whose label stops at an inner
+    node above it, of which nothing is known there. None where no threshold gives that accuracy (or no case reaches the
+    level): such a level is never answered. A threshold is a little below the least probability that it answers, so
+    that rounding in another batch does not change the answer. Those ``given`` for the first levels stay.
     """
     thresholds = list(given)
-    truth_NL = np.where(targets_N[:, None] >= 0, labels.paths_ML[targets_N], -1)
+    probabilities_NM, targets_N = probabilities_NM[targets_N >= 0], targets_N[targets_N >= 0]
     for level in range(len(thresholds), labels.levels):
         answers = answer(probabilities_NM, labels=labels, thresholds=[*thresholds, 0.0])
-        judged_N = (answers.depths_N > level) & (truth_NL[:, level] >= 0)
-        sure_N = answers.probabilities_NL[judged_N, level]
-        right_N = answers.paths_NL[judged_N, level] == truth_NL[judged_N, level]
-        thresholds.append(_lowest(sure_N, right_N, wanted_accuracy))
+        judged = judge_paths(targets_N, answers.paths_NL, answers.depths_N, labels=labels)
+        said_N, sure_N = judged.said_NL[:, level], answers.probabilities_NL[:, level]
+        thresholds.append(_lowest(sure_N[said_N], judged.right_NL[said_N, level], wanted_accuracy))
     return thresholds
 
 

@@ -79,8 +79,11 @@ def level_coverage(answered: JudgedPaths) -> Share:
 
 
 def level_answered_accuracy(answered: JudgedPaths) -> Share:
-    """At each level, of the cases whose label and whose answer reach it, the share that is right there; [..., L]."""
-    return Share(answered.right_NL, answered.said_NL & answered.true_NL)
+    """At each level, of the answers that reach it, the share that is right there; [..., L].
+
+    Where the label ends above it at a leaf, such an answer is wrong.
+    """
+    return Share(answered.right_NL, answered.said_NL)
 
 
 def nodes_said(paths: JudgedPaths, paths_NL: Ints, *, labels: LabelTree) -> Bools:
