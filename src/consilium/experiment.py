@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from consilium.core.config import Config, apply_overrides, build, read_tree
 from consilium.data.config import DataConfig
@@ -34,6 +34,16 @@ class Experiment(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
     output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _answers_have_one_label(self) -> Experiment:
+        wanted = self.evaluation.wanted_accuracy
+        if self.task.multi_label and wanted is not None:
+            raise ValueError(
+                f"evaluation.wanted_accuracy is {wanted}, but with task.multi_label nothing is left unanswered: every "
+                "label is given from evaluation.threshold on; leave wanted_accuracy out"
+            )
+        return self
 
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Experiment:

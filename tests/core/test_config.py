@@ -100,6 +100,11 @@ def test_all_problems_are_listed_at_once() -> None:
     assert all(any(key in line for line in found) for key in ("seeed", "max_epochs", "data.image", "task.head"))
 
 
+def test_sections_that_do_not_go_together() -> None:
+    (found,) = problems("task.multi_label=true", "evaluation.wanted_accuracy=0.9")
+    assert "evaluation.wanted_accuracy is 0.9, but with task.multi_label nothing is left unanswered" in found
+
+
 def test_missing_section_is_named() -> None:
     with pytest.raises(ConfigError, match=r"`task` is missing; it has no default") as caught:
         build(Experiment, {"name": "x"}, origin="r.yaml")

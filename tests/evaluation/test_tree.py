@@ -219,6 +219,16 @@ def test_which_evaluator() -> None:
     assert isinstance(single, TreeEvaluator)
 
 
+def test_a_label_that_is_called_as_no_answer_is() -> None:
+    labels, calibration = LabelTree(["ct", "unknown"]), Calibration()
+    build_evaluator(labels, multi_label=False, config=EvaluationConfig(), calibration=calibration)
+    asked = EvaluationConfig(wanted_accuracy=0.9)
+    with pytest.raises(
+        DataError, match=r"a label is 'unknown', .*another name \(data.rename_labels: {unknown: other}\)"
+    ):
+        build_evaluator(labels, multi_label=False, config=asked, calibration=calibration)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_any_tree_gives_whole_json_and_consistent_tables(data: st.DataObject) -> None:

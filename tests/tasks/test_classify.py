@@ -16,6 +16,7 @@ from consilium.core.contracts import Batch, Prediction
 from consilium.core.labels import LabelTree
 from consilium.losses.config import CrossEntropyConfig
 from consilium.models.config import FreezeConfig, LinearHeadConfig, MLPHeadConfig, VisionConfig
+from consilium.tasks.answering import Answering
 from consilium.tasks.classify import Classify, build_classify
 from consilium.tasks.config import ClassifyConfig, TreeConfig
 from tests.contracts.task import TaskContract
@@ -197,6 +198,15 @@ def test_records_of_a_case_that_nothing_is_sure_of() -> None:
     (record,) = task.records(task.prediction(scores(0, cases=1)))
     assert (record["label"], record["probability"]) == ("unknown", None)
     assert len(record["path"]) >= 2
+
+
+def test_no_answer_has_no_probability_beside_a_class_of_that_name() -> None:
+    task = Answering(LabelTree(["ct", "unknown"]), multi_label=False)
+    task.calibrate(Calibration(thresholds=[0.9]))
+    records = task.records(task.prediction(torch.tensor([[1.0, 0.0], [0.0, 5.0]])))
+    assert [record["label"] for record in records] == ["unknown", "unknown"]
+    assert records[0]["probability"] is None
+    assert records[1]["probability"] == records[1]["probabilities"]["unknown"] > 0.9
 
 
 # -- Views --------------------------------------------------------------------------------------------------------

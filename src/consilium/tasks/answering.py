@@ -93,7 +93,8 @@ class Answering(nn.Module):
         records = []
         for own, path, node in zip(named, answers.paths_NL.tolist(), answers.nodes_N.tolist(), strict=True):
             label = UNKNOWN if node < 0 else self.labels.names[node]
+            sure = None if node < 0 else own[label]
             way = [self.labels.names[step] for step in path if step >= 0]
             steps = [{"label": name, "probability": own[name]} for name in way]
-            records.append({"label": label, "probability": own.get(label), "path": steps, "probabilities": own})
+            records.append({"label": label, "probability": sure, "path": steps, "probabilities": own})
         return records
