@@ -100,7 +100,8 @@ def tree_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """The label tree as rows for a table: of every node its cases, how many are found, and the choice below it."""
     choices = {row["node"]: row for row in evaluation.tables.get("decisions", [])}
     nodes = evaluation.tables.get("nodes", [])
-    top = [{"node": ROOT, "cases": choices[ROOT]["cases"], "recall": None, "precision": None}] if nodes else []
+    cases = sum(row["cases"] for row in nodes if row["parent"] == ROOT)
+    top = [{"node": ROOT, "cases": cases, "recall": None, "precision": None}] if nodes else []
     return [
         {
             "node": row["node"] if row["node"] == ROOT else f"  {indented(row['node'])}",

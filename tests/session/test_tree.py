@@ -144,6 +144,14 @@ def test_a_tree_of_one_leaf_is_no_task(rows: list[Row], tmp_path: Path) -> None:
         train_table(tmp_path, chest)
 
 
+def test_a_tree_of_one_branch_at_the_top_is_judged_and_printed(rows: list[Row], tmp_path: Path) -> None:
+    below = [{**row, "label": f"figure.{row['label']}"} for row in rows]
+    run = train_table(tmp_path, below)
+    (told,) = (line for line in run.reporter.lines if line.startswith("test: the label tree"))
+    root, top, *_ = (line.split() for line in told.splitlines()[3:])
+    assert (root[:2], top[:2]) == (["root", "12"], ["figure", "12"])  # two of each label
+
+
 def test_many_labels_a_case_have_no_tree(rows: list[Row], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tree\.head: joint takes one label a case; with multi_label leave it flat"):
         train_table(tmp_path, rows, "task.multi_label=true")
