@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -209,6 +210,17 @@ def test_what_does_not_fit_is_refused() -> None:
     broken.arrays["probabilities"][0, 0] = np.nan  # also where the label stops above the leaves
     with pytest.raises(DataError, match=r"not finite.*case-0"):
         evaluator(TREE).quick(broken)
+
+
+def test_one_long_text_among_the_columns_takes_its_own_room_alone() -> None:
+    given = outputs(RAD, [0, 1, 2] * 100)
+    given.columns["caption"] = ["", "x" * 100_000, *[""] * 298]
+    tracemalloc.start()
+    try:
+        evaluator(RAD).quick(given)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_which_evaluator() -> None:

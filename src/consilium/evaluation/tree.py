@@ -166,7 +166,7 @@ class TreeEvaluator:
             conditionals_NM=np.asarray(outputs.arrays["conditionals"])[rows],
             answers=answer(probabilities_NM, labels=self._labels, thresholds=self._calibration.thresholds),
             groups=[outputs.groups[row] for row in rows],
-            columns={name: np.array(values)[rows] for name, values in outputs.columns.items()},
+            columns={name: np.array(values, dtype=object)[rows] for name, values in outputs.columns.items()},
         )
 
     # -- Figures ------------------------------------------------------------------------------------------------
