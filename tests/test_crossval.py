@@ -80,6 +80,8 @@ def test_what_is_written(whole: CrossvalResult) -> None:
     values = [fold.metrics["macro_auroc"] for fold in whole.folds]
     assert tree["means"]["macro_auroc"]["mean"] == pytest.approx(np.mean(values))
     assert tree["means"]["macro_auroc"]["deviation"] == pytest.approx(np.std(values, ddof=1))
+    answered = [fold.metrics["aurc"] for fold in whole.folds]  # of the answers of each fold's own model alone
+    assert tree["means"]["aurc"]["mean"] == pytest.approx(np.mean(answered))
     assert tree["pooled"]["metrics"] == whole.pooled.metrics
     rows = list(csv.DictReader((whole.folder / "crossval.csv").open(encoding="utf-8")))
     assert [float(row["accuracy"]) for row in rows] == [fold.metrics["accuracy"] for fold in whole.folds]
@@ -132,6 +134,15 @@ def test_what_is_noted_of_every_fold_is_told_once(tiny_images: Path, tmp_path: P
         told,
         "-- fold 1 --",
     ]
+
+
+def test_a_model_that_may_know_what_is_tested_is_told_of(
+    whole: CrossvalResult, tiny_images: Path, tmp_path: Path
+) -> None:
+    origin = whole.folds[0].folder
+    start = [f"trainer.init_from={origin}", "trainer.max_steps=1", "evaluation.bootstrap_samples=0"]
+    found = cross_validate(tiny_experiment(tiny_images, tmp_path / "runs", *start), folds=2)
+    assert any(f"every fold starts from {origin}" in note for note in written(found)["notes"])
 
 
 @pytest.mark.parametrize("by", ["kill", "signal"])

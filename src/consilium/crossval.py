@@ -169,7 +169,11 @@ class _Planner:
     def __init__(self, experiment: Experiment, store: Store, *, limit: int | None) -> None:
         self.experiment, self.store, self.limit = experiment, store, limit
         self.skipped: dict[str, str] = {}
-        self.notes: list[str] = []
+        origin = experiment.task.add_to or experiment.trainer.init_from
+        known = (
+            f"every fold starts from {origin}: if that has learned from cases tested here, the figures are too good."
+        )
+        self.notes = [] if origin is None else [known]
 
     def folds(self, count: int) -> list[_Fold]:
         """K folds, each tested once."""

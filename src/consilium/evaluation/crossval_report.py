@@ -66,9 +66,9 @@ class CrossvalContent:
     @property
     def means(self) -> dict[str, MeanAndDeviation]:
         """Mean and deviation of every figure over the folds in which it is defined."""
+        names = dict.fromkeys(name for fold in self.folds for name in fold.metrics)
         values = {
-            name: [value for fold in self.folds if (value := fold.metrics[name]) is not None]
-            for name in self.pooled.metrics
+            name: [value for fold in self.folds if (value := fold.metrics.get(name)) is not None] for name in names
         }
         return {name: mean_and_deviation(found) for name, found in values.items() if found}
 
