@@ -31,7 +31,7 @@ from consilium.judge import evaluate
 from consilium.manifest import node_folder, read_manifest
 from consilium.session import train
 from tests.cli.conftest import Cli, cli
-from tests.conftest import coloured_image
+from tests.session.tables import Row, coloured_rows, write_table
 from tests.tiny import Recorder, Run, assert_close, same, tiny_experiment, train_tiny
 
 __all__ = ["cli"]
@@ -46,42 +46,27 @@ CASCADE = [
     "data.image.statistics=data",
     "evaluation.wanted_accuracy=0.25",
 ]
-Row = dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """Of each label 6 training images, 3 to validate and 2 to test, and a pseudo-label in every split."""
-    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
-    found = []
-    for split, count in COUNTS.items():
-        for number, label in enumerate(LABELS):
-            for image in range(count + 1):
-                path = root / f"{split}-{label}-{image}.png"
-                coloured_image(label=number, labels=len(LABELS), size=(32, 32), rng=rng).save(path)
-                is_gt = "true" if image < count else "false"
-                found.append({"image": str(path), "label": label, "split": split, "is_gt": is_gt})
-    return found
+    more = {split: count + 1 for split, count in COUNTS.items()}
+    found = coloured_rows(tmp_path_factory.mktemp("tree"), LABELS, more)
+    return [{**row, "is_gt": str(f"-{COUNTS[row['split']]}.png" not in row["image"]).lower()} for row in found]
 
 
-def write_table(folder: Path, rows: Sequence[Row]) -> list[str]:
-    """The overrides that train a cascade on these rows; each folder holds one table."""
-    folder.mkdir(exist_ok=True)
-    with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    sources = [{"kind": "csv", "name": "tree", "path": str(folder / "table.csv")}]
-    return [f"data.sources={json.dumps(sources)}", *CASCADE]
+def overrides_of(folder: Path, rows: Sequence[Row]) -> list[str]:
+    """What trains a cascade on these rows; each folder holds one table."""
+    return [write_table(folder, rows), *CASCADE]
 
 
 def cascade(folder: Path, rows: Sequence[Row], *overrides: str) -> Experiment:
-    sources = write_table(folder, rows)
-    return tiny_experiment(folder, folder / "runs", *sources, *overrides)
+    return tiny_experiment(folder, folder / "runs", *overrides_of(folder, rows), *overrides)
 
 
 def train_cascade(folder: Path, rows: Sequence[Row], *overrides: str, **options: Any) -> Run:
-    return train_tiny(folder, folder / "runs", *write_table(folder, rows), *overrides, **options)
+    return train_tiny(folder, folder / "runs", *overrides_of(folder, rows), *overrides, **options)
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +309,7 @@ def test_a_cascade_that_is_not_whole_is_refused(run: Run, tmp_path: Path, harm: 
 
 
 def test_a_cascade_gives_no_first_weights_but_its_networks_do(run: Run, rows: list[Row], tmp_path: Path) -> None:
-    given = [*write_table(tmp_path, rows), "task.tree={}", "data.filters.node=ct", "optimizer.learning_rate=1e-12"]
+    given = [*overrides_of(tmp_path, rows), "task.tree={}", "data.filters.node=ct", "optimizer.learning_rate=1e-12"]
     with pytest.raises(BundleError, match=r"is a cascade; give one of its networks, a folder in \S+nodes"):
         train(tiny_experiment(tmp_path, tmp_path / "runs", *given, f"trainer.init_from={run.folder}"))
     started = train_tiny(tmp_path, tmp_path / "runs", *given, f"trainer.init_from={node(run, 'ct')}")

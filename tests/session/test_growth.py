@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from consilium.experiment import Experiment
 from consilium.session import train
 from consilium.session.growth import read_growth
 from consilium.tasks.classify import growing
-from tests.conftest import coloured_image
+from tests.session.tables import Row, coloured_rows, write_table
 from tests.tiny import TREE, Recorder, Run, same, tiny_experiment, train_tiny
 
 OLD = ["ct.chest", "ct.head", "mri.t1", "mri.t2", "xray"]
@@ -30,40 +29,20 @@ LEARN = ["optimizer.learning_rate=0.03", "trainer.max_epochs=8", "trainer.max_st
 JOINT = ["task.tree.head=joint", "evaluation.wanted_accuracy=0.3", *LEARN]
 HIDDEN = "task.head={kind: mlp, hidden_sizes: [64], dropout: 0.2}"
 GROW = [*LEARN, "trainer.max_epochs=20"]
-Row = dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """Six training images of each label in its own colour, three to validate and four to test."""
-    root, rng = tmp_path_factory.mktemp("growth"), np.random.default_rng(0)
-    found = []
-    for split, count in {"train": 6, "val": 3, "test": 4}.items():
-        for number, label in enumerate(COLOURS):
-            for image in range(count):
-                path = root / f"{split}-{label}-{image}.png"
-                coloured_image(label=number, labels=len(COLOURS), size=(32, 32), rng=rng).save(path)
-                found.append({"image": str(path), "label": label, "split": split})
-    return found
+    return coloured_rows(tmp_path_factory.mktemp("growth"), COLOURS, {"train": 6, "val": 3, "test": 4})
 
 
 def of(rows: Sequence[Row], labels: Sequence[str], *, split: str | None = None) -> list[Row]:
     return [row for row in rows if row["label"] in labels and split in (None, row["split"])]
 
 
-def table_of(folder: Path, rows: Sequence[Row]) -> str:
-    """The override that reads these rows; each folder holds one table."""
-    folder.mkdir(exist_ok=True)
-    if not (folder / "table.csv").exists():
-        with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["image", "label", "split"])
-            writer.writeheader()
-            writer.writerows(rows)
-    return f"data.sources={json.dumps([{'kind': 'csv', 'name': 'table', 'path': str(folder / 'table.csv')}])}"
-
-
 def train_rows(folder: Path, rows: Sequence[Row], *overrides: str, **options: Any) -> Run:
-    source = table_of(folder, rows)
+    source = write_table(folder, rows)
     return train_tiny(folder, folder / "runs", source, *overrides, **options)
 
 
@@ -219,7 +198,7 @@ def bare(folder: Path, rows: Sequence[Row], bundle: Path, *overrides: str) -> Ex
     """An experiment that says nothing of the tower, the head, the tree or the images."""
     tree = {key: value for key, value in TREE.items() if key != "task"}
     tree["data"] = {key: value for key, value in TREE["data"].items() if key != "image"}
-    places = [table_of(folder, rows), f"data.store.root={folder / 'stores'}", f"output.root={folder / 'runs'}"]
+    places = [write_table(folder, rows), f"data.store.root={folder / 'stores'}", f"output.root={folder / 'runs'}"]
     return build(Experiment, apply_overrides(tree, [*places, f"task.add_to={bundle}", *overrides]), origin="tests")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from consilium.experiment import Experiment
 from consilium.judge import evaluate
 from consilium.session import train
 from tests.conftest import coloured_image
+from tests.session.tables import Row, coloured_rows, write_table
 from tests.session.test_loop import torchrun
 from tests.tiny import Recorder, Run, assert_close, same, tiny_experiment, train_tiny
 
@@ -32,40 +32,17 @@ LABELS = ["ct", "ct.chest", "ct.head", "mri.t1", "mri.t2", "xray"]  # the first 
 NAMES = ("ct", "ct.chest", "ct.head", "mri", "mri.t1", "mri.t2", "xray")
 YAML = "{xray: , mri: {t2: , t1: }, pet: [fdg, psma], ct: [head, chest]}"
 JOINT = ["task.tree.head=joint", "evaluation.wanted_accuracy=0.25"]
-Row = dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """Four training images of each label, three to validate and two to test."""
-    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
-    found = []
-    for split, count in {"train": 4, "val": 3, "test": 2}.items():
-        for number, label in enumerate(LABELS):
-            for image in range(count):
-                path = root / f"{split}-{label}-{image}.png"
-                coloured_image(label=number, labels=len(LABELS), size=(32, 32), rng=rng).save(path)
-                found.append({"image": str(path), "label": label, "split": split, "is_gt": "true"})
-    return found
-
-
-def write_table(path: Path, rows: Sequence[Row]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def source(table: Path) -> str:
-    return f"data.sources={json.dumps([{'kind': 'csv', 'name': 'tree', 'path': str(table)}])}"
+    return coloured_rows(tmp_path_factory.mktemp("tree"), LABELS, {"train": 4, "val": 3, "test": 2})
 
 
 def train_table(folder: Path, rows: Sequence[Row], *overrides: str, **options: Any) -> Run:
     """Train the tiny experiment on these rows; each folder holds one table."""
-    folder.mkdir(exist_ok=True)
-    table = write_table(folder / "table.csv", rows)
-    return train_tiny(folder, folder / "runs", *JOINT, source(table), *overrides, **options)
+    return train_tiny(folder, folder / "runs", *JOINT, write_table(folder, rows), *overrides, **options)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +98,7 @@ def test_flat_a_tree_in_yaml_gives_its_leaves(rows: list[Row], tmp_path: Path) -
     with pytest.raises(DataError) as error:
         train_table(tmp_path / "all", rows, "task.tree.head=flat", f"task.tree.nodes={YAML}")
     told = str(error.value)
-    assert "'ct' (9 case(s), first tree:2 in train; it stops above known ones" in told
+    assert "'ct' (9 case(s), first table:2 in train; it stops above known ones" in told
     assert "which only task.tree.head: joint or cascade learns" in told
 
 
@@ -265,8 +242,7 @@ LONG = ["data.loader.batch_size=5", "trainer.max_epochs=2", "trainer.max_steps=8
 
 
 def test_killed_and_resumed_is_the_unbroken_run(rows: list[Row], tmp_path: Path) -> None:
-    table = write_table(tmp_path / "table.csv", rows)
-    options = [*JOINT, *LONG, source(table)]
+    options = [*JOINT, *LONG, write_table(tmp_path, rows)]
     whole = train_tiny(tmp_path, tmp_path / "whole", *options)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_experiment(tmp_path, tmp_path / "broken", *options), reporter=Recorder(stop_at=6))
@@ -278,9 +254,8 @@ def test_killed_and_resumed_is_the_unbroken_run(rows: list[Row], tmp_path: Path)
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(rows: list[Row], tmp_path: Path) -> None:
-    table = write_table(tmp_path / "table.csv", rows)
     frozen = "task.vision.freeze.kind=tower"  # no batch statistics, which processes do not share
-    options = [*JOINT, "trainer.max_steps=3", "trainer.max_epochs=1", frozen, source(table)]
+    options = [*JOINT, "trainer.max_steps=3", "trainer.max_epochs=1", frozen, write_table(tmp_path, rows)]
     one = train_tiny(tmp_path, tmp_path / "one", *options)
     config = tmp_path / "two.yaml"
     config.write_text(to_yaml(tiny_experiment(tmp_path, tmp_path / "two", *options)), encoding="utf-8")
