@@ -196,6 +196,7 @@ def test_another_config_does_not_mix_with_finished_folds(tiny_images: Path, whol
         ([], {}, "crossval needs --folds K or --leave-out"),
         ([], {"folds": 2, "leave_out": ["source"]}, "give one of them"),
         (["trainer.num_runs=2"], {"folds": 2}, "trainer.num_runs is 2"),
+        (["task.add_to=runs/old"], {"folds": 2}, "task.add_to is runs/old, a router that may have learned"),
         (["data.split={folds: 2, fold: 0}"], {"folds": 2}, "take them out of the config"),
         ([], {"leave_out": ["sorce"]}, "'sorce'; did you mean `source`"),
         ([], {"leave_out": ["label"]}, "--leave-out source,label"),

@@ -151,6 +151,11 @@ def _check(experiment: Experiment, *, folds: int | None, leave_out: Sequence[str
         raise ConfigError("crossval needs --folds K or --leave-out source (or another column); give one of them.")
     if split.anew:
         raise ConfigError("crossval sets data.split.folds, fold and leave_out itself; take them out of the config.")
+    if experiment.task.add_to is not None:
+        raise ConfigError(
+            f"task.add_to is {experiment.task.add_to}, a router that may have learned from the very cases that a fold "
+            "tests; leave it out, so that every fold is trained anew."
+        )
     if experiment.trainer.num_runs > 1:
         raise ConfigError(
             f"trainer.num_runs is {experiment.trainer.num_runs}, but crossval trains one run for each fold; set it to "
@@ -169,7 +174,7 @@ class _Planner:
     def __init__(self, experiment: Experiment, store: Store, *, limit: int | None) -> None:
         self.experiment, self.store, self.limit = experiment, store, limit
         self.skipped: dict[str, str] = {}
-        origin = experiment.task.add_to or experiment.trainer.init_from
+        origin = experiment.trainer.init_from
         known = (
             f"every fold starts from {origin}: if that has learned from cases tested here, the figures are too good."
         )
