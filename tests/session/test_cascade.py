@@ -467,7 +467,8 @@ def test_what_a_cascade_cannot_follow_is_refused_before_a_folder_is_made(
     ("override", "message"),
     [
         ("task.tree.head=joint", r"statistics are those of the networks of a cascade, but head is joint"),
-        ("task.tree.statistics.ct.std=[0.1, 0.0, 0.1]", r"task.tree.statistics.ct.std"),
+        ("task.tree.statistics.ct.std=[0.1, 0.0, 0.1]", r"task.tree.statistics.ct.std.*above 0"),
+        ("task.tree.statistics.ct.mean=[128, 128, 128]", r"task.tree.statistics.ct.mean.*divide figures of 0 to 255"),
         ("task.multi_label=true", r"tree.head: cascade takes one label a case"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from consilium.core.config import Config, LocalFolder
 from consilium.core.labels import paths_of
@@ -13,8 +13,23 @@ from consilium.data.sources.config import Source
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
 Quality = Annotated[int, Field(ge=1, le=100)]
-Statistic = tuple[float, float, float]
 LeaveOut = Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
+
+
+def _of_pixels_up_to_1(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    if min(values) < 0 or max(values) > 1:
+        raise ValueError(f"{list(values)} came; pixels count from 0 to 1, so divide figures of 0 to 255 by 255")
+    return values
+
+
+def _positive(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    if min(values) <= 0:
+        raise ValueError(f"{list(values)} came; every channel's must be above 0")
+    return values
+
+
+Mean = Annotated[tuple[float, float, float], AfterValidator(_of_pixels_up_to_1)]
+Deviation = Annotated[Mean, AfterValidator(_positive)]
 
 
 class SplitConfig(Config):
@@ -175,20 +190,14 @@ class ImageConfig(Config):
         default="given",
         description="given: mean and std as below; model: those of the tower; data: computed from train.",
     )
-    mean: Statistic = Field(default=(0.485, 0.456, 0.406), description="Per channel, of pixels in [0, 1].")
-    std: Annotated[Statistic, Field(description="Per channel, of pixels in [0, 1].")] = (0.229, 0.224, 0.225)
+    mean: Mean = Field(default=(0.485, 0.456, 0.406), description="Per channel, of pixels in [0, 1].")
+    std: Annotated[Deviation, Field(description="Per channel, of pixels in [0, 1].")] = (0.229, 0.224, 0.225)
     window: tuple[float, float] | None = Field(
         default=None,
         description="[centre, width] of the grey values shown, in the image's own units (Hounsfield units of a CT); "
         "null: the file's own window, else from its lowest to its highest value.",
     )
     max_pixels: int = Field(default=100_000_000, gt=0, description="Larger images are refused.")
-
-    @model_validator(mode="after")
-    def _std_is_positive(self) -> ImageConfig:
-        if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std}; every channel's must be above 0")
-        return self
 
     @model_validator(mode="after")
     def _window_is_one(self) -> ImageConfig:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from consilium.core.config import Config
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree, paths_of
-from consilium.data.config import Statistic
+from consilium.data.config import Deviation, Mean
 from consilium.losses.config import ClassificationLossConfig, CrossEntropyConfig
 from consilium.models.config import HeadConfig, LinearHeadConfig, VisionConfig
-
-Deviation = Annotated[float, Field(gt=0.0)]
 
 
 class NodeStatistics(Config):
     """The mean and deviation with which one network of a cascade sees images."""
 
-    mean: Statistic = Field(description="Per channel, of pixels in [0, 1].")
-    std: tuple[Deviation, Deviation, Deviation] = Field(description="Per channel, of pixels in [0, 1].")
+    mean: Mean = Field(description="Per channel, of pixels in [0, 1].")
+    std: Deviation = Field(description="Per channel, of pixels in [0, 1].")
 
 
 class TreeConfig(Config):
