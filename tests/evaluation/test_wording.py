@@ -154,6 +154,7 @@ def test_when_it_never_answers() -> None:
     assert "so it never answers" in said[-1]
     assert wording.operating_point(answering(nothing, coverage=0.0)) is None
     assert wording.shortfalls(answering(nothing)) == []
+    assert "stops or says “unknown”" in wording.limit(answering(nothing, coverage=0.0))
 
 
 def test_when_it_answers_everything() -> None:

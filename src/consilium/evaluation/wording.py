@@ -171,7 +171,7 @@ def errors_phrase(evaluation: Evaluation) -> str:
 def abstention(evaluation: Evaluation, *, confidence: float) -> list[str]:
     """When it answers and when it does not, and how often it is right then."""
     levels = evaluation.tables.get("levels", [])
-    if not levels or "answered" not in levels[-1]:
+    if not _may_stop(evaluation):
         return ["It answers every case, however unsure it is: no accuracy was asked for.", *_if_it_stopped(evaluation)]
     whole, wanted, share = levels[-1], levels[0]["wanted_accuracy"], evaluation.metrics["coverage"]
     kind = _SPLITS.get(evaluation.split, "cases")
@@ -197,7 +197,7 @@ def abstention(evaluation: Evaluation, *, confidence: float) -> list[str]:
 
 def limit(evaluation: Evaluation | None) -> str:
     """What it does with an image that is none of its classes."""
-    if evaluation is None or operating_point(evaluation) is None:
+    if evaluation is None or not _may_stop(evaluation):
         return (
             "It names one of its classes whatever the image shows: an image of another kind gets a wrong name, perhaps "
             "with high confidence."
@@ -206,6 +206,11 @@ def limit(evaluation: Evaluation | None) -> str:
         "Where it is unsure it stops or says “unknown”. That catches some images of another kind; others get a wrong "
         "name, perhaps with high confidence."
     )
+
+
+def _may_stop(evaluation: Evaluation) -> bool:
+    """Whether there are thresholds below which it does not answer."""
+    return any("answered" in row for row in evaluation.tables.get("levels", []))
 
 
 def operating_point(evaluation: Evaluation) -> tuple[float, float] | None:
