@@ -453,6 +453,7 @@ def test_nodes_with_too_few_cases_are_one_error_before_anything_trains(tmp_path:
         ("task.loss.class_weights={ct.chst: 1.0}", r"class_weights: 'ct.chst' is not a label; did you mean `ct.chest`"),
         ("task.loss.class_weights={ct.chest: 1.0}", r"node root: class_weights: no weight for ct, mri, xray"),
         ("trainer.monitor=no_metric", r"node root: .*no_metric"),
+        ("trainer.monitor=hierarchical_f1", r"hierarchical_f1, but each network of a cascade sees one level"),
     ],
 )
 def test_what_a_cascade_cannot_follow_is_refused_before_a_folder_is_made(

@@ -129,6 +129,12 @@ def test_a_tree_of_one_branch_at_the_top_is_judged_and_printed(rows: list[Row], 
     assert (root[:2], top[:2]) == (["root", "12"], ["figure", "12"])  # two of each label
 
 
+@pytest.mark.parametrize("monitor", ["coverage", "answered_accuracy"])
+def test_figures_of_thresholds_choose_no_weights(rows: list[Row], tmp_path: Path, monitor: str) -> None:
+    with pytest.raises(ConfigError, match=f"trainer.monitor is {monitor}, which depends on thresholds"):
+        train_table(tmp_path, rows, f"trainer.monitor={monitor}")
+
+
 def test_many_labels_a_case_have_no_tree(rows: list[Row], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tree\.head: joint takes one label a case; with multi_label leave it flat"):
         train_table(tmp_path, rows, "task.multi_label=true")

@@ -21,6 +21,7 @@ from consilium.data.config import FilterConfig, ImageConfig
 from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
 from consilium.data.filters import Filtered, filtered
 from consilium.data.load import LoadedData, measured
+from consilium.evaluation.tree import HIERARCHICAL
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts
 from consilium.losses.config import ClassificationLossConfig
@@ -161,6 +162,11 @@ def _refuse_settings(experiment: Experiment, labels: LabelTree) -> None:
         raise ConfigError(
             f"trainer.init_from is {origin}, but a cascade has a network for every node. Leave it out; "
             "task.vision.pretrained takes a file of weights for all towers."
+        )
+    if experiment.trainer.monitor in HIERARCHICAL:
+        raise ConfigError(
+            f"trainer.monitor is {experiment.trainer.monitor}, but each network of a cascade sees one level; choose "
+            "its weights by accuracy or macro_f1."
         )
     inner = [labels.name_of(group.parent) for group in labels.siblings]
     for name in experiment.task.tree.statistics:

@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from consilium.bundle import Predictor, case_outputs
 from consilium.core.answers import Calibration
 from consilium.core.contracts import Evaluator, Hook, Progress
+from consilium.core.errors import ConfigError
 from consilium.core.files import remove_leavings
 from consilium.core.reporter import Reporter, format_table
 from consilium.data.config import ImageConfig
@@ -24,6 +25,7 @@ from consilium.data.mixture import build_mixture, coverage_warnings, mixture_tab
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
 from consilium.evaluation.evaluator import build_evaluator
+from consilium.evaluation.tree import ANSWERED
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts
 from consilium.manifest import weights_file
@@ -67,7 +69,7 @@ class Session:
         self.plan = self._make_plan()
         self.feed = self._make_feed()
         self.evaluator = self._evaluator()
-        self.higher_is_better = self.evaluator.higher_is_better(experiment.trainer.monitor)
+        self.higher_is_better = self._monitored()
         if accelerator.num_processes > 1:  # the weights are the same everywhere, what is dropped out is not
             set_seed(seed, device_specific=True)
 
@@ -82,6 +84,16 @@ class Session:
         labels, multi_label = self.data.cases.labels, self.experiment.task.multi_label
         config = self.experiment.evaluation
         return build_evaluator(labels, multi_label=multi_label, config=config, calibration=Calibration())
+
+    def _monitored(self) -> bool:
+        """Whether a higher value of the monitored metric is better; one that cannot be monitored is a ConfigError."""
+        monitor = self.experiment.trainer.monitor
+        if monitor in ANSWERED:
+            raise ConfigError(
+                f"trainer.monitor is {monitor}, which depends on thresholds that are chosen after the training; "
+                "accuracy, macro_f1 or aurc can choose the weights."
+            )
+        return self.evaluator.higher_is_better(monitor)
 
     def _build_task(self) -> Classify:
         cases, config = self.data.cases, self.experiment.task
