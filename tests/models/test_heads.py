@@ -89,6 +89,17 @@ def test_a_grown_head_starts_as_the_old_one_and_is_saved_as_a_plain_one(
     assert torch.equal(grown(features_BF), plain(features_BF))
 
 
+def test_weights_on_another_device_than_the_head_are_loaded() -> None:
+    """As on a GPU, where weights come from files on the CPU; what is on the meta device has no values."""
+    grown = grown_head(head_of("linear", classes=2), classes=4, learning=[0, 2, 3])
+    other = {name: torch.randn_like(tensor) for name, tensor in grown.state_dict().items()}
+    *_, last = grown.children()
+    order, last.order = last.order, last.order.to("meta")
+    grown.load_state_dict(other)
+    last.order = order
+    assert all(torch.equal(tensor, other[name]) for name, tensor in grown.state_dict().items())
+
+
 @given(growth=growths(), kind=st.sampled_from(["linear", "mlp"]))
 def test_only_the_outputs_that_shall_learn_do_and_as_in_a_plain_head(
     growth: tuple[int, int, list[int]], kind: str

@@ -40,8 +40,8 @@ class GrownLinear(nn.Module):
             rows = getattr(whole, name).detach()
             self.register_parameter(f"fixed_{name}", nn.Parameter(rows[fixed], requires_grad=False))
             self.register_parameter(f"learning_{name}", nn.Parameter(rows[list(learning)]))
-        # Where each output is among the fixed ones and, after them, the learning ones.
-        self.register_buffer("order", torch.tensor([*fixed, *learning]).argsort(), persistent=False)
+        self.outputs = [*fixed, *learning]  # as their parameters lie here
+        self.register_buffer("order", torch.tensor(self.outputs).argsort(), persistent=False)  # where each output lies
         self.register_state_dict_post_hook(_join)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_part)  # type: ignore[no-untyped-call]
 
@@ -64,7 +64,7 @@ def _join(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> N
 def _part(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
     assert isinstance(module, GrownLinear)
     for name in _TENSORS:
-        rows, fixed = state.pop(prefix + name)[module.order.argsort()], len(getattr(module, f"fixed_{name}"))
+        rows, fixed = state.pop(prefix + name)[module.outputs], len(getattr(module, f"fixed_{name}"))
         state[f"{prefix}fixed_{name}"], state[f"{prefix}learning_{name}"] = rows[:fixed], rows[fixed:]
 
 
