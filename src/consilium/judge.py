@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -111,8 +111,16 @@ def tree_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             "right child": choices.get(row["node"], {}).get("accuracy"),
             "temperature": choices.get(row["node"], {}).get("temperature"),
         }
-        for row in [*top, *nodes]
+        for row in [*top, *_depth_first(nodes, above=ROOT)]
     ]
+
+
+def _depth_first(nodes: Sequence[Mapping[str, Any]], *, above: str) -> Iterator[Mapping[str, Any]]:
+    """The rows below a node, each followed by those below it; what was added to a router is last among the ids."""
+    for row in nodes:
+        if row["parent"] == above:
+            yield row
+            yield from _depth_first(nodes, above=row["node"])
 
 
 def evaluate(

@@ -121,12 +121,14 @@ def test_a_tree_of_one_leaf_is_no_task(rows: list[Row], tmp_path: Path) -> None:
         train_table(tmp_path, chest)
 
 
-def test_a_tree_of_one_branch_at_the_top_is_judged_and_printed(rows: list[Row], tmp_path: Path) -> None:
+def test_a_tree_is_printed_branch_by_branch_also_with_one_at_the_top(rows: list[Row], tmp_path: Path) -> None:
     below = [{**row, "label": f"figure.{row['label']}"} for row in rows]
-    run = train_table(tmp_path, below)
+    ids = ["figure.ct.chest", "figure.mri.t1", "figure.xray", "figure.ct.head", "figure.mri.t2"]
+    run = train_table(tmp_path, below, f"task.tree.nodes={json.dumps(ids)}")
     (told,) = (line for line in run.reporter.lines if line.startswith("test: the label tree"))
-    root, top, *_ = (line.split() for line in told.splitlines()[3:])
-    assert (root[:2], top[:2]) == (["root", "12"], ["figure", "12"])  # two of each label
+    table = [line.split() for line in told.splitlines()[3:]]
+    assert [row[0] for row in table] == ["root", "figure", "ct", "chest", "head", "mri", "t1", "t2", "xray"]
+    assert [row[1] for row in table] == ["12", "12", "6", "2", "2", "4", "2", "2", "2"]  # two of each label
 
 
 @pytest.mark.parametrize("monitor", ["coverage", "answered_accuracy"])
