@@ -535,12 +535,12 @@ def test_frozen_stays_frozen_and_thaws_after_its_epochs(tiny: TrainTiny, monkeyp
 # -- Waiting for data ---------------------------------------------------------------------------------------------
 
 
-def logged(tmp_path: Path, data_seconds: float, step_seconds: float) -> list[str]:
+def logged(tmp_path: Path, data_seconds: float, step_seconds: float, *, cached: bool = False) -> list[str]:
     """What the text log says of twelve steps."""
     lines: list[str] = []
     log = RunLog(echo=lines.append)
     history = History(tmp_path / "history.csv", metrics=["score"], groups=["head"], resume_step=0)
-    hook = LogHook(log, history, log_every=4, monitor="score")
+    hook = LogHook(log, history, log_every=4, monitor="score", cached=cached)
     progress = Progress(total_steps=12)
     for step in range(1, 13):
         progress.step = step
@@ -561,7 +561,7 @@ def test_the_log_says_how_long_a_step_waits(tmp_path: Path) -> None:
 
 def test_the_logged_loss_is_the_mean_over_cases_since_the_last_line(tmp_path: Path) -> None:
     history = History(tmp_path / "history.csv", metrics=["score"], groups=["head"], resume_step=0)
-    hook = LogHook(RunLog(echo=lambda _: None), history, log_every=3, monitor="score")
+    hook = LogHook(RunLog(echo=lambda _: None), history, log_every=3, monitor="score", cached=False)
     box = Toybox(tmp_path, [[1, 4, 2, 5, 3]], rate=1e-9, hooks=[hook])
     with torch.no_grad():
         box.task.head[:, 0] = torch.arange(ROWS)
@@ -576,6 +576,9 @@ def test_the_log_advises_once_when_steps_wait(tmp_path: Path) -> None:
     (advice,) = [line for line in lines if line.startswith("a step waits 40% of its time for data.")]
     assert "data.loader.workers" in advice
     assert lines.index(advice) == 2  # the first step fills the queue, so it does not count
+    cached = tmp_path / "cached"  # nothing is decoded that more workers could decode
+    cached.mkdir()
+    assert not any(line.startswith("a step waits") for line in logged(cached, 0.04, 0.06, cached=True))
 
 
 def test_a_slow_loader_is_noticed(tiny: TrainTiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,6 +262,7 @@ class Session:
             resume_step=resume_step,
             log_every=self.experiment.trainer.log_every,
             monitor=self.experiment.trainer.monitor,
+            cached=self.feed.frozen is not None,
             wandb=(self.experiment.name, self.experiment.model_dump(mode="json"))
             if self.experiment.trainer.wandb
             else None,

@@ -72,13 +72,16 @@ def read_history(path: Path) -> list[dict[str, str]]:
 
 
 class LogHook:
-    """Writes the text log and the csv every ``log_every`` steps, with the time a step waits for data."""
+    """Writes the text log and the csv every ``log_every`` steps, with the time a step waits for data.
 
-    def __init__(self, log: RunLog, history: History, *, log_every: int, monitor: str) -> None:
+    Where that is long it advises, once; ``cached`` features need no advice.
+    """
+
+    def __init__(self, log: RunLog, history: History, *, log_every: int, monitor: str, cached: bool) -> None:
         self._log, self._history, self._every = log, history, log_every
         self._shown = list(dict.fromkeys([monitor, *SHOWN_METRICS]))
         self._since: list[StepLog] = []
-        self._advised = False
+        self._advised = cached
 
     def on_step(self, progress: Progress, log: StepLog) -> None:
         """Collect; write every ``log_every`` steps."""
@@ -118,8 +121,8 @@ class LogHook:
             self._advised = True
             self._log.line(
                 f"a step waits {wait / (wait + work):.0%} of its time for data. Raise data.loader.workers (or give "
-                "the run "
-                "more cores), or let the store hold smaller images: data.store.images: embed with data.store.resize."
+                "the run more cores), or let the store hold smaller images: data.store.images: embed with "
+                "data.store.resize."
             )
         self._history.append(
             {
@@ -229,12 +232,13 @@ def build_hooks(
     resume_step: int,
     log_every: int,
     monitor: str,
+    cached: bool,
     wandb: tuple[str, dict[str, Any]] | None,
 ) -> list[Hook]:
     """All hooks of a run; ``wandb`` is the project and the config it shows, None for none."""
     history = History(folder / "history.csv", metrics=metrics, groups=groups, resume_step=resume_step)
     hooks: list[Hook] = [
-        LogHook(log, history, log_every=log_every, monitor=monitor),
+        LogHook(log, history, log_every=log_every, monitor=monitor, cached=cached),
         TensorBoardHook(folder / "tensorboard", resume_step=resume_step),
         ProgressHook(lambda done, total, text: reporter.progress("train", done, total, text)),
     ]
