@@ -17,7 +17,7 @@ from consilium.core import places
 from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
-from consilium.core.errors import BundleError, ConfigError
+from consilium.core.errors import BundleError, ConfigError, DataError
 from consilium.core.files import write_json
 from consilium.core.labels import ROOT, LabelTree, indented
 from consilium.core.reporter import Reporter, Silent, format_table
@@ -186,6 +186,11 @@ def _cases(
     needs = () if split == "all" else (split,)
     loaded = load_data(config, multi_label=manifest.task.multi_label, needs=needs, labels=labels, reporter=reporter)
     cases = loaded.cases
+    if not len(cases.table):
+        raise DataError(
+            "none of these cases has a label that can be judged. Say where labels are (columns.label of a source in a "
+            "YAML file); `consilium predict` answers images without labels."
+        )
     if is_own and loaded.store.manifest.fingerprint != manifest.data_fingerprint:
         cases.notes.append("the data or its place changed since the training; this may be another test set.")
         reporter.line(f"note: {cases.notes[-1]}")

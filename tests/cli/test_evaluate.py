@@ -64,7 +64,9 @@ def test_other_data(cli: Cli, bundle: Path, tmp_path: Path, image_folder: ImageF
 
 def test_a_folder_without_splits(cli: Cli, bundle: Path, tmp_path: Path, image_folder: ImageFolder) -> None:
     images = image_folder(splits={"test": 3}) / "test"
-    assert cli("evaluate", bundle, "--data", images, "--out", tmp_path / "out").code == 0
+    answer = cli("evaluate", bundle, "--data", images, "--out", tmp_path / "out")
+    assert answer.code == 0
+    assert "note:" not in answer.out  # nothing trains on these cases, so no split of them can be too small
     found = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert [part["cases"] for part in found.values()] == [9]
 
@@ -79,12 +81,15 @@ def test_what_a_person_can_mend_is_exit_code_2(
         ),
         encoding="utf-8",
     )
+    bare = strange.parent / "bare.csv"
+    bare.write_text("image\n" + "".join(f"{path}\n" for path in strange.rglob("*.*")), encoding="utf-8")
     for arguments, message in (
         (["--split", "holdout"], "holdout"),
         (["--data", tmp_path / "none.yaml"], "does not exist"),
         (["--data", tmp_path / "strange.yaml"], "'dog'"),
         (["--data", tmp_path / "data.docx"], "expected a YAML file"),
         (["--data", tmp_path / "strange.yaml", "--split", "val"], "'dog'"),
+        (["--data", bare], "none of these cases has a label that can be judged"),
     ):
         answer = cli("evaluate", bundle, *arguments)
         assert answer.code == 2, arguments

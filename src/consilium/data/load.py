@@ -76,9 +76,12 @@ def load_data(
         cases = labelled_cases(left, multi_label=multi_label, labels=fixed, nested=nested, known=known)
         findings = replace(findings, leaks=find_leaks(left.table))
     cases.notes.extend(findings.short())
-    cases.notes.extend(rare_class_warnings(cases))
-    if training and not len(cases.rows["test"]):
-        cases.notes.append("no case is in the test split: validation will choose the weights, and nothing judges them.")
+    if training:
+        cases.notes.extend(rare_class_warnings(cases))
+        if not len(cases.rows["test"]):
+            cases.notes.append(
+                "no case is in the test split: validation will choose the weights, and nothing judges them."
+            )
     for note in cases.notes:
         reporter.line(f"note: {note}")
     for split in needs:
