@@ -308,6 +308,19 @@ def test_multi_label_folds_are_pooled_too(tmp_path: Path, tiny_images: Path) -> 
     assert result.pooled.metrics["exact_match"] is not None
 
 
+def test_how_often_each_fold_answers_is_told_but_not_pooled(tmp_path: Path, tiny_images: Path) -> None:
+    recorder = Recorder()
+    overrides = [*SECONDS, "evaluation.wanted_accuracy=0.3"]
+    result = cross_validate(tiny_experiment(tiny_images, tmp_path / "runs", *overrides), folds=2, reporter=recorder)
+    (table,) = (line for line in recorder.lines if line.startswith("over all folds"))
+    (row,) = (line.split() for line in table.splitlines() if line.split()[0] == "coverage")
+    mean = np.mean([fold.metrics["coverage"] for fold in result.folds])
+    assert (float(row[1]), row[4:]) == (pytest.approx(mean, abs=5e-4), ["-", "-", "-"])
+    page = (result.folder / "crossval.html").read_text(encoding="utf-8")
+    assert "Right when answered" in page
+    assert "What depends on the answers of each model alone is not pooled." in page
+
+
 # -- A real kill --------------------------------------------------------------------------------------------------
 
 

@@ -55,8 +55,9 @@ class CrossvalContent:
 
     @property
     def headlines(self) -> list[str]:
-        """The figures that are told."""
-        return [name for name in HEADLINES if name in self.pooled.intervals]
+        """The figures that are told; those of answers that may stop are the folds' own, and are not pooled."""
+        found = [self.pooled.intervals, *(fold.intervals for fold in self.folds)]
+        return [name for name in HEADLINES if any(name in intervals for intervals in found)]
 
     @property
     def share(self) -> str:
@@ -130,7 +131,7 @@ class CrossvalContent:
                 "train": fold.train,
                 "val": fold.val,
                 "test": fold.test,
-                **{name: fold.metrics[name] for name in self.headlines},
+                **{name: fold.metrics.get(name) for name in self.headlines},
             }
             for fold in self.folds
         ]
@@ -146,7 +147,7 @@ class CrossvalContent:
                     "mean": mean.mean if mean else None,
                     "deviation": mean.deviation if mean else None,
                     "folds": mean.runs if mean else 0,
-                    "pooled": self.pooled.metrics[name],
+                    "pooled": self.pooled.metrics.get(name),
                     "from": pooled.low if pooled else None,
                     "to": pooled.high if pooled else None,
                 }
