@@ -179,6 +179,23 @@ def test_less_than_asked_is_a_caution(high: float | None, chance: bool) -> None:
     assert wording.shortfalls(answering(LEVEL)) == []
 
 
+@pytest.mark.parametrize(("wanted", "enough", "told"), [(0.9, 10, "10"), (0.95, 20, "20"), (0.999, 1000, "1 000")])
+def test_thresholds_from_few_answers_are_told(wanted: float, enough: int, told: str) -> None:
+    row = {**LEVEL, "wanted_accuracy": wanted, "cases": 2 * enough, "answered": 0.5}
+    few = {**row, "level": 2, "answered": 0.5 - 1 / (2 * enough)}
+    lower = {**row, "level": 3, "threshold": None, "answered": 0.0}
+    last = {**lower, "level": 4}
+    said = [plain(text) for text in wording.rough_thresholds(answering(row, few, lower, last))]
+    assert said == [
+        f"To see {100 * wanted:g} % right takes {told} answers, and the threshold of level 2 was chosen on "
+        f"{enough - 1} of validation: it may hold less well elsewhere.",
+        f"No threshold gives {100 * wanted:g} % right at level 3 on validation: answers stop above it.",
+    ]
+    (never,) = wording.rough_thresholds(answering({**LEVEL, "threshold": None}))
+    assert never.endswith("at level 1 on validation: every answer is “unknown”.")
+    assert wording.rough_thresholds(evaluation(tables={"risk_coverage": CURVE})) == []
+
+
 def test_labels_above_the_leaves_are_told_apart_in_the_summary() -> None:
     given = evaluation(cases=500)
     assert "of the 415 whose label is a leaf of the tree" in wording.summary(given, confidence=0.95)[0]

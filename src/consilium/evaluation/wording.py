@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -258,6 +259,26 @@ def shortfalls(evaluation: Evaluation) -> list[str]:
             f"{where} were right in {percent(right)}, less than the {_plain(wanted)} asked for: the threshold "
             f"was chosen on validation cases and does not hold as well here.{chance}"
         )
+    return found
+
+
+def rough_thresholds(validation: Evaluation) -> list[str]:
+    """Which levels validation gave no threshold, or one from fewer answers than can show the wanted accuracy."""
+    found = []
+    for row in validation.tables.get("levels", []):
+        wanted = row.get("wanted_accuracy")
+        if wanted is None or not isinstance(row["level"], int):
+            continue
+        if row["threshold"] is None:
+            stop = "every answer is “unknown”" if row["level"] == 1 else "answers stop above it"
+            found.append(f"No threshold gives {_plain(wanted)} right at level {row['level']} on validation: {stop}.")
+            break
+        answers, enough = round(row["answered"] * row["cases"]), math.ceil(round(1 / (1 - wanted), 6))
+        if answers < enough:
+            found.append(
+                f"To see {_plain(wanted)} right takes {number(enough)} answers, and the threshold of level "
+                f"{row['level']} was chosen on {number(answers)} of validation: it may hold less well elsewhere."
+            )
     return found
 
 

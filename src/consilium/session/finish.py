@@ -15,6 +15,7 @@ from consilium.data.load import LoadedData
 from consilium.evaluation.calibration import choose_thresholds, fit_temperatures
 from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.evaluator import build_evaluator
+from consilium.evaluation.wording import rough_thresholds
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts, judge, predict_splits, write_judgement
 from consilium.manifest import new_manifest
@@ -45,6 +46,11 @@ def finish(
         cases.labels, multi_label=task.multi_label, config=experiment.evaluation, calibration=calibration
     )
     evaluations = judge(outputs, evaluator, reporter=reporter)
+    if experiment.evaluation.wanted_accuracy is not None:
+        rough = rough_thresholds(evaluations["val"])
+        warnings += rough
+        for warning in rough:
+            reporter.line(f"warning: {warning}")
     manifest = new_manifest(
         name=experiment.name,
         task=task,
