@@ -40,7 +40,10 @@ class LabelTree:
         self.nested = nested
         self._index = {name: number for number, name in enumerate(self.names)}
         if nested and ROOT in self._index:
-            raise DataError(f"'{ROOT}' is what the node above all labels is called; give your label another name.")
+            raise DataError(
+                f"'{ROOT}' is what the node above all labels is called; give your label another name "
+                f"(data.rename_labels: {{{ROOT}: other}})."
+            )
         for name in self.names if nested else ():
             above = name.rpartition(".")[0]
             if above and above not in self._index:

@@ -70,7 +70,10 @@ def labelled_cases(
     if labels is None:
         labels = _training_labels(found, rows, least=1 if multi_label or known else 2, nested=nested)
         wrong = "labels occur that training never sees"
-        mend = "A class with one row ends up in one split only: add cases, give them a split, or leave the class out."
+        mend = (
+            "A class with one row ends up in one split only: add cases, give them a split, rename the labels "
+            "(data.rename_labels), or leave the class out (data.filters.min_samples_per_label)."
+        )
     else:
         wrong = "labels occur that the model does not know"
         mend = (
