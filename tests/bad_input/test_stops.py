@@ -294,7 +294,7 @@ def test_ctrl_c_while_judging(cli: Cli, recipe: Path, whole: Path, monkeypatch: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("consilium.session.seed.judge", interrupted)
+        patch.setattr("consilium.session.finish.judge", interrupted)
         assert cli("train", recipe, *LONG).code == 130
     assert saved_steps(broken_run(recipe)) == [12]
     assert_resumes(cli, recipe, whole)
