@@ -84,6 +84,12 @@ def load_data(
             )
     for note in cases.notes:
         reporter.line(f"note: {note}")
+    _refuse_empty(cases, needs)
+    return LoadedData(store, cases, measured(config.image, store, cases, reporter) if training else config.image)
+
+
+def _refuse_empty(cases: LabelledCases, needs: Sequence[str]) -> None:
+    """A split that is needed and has no case is a DataError."""
     for split in needs:
         if not len(cases.rows[split]):
             counts = ", ".join(f"{name} {len(rows)}" for name, rows in cases.rows.items())
@@ -91,7 +97,6 @@ def load_data(
                 f"the {split} split is empty (cases: {counts}). Raise data.split.{split}, or give rows the split "
                 f"'{split}'; `consilium data inspect` shows what is where."
             )
-    return LoadedData(store, cases, measured(config.image, store, cases, reporter) if training else config.image)
 
 
 def measured(image: ImageConfig, store: Store, cases: LabelledCases, reporter: Reporter) -> ImageConfig:
