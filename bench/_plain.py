@@ -25,39 +25,31 @@ from bench._imagenet import MODEL
 SIZE, BATCH, SMOOTHING, RATE, DECAY = 64, 64, 0.1, 2e-3, 0.05
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# What our side of a comparison sets to train with the same model, loss, batches and optimizer.
-SAME = {
-    "task": {
-        "vision": {"name": "resnet18", "pretrained": False},
-        "loss": {"kind": "cross_entropy", "label_smoothing": SMOOTHING},
-    },
-    "data": {
-        "image": {"size": [SIZE, SIZE], "statistics": "given"},
-        "loader": {"batch_size": BATCH, "workers": 1},
-    },
-    "optimizer": {"kind": "adamw", "learning_rate": RATE, "head_learning_rate": None, "weight_decay": DECAY},
-    "schedule": {"kind": "cosine", "warmup": 0.1},
-}
-
 PROBE_SIZE, PROBE_RATE, HALF = 224, 1e-3, (0.5, 0.5, 0.5)
 
 Cases = Sequence[tuple[str, str]]  # (image path, label)
 
 
-def same_probe(weights: Path) -> dict[str, Any]:
-    """What our side sets to train the same head on the same frozen tower."""
+def same(vision: dict[str, Any], *, size: int, statistics: str, rate: float) -> dict[str, Any]:
+    """What our side of a comparison sets to train with the same model, loss, batches and optimizer."""
     return {
-        "task": {
-            "vision": {"name": MODEL, "pretrained": str(weights), "freeze": {"kind": "tower"}},
-            "loss": {"kind": "cross_entropy", "label_smoothing": SMOOTHING},
-        },
+        "task": {"vision": vision, "loss": {"kind": "cross_entropy", "label_smoothing": SMOOTHING}},
         "data": {
-            "image": {"size": [PROBE_SIZE, PROBE_SIZE], "statistics": "model"},
+            "image": {"size": [size, size], "statistics": statistics},
             "loader": {"batch_size": BATCH, "workers": 1},
         },
-        "optimizer": {"kind": "adamw", "learning_rate": PROBE_RATE, "head_learning_rate": None, "weight_decay": DECAY},
+        "optimizer": {"kind": "adamw", "learning_rate": rate, "head_learning_rate": None, "weight_decay": DECAY},
         "schedule": {"kind": "cosine", "warmup": 0.1},
     }
+
+
+SAME = same({"name": "resnet18", "pretrained": False}, size=SIZE, statistics="given", rate=RATE)
+
+
+def same_probe(weights: Path) -> dict[str, Any]:
+    """The same head on the same frozen tower."""
+    tower = {"name": MODEL, "pretrained": str(weights), "freeze": {"kind": "tower"}}
+    return same(tower, size=PROBE_SIZE, statistics="model", rate=PROBE_RATE)
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ def test_a_cascade_in_the_bucket_brings_its_networks(bucket: str, tmp_path: Path
     assert consilium.load(there).predict(image) == consilium.load(result.folder).predict(image)
     for name, message in {
         "ct/model.safetensors": r"nodes/ct/model\.safetensors is missing",
-        "root/bundle.json": r"lacks \S+nodes/root/bundle\.json, the network of 'root'",
+        "root/bundle.json": r"lacks \S+bundle\.json, the network of 'root'",
     }.items():
         (result.folder / "nodes" / name).unlink()
         upload(result.folder, f"{bucket}/{name}")
