@@ -104,7 +104,7 @@ def tree_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     top = [{"node": ROOT, "cases": cases, "recall": None, "precision": None}] if nodes else []
     return [
         {
-            "node": row["node"] if row["node"] == ROOT else f"  {indented(row['node'])}",
+            "node": indented(row["node"]),
             "cases": row["cases"],
             "recall": row["recall"],
             "precision": row["precision"],

@@ -97,6 +97,11 @@ class LabelTree:
             found.setdefault(self.parent(node), []).append(node)
         return tuple(Siblings(parent, tuple(sorted(ids))) for parent, ids in found.items() if ids)
 
+    @property
+    def choices(self) -> tuple[Siblings, ...]:
+        """The groups among which there is something to decide: an only child has the probability of its parent."""
+        return tuple(group for group in self.siblings if len(group.ids) > 1)
+
     @cached_property
     def leaf_ids(self) -> tuple[int, ...]:
         """The ids of the nodes without children, in their order."""
@@ -145,9 +150,9 @@ class LabelTree:
 
 
 def indented(name: str) -> str:
-    """The last part of a dot path, two spaces in for each part before it: a line of a drawn tree."""
+    """A node in a line of a drawn tree: ``root``, or the last part of a dot path, two spaces in for each level."""
     *above, last = name.split(".")
-    return "  " * len(above) + last
+    return ROOT if name == ROOT else "  " * (1 + len(above)) + last
 
 
 def with_ancestors(labels: Iterable[str]) -> set[str]:

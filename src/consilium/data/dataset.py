@@ -40,8 +40,8 @@ class LabelledCases:
         targets = self.targets[self.rows[split]]
         if targets.ndim == 2:
             return [int(count) for count in targets.sum(0)]
-        at_M = np.bincount(targets[targets >= 0], minlength=len(self.labels))
-        return [int(count) for count in at_M @ self.labels.ancestry_MM]
+        paths_NL = self.labels.paths_ML[targets[targets >= 0]]
+        return [int(count) for count in np.bincount(paths_NL[paths_NL >= 0], minlength=len(self.labels))]
 
     def balancing_class(self) -> np.ndarray:
         """One class [N] per case for balanced sampling: its label, or the rarest of its labels."""

@@ -73,7 +73,8 @@ class Inspection:
         """The findings for a screen; ``inspection.json`` has them in full."""
         text = [f"{self.store}: {self.cases} cases, {self.images} images, {counted(self.bad_rows, 'bad row')} left out"]
         text += [format_table(self.counts, title="cases")]
-        text += [format_table([_indented(row) for row in self.nodes] or self.balance, title="balance")]
+        nodes = [{**row, "label": indented(row["label"])} for row in self.nodes]
+        text += [format_table(nodes or self.balance, title="balance")]
         text += [format_table(self.sizes, title="image sizes in pixels")]
         for source, reasons in self.skipped.items():
             text += [f"{source}: {count} x {reason} skipped" for reason, count in reasons.items()]
@@ -204,12 +205,6 @@ def _nodes(table: CaseTable) -> list[dict[str, Any]]:
         }
         for node, own in sorted(cases.items())
     ]
-
-
-def _indented(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of ``nodes`` for the screen: two spaces for each level in the place of the path above."""
-    label = row["label"]
-    return {**row, "label": label if label == ROOT else f"  {indented(label)}"}
 
 
 def _sizes(table: CaseTable) -> list[dict[str, Any]]:

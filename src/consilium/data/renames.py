@@ -22,11 +22,12 @@ def renamed(table: CaseTable, names: Mapping[str, str]) -> CaseTable:
         if old not in known:
             hint = nearest(old, sorted(known), there="there are")
             raise ConfigError(f"data.rename_labels names the label '{old}', which no case has{hint}")
-    new_of = {label: _new_name(label, names) for label in present}
+    new_of = {label: new_name(label, names) for label in present}
     return table.with_labels([tuple(dict.fromkeys(new_of[label] for label in own)) for own in table.labels])
 
 
-def _new_name(label: str, names: Mapping[str, str]) -> str:
+def new_name(label: str, names: Mapping[str, str]) -> str:
+    """A label by its new name, or as it is."""
     fits = [old for old in with_ancestors([label]) if old in names]
     if not fits:
         return label

@@ -11,6 +11,7 @@ from typing import Any
 
 from consilium.bundle import Predictor
 from consilium.core.reporter import Reporter, format_table
+from consilium.data.renames import new_name
 from consilium.demo import demo_data_path
 from consilium.experiment import Experiment
 from consilium.session import TrainResult, train
@@ -60,16 +61,15 @@ def run_demo(out: Path, *, reporter: Reporter) -> TrainResult:
     return result
 
 
-def _experiment(out: Path, **changes: Any) -> Experiment:
-    """The demo's experiment with its places, and dotted keys (``__`` for a dot) changed."""
+def _experiment(out: Path, changes: Mapping[str, Any] | None = None) -> Experiment:
+    """The demo's experiment with its places, and dotted keys changed."""
     places = {
         "data.sources.0.path": str(demo_data_path() / "modality.csv"),
         "data.store.root": str(out / "stores"),
         "output.root": str(out),
     }
-    given = {**places, **{key.replace("__", "."): value for key, value in changes.items()}}
     # JSON is YAML, so a path with any character in it stays one string.
-    overrides = [f"{key}={json.dumps(value)}" for key, value in given.items()]
+    overrides = [f"{key}={json.dumps(value)}" for key, value in {**places, **(changes or {})}.items()]
     return Experiment.load(Path(__file__).with_name("router.yaml"), overrides=overrides)
 
 
@@ -77,7 +77,7 @@ def _images(new_names: Mapping[str, str]) -> list[_Image]:
     table = demo_data_path() / "modality.csv"
     with table.open(encoding="utf-8", newline="") as file:
         return [
-            _Image(table.parent / row["image"], new_names.get(row["label"], row["label"]), row["source"], row["split"])
+            _Image(table.parent / row["image"], new_name(row["label"], new_names), row["source"], row["split"])
             for row in csv.DictReader(file)
         ]
 
@@ -90,10 +90,15 @@ def _show_answers(bundle: Path, images: Sequence[_Image], *, reporter: Reporter)
     labels = sorted(first)
     shown = [first[label] for label in labels[:: max(len(labels) // EXAMPLES, 1)][:EXAMPLES]]
     reporter.line(format_table([_row(*pair) for pair in shown], title="a few held-out images"))
-    unsure = [(image, record) for image, record in answered if record["label"] != record["path"][-1]["label"]]
+    unsure = [(image, record) for image, record in answered if not _is_whole(record)]
     unsure.sort(key=lambda pair: pair[1]["path"][-1]["probability"])
     title = f"{len(unsure)} of {len(images)} held-out images are not answered whole; the least sure"
     reporter.line(format_table([_row(*pair) for pair in unsure[:UNSURE]], title=title))
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether the answer goes down to a leaf."""
+    return bool(record["label"] == record["path"][-1]["label"])
 
 
 def _row(image: _Image, record: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +115,8 @@ def _row(image: _Image, record: dict[str, Any]) -> dict[str, Any]:
 def _show_unseen(out: Path, images: Sequence[_Image], *, reporter: Reporter) -> None:
     """Train without some sources, and tell how their images are answered."""
     reporter.line("the same router is trained again without some of its sources ...")
-    result = train(_experiment(out, name="demo_unseen", data__split__leave_out=UNSEEN), reporter=_Bars(reporter))
+    experiment = _experiment(out, {"name": "demo_unseen", "data.split.leave_out": UNSEEN})
+    result = train(experiment, reporter=_Bars(reporter))
     assert result is not None
     cells: dict[tuple[str, str], list[_Image]] = {}
     for image in images:
@@ -133,7 +139,7 @@ def _figures(images: Sequence[_Image], predictor: Predictor) -> dict[str, Any]:
     """How many are named right, how many are answered whole, and how many of these are right."""
     records = predictor.predict([image.path for image in images])
     right = [record["path"][-1]["label"] == image.label for image, record in zip(images, records, strict=True)]
-    whole = [record["label"] == record["path"][-1]["label"] for record in records]
+    whole = [_is_whole(record) for record in records]
     of_answered = [ok for ok, answered in zip(right, whole, strict=True) if answered]
     return {
         "images": len(images),

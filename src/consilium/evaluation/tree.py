@@ -245,7 +245,7 @@ class TreeEvaluator:
             "decisions": [], "decision_confusion": [], "decision_calibration": [],
         }  # fmt: skip
         bins = self._config.calibration_bins
-        for place, group in enumerate(_decided(self._labels)):
+        for place, group in enumerate(self._labels.choices):
             name = self._labels.name_of(group.parent)
             choices = cases.choices(group)
             here = choices.truth_N >= 0
@@ -314,13 +314,8 @@ def _node_shares(cases: _Cases) -> dict[str, Share]:
     return {"node_recall": Share(true_NM & said_NM, true_NM), "node_precision": Share(true_NM & said_NM, said_NM)}
 
 
-def _decided(labels: LabelTree) -> list[Siblings]:
-    """The groups of siblings among which there is something to decide."""
-    return [group for group in labels.siblings if len(group.ids) > 1]
-
-
 def _decision_shares(cases: _Cases) -> dict[str, Share]:
-    choices = [cases.choices(group) for group in _decided(cases.labels)]
+    choices = [cases.choices(group) for group in cases.labels.choices]
     shape = (len(choices), len(cases.truth_N))  # there may be no choice
     truth_NX = np.array([own.truth_N for own in choices]).reshape(shape).T
     chosen_NX = np.array([own.chosen_N for own in choices]).reshape(shape).T

@@ -21,14 +21,17 @@ class Answering(nn.Module):
     """The abstract base of tasks that score classes; such a task says how images become scores."""
 
     temperatures_K: Tensor
+    paths_KK: Tensor | None
 
     def __init__(self, labels: LabelTree, *, multi_label: bool) -> None:
         super().__init__()
         self.labels = labels
         self.multi_label = multi_label
         self.calibration = Calibration()
-        # Not saved: it belongs to the bundle's manifest.
+        # Not saved: they belong to the bundle's manifest. Flat, every path is its own label.
         self.register_buffer("temperatures_K", torch.ones(len(labels)), persistent=False)
+        paths_KK = torch.from_numpy(labels.ancestry_MM).float() if labels.nested else None
+        self.register_buffer("paths_KK", paths_KK, persistent=False)
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores [B, K] before softmax among siblings (single label) or sigmoid (multi-label)."""
@@ -74,7 +77,7 @@ class Answering(nn.Module):
 
     def _log_paths(self, log_shares_BK: Tensor) -> Tensor:
         """Log of the probability of every path: the sum down to its node."""
-        return log_shares_BK @ torch.from_numpy(self.labels.ancestry_MM).to(log_shares_BK).T
+        return log_shares_BK if self.paths_KK is None else log_shares_BK @ self.paths_KK.T
 
     def records(self, prediction: Prediction, *, threshold: float = 0.5) -> list[dict[str, Any]]:
         """Per case ``label`` (a node or "unknown"), its ``probability``, the likeliest ``path`` and ``probabilities``.

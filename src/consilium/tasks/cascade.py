@@ -79,11 +79,8 @@ class Cascade(Answering):
 
 
 def choices(labels: LabelTree) -> dict[str, Siblings]:
-    """The siblings that a network tells apart, by the name of the node above them, from the root down.
-
-    An only child is no choice: it has the probability of its parent.
-    """
-    return {labels.name_of(group.parent): group for group in labels.siblings if len(group.ids) > 1}
+    """The siblings that a network tells apart, by the name of the node above them, from the root down."""
+    return {labels.name_of(group.parent): group for group in labels.choices}
 
 
 def common_image(images: Mapping[str, ImageConfig]) -> ImageConfig:

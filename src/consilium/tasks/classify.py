@@ -118,7 +118,7 @@ def grown_classify(
     loss = build_loss(config.loss, labels=labels, multi_label=False, class_counts=class_counts, cases=training_cases)
     head = grown_head(old.head, classes=len(labels), learning=growing(labels, known=len(old.labels)))
     grown = Classify(config, labels=labels, tower=old.tower, head=head, loss=loss)
-    told_apart = [old.labels.name_of(group.parent) for group in old.labels.siblings if len(group.ids) > 1]
+    told_apart = [old.labels.name_of(group.parent) for group in old.labels.choices]
     temperatures = {name: old.calibration.temperatures.get(name, 1.0) for name in told_apart}
     grown.calibrate(old.calibration.model_copy(update={"temperatures": temperatures}))
     return grown
