@@ -21,7 +21,7 @@ _FOLD = re.compile(r"(?:fold|k)?[\s_-]*\d+(?:\.0)?", re.IGNORECASE)
 
 def causes(bad_rows: Sequence[BadRow], sources: Sequence[Source], splits: Mapping[str, Mapping[str, int]]) -> list[str]:
     """A sentence for each cause that many bad rows of a source share; ``splits`` counts its good cases."""
-    found = []
+    found: list[str] = []
     for source in sources:
         rows = [row for row in bad_rows if row.source == source.name]
         if rows and isinstance(source, RowSource):

@@ -104,7 +104,10 @@ class JsonlSource(RowSource):
     """MultiMediset form: one object a line, ``text`` or ``conversations``, ``modalities: [{type, value}]``."""
 
     kind: Literal["jsonl", "multimediset"] = "jsonl"
-    attachment_token: str = Field(default="<|reserved_special_token_0|>", description="Removed from text, counted.")
+    attachment_token: str = Field(
+        default="<|reserved_special_token_0|>",
+        description="Removed from text and counted, as are <image> and its like; '': keep all.",
+    )
 
 
 class HubDataset(Config):
