@@ -63,7 +63,8 @@ def test_what_does_not_fit_is_refused(key: str, text: str) -> None:
     [
         ("a=|", "|"), ("a=>", ">"), ("a=-", "-"), ("a=;", ";"), ("a=#", "#"), ("a=#id", "#id"), ("a=*", "*"),
         ("a=Case #", "Case #"), ("a=\t", "\t"), ("a= ", " "), ("a='|'", "|"), ("a=010", "010"), ("a=10", 10),
-        ("a=", None), ("a=~", None), ("a=null", None), ("a=[a, b]", ["a", "b"]), ("a={b: 1}", {"b": 1}), ("a=x#y", "x#y"),
+        ("a=", None), ("a=~", None), ("a=null", None), ("a=[a, b]", ["a", "b"]), ("a={b: 1}", {"b": 1}),
+        ("a=x#y", "x#y"),
     ],
 )  # fmt: skip
 def test_marks_in_overrides_stand_for_themselves(override: str, value: Any) -> None:
