@@ -237,12 +237,16 @@ def _workers(config: DataConfig) -> int:
 
 
 def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str, survey: _Survey) -> Store:
-    """Make the parts a store, or say what is bad about the rows."""
+    """Make the parts a store, or say what is bad about the rows.
+
+    Where bad rows stop what asked for the store, it is made all the same, since every image has been looked at by
+    then; but it does not take the place of one that was made before an image went bad.
+    """
     unreadable = list(bad_images(work))
     bad_rows = _in_order(config.sources, survey.bad_rows + [row for row, _ in unreadable])
     data_files = parts(work)
     counts = count(data_files)
-    if bad_rows and (config.on_bad_row == "stop" or not counts.cases):
+    if bad_rows and (not counts.cases or (config.on_bad_row == "stop" and target.exists())):
         listing = target.with_name(f"{target.name}.bad_rows.csv")
         _write_bad_rows(listing, bad_rows)
         shutil.rmtree(work)
