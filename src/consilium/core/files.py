@@ -17,7 +17,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that replaces it, after fsync, when the block succeeds; its mode is the umask's."""
+    """A temporary file beside ``path`` that replaces it, after fsync, when the block succeeds; it follows the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
