@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import json
@@ -108,9 +109,10 @@ def _open_writer(out: Path | None, *, labels: Sequence[str]) -> Iterator[_Writer
 class _JsonLines:
     def __init__(self, file: Any) -> None:
         self._file = file
+        self._ascii = codecs.lookup(file.encoding or "utf-8").name != "utf-8"  # of a terminal; \\u00e4 is the same JSON
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(record, ensure_ascii=self._ascii) + "\n")
 
 
 class _Csv:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -194,7 +193,7 @@ class Loader:
     def _started(self) -> Iterator[_Decoded]:
         """The batches of the sampler's requests; the first call starts the workers."""
         if self._loader is None:
-            count = worker_count(self._config)
+            count = workers.worker_count(self._config)
             if count:
                 self._choose_transport(count)
             self._loader = self._build(count)
@@ -235,14 +234,6 @@ class Loader:
             worker_init_fn=workers.prepare_worker,
             multiprocessing_context=workers.start_method() if count else None,
         )
-
-
-def worker_count(config: LoaderConfig) -> int:
-    """The number of decoding processes; auto leaves one core to the training."""
-    if config.workers != "auto":
-        return config.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores - 1, 8)
 
 
 def training_requests(

@@ -12,16 +12,27 @@ import tempfile
 import types
 from collections.abc import Iterator
 from multiprocessing.forkserver import ensure_running
-
-import torch
+from typing import TYPE_CHECKING
 
 from consilium.core.errors import MemoryExhaustedError
+from consilium.data.config import LoaderConfig
+
+if TYPE_CHECKING:
+    import torch
 
 SHARED_MEMORY = "/dev/shm"
 GRACE = 10  # seconds that a worker goes on after SIGTERM
 LONGEST_TEMPORARY = 64  # characters of the folder that sockets lie in, whose whole path may have about 100
 # A terminal that closes and a scheduler send these to every process; the main one then still needs its batches.
 _GROUP_SIGNALS = {signal.SIGHUP, signal.SIGUSR1}
+
+
+def worker_count(config: LoaderConfig) -> int:
+    """The number of decoding processes; auto leaves one core to the training."""
+    if config.workers != "auto":
+        return config.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores - 1, 8)
 
 
 def start_method() -> str:
@@ -59,6 +70,8 @@ def starting() -> Iterator[None]:
 
 def prepare_worker(_: int) -> None:
     """Run in a worker when it starts."""
+    import torch
+
     torch.set_num_threads(1)
     # Ctrl-C and a cluster's SIGTERM reach every process of the group, and the main one still needs the batch that this
     # worker is on to end its step and save. It says itself when it is done; only SIGTERM may also come from its exit.
@@ -82,8 +95,11 @@ def why_not_shared(needed: int) -> str | None:
 
 def shared(size: tuple[int, ...]) -> torch.Tensor | None:
     """Zeros (uint8) in shared memory; None where it is full."""
+    import torch
+
     try:
-        return torch.zeros(size, dtype=torch.uint8).share_memory_()
+        found: torch.Tensor = torch.zeros(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        return found
     except RuntimeError:  # torch has no error of its own for this
         return None
 
