@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.dataset import LabelledCases
 from consilium.data.loader import Batches, Images, Loaded, Loader, evaluation_requests
 from consilium.data.looks import looks
+from consilium.data.rows import Item, Items
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
 from consilium.manifest import (
@@ -35,8 +36,6 @@ from consilium.models.weights import load_state, load_strict, save_state
 from consilium.tasks.answering import Answering
 from consilium.tasks.cascade import Cascade, choices
 from consilium.tasks.classify import Classify, build_classify
-
-Item = str | Path | bytes | Sequence[str | Path | bytes]
 
 
 def save_bundle(folder: Path, *, manifest: Manifest, task: Answering) -> None:
@@ -125,6 +124,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+<<<<<<< HEAD
 @dataclass(frozen=True)
 class _Items:
     """Paths and bytes as rows of images."""
@@ -149,6 +149,8 @@ class Arrays:
     unread: dict[int, str]
 
 
+=======
+>>>>>>> 2e9bdcbcc828f44165973a3956669c8aa5ad2d39
 class Predictor:
     """A task ready to answer: decoding, normalisation and model exactly as in training's evaluation."""
 
@@ -209,7 +211,7 @@ class Predictor:
 
     def stream(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
         """As ``predict``, one record at a time, so that any number of images fits."""
-        source = _Items(items)
+        source = Items(items)
         for row, answer in self._answers(source, range(len(items))):
             key = {"image": source.name(row)}
             yield {**key, "error": str(answer)} if isinstance(answer, ConsiliumError) else {**key, **answer}

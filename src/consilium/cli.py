@@ -6,11 +6,16 @@ import os
 import sys
 import traceback
 from pathlib import Path
+<<<<<<< HEAD
 from typing import Annotated, Any, Literal
+=======
+from typing import Annotated, Any, NoReturn
+>>>>>>> 2e9bdcbcc828f44165973a3956669c8aa5ad2d39
 
 import typer
 
 from consilium.core.errors import ConfigError, ConsiliumError
+from consilium.core.surroundings import end_without_reader, say, signals_as_ctrl_c, use_utf8
 
 INTERRUPTED = 130  # the exit code that a shell gives for Ctrl-C
 
@@ -69,6 +74,7 @@ def train(
     experiment = _experiment(config, overrides)
     with Console() as console:
         result = run(experiment, limit=limit, dry_run=dry_run, resume=resume, reporter=console)
+<<<<<<< HEAD
     if int(os.environ.get("RANK", "0")):  # one of several processes; the first one tells
         return
     if result is None:
@@ -76,6 +82,14 @@ def train(
         return
     typer.echo(f"finished: {result.folder}")
     _refuse_unread(result.unread)
+=======
+        if int(os.environ.get("RANK", "0")):  # one of several processes; the first one tells
+            return
+        if result is None:
+            console.line("dry run: everything is ready; nothing was written but the store.")
+        else:
+            console.line(f"finished: {result.folder}")
+>>>>>>> 2e9bdcbcc828f44165973a3956669c8aa5ad2d39
 
 
 @app.command()
@@ -97,7 +111,7 @@ def crossval(
     columns = [column.strip() for column in (leave_out or "").split(",") if column.strip()]
     with Console() as console:
         result = cross_validate(experiment, folds=folds, leave_out=columns, limit=limit, reporter=console)
-    typer.echo(f"finished: {result.folder}")
+        console.line(f"finished: {result.folder}")
 
 
 @app.command()
@@ -144,7 +158,7 @@ def predict(
     with Console() as console:
         summary = predict_files(bundle, paths, out=out, batch_size=batch_size, device=device, reporter=console)
     if summary.errors:
-        typer.echo(f"{summary.errors} of {summary.cases} images could not be read; see their `error`.", err=True)
+        say(f"{summary.errors} of {summary.cases} images could not be read; see their `error`.")
         raise typer.Exit(1)
 
 
@@ -324,24 +338,36 @@ def _options(
 
 def main() -> None:
     """Run a command; errors of ours become a message and their exit code."""
+    use_utf8()
     # Before torch is loaded. Threads that spin while they wait take the cores from the processes that decode, and
     # beside a busy neighbour a batch takes many times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     show = "--traceback" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
-    try:
-        app(arguments)
-    except ConsiliumError as error:
-        if show:
-            traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if show:
-            traceback.print_exc()
-        typer.echo(f"error: {error}. Look at this path, its permissions and its disk's free space.", err=True)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this without a word
-            typer.echo("interrupted.", err=True)
-        raise
+    with signals_as_ctrl_c():
+        try:
+            try:
+                app(arguments)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except ConsiliumError as error:
+            _end(f"error: {error}", code=error.exit_code, show=show)
+        except BrokenPipeError:
+            end_without_reader()
+        except OSError as error:
+            text = f"error: {error}. Look at this path, its permissions and its disk's free space."
+            _end(text, code=2, show=show)
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # Typer makes it the code of an error
+                end_without_reader()
+            if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this without a word
+                _end("interrupted.", code=INTERRUPTED)
+            raise
+
+
+def _end(text: str, *, code: int, show: bool = False) -> NoReturn:
+    if show:
+        say(traceback.format_exc())
+    say(text)
+    sys.exit(code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
+from typing import IO, cast
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -15,12 +17,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from consilium.core.surroundings import Screen
+
 
 class Console:
     """Shows lines and bars; a context manager, so that the terminal is left clean."""
 
     def __init__(self) -> None:
-        self._console = RichConsole(highlight=False, soft_wrap=True)
+        self._console = RichConsole(highlight=False, soft_wrap=True, file=cast("IO[str]", Screen(sys.stdout)))
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.description:<12}"),

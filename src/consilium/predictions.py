@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from consilium.bundle import Item, Predictor
+from consilium.bundle import Predictor
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.files import atomic_file
 from consilium.core.places import facts, find, is_remote, join, matches
 from consilium.core.reporter import Reporter
+from consilium.data.rows import FoundItems, Item
 from consilium.data.sources.files import IMAGE_EXTENSIONS, extension_of, is_image_file
-
-if TYPE_CHECKING:
-    from consilium.data.store import CaseTable
 
 
 @dataclass(frozen=True)
@@ -32,23 +31,6 @@ class PredictionSummary:
 
 
 _GLOB = "*?["
-
-
-class _Items(Sequence[Item]):
-    """Images by number; those that a store holds are read when they are asked for, since together they may be large."""
-
-    def __init__(self) -> None:
-        self._found: list[str | tuple[CaseTable, int]] = []
-
-    def add(self, found: Iterable[str | tuple[CaseTable, int]]) -> None:
-        self._found.extend(found)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def __getitem__(self, number: Any) -> Any:
-        found = self._found[number]
-        return found if isinstance(found, str) else found[0].images(found[1])
 
 
 class _Writer(Protocol):
@@ -76,7 +58,7 @@ def predict_files(
 def find_images(paths: Sequence[str]) -> tuple[list[str], Sequence[Item]]:
     """Names and items of all images under files, folders (whole trees), globs and stores, in a stable order."""
     names: list[str] = []
-    items = _Items()
+    items = FoundItems()
     for given in paths:
         if not is_remote(given) and (Path(given) / "store.json").is_file():
             from consilium.data.store import Store
@@ -127,9 +109,10 @@ def _open_writer(out: Path | None, *, labels: Sequence[str]) -> Iterator[_Writer
 class _JsonLines:
     def __init__(self, file: Any) -> None:
         self._file = file
+        self._ascii = codecs.lookup(file.encoding or "utf-8").name != "utf-8"  # of a terminal; \\u00e4 is the same JSON
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(record, ensure_ascii=self._ascii) + "\n")
 
 
 class _Csv:

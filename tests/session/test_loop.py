@@ -399,7 +399,7 @@ def test_predictions_that_are_no_numbers_stop_the_training(tmp_path: Path) -> No
         refuse_non_finite(outputs, folder=tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_the_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
     box = Toybox(tmp_path, [[1] * 5])
     box.events.on_step = lambda progress, _: progress.step == 2 and signal.raise_signal(number)  # type: ignore
@@ -412,7 +412,7 @@ def test_a_signal_ends_the_step_and_saves(tmp_path: Path, number: signal.Signals
 
 def test_only_a_later_second_signal_interrupts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("consilium.training.loop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("consilium.training.interrupts.time.monotonic", lambda: clock[0])
 
     def press(*moments: float) -> Callable[..., None]:
         def on_step(progress: Progress, _: StepLog) -> None:

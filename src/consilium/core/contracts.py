@@ -192,6 +192,7 @@ class Progress:
     stop_reason: str | None = None
     loss_sum: float = 0.0  # loss x cases since the last line of the log, which starts it anew
     loss_cases: int = 0
+    validation_due: bool = False  # a signal came while the weights of this step were validated
 
 
 @dataclass(frozen=True)

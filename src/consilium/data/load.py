@@ -10,6 +10,7 @@ import numpy as np
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter, counted
+from consilium.data import workers
 from consilium.data.config import DataConfig, FilterConfig, ImageConfig
 from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
 from consilium.data.filters import Filtered, filtered, usable
@@ -51,6 +52,8 @@ def load_data(
     them, in their order. ``uses_text`` says that the model reads the texts, so that a label named in its own text is a
     leak.
     """
+    if training and workers.worker_count(config.loader):
+        workers.warm_up()
     prepared = prepare(config, reporter=reporter)
     store = prepared.store
     reporter.line(f"store {store.path}: {store.manifest.cases} cases" + ("" if prepared.created else " (unchanged)"))

@@ -20,6 +20,7 @@ from consilium.core.errors import DataError, StoreError
 from consilium.core.files import atomic_file, fingerprint, locked
 from consilium.core.places import FileFacts, absolute, facts_of, is_remote, reading_threads
 from consilium.core.reporter import Reporter, Silent
+from consilium.core.surroundings import require_utf8
 from consilium.data.bad_rows import bad_rows_error
 from consilium.data.case import SPLITS, BadRow, Case
 from consilium.data.config import DataConfig
@@ -63,6 +64,7 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     stopped when it is started again. Bad rows stop it with a BadRowsError that summarises all, or are set aside, as
     the config says. The table of the store has the labels renamed, as the config says; the store's files do not.
     """
+    require_utf8()
     reporter = reporter or Silent()
     stores = Path(config.store.root).expanduser().absolute()
     config = config.model_copy(update={"sources": [unpacked(source, stores) for source in config.sources]})
