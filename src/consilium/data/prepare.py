@@ -112,7 +112,9 @@ def _relevant(config: DataConfig) -> dict[str, Any]:
     sources = []
     for source in config.sources:
         gently = {"delay": True, "retries": True}  # how rows come says nothing about them
-        tree = source.model_dump(mode="json", exclude={"weight": True, **gently, "images": gently})
+        fields = type(source).model_fields
+        new = {key: True for key in source.later if getattr(source, key) == fields[key].default}
+        tree = source.model_dump(mode="json", exclude={"weight": True, **gently, "images": gently, **new})
         keys = ("image_root",) if isinstance(source, HubSource) else ("path", "image_root", "texts")
         paths = {key: absolute(tree[key]) for key in keys if tree.get(key)}
         sources.append({**tree, **paths})
