@@ -202,8 +202,9 @@ def pattern_of(found: Sequence[Companion], names: Sequence[str]) -> str:
     before, _, after = file.rpartition(first.sign)
     sign = _escaped(first.sign)
     wanted = {item.name for item in found}
-    tried = [sign, f"*{_escaped(before[-1:])}{sign}.*", f"*{_escaped(before[-1:])}{sign}*", f"{sign}{after[:1]}*"]
-    for pattern in tried:
+    last = _escaped(before[-1:])
+    tried = [f"*{last}{sign}.*", f"*{last}{sign}*"] if before else [f"{sign}{_escaped(after[:1])}*"]
+    for pattern in [sign, *tried]:
         glob = Glob(pattern)
         if {name for name in names if glob.matches(name)} == wanted:
             return pattern

@@ -165,6 +165,7 @@ class _Listing:
         self._include = None if source.include is None else [Glob(pattern) for pattern in source.include]
         self._exclude = [Glob(pattern) for pattern in source.exclude]
         self._folders: list[str] = []
+        self._unwanted: list[str] = []  # images that include or exclude leaves out
 
     def add(self, name: str, found: FileFacts, *, is_image: bool) -> None:
         """Take a file, or count why it is left aside."""
@@ -183,10 +184,14 @@ class _Listing:
             return DICOMDIR
         if not is_image:
             return f"{printable(extension_of(name)) or 'no extension'} file"
+        reason = None
         if self._include is not None and not any(glob.matches(name) for glob in self._include):
-            return "file that include does not name"
-        excluded = (glob.pattern for glob in self._exclude if glob.matches(name))
-        return next((f"file that exclude names ('{pattern}')" for pattern in excluded), None)
+            reason = "file that include does not name"
+        elif (excluded := next((glob.pattern for glob in self._exclude if glob.matches(name)), None)) is not None:
+            reason = f"file that exclude names ('{excluded}')"
+        if reason is not None:
+            self._unwanted.append(name)
+        return reason
 
     def walk(self, folder: str, relative: str, parents: tuple[tuple[int, int], ...]) -> None:
         """Add the images under a folder, sorted; links to folders are followed, except back to a parent."""
@@ -209,16 +214,15 @@ class _Listing:
                 self.add(name, FileFacts(found.st_size, found.st_mtime_ns, is_file=True), is_image=is_image)
 
     def empty_label_folders(self) -> list[str]:
-        """Folders where a label is expected and no image was found, as reasons."""
+        """Folders where a label is expected and no image lies, as reasons."""
         names = [file.name for file in self.inputs.files]
         levels = self._source.label_levels
         depth = levels + has_splits_on_top(self._source, names) if levels else 0
-        filled = {"/".join(name.split("/")[:depth]) for name in names}
+        filled = {"/".join(name.split("/")[:depth]) for name in (*names, *self._unwanted)}
         return [
             f"label folder without an image ({printable(folder)})"
             for folder in self._folders
-            if folder.count("/") + 1 == depth and folder not in filled and not self._is_left_out(folder)
+            if folder.count("/") + 1 == depth
+            and folder not in filled
+            and not any(glob.matches(folder) for glob in self._exclude)
         ]
-
-    def _is_left_out(self, folder: str) -> bool:
-        return any(glob.matches(folder) for glob in self._exclude)
