@@ -254,7 +254,7 @@ def _data_config(path: str, *, own: DataConfig) -> DataConfig:
             f"the data to judge on is {path}; expected a YAML file with a `data` section (as in a recipe), a folder of "
             "{label}/images (also as a .zip or .tar), or a .csv, .parquet or .jsonl file."
         )
-    source = {"kind": kind, "name": re.sub(r"[^A-Za-z0-9_.-]", "_", Path(path).stem) or "data", "path": path}
+    source = {"kind": kind, "name": re.sub(r"[^A-Za-z0-9_.-]", "_", Path(path).stem).strip(".") or "data", "path": path}
     store = own.store.model_dump()
     return build(DataConfig, {"sources": [source], "store": store, "on_bad_row": own.on_bad_row}, origin=path)
 
