@@ -124,23 +124,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-<<<<<<< HEAD
-@dataclass(frozen=True)
-class _Items:
-    """Paths and bytes as rows of images."""
-
-    items: Sequence[Item]
-
-    def images(self, row: int) -> list[str | bytes]:
-        item = self.items[row]
-        views = [item] if isinstance(item, str | Path | bytes) else list(item)
-        return [str(view) if isinstance(view, Path) else view for view in views]
-
-    def name(self, row: int) -> Any:
-        names = [view if isinstance(view, str) else f"bytes[{len(view)}]" for view in self.images(row)]
-        return names[0] if len(names) == 1 else names
-
-
 @dataclass(frozen=True)
 class Arrays:
     """Predictions over rows: ``by_name`` [N, ...] of those that could be read; ``unread`` the others, and why."""
@@ -149,8 +132,6 @@ class Arrays:
     unread: dict[int, str]
 
 
-=======
->>>>>>> 2e9bdcbcc828f44165973a3956669c8aa5ad2d39
 class Predictor:
     """A task ready to answer: decoding, normalisation and model exactly as in training's evaluation."""
 

@@ -6,11 +6,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-<<<<<<< HEAD
-from typing import Annotated, Any, Literal
-=======
-from typing import Annotated, Any, NoReturn
->>>>>>> 2e9bdcbcc828f44165973a3956669c8aa5ad2d39
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -74,22 +70,13 @@ def train(
     experiment = _experiment(config, overrides)
     with Console() as console:
         result = run(experiment, limit=limit, dry_run=dry_run, resume=resume, reporter=console)
-<<<<<<< HEAD
-    if int(os.environ.get("RANK", "0")):  # one of several processes; the first one tells
-        return
-    if result is None:
-        typer.echo("dry run: everything is ready; nothing was written but the store.")
-        return
-    typer.echo(f"finished: {result.folder}")
-    _refuse_unread(result.unread)
-=======
         if int(os.environ.get("RANK", "0")):  # one of several processes; the first one tells
             return
         if result is None:
             console.line("dry run: everything is ready; nothing was written but the store.")
-        else:
-            console.line(f"finished: {result.folder}")
->>>>>>> 2e9bdcbcc828f44165973a3956669c8aa5ad2d39
+            return
+        console.line(f"finished: {result.folder}")
+    _refuse_unread(result.unread)
 
 
 @app.command()

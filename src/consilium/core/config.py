@@ -43,7 +43,11 @@ _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader whose keys are text as written, each given once; 1e-4 is a number and 2026-01-31 is text."""
+    """SafeLoader whose keys are text as written, each given once; 1e-4 is a number.
+
+    What YAML 1.1 reads in a way that nobody expects is text as written: 010 (8), 1:30 (90), no and off (false),
+    2026-01-31. A key that wants a number or a truth takes it from such a text: 010 is ten, and no is false.
+    """
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -59,8 +63,19 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_LIKE_YAML_12 = {
+    "bool": r"^(?:true|True|TRUE|false|False|FALSE)$",
+    "int": r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$",
+    "float": r"^(?:[-+]?(?:0|[1-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+}
+_KEPT = ("null", "merge")  # not "value" (=) and "timestamp"
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [
+        (tag, re.compile(_LIKE_YAML_12[kind]) if kind in _LIKE_YAML_12 else pattern)
+        for tag, pattern in resolvers
+        if (kind := tag.rpartition(":")[2]) in (*_LIKE_YAML_12, *_KEPT)
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
@@ -77,7 +92,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 for _side in (_Loader, _Dumper):  # YAML 1.1 wants a dot in the mantissa and a sign in the exponent
     _side.add_implicit_resolver(
         "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+        re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
         list("-+0123456789"),
     )
 
@@ -166,9 +181,21 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         dotted, sign, text = override.partition("=")
         if not sign or not dotted:
             raise ConfigError(f"override '{override}' has no value; write it as section.key=value.")
+        text = _without_marks(text)
         value = _replace_variables(parse_yaml(text, origin=f"override {dotted}"), origin=f"override {dotted}")
         result = _set(result, dotted.strip().split("."), value, dotted)
     return result
+
+
+def _without_marks(text: str) -> str:
+    """The value of an override as YAML in which a lone mark (``|``, ``-``, a tab) and a # stand for themselves.
+
+    On one line there is no block and no comment that they could begin, and separators and columns are called so.
+    """
+    own = text.strip() or text
+    is_mark = len(own) == 1 and not own.isalnum() and own != "~"
+    has_hash = re.search(r"(?:^|\s)#", own) and own[0] not in "\"'[{"
+    return yaml.dump(own, default_style='"', allow_unicode=True, width=10**9) if is_mark or has_hash else text
 
 
 def _set(node: Any, keys: list[str], value: Any, dotted: str) -> Any:
