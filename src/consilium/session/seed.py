@@ -36,6 +36,7 @@ from consilium.training.dryrun import dry_run, memory_advice
 from consilium.training.feed import Feed
 from consilium.training.hooks import RunLog, build_hooks
 from consilium.training.loop import Training, best_folder, fit, refuse_non_finite
+from consilium.training.monitor import TIE_BREAKER, Monitor
 from consilium.training.optim import Schedule, build_optimizer, warmup_steps
 from consilium.training.plan import Plan, make_plan
 from consilium.training.processes import on_main
@@ -69,7 +70,7 @@ class Session:
         self.plan = self._make_plan()
         self.feed = self._make_feed()
         self.evaluator = self._evaluator()
-        self.higher_is_better = self._monitored()
+        self.monitor = self._monitor()
         if accelerator.num_processes > 1:  # the weights are the same everywhere, what is dropped out is not
             set_seed(seed, device_specific=True)
 
@@ -85,15 +86,16 @@ class Session:
         config = self.experiment.evaluation
         return build_evaluator(labels, multi_label=multi_label, config=config, calibration=Calibration())
 
-    def _monitored(self) -> bool:
-        """Whether a higher value of the monitored metric is better; one that cannot be monitored is a ConfigError."""
-        monitor = self.experiment.trainer.monitor
-        if monitor in ANSWERED:
+    def _monitor(self) -> Monitor:
+        """What chooses the best weights; a metric that cannot is a ConfigError."""
+        name = self.experiment.trainer.monitor
+        if name in ANSWERED:
             raise ConfigError(
-                f"trainer.monitor is {monitor}, which depends on thresholds that are chosen after the training; "
+                f"trainer.monitor is {name}, which depends on thresholds that are chosen after the training; "
                 "accuracy, macro_f1 or aurc can choose the weights."
             )
-        return self.evaluator.higher_is_better(monitor)
+        higher = self.evaluator.higher_is_better(name)
+        return Monitor(name, higher_is_better=higher, tie_breaker=None if name == TIE_BREAKER else TIE_BREAKER)
 
     def _build_task(self) -> Classify:
         cases, config = self.data.cases, self.experiment.task
@@ -210,7 +212,6 @@ class Session:
             optimizer=optimizer,
             total_steps=self.plan.total_steps,
             steps_per_epoch=self.plan.steps[0],
-            higher_is_better=self.higher_is_better,
         )
         progress = Progress()
         found = checkpoints(folder / "checkpoints")
@@ -238,7 +239,7 @@ class Session:
             config=trainer,
             accelerator=self.accelerator,
             precision=precision,
-            higher_is_better=self.higher_is_better,
+            monitor=self.monitor,
             checkpoints=folder / "checkpoints",
             hooks=self._hooks(folder, progress.step),
         )
@@ -261,7 +262,7 @@ class Session:
             groups=[group.name for group in self.task.parameter_groups()],
             resume_step=resume_step,
             log_every=self.experiment.trainer.log_every,
-            monitor=self.experiment.trainer.monitor,
+            monitor=self.monitor,
             cached=self.feed.frozen is not None,
             wandb=(self.experiment.name, self.experiment.model_dump(mode="json"))
             if self.experiment.trainer.wandb
@@ -272,6 +273,8 @@ class Session:
         """Judge the best weights, once, and write report and bundle."""
         best = best_folder(folder / "checkpoints", progress) / MODEL
         load_strict(self.task, load_state(best), origin=str(best))
+        if progress.best_metric is None:
+            self.warnings.append(self.monitor.undefined())
         facts = RunFacts(
             precision=precision,
             device=str(self.device),
