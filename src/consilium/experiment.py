@@ -56,5 +56,5 @@ class Experiment(Config):
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Experiment:
         """The experiment in a YAML file, with dotted overrides; problems are one ConfigError."""
-        tree = apply_overrides(read_tree(path), overrides)
+        tree = apply_overrides(read_tree(path), overrides, model=cls)
         return build(cls, tree, origin=str(path))

@@ -9,7 +9,7 @@ from consilium.core.contracts import Progress
 from consilium.core.errors import TrainingError
 
 TIE_BREAKER = "log_loss"  # moves with every step, and every label task has it; lower is better
-SMALLEST_GAIN = 1e-4  # of the tie-breaker, relative: what it must fall by to keep a training going
+SMALLEST_GAIN = 1e-4  # relative: a tie-breaker that falls by less is as before
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,11 @@ class Monitor:
                 f"trainer.monitor is {self.name}, which is undefined on this validation set (too few cases or "
                 "classes). Choose another metric, accuracy or log_loss for instance, or a larger validation split."
             )
-        first, lowest = progress.best_step is None, progress.lowest_tie_breaker
-        gained = first or self._order(value) > self._order(progress.best_metric)
+        gained = progress.best_step is None or self._order(value) > self._order(progress.best_metric)
         same = self._order(value) == self._order(progress.best_metric)
-        known = progress.best_tie_breaker  # None in a checkpoint of an earlier version, too
-        if gained or (same and tie is not None and (known is None or tie < known)):
+        if gained or (same and _lower(tie, than=progress.best_tie_breaker)):
             progress.best_metric, progress.best_tie_breaker, progress.best_step = value, tie, progress.step
-        if tie is not None and (lowest is None or tie < lowest - SMALLEST_GAIN * abs(lowest)):
+        if _lower(tie, than=progress.lowest_tie_breaker):
             progress.lowest_tie_breaker, gained = tie, True
         progress.evaluations_without_improvement = 0 if gained else progress.evaluations_without_improvement + 1
         return gained
@@ -70,3 +68,8 @@ class Monitor:
         if value is None:
             return float("-inf")
         return value if self.higher_is_better else -value
+
+
+def _lower(value: float | None, *, than: float | None) -> bool:
+    """Any value is lower than none, as before the first and in a checkpoint of an earlier version."""
+    return value is not None and (than is None or value < than - SMALLEST_GAIN * abs(than))
