@@ -109,6 +109,8 @@ class Session:
             task = build_classify(
                 config, labels=cases.labels, image_size=size, class_counts=counts, training_cases=total
             )
+            if task.tower.weights_note:
+                self.log.line(f"task.vision.pretrained: {task.tower.weights_note}")
         origin = self.experiment.trainer.init_from
         if origin is not None:
             load_strict(task, load_state(weights_file(origin)), origin=origin)
