@@ -84,7 +84,9 @@ class TrainerConfig(Config):
     max_steps: int | None = Field(default=None, ge=1, description="Stop after this many optimizer steps.")
     accumulate: int = Field(default=1, ge=1, description="Batches per optimizer step.")
     clip_norm: float | None = Field(default=None, gt=0.0, description="Largest norm of the gradient; null: any.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 where it is faster.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto: bf16 where device and model make it faster."
+    )
     compile: bool = Field(default=False, description="Compile the model: a slow first step, then perhaps faster.")
     deterministic: bool = Field(default=False, description="Deterministic kernels: slower, bit for bit repeatable.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: cuda, else mps, else cpu.")
