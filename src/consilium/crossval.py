@@ -282,7 +282,7 @@ def _finished(fold: _Fold, store: Store, *, limit: int | None) -> Path | None:
 
 def _try(fold: _Fold, *, limit: int | None) -> None:
     """One step of the fold, without what reads all images: the training itself does that."""
-    change: dict[str, Any] = {"data": {"guards": GUARDS_OFF}}
+    change: dict[str, Any] = {"data": {"guards": GUARDS_OFF}, "output": {"if_exists": "new"}}
     if fold.experiment.data.image.statistics == "data":
         change["data"]["image"] = {"statistics": "given"}
     train(_changed(fold.experiment, change), limit=limit, dry_run=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from consilium.core.config import Config, apply_overrides, build, read_tree
 from consilium.data.config import DataConfig
@@ -32,10 +32,18 @@ class Experiment(Config):
     data: DataConfig
     optimizer: OptimizerConfig = AdamConfig(kind="adamw")
     schedule: ScheduleConfig = CosineConfig(warmup=0.05)
-    trainer: TrainerConfig = TrainerConfig()
+    trainer: TrainerConfig = Field(default=TrainerConfig(), validate_default=True)
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
     output: OutputConfig = OutputConfig()
+
+    @field_validator("trainer")
+    @classmethod
+    def _task_chooses_the_monitor(cls, trainer: TrainerConfig, info: ValidationInfo) -> TrainerConfig:
+        task = info.data.get("task")  # absent where it is wrong itself
+        if trainer.monitor != "auto" or task is None:
+            return trainer
+        return trainer.model_copy(update={"monitor": task.default_monitor})
 
     @model_validator(mode="after")
     def _answers_have_one_label(self) -> Experiment:
@@ -50,5 +58,5 @@ class Experiment(Config):
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Experiment:
         """The experiment in a YAML file, with dotted overrides; problems are one ConfigError."""
-        tree = apply_overrides(read_tree(path), overrides)
+        tree = apply_overrides(read_tree(path), overrides, model=cls)
         return build(cls, tree, origin=str(path))

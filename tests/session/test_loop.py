@@ -33,6 +33,7 @@ from consilium.training.config import CosineConfig, PlateauConfig, SGDConfig, Tr
 from consilium.training.dryrun import Trial
 from consilium.training.hooks import History, LogHook, RunLog, read_history
 from consilium.training.loop import Training, fit, refuse_non_finite
+from consilium.training.monitor import Monitor
 from consilium.training.optim import Schedule, build_optimizer
 from consilium.training.plan import make_plan
 from consilium.training.state import checkpoints, load_checkpoint
@@ -112,7 +113,6 @@ class Toybox:
             optimizer=optimizer,
             total_steps=self.plan.total_steps,
             steps_per_epoch=self.plan.steps[0],
-            higher_is_better=higher_is_better,
         )
         self.folder = folder / "checkpoints"
         self.events = Events(self.told, self.folder)
@@ -128,7 +128,7 @@ class Toybox:
             config=config,
             accelerator=Accelerator(cpu=True),
             precision="fp32",
-            higher_is_better=higher_is_better,
+            monitor=Monitor("score", higher_is_better=higher_is_better),
             checkpoints=self.folder,
             hooks=[self.events, *hooks],
         )
@@ -540,7 +540,7 @@ def logged(tmp_path: Path, data_seconds: float, step_seconds: float, *, cached: 
     lines: list[str] = []
     log = RunLog(echo=lines.append)
     history = History(tmp_path / "history.csv", metrics=["score"], groups=["head"], resume_step=0)
-    hook = LogHook(log, history, log_every=4, monitor="score", cached=cached)
+    hook = LogHook(log, history, log_every=4, monitor=Monitor("score", higher_is_better=True), cached=cached)
     progress = Progress(total_steps=12)
     for step in range(1, 13):
         progress.step = step
@@ -561,7 +561,9 @@ def test_the_log_says_how_long_a_step_waits(tmp_path: Path) -> None:
 
 def test_the_logged_loss_is_the_mean_over_cases_since_the_last_line(tmp_path: Path) -> None:
     history = History(tmp_path / "history.csv", metrics=["score"], groups=["head"], resume_step=0)
-    hook = LogHook(RunLog(echo=lambda _: None), history, log_every=3, monitor="score", cached=False)
+    hook = LogHook(
+        RunLog(echo=lambda _: None), history, log_every=3, monitor=Monitor("score", higher_is_better=True), cached=False
+    )
     box = Toybox(tmp_path, [[1, 4, 2, 5, 3]], rate=1e-9, hooks=[hook])
     with torch.no_grad():
         box.task.head[:, 0] = torch.arange(ROWS)

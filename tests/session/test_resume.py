@@ -263,7 +263,7 @@ def test_a_restart_repeats_neither_training_nor_judging_of_a_finished_seed(tiny_
 def test_the_precision_of_the_first_start_stays(
     tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faster = ["bf16", "fp32"]  # a busy machine may find another one the second time
+    faster = ["bf16", "fp32"]  # another machine may choose another one the second time
 
     def dry_run(*_: object, precision: str, **__: object) -> Trial:
         return Trial(faster.pop(0) if precision == "auto" else precision, 1.0, None, 1)

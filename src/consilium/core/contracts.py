@@ -187,7 +187,9 @@ class Progress:
     seconds: float = 0.0  # in optimizer steps and waiting for their data, over all starts
     total_steps: int = 0
     best_metric: float | None = None
+    best_tie_breaker: float | None = None  # of the validation at best_step
     best_step: int | None = None
+    lowest_tie_breaker: float | None = None  # so far
     evaluations_without_improvement: int = 0
     stop_reason: str | None = None
     loss_sum: float = 0.0  # loss x cases since the last line of the log, which starts it anew

@@ -75,14 +75,15 @@ def train(
         reporter.line(growth.check(data.cases))
     session = CascadeTraining if task.tree.head == "cascade" else Session
     first = session(experiment, data, accelerator=accelerator, seed=experiment.seed, reporter=reporter)
-    if dry_run:
-        first.try_out(precision=None)
-        return None
     find = partial(find_run, experiment.output, name=experiment.name, config=experiment, limit=limit, resume=resume)
     make = partial(new_run, experiment.output, name=experiment.name, config=experiment, limit=limit)
     found = on_main(accelerator, lambda: find(data_fingerprints=data.store.fingerprints))
     # Whatever is wrong with the config or the data shows before a folder is made.
     precision = first.try_out(precision=None if found is None else read_state(found).precision)
+    if dry_run:
+        if found is not None:
+            reporter.line(f"this would go on with {found}")
+        return None
     folder = found or on_main(accelerator, lambda: make(data_fingerprint=data.store.table.content, precision=precision))
     with working_in(folder) if accelerator.is_main_process else contextlib.nullcontext():
         if experiment.output.copy_to is not None:

@@ -87,6 +87,12 @@ class ClassifyConfig(Config):
     head: HeadConfig = LinearHeadConfig()
     loss: ClassificationLossConfig = CrossEntropyConfig()
 
+    @property
+    def default_monitor(self) -> str:
+        """The validation metric that chooses the best weights where the config names none."""
+        # Of many rare labels none passes the threshold for epochs, and the F1 rests at 0; a ranking moves at once.
+        return "macro_auroc" if self.multi_label else "macro_f1"
+
     @model_validator(mode="after")
     def _one_label_in_a_tree(self) -> ClassifyConfig:
         if self.multi_label and self.tree.nested:

@@ -13,6 +13,7 @@ from consilium.core.contracts import Hook, Progress, StepLog
 from consilium.core.errors import MissingExtraError
 from consilium.core.files import write_text
 from consilium.core.reporter import Reporter
+from consilium.training.monitor import Monitor
 
 STEP_COLUMNS = ("step", "epoch", "cases", "train_loss", "gradient_norm", "data_seconds", "step_seconds")
 SHOWN_METRICS = ("accuracy", "macro_f1", "macro_auroc", "log_loss")  # in the text log; history.csv has all
@@ -77,11 +78,12 @@ class LogHook:
     Where that is long it advises, once; ``cached`` features need no advice.
     """
 
-    def __init__(self, log: RunLog, history: History, *, log_every: int, monitor: str, cached: bool) -> None:
-        self._log, self._history, self._every = log, history, log_every
-        self._shown = list(dict.fromkeys([monitor, *SHOWN_METRICS]))
+    def __init__(self, log: RunLog, history: History, *, log_every: int, monitor: Monitor, cached: bool) -> None:
+        self._log, self._history, self._every, self._monitor = log, history, log_every, monitor
+        self._shown = list(dict.fromkeys([monitor.name, *SHOWN_METRICS]))
         self._since: list[StepLog] = []
         self._advised = cached
+        self._undefined_said = False
 
     def on_step(self, progress: Progress, log: StepLog) -> None:
         """Collect; write every ``log_every`` steps."""
@@ -94,15 +96,17 @@ class LogHook:
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in self._shown if metrics.get(name) is not None)
         mark = " (best so far)" if progress.best_step == progress.step else ""
         self._log.line(f"validation after step {progress.step}{mark}: {shown}")
+        if metrics.get(self._monitor.name) is None and not self._undefined_said:
+            self._undefined_said = True
+            self._log.line(f"note: {self._monitor.undefined()}")
         row = {f"val_{name}": value for name, value in metrics.items()}
         self._history.append({"step": progress.step, "epoch": round(progress.epochs, 4), **row})
 
     def on_end(self, progress: Progress) -> None:
         """Write why the training ended."""
         reason = progress.stop_reason or "all steps done"
-        best = progress.best_metric
-        shown = "" if best is None else f"; best {best:.4f} at step {progress.best_step}"
-        self._log.line(f"training ended after step {progress.step} of {progress.total_steps}: {reason}{shown}")
+        ended = f"training ended after step {progress.step} of {progress.total_steps}: {reason}"
+        self._log.line("; ".join(filter(None, [ended, self._monitor.best(progress)])))
 
     def _flush(self, progress: Progress) -> None:
         logs, self._since = self._since, []
@@ -192,8 +196,8 @@ class WandbHook:
 class ProgressHook:
     """Feeds a progress bar: ``update(done, total, text)``."""
 
-    def __init__(self, update: Callable[[int, int, str], None]) -> None:
-        self._update = update
+    def __init__(self, update: Callable[[int, int, str], None], *, monitor: str) -> None:
+        self._update, self._monitor = update, monitor
         self._text = ""
 
     def on_step(self, progress: Progress, log: StepLog) -> None:
@@ -203,7 +207,7 @@ class ProgressHook:
     def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
         """Show the best so far."""
         if progress.best_metric is not None:
-            self._text = f"best {progress.best_metric:.3f}"
+            self._text = f"best {self._monitor} {progress.best_metric:.3f}"
 
     def on_end(self, progress: Progress) -> None:
         """Nothing to close."""
@@ -231,7 +235,7 @@ def build_hooks(
     groups: Sequence[str],
     resume_step: int,
     log_every: int,
-    monitor: str,
+    monitor: Monitor,
     cached: bool,
     wandb: tuple[str, dict[str, Any]] | None,
 ) -> list[Hook]:
@@ -240,7 +244,7 @@ def build_hooks(
     hooks: list[Hook] = [
         LogHook(log, history, log_every=log_every, monitor=monitor, cached=cached),
         TensorBoardHook(folder / "tensorboard", resume_step=resume_step),
-        ProgressHook(lambda done, total, text: reporter.progress("train", done, total, text)),
+        ProgressHook(lambda done, total, text: reporter.progress("train", done, total, text), monitor=monitor.name),
     ]
     if wandb is not None:
         hooks.append(WandbHook(folder, project=wandb[0], name=folder.name, config=wandb[1]))

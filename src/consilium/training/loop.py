@@ -18,9 +18,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from consilium.core.contracts import Batch, Hook, Outputs, Progress, StepLog
-from consilium.core.errors import InterruptedRunError, NonFiniteLossError, TrainingError
+from consilium.core.errors import InterruptedRunError, NonFiniteLossError
 from consilium.training.config import TrainerConfig
 from consilium.training.interrupts import Interruption, StoppedWaiting, interruptible
+from consilium.training.monitor import Monitor
 from consilium.training.optim import Schedule
 from consilium.training.plan import Plan
 from consilium.training.processes import anywhere, from_all, on_main
@@ -57,7 +58,7 @@ class Training:
     config: TrainerConfig
     accelerator: Accelerator
     precision: str
-    higher_is_better: bool
+    monitor: Monitor
     checkpoints: Path
     hooks: Sequence[Hook] = field(default_factory=list)
 
@@ -235,24 +236,13 @@ def _validate(training: Training, progress: Progress, interruption: Interruption
     with interruption.waiting():
         metrics = on_main(accelerator, training.validate)
     progress.validation_due = False
-    name = training.config.monitor
-    value = metrics[name]
-    if value is None:
-        raise TrainingError(
-            f"trainer.monitor is {name}, which is undefined on this validation set (too few cases or classes). "
-            "Choose another metric, accuracy or log_loss for instance, or a larger validation split."
-        )
-    best = progress.best_metric
-    if best is None or (value > best if training.higher_is_better else value < best):
-        progress.best_metric, progress.best_step = value, progress.step
-        progress.evaluations_without_improvement = 0
+    gained = training.monitor.record(progress, metrics)
+    if progress.best_step == progress.step:
         on_main(accelerator, lambda: save_weights(best_folder(training.checkpoints, progress), training.task))
-    else:
-        progress.evaluations_without_improvement += 1
-    training.schedule.on_evaluation(value)
+    training.schedule.on_evaluation(gained=gained)
     patience = training.config.patience
     if patience is not None and progress.evaluations_without_improvement >= patience:
-        progress.stop_reason = f"{name} has not improved for {patience} validations"
+        progress.stop_reason = training.monitor.rest(patience)
     for hook in training.hooks:
         hook.on_evaluation(progress, metrics)
 
