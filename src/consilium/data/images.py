@@ -203,7 +203,7 @@ def _decode_jpeg(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int
         pixels_HWC = simplejpeg.decode_jpeg(data, colours, min_height=rows, min_width=columns)
     except ValueError as error:
         if any(sign in str(error) for sign in _JPEG_DAMAGE):
-            raise damaged(name, error) from error
+            raise damaged(name, str(error)) from error
         return _jpeg_by_pillow(data, info, name)
     if colours == "CMYK":
         # Pillow knows the colours; decoding first finds the damage that Pillow would fill with grey.

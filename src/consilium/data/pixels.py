@@ -6,6 +6,7 @@ Axes in names: H height, W width, C channel.
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,17 +21,23 @@ Values = npt.NDArray[Any]
 # No uncompressed image takes more (four channels of 16 bits); a larger file is not read into memory.
 BYTES_PER_PIXEL = 8
 _NOTE = "consilium curve "
+# Decoders speak in sentences when they raise these; other exceptions hold what Python says.
+_OF_DECODERS = (str, OSError, SyntaxError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What an image's header says; ``width`` and ``height`` are those after ``orientation`` (EXIF, 1 to 8)."""
+    """What an image's header says; ``width`` and ``height`` are those after ``orientation`` (EXIF, 1 to 8).
+
+    ``notes`` says what is odd in the file and how it is read all the same.
+    """
 
     width: int
     height: int
     format: str
     mode: str
     orientation: int = 1
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,16 @@ def cut_short(name: str, what: str) -> ImageError:
     return ImageError(f"{name} is {what}: it was cut short; copy or download it again, or leave the row out.")
 
 
-def damaged(name: str, error: Exception) -> ImageError:
-    """The error of a file that its decoder does not understand."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ImageError(f"{name} is damaged and cannot be decoded ({reason}); copy it again, or leave the row out.")
+def damaged(name: str, error: Exception | str) -> ImageError:
+    """The error of a file whose decoder finds it damaged and may say why; what Python itself says is left out."""
+    said = " ".join(str(error).split()) if isinstance(error, _OF_DECODERS) else ""
+    reason = f" ({said})" if said else ""
+    return ImageError(f"{name} is damaged and cannot be decoded{reason}; copy it again, or leave the row out.")
+
+
+def not_understood(name: str, kind: str, tool: str) -> ImageError:
+    """The error of a file in which a reader meets what it does not know, which need not be damage."""
+    return ImageError(
+        f"{name} is a {kind} that cannot be read: something in it is not as the standard says, or it is damaged. Copy "
+        f"it again; if that does not help, write it anew with another program ({tool}), or leave the row out."
+    )
