@@ -208,11 +208,10 @@ def _window(function: str, centre: float, width: float) -> Curve:
 
 def _as_stored(value: float, dtype: np.dtype[Any]) -> int:
     """A value as pixels of this type hold it: some writers give a negative one without its sign."""
-    bits: int = 8 * dtype.itemsize
+    span: int = 2 ** (8 * dtype.itemsize)
+    low = -span // 2 if dtype.kind == "i" else 0
     result = int(value)
-    if dtype.kind == "i" and 2 ** (bits - 1) <= result < 2**bits:
-        return result - 2**bits
-    return result + 2**bits if dtype.kind == "u" and -(2 ** (bits - 1)) <= result < 0 else result
+    return low + (result - low) % span if -span // 2 <= result < span else result
 
 
 def _values(place: Dataset, key: str) -> list[Any]:
