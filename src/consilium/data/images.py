@@ -22,7 +22,18 @@ from consilium.data.dicom import is_dicom, probe_dicom, read_dicom
 from consilium.data.jpeg_header import probe_jpeg
 from consilium.data.nifti import is_nifti, probe_nifti, read_nifti
 from consilium.data.pillow_images import lossless, probe_pillow, read_pillow
-from consilium.data.pixels import Grey, ImageInfo, Pixels, damaged, no_such_frame, shown, too_many_pixels, with_curve
+from consilium.data.pixels import (
+    Grey,
+    ImageInfo,
+    Pixels,
+    damaged,
+    no_such_frame,
+    shown,
+    too_many_pixels,
+    upright,
+    with_curve,
+)
+from consilium.data.tiff import is_tiff, probe_tiff, read_tiff
 
 Kind = TypeVar("Kind", np.uint8, np.float32)
 
@@ -77,7 +88,8 @@ def probe(data: bytes, *, name: str, max_pixels: int) -> ImageInfo:
     elif is_nifti(data):
         info = probe_nifti(data, name=name, frame=frame, max_pixels=max_pixels)
     else:
-        info = probe_pillow(data, name=name, frame=frame)
+        ours = probe_tiff(data, name=name, frame=frame) if is_tiff(data) else None
+        info = ours or probe_pillow(data, name=name, frame=frame)
     if info.width * info.height > max_pixels:
         raise too_many_pixels(info, name=name, max_pixels=max_pixels)
     return info
@@ -187,7 +199,10 @@ def _read(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | Non
         return read_dicom(data, name=name, frame=frame)
     if info.format == "NIfTI":
         return read_nifti(data, name=name, frame=frame)
-    return read_pillow(data, name=name, frame=frame)
+    image = read_tiff(data, name=name, frame=frame, orientation=info.orientation) if is_tiff(data) else None
+    if image is None:
+        image = read_pillow(data, name=name, frame=frame, orientation=info.orientation)
+    return image
 
 
 def _decode_jpeg(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None) -> Pixels | Grey:
@@ -204,32 +219,15 @@ def _decode_jpeg(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int
     except ValueError as error:
         if any(sign in str(error) for sign in _JPEG_DAMAGE):
             raise damaged(name, str(error)) from error
-        return _jpeg_by_pillow(data, info, name)
+        return read_pillow(data, name=name, frame=None, orientation=info.orientation)
     if colours == "CMYK":
         # Pillow knows the colours; decoding first finds the damage that Pillow would fill with grey.
-        return _jpeg_by_pillow(data, info, name)
-    return _oriented(pixels_HWC, info.orientation)
-
-
-def _jpeg_by_pillow(data: bytes, info: ImageInfo, name: str) -> Pixels | Grey:
-    image = read_pillow(data, name=name, frame=None, upright=False)
-    # By the orientation that was probed: of damaged EXIF Pillow may read another one.
-    return image if isinstance(image, Grey) else _oriented(image, info.orientation)
+        return read_pillow(data, name=name, frame=None, orientation=info.orientation)
+    return upright(pixels_HWC, info.orientation)
 
 
 def _is_enough(info: ImageInfo, eighths: int, needed: tuple[int, int]) -> bool:
     return info.height * eighths >= 8 * MARGIN * needed[0] and info.width * eighths >= 8 * MARGIN * needed[1]
-
-
-def _oriented(pixels_HWC: Pixels, orientation: int) -> Pixels:
-    """Turned upright (EXIF: 2 to 4 mirror and turn by half, 5 to 8 also exchange rows and columns)."""
-    if orientation >= 5:
-        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels_HWC = pixels_HWC[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels_HWC = pixels_HWC[:, ::-1]
-    return np.ascontiguousarray(pixels_HWC)
 
 
 def _centred(info: ImageInfo, shape: float) -> Box:

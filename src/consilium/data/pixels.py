@@ -121,6 +121,33 @@ def noted(values_HW: Values, note: object) -> Grey | None:
     return Grey(values_HW, curve, inverted=bool(inverted))
 
 
+def upright(array_HW: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Pixels or values turned upright (EXIF: 2 to 4 mirror and turn by half, 5 to 8 also exchange rows and columns)."""
+    if orientation >= 5:
+        array_HW = array_HW.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array_HW = array_HW[::-1]
+    if orientation in (2, 3, 6, 7):
+        array_HW = array_HW[:, ::-1]
+    return np.ascontiguousarray(array_HW)
+
+
+def on_white(grey: Grey, is_clear_HW: npt.NDArray[np.bool_]) -> Grey:
+    """Grey values whose transparent pixels are white under every window; the others are shown as without them."""
+    if not is_clear_HW.any():
+        return grey
+    opaque = grey.values_HW[~is_clear_HW].astype(np.float64)
+    opaque = opaque[np.isfinite(opaque)]
+    low, high = (float(opaque.min()), float(opaque.max())) if opaque.size else (0.0, 0.0)
+    dtype = grey.values_HW.dtype
+    ends = (2 * low - high - 1, 2 * high - low + 1) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    white = float(ends[0] if grey.inverted else ends[1])
+    if low == high:  # what is not transparent is black, as an image of one value is
+        low, high = min(low, white), max(low, white)
+    values_HW = np.where(is_clear_HW, white, grey.values_HW).astype(np.float32)
+    return replace(grey, values_HW=values_HW, curve=grey.curve or Curve((low, high), (0.0, 1.0)))
+
+
 def too_many_pixels(info: ImageInfo, *, name: str, max_pixels: int) -> ImageError:
     """The error of an image that is larger than allowed."""
     return ImageError(
