@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from consilium.data.pixels import cut_short, damaged
 
+_WITH_HEADER = 33  # bytes
 _START = b"\x89PNG\r\n\x1a\n"
 _FRAMES = {b"acTL": 8, b"fcTL": 26, b"fdAT": None}  # of an animation, and how long they are
 _GREY, _RGB, _PALETTE = 0, 2, 3
@@ -66,8 +67,8 @@ def _chunks(data: bytes, name: str) -> Iterator[tuple[bytes, int, int]]:
     """Each chunk's kind and where its content starts and ends."""
     place, kind = len(_START), b""
     while kind != b"IEND":
-        if data[len(_START) + 4 : len(_START) + 8] != b"IHDR":
-            raise damaged(name, "a PNG that does not start with its header, IHDR")
+        if data[len(_START) + 4 : len(_START) + 8] != b"IHDR" or len(data) < _WITH_HEADER:
+            raise damaged(name, "a PNG that does not start with a whole header, IHDR")
         if place + 12 > len(data):
             raise cut_short(name, "a PNG without its end (IEND)")
         kind, start = data[place + 4 : place + 8], place + 8

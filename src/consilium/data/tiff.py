@@ -42,7 +42,9 @@ _COMPRESSIONS = (_PLAIN, _LZW, *_DEFLATE, _PACKBITS, _LZMA, _ZSTD)
 _WITH_PREDICTOR = (_LZW, *_DEFLATE, _LZMA, _ZSTD)
 _KINDS: dict[int, Literal["u", "i", "f"]] = {1: "u", 2: "i", 3: "f", 4: "u"}
 _MOST_VALUES, _MOST_PAGES, _MOST_SAMPLES = 2**22, 2**16, 64
-_DESCRIPTION = 270
+_DESCRIPTION, _CMYK = 270, 5
+# How else pixels may be packed that the library with Pillow unpacks: fax and JPEG.
+_OF_PILLOW = (2, 3, 4, 6, 7, 32771, 32809)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,11 @@ def is_tiff(data: bytes) -> bool:
 def probe_tiff(data: bytes, *, name: str, frame: int | None) -> ImageInfo | None:
     """What the tags say; None for a page that is left to Pillow. A page without all of its pixels is an ImageError."""
     page = _page(data, name, frame)
-    if page is None or not _is_ours(page):
+    if page is None:
+        return None
+    if page.one(259, 1) not in (*_COMPRESSIONS, *_OF_PILLOW):
+        raise unread_tiff(data, name=name, frame=frame)
+    if not _is_ours(page):
         return None
     height, width = page.size
     if (page.photometric < 2 and page.samples > 4) or page.samples > _MOST_SAMPLES:
@@ -112,8 +118,12 @@ def probe_tiff(data: bytes, *, name: str, frame: int | None) -> ImageInfo | None
     if height < 1 or width < 1:
         raise cut_short(name, f"a TIFF of {width} x {height} pixels")
     notes = []
-    if page.samples > 4 or (page.samples > 2 and page.photometric < 2):
+    if page.samples > 4 and page.photometric == 2:
         notes.append(f"it has {page.samples} values a pixel, of which the first three are read as red, green and blue")
+    elif page.samples > 2 and page.photometric < 2:
+        notes.append(f"its {page.samples} values a pixel are called grey and are read as red, green and blue")
+    if frame is None and page.pages > 1:
+        notes.append(f"it holds {page.pages} frames, of which the first is read")
     orientation = page.one(274, 1)
     orientation = orientation if 1 <= orientation <= 8 else 1
     if orientation >= 5:
@@ -145,6 +155,8 @@ def read_tiff(data: bytes, *, name: str, frame: int | None, orientation: int) ->
         text = bytes(value % 256 for value in page.tags.get(_DESCRIPTION, ())).decode("latin-1")
         grey = noted(values_HW, text) or Grey(values_HW, inverted=page.photometric == 0)
         return on_white(grey, values_HWS[..., 1] == 0) if has_alpha else grey
+    if page.photometric == _CMYK:
+        return _from_cmyk(_levels(values_HWS[..., :4]))
     levels_HWC = _levels(values_HWS[..., :3] if page.samples > 2 else np.dstack([values_HWS[..., 0]] * 3))
     if page.photometric == 0:
         levels_HWC = 255 - levels_HWC
@@ -169,9 +181,9 @@ def unread_tiff(data: bytes, *, name: str, frame: int | None) -> ImageError:
 
 def _is_ours(page: _Page) -> bool:
     dtype = page.dtype
-    if dtype is None or page.photometric not in (0, 1, 2) or page.one(259, 1) not in _COMPRESSIONS:
+    if dtype is None or page.photometric not in (0, 1, 2, _CMYK) or page.one(259, 1) not in _COMPRESSIONS:
         return False
-    if page.one(266, 1) != 1 or (page.photometric == 2 and page.samples < 3):
+    if page.one(266, 1) != 1 or page.samples < {2: 3, _CMYK: 4}.get(page.photometric, 1):
         return False
     is_eight_bits = dtype == np.uint8 and not (page.is_big and page.order == ">")
     return not is_eight_bits or page.samples > 4 or (page.photometric < 2 and page.samples > 1)
@@ -297,6 +309,13 @@ def _by_libtiff(segment: bytes, compression: int, size: int) -> bytes:
         io.BytesIO(head + padded + struct.pack("<H", len(tags)) + entries + bytes(4)), formats=["TIFF"]
     ) as row:
         return row.tobytes()
+
+
+def _from_cmyk(levels_HWC: Pixels) -> Pixels:
+    from PIL import Image
+
+    height, width, _ = levels_HWC.shape
+    return np.array(Image.frombytes("CMYK", (width, height), levels_HWC.tobytes()).convert("RGB"))
 
 
 def _levels(values_HWC: Values) -> Pixels:
