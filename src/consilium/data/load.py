@@ -14,9 +14,11 @@ from consilium.data.config import DataConfig, FilterConfig, ImageConfig
 from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
 from consilium.data.filters import Filtered, filtered, usable
 from consilium.data.folds import resplit, seen_in_training
+from consilium.data.groups import one_group
 from consilium.data.guards.check import WHERE, Findings, check, look_up
 from consilium.data.guards.leaks import drop_leaks, find_leaks
 from consilium.data.prepare import QUARANTINE, prepare
+from consilium.data.sources.config import Source
 from consilium.data.store import CaseTable, Store
 
 SHOWN_LEAKS = 10
@@ -75,7 +77,7 @@ def load_data(
         fixed = labels if len(used) == len(cases.table) else cases.labels
         cases = labelled_cases(left, multi_label=multi_label, labels=fixed, nested=nested, known=known)
         findings = replace(findings, leaks=find_leaks(left.table))
-    cases.notes.extend(findings.short())
+    cases.notes.extend([*prepared.skipped(), *findings.short()])
     if training:
         if config.store.check_images == "header":
             cases.notes.append(
@@ -89,7 +91,7 @@ def load_data(
             )
     for note in cases.notes:
         reporter.line(f"note: {note}")
-    _refuse_empty(cases, needs)
+    _refuse_empty(cases, needs, config.sources)
     return LoadedData(store, cases, measured(config.image, store, cases, reporter) if training else config.image)
 
 
@@ -106,14 +108,20 @@ def _refuse_large(table: CaseTable, max_pixels: int) -> None:
         )
 
 
-def _refuse_empty(cases: LabelledCases, needs: Sequence[str]) -> None:
+def _refuse_empty(cases: LabelledCases, needs: Sequence[str], sources: Sequence[Source]) -> None:
     """A split that is needed and has no case is a DataError."""
     for split in needs:
         if not len(cases.rows[split]):
             counts = ", ".join(f"{name} {len(rows)}" for name, rows in cases.rows.items())
+            found = f"the {split} split is empty (cases: {counts})"
+            if (reason := one_group(cases.table.groups, sources)) is not None:
+                raise DataError(
+                    f"{found}: {reason} Name the column of the patient in columns.group (null: each image is a group "
+                    "of its own), or give rows a split."
+                )
             raise DataError(
-                f"the {split} split is empty (cases: {counts}). Raise data.split.{split}, or give rows the split "
-                f"'{split}'; `consilium data inspect` shows what is where."
+                f"{found}. Raise data.split.{split}, or give rows the split '{split}'; `consilium data inspect` shows "
+                "what is where."
             )
 
 

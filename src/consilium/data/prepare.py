@@ -19,10 +19,11 @@ from typing import Any
 from consilium.core.errors import DataError, StoreError
 from consilium.core.files import atomic_file, fingerprint, locked
 from consilium.core.places import FileFacts, absolute, facts_of, is_remote, reading_threads
-from consilium.core.reporter import Reporter, Silent
+from consilium.core.reporter import Reporter, Silent, counted
 from consilium.data.bad_rows import bad_rows_error
 from consilium.data.case import SPLITS, BadRow, Case
 from consilium.data.config import DataConfig
+from consilium.data.groups import one_group
 from consilium.data.guards.digests import all_decoded, keep_digests
 from consilium.data.image_check import check_ahead
 from consilium.data.parts import DIGESTS, PartWriter, bad_images, count, parts, remove_leavings
@@ -35,6 +36,7 @@ from consilium.data.splits import SplitRule, assign_split, split_rule
 from consilium.data.store import FORMAT_VERSION, Manifest, Store, write_dataset_files
 
 QUARANTINE = "quarantine.csv"
+MOST_NOTES = 20  # of one source that are kept
 BATCH = 64  # cases between two steps of the bar
 
 
@@ -43,17 +45,21 @@ class Prepared:
     """What ``prepare`` did; ``created`` is False when the store was there already.
 
     ``summary`` has a row per source: cases per split, different labels, rows that were bad, files that were skipped.
+    ``grouped`` says that all cases are of one group, where they are.
     """
 
     store: Store
     created: bool
     bad_rows: list[BadRow]
     summary: list[dict[str, str | int]]
+    grouped: list[str] = field(default_factory=list)
 
     def skipped(self) -> list[str]:
-        """A line for each source that files were skipped of: how many, and why."""
-        found = self.store.manifest.skipped
-        return [f"{source}: skipped {counted_reasons(reasons)}" for source, reasons in found.items() if reasons]
+        """A line for each source that files were skipped of: how many, and why; and what else is odd about its rows."""
+        manifest = self.store.manifest
+        lines = [f"{name}: skipped {counted_reasons(reasons)}" for name, reasons in manifest.skipped.items() if reasons]
+        notes = [(name, note, rows) for name, found in manifest.notes.items() for note, rows in found.items()]
+        return lines + [f"{name}: {counted(rows, 'row')}: {note}" for name, note, rows in notes] + self.grouped
 
 
 def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared:
@@ -85,7 +91,9 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     if bad_rows and config.on_bad_row == "stop":
         listing = store.path / QUARANTINE
         raise bad_rows_error(bad_rows, listing=listing, sources=config.sources, splits=store.manifest.splits)
-    return Prepared(store, created, bad_rows, _summary(config.sources, store.manifest, bad_rows))
+    grouped = one_group(store.table.groups, config.sources)
+    summary = _summary(config.sources, store.manifest, bad_rows)
+    return Prepared(store, created, bad_rows, summary, [] if grouped is None else [grouped])
 
 
 def _fetch(config: DataConfig, inputs: Sequence[Inputs], reporter: Reporter) -> None:
@@ -176,6 +184,7 @@ class _Survey:
     cases: int = 0
     bad_rows: list[BadRow] = field(default_factory=list)
     rules: dict[str, SplitRule] = field(default_factory=dict)
+    notes: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
@@ -192,6 +201,7 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
                     "to; set data.store.images: embed."
                 )
             survey.cases += 1
+            survey.notes.setdefault(source.name, Counter()).update(item.notes)
             yield item.group, item.split
 
     for source, files in zip(config.sources, inputs, strict=True):
@@ -263,6 +273,7 @@ def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Input
         counts=counts.labels,
         skipped={source.name: dict(files.skipped) for source, files in zip(config.sources, inputs, strict=True)},
         unreadable=[file for _, file in unreadable],
+        notes={name: dict(found.most_common(MOST_NOTES)) for name, found in survey.notes.items() if found},
     )
     write_dataset_files(work, data_files=[path.name for path in data_files], manifest=manifest)
     if config.store.check_images == "decode":

@@ -12,13 +12,11 @@ import numpy as np
 
 from consilium.core.errors import DataError
 from consilium.core.reporter import some
+from consilium.data.case import looks_missing
 from consilium.data.config import SplitConfig
 
 if TYPE_CHECKING:
     from consilium.data.store import CaseTable
-
-# What tables write into a cell that has no value.
-_NO_VALUE = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "nat", "null", "none", "nil"})
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def check_splits(table: CaseTable) -> list[str]:
         absent = sorted(set(counts["train"]) - set(counts[split]))
         if len(rows[split]) and absent:
             warnings.append(f"labels of train that {split} has no case of: {_some(absent)}.")
-    empty = sorted(label for label in set().union(*counts.values()) if label.rpartition(".")[2].lower() in _NO_VALUE)
+    empty = sorted(label for label in set().union(*counts.values()) if looks_missing(label.rpartition(".")[2]))
     if empty:
         warnings.append(
             f"labels that look like a missing value: {_some(empty)}. Each is a class now: leave those cells empty, or "

@@ -30,7 +30,8 @@ class Manifest:
     ``splits`` has the cases per source and split, ``counts`` a row {source, split, label, cases} for each
     combination ('' : no label), ``skipped`` the files that were left aside per source and reason.
     ``unreadable`` are the images of quarantined rows, as [path, size, modified_ns] (null: there was none);
-    when one changes the store is prepared again.
+    when one changes the store is prepared again. ``notes`` count, per source, what was read otherwise than it stands in
+    the file.
     """
 
     format_version: int
@@ -46,6 +47,7 @@ class Manifest:
     counts: list[dict[str, Any]]
     skipped: dict[str, dict[str, int]]
     unreadable: list[list[Any]] = field(default_factory=list)
+    notes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def schema() -> pa.Schema:
@@ -117,6 +119,7 @@ class Store:
                 f"the store {path} has format {version}, made by Consilium {tree.get('consilium_version')}; this "
                 f"version reads up to {FORMAT_VERSION}. Update Consilium, or prepare the data again."
             )
+        tree.setdefault("notes", {})  # a store that was made before there were any
         missing = sorted({item.name for item in fields(Manifest)} - set(tree))
         if missing:
             raise StoreError(f"{path / MANIFEST} lacks {', '.join(missing)}; remove the folder and {again}")
