@@ -67,7 +67,7 @@ def layout(dataset: Dataset, *, name: str, is_packed: bool, is_little: bool) -> 
     bits = int(dataset.BitsAllocated)
     if not is_packed:
         if found.kind == "YBR_FULL_422" and len(pixels) >= values * bits // 8:
-            found.notes.append("PhotometricInterpretation is YBR_FULL_422, its pixels are YBR_FULL")
+            found.notes.append("its PhotometricInterpretation is YBR_FULL_422, its pixels are YBR_FULL")
             found.kind = "YBR_FULL"
         needed = -(-values * bits // 8)
         needed = needed // 3 * 2 if found.kind == "YBR_FULL_422" else needed
@@ -96,7 +96,7 @@ def _frames(dataset: Dataset, found: Layout) -> int:
     given = numbers(dataset, "NumberOfFrames")
     frames = whole(dataset, "NumberOfFrames")
     if given and (frames is None or frames < 1):
-        found.notes.append("NumberOfFrames is no number above 0 and is taken as 1")
+        found.notes.append("its NumberOfFrames is no number above 0 and is taken as 1")
     frames = max(1, frames or 1)
     dataset.NumberOfFrames = frames
     return frames
@@ -109,7 +109,7 @@ def _bits(dataset: Dataset, found: Layout, bytes_per_value: float, name: str, *,
         likely = (8 if (stored or 16) <= 8 else 16) if is_packed else 8 * int(bytes_per_value)
         if likely not in (8, 16, 32, 64) or (allocated is not None and allocated > 0):
             raise _wrong(dataset, "BitsAllocated", name, "1, 8, 16, 32 or 64")
-        found.notes.append(f"BitsAllocated is missing and is taken as {likely}")
+        found.notes.append(f"its BitsAllocated is missing and is taken as {likely}")
         allocated = likely
     dataset.BitsAllocated = allocated
     _corrected(dataset, "BitsStored", allocated, stored is not None and 0 < stored <= allocated, found)
@@ -124,7 +124,7 @@ def _corrected(dataset: Dataset, key: str, value: int, is_right: bool, found: La
         setattr(dataset, key, whole(dataset, key))
         return
     state = "is missing" if key not in dataset or not numbers(dataset, key) else "cannot be right"
-    found.notes.append(f"{key} {state} and is taken as {value}")
+    found.notes.append(f"its {key} {state} and is taken as {value}")
     setattr(dataset, key, value)
 
 

@@ -56,8 +56,7 @@ def _check_kind(marker: int, frame: bytes, name: str) -> None:
         kind = f"JPEG of {bits} bits a value"
     if kind:
         raise ImageError(
-            f"{name} is a {kind}, which is not read; convert it to a JPEG of 8 bits, PNG or TIFF, or "
-            "leave the row out."
+            f"{name} is a {kind}, which is not read; convert it to a JPEG of 8 bits, PNG or TIFF, or leave the row out."
         )
 
 
