@@ -6,7 +6,9 @@ Colour profiles are ignored, as in torchvision and timm, whose weights were trai
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -16,7 +18,7 @@ import numpy.typing as npt
 import simplejpeg
 
 from consilium.core import places
-from consilium.core.errors import ImageError
+from consilium.core.errors import ConsiliumError, ImageError
 from consilium.data.config import ImageConfig
 from consilium.data.dicom import is_dicom, probe_dicom, read_dicom
 from consilium.data.jpeg_header import probe_jpeg
@@ -28,6 +30,7 @@ from consilium.data.pixels import (
     Pixels,
     damaged,
     no_such_frame,
+    not_understood,
     shown,
     too_many_pixels,
     upright,
@@ -78,18 +81,8 @@ def read_bytes(image: str | Path | bytes) -> bytes:
 
 def probe(data: bytes, *, name: str, max_pixels: int) -> ImageInfo:
     """What the header says, without decoding; an image that is too large, cut short or no image is an ImageError."""
-    frame, data = _unwrapped(data)
-    if data.startswith(b"\xff\xd8\xff"):
-        if frame:
-            raise no_such_frame(name, frame, 1)
-        info = probe_jpeg(data, name=name)
-    elif is_dicom(data):
-        info = probe_dicom(data, name=name, frame=frame, max_pixels=max_pixels)
-    elif is_nifti(data):
-        info = probe_nifti(data, name=name, frame=frame, max_pixels=max_pixels)
-    else:
-        ours = probe_tiff(data, name=name, frame=frame) if is_tiff(data) else None
-        info = ours or probe_pillow(data, name=name, frame=frame)
+    with _image_errors(name):
+        info = _probe(data, name, max_pixels)
     if info.width * info.height > max_pixels:
         raise too_many_pixels(info, name=name, max_pixels=max_pixels)
     return info
@@ -184,6 +177,31 @@ def _unwrapped(data: bytes) -> tuple[int | None, bytes]:
     return int.from_bytes(data[len(_FRAME) : start], "big"), data[start:]
 
 
+@contextlib.contextmanager
+def _image_errors(name: str) -> Iterator[None]:
+    """No other error leaves a reader, whatever the bytes are."""
+    try:
+        yield
+    except ConsiliumError:
+        raise
+    except Exception as error:
+        raise not_understood(name, "file", "as PNG or TIFF") from error
+
+
+def _probe(data: bytes, name: str, max_pixels: int) -> ImageInfo:
+    frame, data = _unwrapped(data)
+    if data.startswith(b"\xff\xd8\xff"):
+        if frame:
+            raise no_such_frame(name, frame, 1)
+        return probe_jpeg(data, name=name)
+    if is_dicom(data):
+        return probe_dicom(data, name=name, frame=frame, max_pixels=max_pixels)
+    if is_nifti(data):
+        return probe_nifti(data, name=name, frame=frame, max_pixels=max_pixels)
+    ours = probe_tiff(data, name=name, frame=frame) if is_tiff(data) else None
+    return ours or probe_pillow(data, name=name, frame=frame)
+
+
 def _decode(
     data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None, window: tuple[float, float] | None
 ) -> Pixels:
@@ -192,6 +210,11 @@ def _decode(
 
 
 def _read(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None) -> Pixels | Grey:
+    with _image_errors(name):
+        return _read_by_kind(data, info, name, needed)
+
+
+def _read_by_kind(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None) -> Pixels | Grey:
     frame, data = _unwrapped(data)
     if info.format == "JPEG":
         return _decode_jpeg(data, info, name, needed)

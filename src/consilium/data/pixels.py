@@ -22,6 +22,7 @@ Values = npt.NDArray[Any]
 BYTES_PER_PIXEL = 8
 _NOTE = "consilium curve "
 # Decoders speak in sentences when they raise these; other exceptions hold what Python says.
+_OF_PROGRAMMERS = ("decoder error", "decoder object", "codec configuration")
 _OF_DECODERS = (str, OSError, SyntaxError, EOFError, zlib.error)
 
 
@@ -170,6 +171,10 @@ def cut_short(name: str, what: str) -> ImageError:
 def damaged(name: str, error: Exception | str) -> ImageError:
     """The error of a file whose decoder finds it damaged and may say why; what Python itself says is left out."""
     said = " ".join(str(error).split()) if isinstance(error, _OF_DECODERS) else ""
+    if isinstance(error, zlib.error):
+        said = "its compressed data cannot be unpacked"
+    elif any(words in said for words in _OF_PROGRAMMERS):
+        said = ""
     reason = f" ({said})" if said else ""
     return ImageError(f"{name} is damaged and cannot be decoded{reason}; copy it again, or leave the row out.")
 

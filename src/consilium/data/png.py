@@ -15,6 +15,7 @@ _WITH_HEADER = 33  # bytes
 _START = b"\x89PNG\r\n\x1a\n"
 _FRAMES = {b"acTL": 8, b"fcTL": 26, b"fdAT": None}  # of an animation, and how long they are
 _GREY, _RGB, _PALETTE = 0, 2, 3
+_DEPTHS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def ready(data: bytes, *, name: str) -> Png:
     if b"tRNS" in beside and b"tRNS" not in unsound:
         if colours == _PALETTE:
             wanted.add(b"tRNS")
-        elif colours in (_GREY, _RGB):
+        elif colours in (_GREY, _RGB) and depth in _DEPTHS:
             clear = _clear(data[slice(*beside[b"tRNS"])], depth, colours)
             notes += [] if clear else ["its chunk tRNS names no colour and is left out"]
     kept = [(start - 8, end + 4) for kind, start, end in chunks if not kind[0] & 32 or kind in wanted]

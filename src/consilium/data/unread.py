@@ -24,7 +24,7 @@ _STARTS = (
     (b"\x93NUMPY", "a NumPy array (.npy)", "save it as PNG or TIFF"),
     (b"MATLAB", "a MATLAB file", "save its images as PNG or TIFF"),
     (b"PK\x03\x04", "a zip archive", "unpack it"),
-    (b"\x1f\x8b", "a gzip archive and no NIfTI volume", "unpack it"),
+    (b"\x1f\x8b", "a gzip file that holds no NIfTI volume or is damaged", "copy it again, or unpack it"),
     (b"7z\xbc\xaf", "a 7-Zip archive", "unpack it"),
     (b"Rar!", "a RAR archive", "unpack it"),
     (b"\0\0\1\0", "an icon (ICO)", _CONVERT),
