@@ -27,7 +27,7 @@ from consilium.data.config import DataConfig
 from consilium.data.groups import one_group
 from consilium.data.guards.digests import all_decoded, keep_digests
 from consilium.data.image_check import check_ahead
-from consilium.data.parts import DIGESTS, PartWriter, bad_images, count, parts, remove_leavings
+from consilium.data.parts import DIGESTS, PartWriter, bad_images, count, image_notes, parts, remove_leavings
 from consilium.data.renames import renamed
 from consilium.data.sources.config import FolderSource, HubSource, RetClipCsvSource, Source
 from consilium.data.sources.files import Inputs, counted_reasons, list_inputs
@@ -270,6 +270,8 @@ def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Input
     then; but it does not take the place of one that was made before an image went bad.
     """
     unreadable = list(bad_images(work))
+    for name, found in image_notes(work).items():
+        survey.notes.setdefault(name, Counter()).update(found)
     bad_rows = _in_order(config.sources, survey.bad_rows + [row for row, _ in unreadable])
     data_files = parts(work)
     counts = count(data_files)
