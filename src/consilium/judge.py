@@ -19,7 +19,7 @@ from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, ConfigError, DataError
 from consilium.core.files import write_json
-from consilium.core.labels import ROOT, LabelTree, indented
+from consilium.core.labels import ROOT, LabelTree, class_order, indented, reading_order
 from consilium.core.reporter import Reporter, Silent, format_table
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.data.dataset import SPLITS, LabelledCases
@@ -152,9 +152,12 @@ def evaluate(
     cases = _cases(
         config, split=split, manifest=manifest, labels=predictor.labels, is_own=data is None, reporter=reporter
     )
-    multi_label, calibration = manifest.task.multi_label, manifest.calibration
     evaluator = build_evaluator(
-        predictor.labels, multi_label=multi_label, config=evaluation_config, calibration=calibration
+        predictor.labels,
+        multi_label=manifest.task.multi_label,
+        config=evaluation_config,
+        calibration=manifest.calibration,
+        order=manifest.task.tree.order,
     )
     outputs = predict_splits(predictor, cases, [split], reporter=reporter)
     evaluations = judge(outputs, evaluator, reporter=reporter)
@@ -243,7 +246,7 @@ def write_judgement(
     content = ReportContent(
         title=f"{manifest.name}: {len(labels.leaves)} classes",
         name=manifest.name,
-        labels=labels.leaves,
+        labels=class_order(labels.leaves, given=manifest.task.tree.order) or reading_order(labels.leaves),
         evaluations=evaluations,
         config=report,
         confidence=facts.confidence,

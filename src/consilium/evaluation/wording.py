@@ -21,7 +21,7 @@ METRIC_WORDS: dict[str, tuple[str, str]] = {
     "macro_recall": ("Macro recall", "share found of each class, averaged over classes"),
     "macro_auroc": ("Macro AUROC", "how well scores rank a class above the rest; 0.5 is chance, 1 is best"),
     "macro_aupr": ("Macro AUPR", "area under the precision-recall curve, averaged over classes; 1 is best"),
-    "quadratic_kappa": ("Quadratic kappa", "agreement beyond chance; only where the order of labels means something"),
+    "quadratic_kappa": ("Quadratic kappa", "agreement beyond chance; an error costs its distance squared"),
     "calibration_error": ("Calibration error", "how far stated confidence is from the share right; 0 is best"),
     "log_loss": ("Log loss", "penalty for confident errors, in nats; 0 is best"),
     "brier": ("Brier score", "squared error of the probabilities; 0 is best"),
@@ -88,6 +88,19 @@ def with_interval(name: str, interval: Interval, *, confidence: float) -> str:
     shown = spread(name, interval.low, interval.high)
     level = f"{100 * confidence:g}\N{NO-BREAK SPACE}%"
     return figure(name, interval.value) + (f" ({level} interval {shown})" if shown else "")
+
+
+def meaning(name: str, evaluation: Evaluation) -> str:
+    """What a figure means; of the one that needs it, also the order of the classes."""
+    words = METRIC_WORDS.get(name, ("", ""))[1]
+    if name != "quadratic_kappa":
+        return words
+    order = [row["label"] for row in evaluation.tables.get("order", [])]
+    if order:
+        return f"{words}, the classes from low to high in this order: {_listed(order, at_most=30)}"
+    if len(evaluation.tables.get("per_class", [])) > 2:
+        return f"{words}; left out, since nothing says in which order the classes are (task.tree.nodes gives it)"
+    return words
 
 
 def cases_phrase(evaluation: Evaluation) -> str:

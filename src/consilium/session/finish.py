@@ -43,7 +43,11 @@ def finish(
     outputs = predict_splits(predictor, cases, splits, reporter=reporter)
     calibration, outputs = _calibrated(predictor.task, outputs, config=experiment.evaluation)
     evaluator = build_evaluator(
-        cases.labels, multi_label=task.multi_label, config=experiment.evaluation, calibration=calibration
+        cases.labels,
+        multi_label=task.multi_label,
+        config=experiment.evaluation,
+        calibration=calibration,
+        order=task.tree.order,
     )
     evaluations = judge(outputs, evaluator, reporter=reporter)
     if experiment.evaluation.wanted_accuracy is not None:

@@ -17,6 +17,7 @@ from consilium.core.answers import Calibration
 from consilium.core.contracts import Evaluator, Hook, Progress
 from consilium.core.errors import ConfigError
 from consilium.core.files import remove_leavings
+from consilium.core.labels import class_order
 from consilium.core.reporter import Reporter, format_table
 from consilium.data.config import ImageConfig
 from consilium.data.load import LoadedData
@@ -81,9 +82,14 @@ class Session:
         torch.backends.cudnn.benchmark = not trainer.deterministic
 
     def _evaluator(self) -> Evaluator:
-        labels, multi_label = self.data.cases.labels, self.experiment.task.multi_label
-        config = self.experiment.evaluation
-        return build_evaluator(labels, multi_label=multi_label, config=config, calibration=Calibration())
+        task = self.experiment.task
+        return build_evaluator(
+            self.data.cases.labels,
+            multi_label=task.multi_label,
+            config=self.experiment.evaluation,
+            calibration=Calibration(),
+            order=task.tree.order,
+        )
 
     def _monitored(self) -> bool:
         """Whether a higher value of the monitored metric is better; one that cannot be monitored is a ConfigError."""
@@ -92,6 +98,16 @@ class Session:
             raise ConfigError(
                 f"trainer.monitor is {monitor}, which depends on thresholds that are chosen after the training; "
                 "accuracy, macro_f1 or aurc can choose the weights."
+            )
+        labels = self.data.cases.labels.leaves
+        if (
+            monitor == "quadratic_kappa"
+            and len(labels) > 2
+            and not class_order(labels, given=self.experiment.task.tree.order)
+        ):
+            raise ConfigError(
+                "trainer.monitor is quadratic_kappa, which needs the order of the labels, and nothing says which that "
+                f"is. Give it as task.tree.nodes, from the lowest to the highest: [{', '.join(labels)}], rearranged."
             )
         return self.evaluator.higher_is_better(monitor)
 
