@@ -31,7 +31,7 @@ from consilium.data.prepare import prepare
 from consilium.data.store import Store
 from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.crossval_report import CrossvalContent, FoldFigures, write_crossval
-from consilium.evaluation.report import METRICS
+from consilium.evaluation.report import METRICS, read_warnings
 from consilium.evaluation.wording import FEW_CASES
 from consilium.experiment import Experiment
 from consilium.manifest import read_manifest
@@ -321,7 +321,7 @@ def _test(fold: _Fold, store: Store, *, limit: int | None, reporter: Reporter) -
         test=len(outputs.ids),
         metrics=judged["test"]["metrics"],
         intervals={name: Interval(**interval) for name, interval in judged["test"]["intervals"].items()},
-        notes=[*cases.notes, *_few(cases)],
+        notes=list(dict.fromkeys([*cases.notes, *read_warnings(folder), *_few(cases)])),
     )
     return _Tested(figures, outputs, predictor.labels)
 

@@ -29,6 +29,7 @@ from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.report import ReportContent, write_report
 from consilium.evaluation.saliency import SaliencyMap
 from consilium.evaluation.statistics import mean_and_deviation
+from consilium.evaluation.wording import beside_accuracy
 from consilium.manifest import Manifest, local_bundle, read_manifest
 from consilium.occlusion import saliency_maps
 from consilium.training.hooks import read_history
@@ -83,6 +84,8 @@ def judge(outputs: Mapping[str, Outputs], evaluator: Evaluator, *, reporter: Rep
     for split, own in outputs.items():
         evaluations[split] = evaluator.evaluate(own, split=split)
         reporter.line(format_table(headline(evaluations[split]), title=f"{split}: {len(own.ids)} cases"))
+        for sentence in beside_accuracy(evaluations[split]):
+            reporter.line(sentence)
         if tree := tree_rows(evaluations[split]):
             reporter.line(format_table(tree, title=f"{split}: the label tree"))
     return evaluations
