@@ -38,6 +38,7 @@ HEADLINES = (
     "coverage",
     "answered_accuracy",
 )
+_ADDED = "<!-- added later -->"  # where ``add_table`` puts its section
 _CONFUSIONS = 6  # most frequent mistakes told in words
 
 
@@ -105,6 +106,13 @@ def write_report(folder: Path, content: ReportContent) -> Path:
     return folder / REPORT
 
 
+def add_table(folder: Path, *, title: str, text: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add a section with a table to the report in a folder: figures that came after it was written."""
+    section = environment(escape_html=True).get_template("added.html.j2").render(title=title, text=text, rows=rows)
+    page = (folder / REPORT).read_text(encoding="utf-8")
+    write_text(folder / REPORT, page.replace(_ADDED, section + _ADDED, 1))
+
+
 def read_warnings(folder: Path) -> list[str]:
     """What the report in a folder warns of beside its figures; nothing where an earlier version wrote it."""
     path = folder / WARNINGS
@@ -150,11 +158,14 @@ def environment(*, escape_html: bool) -> Environment:
 
 
 def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
+    from markupsafe import Markup
+
     main = content.main
     loaded = environment(escape_html=escape_html).get_template(template)
     return loaded.render(
         content=content,
         main=main,
+        added=Markup(_ADDED),
         warnings=advised([*(wording.cautions(main) if main else []), *content.warnings]),
         headlines=[name for name in HEADLINES if main is not None and name in main.intervals],
         mistakes=wording.confusions(main, at_most=_CONFUSIONS) if main else [],
