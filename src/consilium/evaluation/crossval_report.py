@@ -15,7 +15,7 @@ from consilium.evaluation import wording
 from consilium.evaluation.report import HEADLINES, environment, to_csv
 from consilium.evaluation.statistics import MeanAndDeviation, mean_and_deviation
 
-_VARYING = re.compile(r"\d[\d,]*|(?<=\()[^()]*(?=\))")
+_VARYING = re.compile(r"\d+(?:[.,]\d+)*|(?<=\()[^()]*(?=\))")
 PAGE, FIGURES, ROWS = "crossval.html", "crossval.json", "crossval.csv"
 
 
