@@ -17,7 +17,7 @@ from consilium.evaluation.report import HEADLINES, environment, to_csv
 from consilium.evaluation.statistics import MeanAndDeviation, mean_and_deviation
 
 # Where notes of one kind may differ: numbers, what stands in brackets or quotes, and a list before a semicolon.
-_VARYING = re.compile(r"\d+(?:[.,]\d+)*|(?<=\()[^()]*(?=\))|'[^']*'|(?<=: )[^:;]*(?=;)")
+_VARYING = re.compile(r"\d+(?:[.,]\d+)*|(?<=\()[^()]*(?=\))|'[^']*'|(?<=case of: )[^;]*(?=;)|(?<=cases of: )[^;]*(?=;)")
 PAGE, FIGURES, ROWS = "crossval.html", "crossval.json", "crossval.csv"
 
 

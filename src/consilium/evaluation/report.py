@@ -100,7 +100,9 @@ def write_report(folder: Path, content: ReportContent) -> Path:
         for name, rows in evaluation.tables.items():
             write_text(folder / TABLES / f"{split}_{name}.csv", to_csv(rows))
     write_json(folder / METRICS, figures)
-    write_text(folder / WARNINGS, to_csv([{"warning": text} for text in content.warnings]))
+    (folder / WARNINGS).unlink(missing_ok=True)  # of an earlier report
+    if content.warnings:
+        write_text(folder / WARNINGS, to_csv([{"warning": text} for text in content.warnings]))
     write_text(folder / CARD, _render("MODEL_CARD.md.j2", content, escape_html=False))
     write_text(folder / REPORT, _render("report.html.j2", content, escape_html=True))
     return folder / REPORT
