@@ -14,6 +14,7 @@ import numpy as np
 
 from consilium.bundle import Predictor, case_outputs
 from consilium.core import places
+from consilium.core.answers import Calibration
 from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
@@ -32,6 +33,7 @@ from consilium.evaluation.statistics import mean_and_deviation
 from consilium.evaluation.wording import beside_accuracy
 from consilium.manifest import Manifest, local_bundle, read_manifest
 from consilium.occlusion import saliency_maps
+from consilium.tasks.config import TaskConfig
 from consilium.training.hooks import read_history
 
 YAML = (".yaml", ".yml")
@@ -64,6 +66,14 @@ class RunFacts:
         for part in self.parts:
             facts[f"Parameters of the {part['name']}"] = f"{part['total']:,} ({part['trainable']:,} trained)"
         return {name: value for name, value in facts.items() if value}
+
+
+def evaluator_of(
+    task: TaskConfig, *, labels: LabelTree, config: EvaluationConfig, calibration: Calibration
+) -> Evaluator:
+    """The evaluator of a task with these labels."""
+    order, multi_label = task.tree.order, task.multi_label
+    return build_evaluator(labels, multi_label=multi_label, config=config, calibration=calibration, order=order)
 
 
 def predict_splits(
@@ -155,12 +165,8 @@ def evaluate(
     cases = _cases(
         config, split=split, manifest=manifest, labels=predictor.labels, is_own=data is None, reporter=reporter
     )
-    evaluator = build_evaluator(
-        predictor.labels,
-        multi_label=manifest.task.multi_label,
-        config=evaluation_config,
-        calibration=manifest.calibration,
-        order=manifest.task.tree.order,
+    evaluator = evaluator_of(
+        manifest.task, labels=predictor.labels, config=evaluation_config, calibration=manifest.calibration
     )
     outputs = predict_splits(predictor, cases, [split], reporter=reporter)
     evaluations = judge(outputs, evaluator, reporter=reporter)

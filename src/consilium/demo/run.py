@@ -26,8 +26,8 @@ UNSEEN: list[dict[str, list[str]]] = [
     {"meta.source": ["dsb2018"], "label": ["microscopy.histopathology"]},
 ]
 UNSEEN_TEXT = (
-    "The same router, trained once more without these sources, answered their images so. The figures above are of "
-    "sources that it knows: on those of another hospital or another camera expect figures like these."
+    "The same router was trained once more without these sources, and then answered their images. The figures above "
+    "are of sources that it knows; for images of another hospital or another camera expect figures like these."
 )
 
 

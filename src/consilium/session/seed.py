@@ -25,10 +25,9 @@ from consilium.data.loader import batch_count, fewest_cases
 from consilium.data.mixture import build_mixture, coverage_warnings, mixture_table
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
-from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.tree import ANSWERED
 from consilium.experiment import Experiment
-from consilium.judge import RunFacts
+from consilium.judge import RunFacts, evaluator_of
 from consilium.manifest import weights_file
 from consilium.models.weights import load_state, load_strict, parameter_counts
 from consilium.session.finish import finish
@@ -82,14 +81,8 @@ class Session:
         torch.backends.cudnn.benchmark = not trainer.deterministic
 
     def _evaluator(self) -> Evaluator:
-        task = self.experiment.task
-        return build_evaluator(
-            self.data.cases.labels,
-            multi_label=task.multi_label,
-            config=self.experiment.evaluation,
-            calibration=Calibration(),
-            order=task.tree.order,
-        )
+        labels, config = self.data.cases.labels, self.experiment.evaluation
+        return evaluator_of(self.experiment.task, labels=labels, config=config, calibration=Calibration())
 
     def _monitored(self) -> bool:
         """Whether a higher value of the monitored metric is better; one that cannot be monitored is a ConfigError."""
