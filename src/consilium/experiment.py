@@ -24,7 +24,9 @@ from consilium.training.config import (
 class Experiment(Config):
     """One experiment: what is learned, from what, how, and where it goes."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="Names the folder of its runs.")
+    name: str = Field(
+        min_length=1, pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="Names the folder of its runs."
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Of new weights, order and augmentation.")
     task: TaskConfig
     data: DataConfig

@@ -120,7 +120,7 @@ class Outputs:
     ids: list[str]
     groups: list[str]
     columns: dict[str, list[str]]
-    images: list[Any] = field(default_factory=list)  # one per case: path or bytes of its first view
+    unread: dict[str, str] = field(default_factory=dict)  # ids left out, since an image cannot be read, and why
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,11 @@ class Evaluation:
     intervals: dict[str, Interval] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     groups: int | None = None  # bootstrap units (patients) among the cases
+
+    @property
+    def unread(self) -> int:
+        """Cases of the split that are not judged, since an image of theirs cannot be read; the table names them."""
+        return len(self.tables.get("unread", ()))
 
 
 class Evaluator(Protocol):

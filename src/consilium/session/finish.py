@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consilium.bundle import Predictor, recalibrated, save_bundle
@@ -16,11 +16,20 @@ from consilium.evaluation.calibration import choose_thresholds, fit_temperatures
 from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.wording import rough_thresholds
 from consilium.experiment import Experiment
-from consilium.judge import RunFacts, evaluator_of, judge, predict_splits, write_judgement
+from consilium.judge import RunFacts, evaluator_of, judge, predict_splits, set_aside, write_judgement
 from consilium.manifest import new_manifest
 from consilium.occlusion import saliency_maps
 from consilium.tasks.answering import Answering
 from consilium.training.runs import CONFIG
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run: its bundle folder, the figures of every split, and how many cases could not be judged."""
+
+    folder: Path
+    metrics: dict[str, dict[str, float | None]]
+    unread: int = 0
 
 
 def finish(
@@ -32,7 +41,7 @@ def finish(
     seed: int,
     facts: RunFacts,
     reporter: Reporter,
-) -> dict[str, dict[str, float | None]]:
+) -> RunResult:
     """Judge on validation and test, once, and write report and bundle; ``facts`` are what the training knows."""
     cases, task = data.cases, experiment.task
     splits = [split for split in ("val", "test") if len(cases.rows[split])]
@@ -40,6 +49,9 @@ def finish(
     if "test" not in splits:
         warnings.append("there is no test split: the validation figures chose the weights and are too good.")
     outputs = predict_splits(predictor, cases, splits, reporter=reporter)
+    readable = set_aside(cases, outputs, reporter=reporter)
+    cases = readable.cases
+    warnings += readable.warnings
     calibration, outputs = _calibrated(predictor.task, outputs, config=experiment.evaluation)
     evaluator = evaluator_of(task, labels=cases.labels, config=experiment.evaluation, calibration=calibration)
     evaluations = judge(outputs, evaluator, reporter=reporter)
@@ -59,7 +71,7 @@ def finish(
         averaging=experiment.evaluation.averaging,
         calibration=calibration,
         seed=seed,
-        data_fingerprint=data.store.manifest.fingerprint,
+        data_fingerprint=data.store.table.content,
         metrics={split: dict(evaluation.metrics) for split, evaluation in evaluations.items()},
     )
     facts = replace(
@@ -80,7 +92,7 @@ def finish(
         facts=facts,
     )
     save_bundle(folder, manifest=manifest, task=predictor.task)
-    return manifest.metrics
+    return RunResult(folder, manifest.metrics, unread=sum(len(own.unread) for own in outputs.values()))
 
 
 def _calibrated(
