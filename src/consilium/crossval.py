@@ -20,7 +20,7 @@ from consilium.core.config import build, merge, nearest, to_yaml
 from consilium.core.contracts import Evaluation, Interval, Outputs
 from consilium.core.errors import ConfigError, ConsiliumError, DataError
 from consilium.core.files import write_text
-from consilium.core.labels import LabelTree
+from consilium.core.labels import LabelTree, class_order, reading_order
 from consilium.core.reporter import Reporter, Silent, counted, format_table
 from consilium.data.config import GuardConfig
 from consilium.data.dataset import LabelledCases
@@ -31,7 +31,7 @@ from consilium.data.prepare import prepare
 from consilium.data.store import Store
 from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.crossval_report import CrossvalContent, FoldFigures, write_crossval
-from consilium.evaluation.report import METRICS
+from consilium.evaluation.report import METRICS, read_warnings
 from consilium.evaluation.wording import FEW_CASES
 from consilium.experiment import Experiment
 from consilium.manifest import read_manifest
@@ -120,7 +120,12 @@ def cross_validate(
         with _named(fold):
             tested.append(_test(fold, store, limit=limit, reporter=reporter))
     labels, outputs = _pool(tested, multi_label=experiment.task.multi_label)
-    evaluator = ClassificationEvaluator(labels, multi_label=experiment.task.multi_label, config=experiment.evaluation)
+    evaluator = ClassificationEvaluator(
+        labels,
+        multi_label=experiment.task.multi_label,
+        config=experiment.evaluation,
+        order=experiment.task.tree.order,
+    )
     folder = _folder(plan[0].experiment)
     option = f"--folds {folds}" if folds is not None else f"--leave-out {','.join(leave_out)}"
     content = CrossvalContent(
@@ -129,7 +134,7 @@ def cross_validate(
         by_value=folds is None,
         folds=[one.figures for one in tested],
         pooled=evaluator.evaluate(outputs, split="crossval"),
-        labels=labels.leaves,
+        labels=class_order(labels.leaves, given=experiment.task.tree.order) or reading_order(labels.leaves),
         skipped=planner.skipped,
         notes=planner.notes,
         confidence=experiment.evaluation.confidence,
@@ -316,7 +321,7 @@ def _test(fold: _Fold, store: Store, *, limit: int | None, reporter: Reporter) -
         test=len(outputs.ids),
         metrics=judged["test"]["metrics"],
         intervals={name: Interval(**interval) for name, interval in judged["test"]["intervals"].items()},
-        notes=[*cases.notes, *_few(cases)],
+        notes=list(dict.fromkeys([*cases.notes, *read_warnings(folder), *_few(cases)])),
     )
     return _Tested(figures, outputs, predictor.labels)
 

@@ -14,12 +14,13 @@ import numpy as np
 
 from consilium.bundle import Predictor, case_outputs
 from consilium.core import places
+from consilium.core.answers import Calibration
 from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, ConfigError, DataError, ImageError
 from consilium.core.files import write_json
-from consilium.core.labels import ROOT, LabelTree, indented
+from consilium.core.labels import ROOT, LabelTree, class_order, indented, reading_order
 from consilium.core.reporter import Reporter, Silent, counted, format_table
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.data.dataset import SPLITS, LabelledCases
@@ -29,8 +30,10 @@ from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.report import ReportContent, write_report
 from consilium.evaluation.saliency import SaliencyMap
 from consilium.evaluation.statistics import mean_and_deviation
+from consilium.evaluation.wording import beside_accuracy
 from consilium.manifest import Manifest, local_bundle, read_manifest
 from consilium.occlusion import saliency_maps
+from consilium.tasks.config import TaskConfig
 from consilium.training.hooks import read_history
 
 YAML = (".yaml", ".yml")
@@ -63,6 +66,14 @@ class RunFacts:
         for part in self.parts:
             facts[f"Parameters of the {part['name']}"] = f"{part['total']:,} ({part['trainable']:,} trained)"
         return {name: value for name, value in facts.items() if value}
+
+
+def evaluator_of(
+    task: TaskConfig, *, labels: LabelTree, config: EvaluationConfig, calibration: Calibration
+) -> Evaluator:
+    """The evaluator of a task with these labels."""
+    order, multi_label = task.tree.order, task.multi_label
+    return build_evaluator(labels, multi_label=multi_label, config=config, calibration=calibration, order=order)
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,8 @@ def judge(outputs: Mapping[str, Outputs], evaluator: Evaluator, *, reporter: Rep
         unread = [{"id": name, "reason": reason} for name, reason in own.unread.items()]
         evaluations[split] = replace(found, tables={**found.tables, "unread": unread}) if unread else found
         reporter.line(format_table(headline(evaluations[split]), title=f"{split}: {len(own.ids)} cases"))
+        for sentence in beside_accuracy(evaluations[split]):
+            reporter.line(sentence)
         if tree := tree_rows(evaluations[split]):
             reporter.line(format_table(tree, title=f"{split}: the label tree"))
     return evaluations
@@ -181,9 +194,8 @@ def evaluate(
     cases = _cases(
         config, split=split, manifest=manifest, labels=predictor.labels, is_own=data is None, reporter=reporter
     )
-    multi_label, calibration = manifest.task.multi_label, manifest.calibration
-    evaluator = build_evaluator(
-        predictor.labels, multi_label=multi_label, config=evaluation_config, calibration=calibration
+    evaluator = evaluator_of(
+        manifest.task, labels=predictor.labels, config=evaluation_config, calibration=manifest.calibration
     )
     outputs = predict_splits(predictor, cases, [split], reporter=reporter)
     readable = set_aside(cases, outputs, reporter=reporter)
@@ -274,7 +286,7 @@ def write_judgement(
     content = ReportContent(
         title=f"{manifest.name}: {len(labels.leaves)} classes",
         name=manifest.name,
-        labels=labels.leaves,
+        labels=class_order(labels.leaves, given=manifest.task.tree.order) or reading_order(labels.leaves),
         evaluations=evaluations,
         config=report,
         confidence=facts.confidence,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from consilium.core.errors import DataError
@@ -87,3 +88,15 @@ def test_nodes_count_the_cases_below_them_and_those_without_one_are_named(table:
         "train has no case of: ct.chest; a training on these data cannot learn them.",
         "val has fewer than 3 cases of: ct.chest (0); their figures mean little.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("split", "told"), [("val", "the best weights are chosen without them"), ("test", "nothing judges how well")]
+)
+def test_a_class_that_validation_or_test_lacks_is_named(table: CaseTable, split: str, told: str) -> None:
+    """Some of it is in train, so the training goes on, and nothing but the warning says what it cannot know."""
+    table = table.with_splits([split if own == "val" else own for own in table.splits])
+    kept = [row for row, own in enumerate(table.labels) if own != ("ct",) or table.splits[row] == "train"]
+    cases = labelled_cases(Filtered(table.select(np.array(kept))), multi_label=False)
+    (warning,) = rare_class_warnings(cases, at_least=1)
+    assert warning.startswith(f"{split} has no case of: ct; {told}")

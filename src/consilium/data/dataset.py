@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from consilium.core.errors import DataError
-from consilium.core.labels import LabelTree
+from consilium.core.labels import LabelTree, reading_order
 from consilium.core.reporter import some
 from consilium.data.filters import Filtered
 from consilium.data.store import CaseTable
@@ -166,14 +166,22 @@ def _spread(rows: np.ndarray, classes: np.ndarray, limit: int) -> np.ndarray:
 def rare_class_warnings(cases: LabelledCases, *, at_least: int = 5) -> list[str]:
     """Classes too small in a split to be learned or measured."""
     warnings = []
+    named = reading_order(cases.labels.names)
+    learned = {name for name, count in zip(cases.labels.names, cases.counts("train"), strict=True) if count}
+    without = {
+        "train": "a training on these data cannot learn them",
+        "val": "the best weights are chosen without them",
+        "test": "nothing judges how well they are found",
+    }
     for split in SPLITS:
         if not len(cases.rows[split]):
             continue
         counts = dict(zip(cases.labels.names, cases.counts(split), strict=True))
-        missing = [label for label, n in counts.items() if n == 0]
-        if split == "train" and missing:
-            warnings.append(f"train has no case of: {some(missing, 20)}; a training on these data cannot learn them.")
-            counts = {label: n for label, n in counts.items() if n}
+        counts = {label: counts[label] for label in named}
+        missing = [label for label, n in counts.items() if n == 0 and (split == "train" or label in learned)]
+        if missing:
+            warnings.append(f"{split} has no case of: {some(missing, 20)}; {without[split]}.")
+            counts = {label: n for label, n in counts.items() if label not in missing}
         rare = [f"{label} ({n})" for label, n in counts.items() if n < at_least]
         if rare:
             warnings.append(f"{split} has fewer than {at_least} cases of: {some(rare, 20)}; their figures mean little.")

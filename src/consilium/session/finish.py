@@ -14,10 +14,9 @@ from consilium.core.reporter import Reporter
 from consilium.data.load import LoadedData
 from consilium.evaluation.calibration import choose_thresholds, fit_temperatures
 from consilium.evaluation.config import EvaluationConfig
-from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.wording import rough_thresholds
 from consilium.experiment import Experiment
-from consilium.judge import RunFacts, judge, predict_splits, set_aside, write_judgement
+from consilium.judge import RunFacts, evaluator_of, judge, predict_splits, set_aside, write_judgement
 from consilium.manifest import new_manifest
 from consilium.occlusion import saliency_maps
 from consilium.tasks.answering import Answering
@@ -54,9 +53,7 @@ def finish(
     cases = readable.cases
     warnings += readable.warnings
     calibration, outputs = _calibrated(predictor.task, outputs, config=experiment.evaluation)
-    evaluator = build_evaluator(
-        cases.labels, multi_label=task.multi_label, config=experiment.evaluation, calibration=calibration
-    )
+    evaluator = evaluator_of(task, labels=cases.labels, config=experiment.evaluation, calibration=calibration)
     evaluations = judge(outputs, evaluator, reporter=reporter)
     if experiment.evaluation.wanted_accuracy is not None:
         rough = rough_thresholds(evaluations["val"])

@@ -16,6 +16,7 @@ from consilium.core.answers import Calibration
 from consilium.core.contracts import Evaluator, Hook, Outputs, Progress
 from consilium.core.errors import ConfigError
 from consilium.core.files import remove_leavings
+from consilium.core.labels import class_order
 from consilium.core.reporter import Reporter, format_table
 from consilium.data.config import ImageConfig
 from consilium.data.load import LoadedData
@@ -23,10 +24,9 @@ from consilium.data.loader import batch_count, fewest_cases
 from consilium.data.mixture import build_mixture, coverage_warnings, mixture_table
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
-from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.tree import ANSWERED
 from consilium.experiment import Experiment
-from consilium.judge import RunFacts
+from consilium.judge import RunFacts, evaluator_of
 from consilium.manifest import weights_file
 from consilium.models.weights import load_state, load_strict, parameter_counts
 from consilium.session.finish import RunResult, finish
@@ -74,9 +74,8 @@ class Session:
         torch.backends.cudnn.benchmark = not trainer.deterministic
 
     def _evaluator(self) -> Evaluator:
-        labels, multi_label = self.data.cases.labels, self.experiment.task.multi_label
-        config = self.experiment.evaluation
-        return build_evaluator(labels, multi_label=multi_label, config=config, calibration=Calibration())
+        labels, config = self.data.cases.labels, self.experiment.evaluation
+        return evaluator_of(self.experiment.task, labels=labels, config=config, calibration=Calibration())
 
     def _monitor(self) -> Monitor:
         """What chooses the best weights; a metric that cannot is a ConfigError."""
@@ -85,6 +84,16 @@ class Session:
             raise ConfigError(
                 f"trainer.monitor is {name}, which depends on thresholds that are chosen after the training; "
                 "accuracy, macro_f1 or aurc can choose the weights."
+            )
+        labels = self.data.cases.labels.leaves
+        if (
+            name == "quadratic_kappa"
+            and len(labels) > 2
+            and not class_order(labels, given=self.experiment.task.tree.order)
+        ):
+            raise ConfigError(
+                "trainer.monitor is quadratic_kappa, which needs the order of the labels, and nothing says which that "
+                f"is. Give it as task.tree.nodes, from the lowest to the highest: [{', '.join(labels)}], rearranged."
             )
         higher = self.evaluator.higher_is_better(name)
         return Monitor(name, higher_is_better=higher, tie_breaker=None if name == TIE_BREAKER else TIE_BREAKER)
