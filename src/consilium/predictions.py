@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from consilium.bundle import Item, Predictor
+from consilium.bundle import Predictor
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.files import atomic_file
 from consilium.core.places import facts, find, is_remote, join, matches
 from consilium.core.reporter import Reporter
+from consilium.data.in_memory import Item
 from consilium.data.sources.files import IMAGE_EXTENSIONS, extension_of, is_image_file
 
 if TYPE_CHECKING:

@@ -45,9 +45,14 @@ def read_pillow(data: bytes, *, name: str, frame: int | None, upright: bool = Tr
             opened.load()
             if upright:
                 ImageOps.exif_transpose(opened, in_place=True)
-            return _grey(opened) if opened.mode == "F" or opened.mode.startswith("I") else _rgb(opened)
+            return pixels_of(opened)
         except Exception as error:  # as in _open
             raise damaged(name, error) from error
+
+
+def pixels_of(image: Image.Image) -> Pixels | Grey:
+    """A loaded Pillow image as it lies: pixels, or grey values where it has more than 8 bits."""
+    return _grey(image) if image.mode == "F" or image.mode.startswith("I") else _rgb(image)
 
 
 def lossless(image: Pixels | Grey) -> bytes:
