@@ -78,9 +78,9 @@ def as_file(view: object) -> str | bytes:
     if isinstance(view, bytes | bytearray | memoryview):
         return bytes(view)
     if isinstance(view, np.ndarray):
-        return _encoded(_from_array(view))
+        return lossless(_from_array(view), compressed=False)
     if _is_pillow(view):
-        return _encoded(_from_pillow(view))
+        return lossless(_from_pillow(view), compressed=False)
     raise ImageError(f"{name_of(view)} is no image: {_EXPECTED}{_advice(view)}.")
 
 
@@ -107,14 +107,6 @@ def _is_tensor(view: object) -> TypeGuard[torch.Tensor]:
     import torch
 
     return isinstance(view, torch.Tensor)
-
-
-def _encoded(image: Pixels | Grey) -> bytes:
-    """Pixels as a PPM, which takes no time to write or read."""
-    if isinstance(image, Grey):
-        return lossless(image)
-    height, width = image.shape[:2]
-    return b"P6 %d %d 255\n" % (width, height) + image.tobytes()
 
 
 def _from_pillow(image: Image.Image) -> Pixels | Grey:

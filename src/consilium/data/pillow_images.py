@@ -55,17 +55,20 @@ def pixels_of(image: Image.Image) -> Pixels | Grey:
     return _grey(image) if image.mode == "F" or image.mode.startswith("I") else _rgb(image)
 
 
-def lossless(image: Pixels | Grey) -> bytes:
-    """Pixels as a PNG; grey values as a TIFF of 32-bit floats that also holds how they are shown."""
+def lossless(image: Pixels | Grey, *, compressed: bool = True) -> bytes:
+    """Pixels as a PNG; grey values as a TIFF of 32-bit floats that also holds how they are shown.
+
+    Without compression (pixels as a PPM) it takes next to no time.
+    """
     from PIL import Image
 
     stream = io.BytesIO()
     if isinstance(image, Grey):
         values = Image.fromarray(np.ascontiguousarray(image.values_HW, dtype=np.float32))
         tags = {_DESCRIPTION_TAG: curve_note(image)}
-        values.save(stream, "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
+        values.save(stream, "TIFF", compression="tiff_adobe_deflate" if compressed else None, tiffinfo=tags)
     else:
-        Image.fromarray(image).save(stream, "PNG")
+        Image.fromarray(image).save(stream, "PNG" if compressed else "PPM")
     return stream.getvalue()
 
 
