@@ -330,5 +330,15 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this without a word
-            typer.echo("interrupted.", err=True)
+            if show:
+                traceback.print_exc()
+            typer.echo(_interruption(end), err=True)
         raise
+
+
+def _interruption(end: BaseException) -> str:
+    """What the KeyboardInterrupt behind an exit says: of a training where its checkpoint is."""
+    found: BaseException | None = end
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__cause__ or found.__context__
+    return f"error: {found}" if isinstance(found, ConsiliumError) else "interrupted."
