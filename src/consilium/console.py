@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from importlib.util import find_spec
 from types import TracebackType
 
 from rich.console import Console as RichConsole
@@ -14,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from consilium.core.reporter import Reporter, Silent
 
 
 class Console:
@@ -31,7 +36,7 @@ class Console:
             TextColumn("{task.fields[text]}"),
             console=self._console,
             transient=False,
-            disable=not self._console.is_terminal,
+            disable=not _draws_bars(self._console),
         )
 
     def __enter__(self) -> Console:
@@ -54,3 +59,20 @@ class Console:
         self._progress.update(self._bars[name], completed=done, total=total, text=text)
         if total is not None and done >= total:
             self._progress.stop_task(self._bars.pop(name))
+
+
+def _draws_bars(console: RichConsole) -> bool:
+    """Whether bars can move: in a terminal, and in a notebook that has the widgets for it."""
+    return find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
+
+
+@contextlib.contextmanager
+def reporting(reporter: Reporter | None, *, quiet: bool) -> Iterator[Reporter]:
+    """What a call from Python reports to: nothing if it is to be ``quiet``, else ``reporter``, else the screen."""
+    if quiet:
+        yield Silent()
+    elif reporter is not None:
+        yield reporter
+    else:
+        with Console() as console:
+            yield console

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from consilium.core.config import Config, apply_overrides, build, read_tree
+from consilium.core.errors import ConfigError
 from consilium.data.config import DataConfig
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.tasks.config import TaskConfig
@@ -50,3 +51,12 @@ class Experiment(Config):
         """The experiment in a YAML file, with dotted overrides; problems are one ConfigError."""
         tree = apply_overrides(read_tree(path), overrides)
         return build(cls, tree, origin=str(path))
+
+
+def check_experiment(given: object) -> None:
+    """What a call from Python takes for an experiment must be one, else it is a ConfigError."""
+    if not isinstance(given, Experiment):
+        what = f"'{given}'" if isinstance(given, str | Path) else f"of type {type(given).__name__}"
+        raise ConfigError(
+            f"the experiment is {what}; expected what consilium.Experiment.load('experiment.yaml') gives."
+        )

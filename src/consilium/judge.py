@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from consilium.bundle import Predictor, case_outputs
+from consilium.console import reporting
 from consilium.core import places
 from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
@@ -20,7 +21,7 @@ from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, ConfigError, DataError
 from consilium.core.files import write_json
 from consilium.core.labels import ROOT, LabelTree, indented
-from consilium.core.reporter import Reporter, Silent, format_table
+from consilium.core.reporter import Reporter, format_table
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.data.dataset import SPLITS, LabelledCases
 from consilium.data.load import load_data
@@ -130,14 +131,28 @@ def evaluate(
     split: str | None = None,
     out: str | Path | None = None,
     device: str = "auto",
+    quiet: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Judge a bundle on its own data, or on ``data``: a YAML file with a data section, a folder, csv, parquet or jsonl.
 
     ``split`` is train, val, test or all; None means test, or all where ``data`` is not a YAML file. Writes
-    report.html, metrics.json and tables into ``out`` (default: a folder ``evaluation-...`` in the bundle).
+    report.html, metrics.json and tables into ``out`` (default: a folder ``evaluation-...`` in the bundle). How far it
+    is shows on the screen, unless ``quiet``, or goes to ``reporter``.
     """
-    reporter = reporter or Silent()
+    with reporting(reporter, quiet=quiet) as shown:
+        return _evaluate(bundle, data=data, split=split, out=out, device=device, reporter=shown)
+
+
+def _evaluate(
+    bundle: str | Path,
+    *,
+    data: str | Path | None,
+    split: str | None,
+    out: str | Path | None,
+    device: str,
+    reporter: Reporter,
+) -> Evaluation:
     folder = local_bundle(bundle)
     manifest = read_manifest(folder)
     tree = _bundle_config(folder)
