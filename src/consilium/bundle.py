@@ -167,6 +167,11 @@ class Predictor:
         self._cached = cached
         self._transform = DeviceTransform(image, augmentation=None, seed=0)
 
+    def __repr__(self) -> str:
+        name = "" if self.manifest is None else f" '{self.manifest.name}'"
+        height, width = self.image.size
+        return f"<Predictor{name}: {self.labels!r}, images of {height} x {width} pixels, on {self.device}>"
+
     @classmethod
     def load(
         cls, folder: str | Path, *, device: str = "auto", batch_size: int = 32, workers: int | None = None

@@ -22,7 +22,7 @@ from consilium.core.contracts import Evaluation, Interval, Outputs
 from consilium.core.errors import ConfigError, ConsiliumError, DataError
 from consilium.core.files import write_text
 from consilium.core.labels import LabelTree
-from consilium.core.reporter import Reporter, counted, format_table
+from consilium.core.reporter import Reporter, counted, figures, format_table
 from consilium.data.config import GuardConfig
 from consilium.data.dataset import LabelledCases
 from consilium.data.filters import filtered, usable, your_column
@@ -53,6 +53,10 @@ class CrossvalResult:
     folds: list[FoldFigures]
     pooled: Evaluation
     skipped: dict[str, str]
+
+    def __repr__(self) -> str:
+        left = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"<CrossvalResult {self.folder}: {len(self.folds)} folds{left}, pooled {figures(self.pooled.metrics)}>"
 
 
 @dataclass(frozen=True)
@@ -294,7 +298,7 @@ def _try(fold: _Fold, *, limit: int | None) -> None:
     change: dict[str, Any] = {"data": {"guards": GUARDS_OFF}}
     if fold.experiment.data.image.statistics == "data":
         change["data"]["image"] = {"statistics": "given"}
-    train(_changed(fold.experiment, change), limit=limit, dry_run=True)
+    train(_changed(fold.experiment, change), limit=limit, dry_run=True, quiet=True)
 
 
 def _test(fold: _Fold, store: Store, *, limit: int | None, reporter: Reporter) -> _Tested:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from consilium.core.config import Config, apply_overrides, build, read_tree
 from consilium.core.errors import ConfigError
+from consilium.core.reporter import some
 from consilium.data.config import DataConfig
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.tasks.config import TaskConfig
@@ -35,6 +36,12 @@ class Experiment(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
     output: OutputConfig = OutputConfig()
+
+    def __repr__(self) -> str:
+        sources = some([source.name for source in self.data.sources], 5)
+        return f"<Experiment '{self.name}': {self.task.kind} by {self.task.vision.name} on {sources}, seed {self.seed}>"
+
+    __str__ = __repr__
 
     @model_validator(mode="after")
     def _answers_have_one_label(self) -> Experiment:

@@ -19,7 +19,7 @@ from typing import Any
 from consilium.core.errors import DataError, ImageError, StoreError
 from consilium.core.files import atomic_file, fingerprint, locked
 from consilium.core.places import FileFacts, absolute, facts, facts_of, is_remote, reading_threads
-from consilium.core.reporter import Reporter, Silent
+from consilium.core.reporter import Reporter, Silent, counted
 from consilium.data.bad_rows import bad_rows_error
 from consilium.data.case import SPLITS, BadRow, Case, View
 from consilium.data.config import DataConfig, StoreConfig
@@ -49,6 +49,10 @@ class Prepared:
     created: bool
     bad_rows: list[BadRow]
     summary: list[dict[str, str | int]]
+
+    def __repr__(self) -> str:
+        state = "prepared" if self.created else "unchanged"
+        return f"<Prepared: {state}, {counted(len(self.bad_rows), 'bad row')}, {self.store!r}>"
 
     def skipped(self) -> list[str]:
         """A line for each source that files were skipped of: how many, and why."""

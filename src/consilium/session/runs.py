@@ -31,6 +31,10 @@ class TrainResult:
     folder: Path
     runs: list[RunResult]
 
+    def __repr__(self) -> str:
+        several = f"{len(self.runs)} runs, the first: " if len(self.runs) > 1 else ""
+        return f"<TrainResult {self.folder}: {several}{self.runs[0].headline()}>"
+
     @property
     def bundle(self) -> Path:
         """The (first) bundle."""

@@ -17,7 +17,7 @@ from consilium.core.answers import Calibration
 from consilium.core.contracts import Evaluator, Hook, Progress
 from consilium.core.errors import ConfigError
 from consilium.core.files import remove_leavings
-from consilium.core.reporter import Reporter, format_table
+from consilium.core.reporter import Reporter, figures, format_table
 from consilium.data.config import ImageConfig
 from consilium.data.load import LoadedData
 from consilium.data.loader import batch_count, fewest_cases
@@ -25,6 +25,7 @@ from consilium.data.mixture import build_mixture, coverage_warnings, mixture_tab
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
 from consilium.evaluation.evaluator import build_evaluator
+from consilium.evaluation.report import main_split
 from consilium.evaluation.tree import ANSWERED
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts
@@ -48,6 +49,14 @@ class RunResult:
 
     folder: Path
     metrics: dict[str, dict[str, float | None]]
+
+    def __repr__(self) -> str:
+        return f"<RunResult {self.folder}: {self.headline()}>"
+
+    def headline(self) -> str:
+        """The first figures of the split that is told at length."""
+        split = main_split(self.metrics)
+        return f"{split} {figures(self.metrics[split])}"
 
 
 class Session:
