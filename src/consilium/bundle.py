@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from consilium.core.files import atomic_file, write_json
 from consilium.core.labels import LabelTree
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.dataset import LabelledCases
-from consilium.data.in_memory import Item, as_file, in_memory, is_one_item, name_of, views_of
 from consilium.data.loader import Batches, Images, Loaded, Loader, evaluation_requests
 from consilium.data.looks import looks
+from consilium.data.rows import Item, Items, is_one_item
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
 from consilium.manifest import (
@@ -125,20 +125,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-@dataclass(frozen=True)
-class _Items:
-    """Paths, bytes, Pillow images and arrays as rows of images."""
-
-    items: Sequence[Item]
-
-    def images(self, row: int) -> list[str | bytes]:
-        return [as_file(view) for view in views_of(self.items[row])]
-
-    def name(self, row: int) -> Any:
-        names = [name_of(view) for view in views_of(self.items[row])]
-        return names[0] if len(names) == 1 else names
-
-
 class Predictor:
     """A task ready to answer: decoding, normalisation and model exactly as in training's evaluation."""
 
@@ -215,10 +201,8 @@ class Predictor:
                 yield from self._records(part)
 
     def _records(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        source = _Items(items)
-        # Pixels are decoded already, and an open file of Pillow cannot be shared by several processes.
-        here = isinstance(items, list | tuple) and any(map(in_memory, items))
-        for row, answer in self._answers(source, range(len(items)), here=here):
+        source = Items(items)
+        for row, answer in self._answers(source, range(len(items)), here=source.in_memory()):
             key = {"image": source.name(row)}
             yield {**key, "error": str(answer)} if isinstance(answer, ConsiliumError) else {**key, **answer}
 

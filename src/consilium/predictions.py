@@ -6,22 +6,19 @@ import csv
 import glob
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from consilium.bundle import Predictor
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.files import atomic_file
 from consilium.core.places import facts, find, is_remote, join, matches
 from consilium.core.reporter import Reporter
-from consilium.data.in_memory import Item
+from consilium.data.rows import FoundItems, Item
 from consilium.data.sources.files import IMAGE_EXTENSIONS, extension_of, is_image_file
-
-if TYPE_CHECKING:
-    from consilium.data.store import CaseTable
 
 
 @dataclass(frozen=True)
@@ -33,23 +30,6 @@ class PredictionSummary:
 
 
 _GLOB = "*?["
-
-
-class _Items(Sequence[Item]):
-    """Images by number; those that a store holds are read when they are asked for, since together they may be large."""
-
-    def __init__(self) -> None:
-        self._found: list[str | tuple[CaseTable, int]] = []
-
-    def add(self, found: Iterable[str | tuple[CaseTable, int]]) -> None:
-        self._found.extend(found)
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def __getitem__(self, number: Any) -> Any:
-        found = self._found[number]
-        return found if isinstance(found, str) else found[0].images(found[1])
 
 
 class _Writer(Protocol):
@@ -77,7 +57,7 @@ def predict_files(
 def find_images(paths: Sequence[str]) -> tuple[list[str], Sequence[Item]]:
     """Names and items of all images under files, folders (whole trees), globs and stores, in a stable order."""
     names: list[str] = []
-    items = _Items()
+    items = FoundItems()
     for given in paths:
         if not is_remote(given) and (Path(given) / "store.json").is_file():
             from consilium.data.store import Store

@@ -16,7 +16,7 @@ from PIL import Image
 
 from consilium.core.errors import ImageError
 from consilium.data.images import decode, read_bytes
-from consilium.data.in_memory import as_file, in_memory, is_one_item, name_of, views_of
+from consilium.data.in_memory import as_file, name_of
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -209,23 +209,3 @@ def test_names(tmp_path: Path) -> None:
         assert [name_of(view) for view in (path, np.str_("b"), b"abc", COLOURS, DEEP, opened, opened.copy())] == [
             str(path), "b", "bytes[3]", "array[20x30x3 uint8]", "array[20x30 uint16]", str(path), "image[30x20 RGB]"
         ]  # fmt: skip
-
-
-def test_what_is_one_item_and_what_is_several() -> None:
-    one = (
-        "a", Path("a"), np.str_("a"), b"", bytearray(), COLOURS, DEEP, COLOURS[0, 0], np.zeros((1,) * 5), None, 3, {},
-        torch.zeros(2, 3, 4, 4), Image.new("L", (1, 1)), io.BytesIO(),
-    )  # fmt: skip
-    several = ([], (), ["a"], {"a"}, iter("ab"), (x for x in "ab"), COLOURS[None], np.array(["a"]), np.array([None]))
-    assert [is_one_item(given) for given in (*one, *several)] == [True] * len(one) + [False] * len(several)
-
-
-def test_views() -> None:
-    assert views_of(["a", b"b"]) == ["a", b"b"]
-    assert views_of(("a",)) == ["a"]
-    assert views_of([]) == []
-    assert views_of([[1, 2], [3, 4]]) == [[[1, 2], [3, 4]]]
-    assert views_of([1, 2]) == [[1, 2]]
-    assert [in_memory(item) for item in (["a", b"b"], None, 3.5, ["a", COLOURS], Image.new("L", (1, 1)))] == [
-        False, False, False, True, True
-    ]  # fmt: skip

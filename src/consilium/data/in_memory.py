@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 import numpy as np
@@ -22,36 +22,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 View: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
-Item: TypeAlias = "View | Sequence[View]"
 
 _ARRAY = "An array is [H, W] or [H, W, 3] (RGB), of uint8 or of 16-bit integers"
 _EXPECTED = (
     "expected a path, the bytes of an image file, a Pillow image or an array ([H, W] or [H, W, 3], of uint8 or of "
     "16-bit integers); a list or tuple of these is one case of several views"
 )
-
-
-def views_of(item: object) -> list[object]:
-    """The views of a case: those of a list or tuple (of numbers or lists it is none), else the item itself."""
-    if isinstance(item, list | tuple) and not any(isinstance(view, list | tuple | int | float) for view in item):
-        return list(item)
-    return [item]
-
-
-def is_one_item(given: object) -> bool:
-    """Whether something stands for one case; else it is a collection of them: a list, an array of images, a generator.
-
-    What is no image is one case too, whose record says so.
-    """
-    if isinstance(given, np.ndarray):
-        return given.ndim != 4 and (given.ndim == 0 or given.dtype.kind not in "OU")
-    one = isinstance(given, str | bytes | bytearray | memoryview | os.PathLike | Mapping | io.IOBase)
-    return one or not isinstance(given, Iterable) or _is_tensor(given)
-
-
-def in_memory(item: object) -> bool:
-    """Whether a view of this case is more than a path or the bytes of a file (or nothing at all)."""
-    return any(not isinstance(view, str | bytes | os.PathLike | int | float | None) for view in views_of(item))
 
 
 def name_of(view: object) -> str:
@@ -62,7 +38,7 @@ def name_of(view: object) -> str:
         return f"bytes[{len(bytes(view))}]"
     if isinstance(view, np.ndarray):
         return f"array[{'x'.join(map(str, view.shape))} {view.dtype}]"
-    if _is_tensor(view):
+    if is_tensor(view):
         return f"tensor[{'x'.join(map(str, view.shape))} {str(view.dtype).removeprefix('torch.')}]"
     if _is_pillow(view):
         return str(getattr(view, "filename", "") or f"image[{view.width}x{view.height} {view.mode}]")
@@ -86,7 +62,7 @@ def as_file(view: object) -> str | bytes:
 
 def _advice(view: object) -> str:
     """How to make an image of what is none, where that is known."""
-    if _is_tensor(view):
+    if is_tensor(view):
         return "; of a tensor [C, H, W] from 0.0 to 1.0 give (255 * t).round().byte().permute(1, 2, 0).cpu().numpy()"
     if isinstance(view, io.IOBase):
         return "; of an open file give what its read() returns"
@@ -103,7 +79,8 @@ def _is_pillow(view: object) -> TypeGuard[Image.Image]:
     return isinstance(view, Image.Image)
 
 
-def _is_tensor(view: object) -> TypeGuard[torch.Tensor]:
+def is_tensor(view: object) -> TypeGuard[torch.Tensor]:
+    """Whether it is torch's; a model's input is no image."""
     import torch
 
     return isinstance(view, torch.Tensor)
