@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from consilium.core.contracts import Batch, Outputs, Prediction
-from consilium.core.errors import BundleError, ConfigError, ConsiliumError, DataError, WeightsError
+from consilium.core.errors import BundleError, ConfigError, ConsiliumError, DataError, ImageError, WeightsError
 from consilium.core.files import atomic_file, write_json
 from consilium.core.labels import LabelTree
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
@@ -123,6 +123,14 @@ def choose_device(name: str) -> torch.device:
     if name not in there and f"{name}:0" not in there:
         raise ConfigError(f"the device is '{name}', but this machine has {', '.join(there)}; choose one, or auto.")
     return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Predictions over rows: ``by_name`` [N, ...] of those that could be read; ``unread`` the others, and why."""
+
+    by_name: dict[str, np.ndarray]
+    unread: dict[int, str]
 
 
 class Predictor:
@@ -238,39 +246,43 @@ class Predictor:
         seen = looks(batch.images_BVCHW, mirror=self.averaging.mirror, crops=self.averaging.crops)
         return self.task.combine([self.task.predict(replace(batch, images_BVCHW=images)) for images in seen])
 
-    def arrays(
-        self, source: Images, rows: np.ndarray, *, progress: Callable[[int, int], None] | None = None
-    ) -> dict[str, np.ndarray]:
-        """The task's prediction arrays [N, ...] over ``rows``; an unreadable image is raised."""
+    def arrays(self, source: Images, rows: np.ndarray, *, progress: Callable[[int, int], None] | None = None) -> Arrays:
+        """The task's predictions over ``rows``; cases whose image cannot be read are left out, unless all are."""
         parts: dict[str, list[np.ndarray]] = {}
+        unread: dict[int, str] = {}
         was_training = self.task.training
         self.task.eval()
         done = 0
         for loaded, prediction in self._run(source, rows.tolist()):
-            if loaded.errors:
-                raise loaded.errors[0][1]
-            for name, tensor in prediction.arrays.items():
-                parts.setdefault(name, []).append(tensor.float().cpu().numpy())
-            done += len(loaded.batch) if loaded.batch is not None else 0
+            for row, error in loaded.errors:
+                if not isinstance(error, ImageError) or len(unread) + 1 == len(rows):
+                    raise error  # an extra that is not installed, or a disk that is not there
+                unread[row] = str(error)
+            if prediction is not None:
+                for name, tensor in prediction.arrays.items():
+                    parts.setdefault(name, []).append(tensor.float().cpu().numpy())
+            done += len(loaded.errors) + (0 if loaded.batch is None else len(loaded.batch))
             if progress is not None:
                 progress(done, len(rows))
         self.task.train(was_training)
-        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        return Arrays({name: np.concatenate(arrays) for name, arrays in parts.items()}, unread)
 
 
 def case_outputs(
     predictor: Predictor, cases: LabelledCases, split: str, *, progress: Callable[[int, int], None] | None = None
 ) -> Outputs:
     """The predictor's outputs over one split of LabelledCases, ready for an evaluator."""
-    rows = cases.rows[split]
+    found = predictor.arrays(cases.table, cases.rows[split], progress=progress)
+    unread = {cases.table.ids[row]: reason for row, reason in found.unread.items()}
+    rows = cases.without(unread).rows[split]
     table = cases.table.select(rows)
     return Outputs(
-        arrays=predictor.arrays(cases.table, rows, progress=progress),
+        arrays=found.by_name,
         targets=cases.targets[rows],
         ids=list(table.ids),
         groups=list(table.groups),
         columns=table.columns(),
-        images=[],
+        unread=unread,
     )
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -41,6 +41,13 @@ def _on_disk(path: str | Path) -> Path:
     return Path(path)
 
 
+def _refuse_unread(cases: int) -> None:
+    """The exit code of a command that did its work, but for cases whose image could not be read."""
+    if cases:
+        typer.echo(f"not judged, since an image cannot be read: {cases} of the cases; the report names them.", err=True)
+        raise typer.Exit(1)
+
+
 def _experiment(path: str, overrides: list[str] | None) -> Any:
     from consilium.experiment import Experiment
 
@@ -66,8 +73,9 @@ def train(
         return
     if result is None:
         typer.echo("dry run: everything is ready; nothing was written but the store.")
-    else:
-        typer.echo(f"finished: {result.folder}")
+        return
+    typer.echo(f"finished: {result.folder}")
+    _refuse_unread(result.unread)
 
 
 @app.command()
@@ -103,14 +111,19 @@ def evaluate(
         str | None, typer.Option(help="train, val, test or all; default: test, or all of a folder or table.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the report goes.", parser=_on_disk, metavar="PATH")] = None,
+    on_bad_row: Annotated[
+        Literal["stop", "quarantine"] | None,
+        typer.Option(help="Stop at rows and images that cannot be used, or leave them out; default: as in training."),
+    ] = None,
     device: Device = "auto",
 ) -> None:
-    """Judge a bundle and write a report."""
+    """Judge a bundle and write a report; cases whose image cannot be read are left out, and the exit code is 1."""
     from consilium.console import Console
     from consilium.judge import evaluate as run
 
     with Console() as console:
-        run(bundle, data=data, split=split, out=out, device=device, reporter=console)
+        done = run(bundle, data=data, split=split, out=out, on_bad_row=on_bad_row, device=device, reporter=console)
+    _refuse_unread(done.unread)
 
 
 @app.command()

@@ -289,8 +289,8 @@ def _named(fold: _Fold) -> Iterator[None]:
 
 
 def _finished(fold: _Fold, store: Store, *, limit: int | None) -> Path | None:
-    own, fingerprint = fold.experiment, store.manifest.fingerprint
-    return finished_run(own.output, name=own.name, config=own, limit=limit, data_fingerprint=fingerprint)
+    own = fold.experiment
+    return finished_run(own.output, name=own.name, config=own, limit=limit, data_fingerprints=store.fingerprints)
 
 
 def _try(fold: _Fold, *, limit: int | None) -> None:

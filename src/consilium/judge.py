@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,10 +18,10 @@ from consilium.core import places
 from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
-from consilium.core.errors import BundleError, ConfigError, DataError
+from consilium.core.errors import BundleError, ConfigError, DataError, ImageError
 from consilium.core.files import write_json
 from consilium.core.labels import ROOT, LabelTree, indented
-from consilium.core.reporter import Reporter, format_table
+from consilium.core.reporter import Reporter, counted, format_table
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.data.dataset import SPLITS, LabelledCases
 from consilium.data.load import load_data
@@ -66,6 +66,14 @@ class RunFacts:
         return {name: value for name, value in facts.items() if value}
 
 
+@dataclass(frozen=True)
+class Judgeable:
+    """Cases whose images could be read, and what a report says of the others."""
+
+    cases: LabelledCases
+    warnings: list[str]
+
+
 def predict_splits(
     predictor: Predictor, cases: LabelledCases, splits: Sequence[str], *, reporter: Reporter
 ) -> dict[str, Outputs]:
@@ -78,11 +86,27 @@ def predict_splits(
     }
 
 
+def set_aside(cases: LabelledCases, outputs: Mapping[str, Outputs], *, reporter: Reporter) -> Judgeable:
+    """The cases that have outputs, and a warning for each split in which images could not be read."""
+    warnings = []
+    for split, own in outputs.items():
+        if own.unread:
+            name, reason = next(iter(own.unread.items()))
+            warnings.append(
+                f"{counted(len(own.unread), 'case')} of {split} could not be read and count in no figure (listed in "
+                f"tables/{split}_unread.csv); the first is {name}: {reason}"
+            )
+            reporter.line(f"warning: {warnings[-1]}")
+    return Judgeable(cases.without({name for own in outputs.values() for name in own.unread}), warnings)
+
+
 def judge(outputs: Mapping[str, Outputs], evaluator: Evaluator, *, reporter: Reporter) -> dict[str, Evaluation]:
     """Everything the evaluator says about each split; the headline is printed."""
     evaluations = {}
     for split, own in outputs.items():
-        evaluations[split] = evaluator.evaluate(own, split=split)
+        found = evaluator.evaluate(own, split=split)
+        unread = [{"id": name, "reason": reason} for name, reason in own.unread.items()]
+        evaluations[split] = replace(found, tables={**found.tables, "unread": unread}) if unread else found
         reporter.line(format_table(headline(evaluations[split]), title=f"{split}: {len(own.ids)} cases"))
         if tree := tree_rows(evaluations[split]):
             reporter.line(format_table(tree, title=f"{split}: the label tree"))
@@ -130,6 +154,7 @@ def evaluate(
     data: str | Path | None = None,
     split: str | None = None,
     out: str | Path | None = None,
+    on_bad_row: Literal["stop", "quarantine"] | None = None,
     device: str = "auto",
     quiet: bool = False,
     reporter: Reporter | None = None,
@@ -137,11 +162,12 @@ def evaluate(
     """Judge a bundle on its own data, or on ``data``: a YAML file with a data section, a folder, csv, parquet or jsonl.
 
     ``split`` is train, val, test or all; None means test, or all where ``data`` is not a YAML file. Writes
-    report.html, metrics.json and tables into ``out`` (default: a folder ``evaluation-...`` in the bundle). How far it
-    is shows on the screen, unless ``quiet``, or goes to ``reporter``.
+    report.html, metrics.json and tables into ``out`` (default: a folder ``evaluation-...`` in the bundle).
+    ``on_bad_row`` takes the place of that of the data config. A case whose image cannot be read any more is left out;
+    ``unread`` of the result counts these. How far it is shows on the screen, unless ``quiet``, or goes to ``reporter``.
     """
     with reporting(reporter, quiet=quiet) as shown:
-        return _evaluate(bundle, data=data, split=split, out=out, device=device, reporter=shown)
+        return _evaluate(bundle, data=data, split=split, out=out, on_bad_row=on_bad_row, device=device, reporter=shown)
 
 
 def _evaluate(
@@ -150,6 +176,7 @@ def _evaluate(
     data: str | Path | None,
     split: str | None,
     out: str | Path | None,
+    on_bad_row: Literal["stop", "quarantine"] | None,
     device: str,
     reporter: Reporter,
 ) -> Evaluation:
@@ -158,6 +185,8 @@ def _evaluate(
     tree = _bundle_config(folder)
     own = build(DataConfig, tree["data"], origin=str(folder / "config.yaml"))
     config = own if data is None else _data_config(str(data), own=own)
+    if on_bad_row is not None:
+        config = config.model_copy(update={"on_bad_row": on_bad_row})
     if split is None:
         split = "test" if data is None or Path(data).suffix in YAML else "all"
     if split not in (*SPLITS, "all"):
@@ -172,6 +201,8 @@ def _evaluate(
         predictor.labels, multi_label=multi_label, config=evaluation_config, calibration=calibration
     )
     outputs = predict_splits(predictor, cases, [split], reporter=reporter)
+    readable = set_aside(cases, outputs, reporter=reporter)
+    cases = readable.cases
     evaluations = judge(outputs, evaluator, reporter=reporter)
     name = split if data is None else f"{Path(data).stem}-{split}"
     beside = folder if folder == Path(bundle).expanduser() else Path()  # what is in the cache may be deleted
@@ -186,7 +217,7 @@ def _evaluate(
         report=report,
         facts=RunFacts(
             confidence=evaluation_config.confidence,
-            warnings=cases.notes,
+            warnings=[*cases.notes, *readable.warnings],
             command=f"consilium evaluate {folder} --split {split}" + ("" if data is None else f" --data {data}"),
         ),
     )
@@ -206,8 +237,8 @@ def _cases(
             "none of these cases has a label that can be judged. Say where labels are (columns.label of a source in a "
             "YAML file); `consilium predict` answers images without labels."
         )
-    if is_own and loaded.store.manifest.fingerprint != manifest.data_fingerprint:
-        cases.notes.append("the data or its place changed since the training; this may be another test set.")
+    if is_own and manifest.data_fingerprint not in loaded.store.fingerprints:
+        cases.notes.append("the data changed since the training; this may be another test set.")
         reporter.line(f"note: {cases.notes[-1]}")
     return cases if split != "all" else replace(cases, rows={"all": np.arange(len(cases.table))})
 
@@ -318,7 +349,10 @@ def _thumbnails(
         if not images:
             return None
         image = ImageConfig(size=(size, size), fit="pad", window=window)
-        pixels = load_view(read_bytes(images[0]), name=case, image=image, box=None)
+        try:
+            pixels = load_view(read_bytes(images[0]), name=case, image=image, box=None)
+        except ImageError:  # gone since it was judged
+            return None
         encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=85)
         return encoded
 

@@ -67,7 +67,7 @@ def saliency_maps(
     looks = 1 + PLACES**2
     arrays = plain.arrays(
         _Looks(covered), np.arange(len(covered) * looks), progress=partial(reporter.progress, "saliency")
-    )
+    ).by_name
     probabilities_SLM = arrays["probabilities"].reshape(len(covered), looks, -1)
     maps = []
     for (said, row), own, probabilities_LM in zip(shown, covered, probabilities_SLM, strict=True):

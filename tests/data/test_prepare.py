@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from consilium.core.errors import BadRowsError, DataError, StoreError
-from consilium.data import parts
+from consilium.data import image_check, parts
 from consilium.data import prepare as module
 from consilium.data.config import DataConfig
 from consilium.data.prepare import prepare
@@ -41,19 +41,20 @@ def contents(table: CaseTable) -> list[Any]:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART_ROWS", 8)
     monkeypatch.setattr(module, "BATCH", 4)
+    monkeypatch.setattr(image_check, "AHEAD", 4)
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The images that were read, in order."""
     seen: list[str] = []
-    original = module.read_bytes
+    original = image_check.read_bytes
 
     def read(image: str | bytes) -> bytes:
         seen.append(os.path.basename(image) if isinstance(image, str) else "bytes")
         return original(image)
 
-    monkeypatch.setattr(module, "read_bytes", read)
+    monkeypatch.setattr(image_check, "read_bytes", read)
     return seen
 
 

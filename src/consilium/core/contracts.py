@@ -122,7 +122,7 @@ class Outputs:
     ids: list[str]
     groups: list[str]
     columns: dict[str, list[str]]
-    images: list[Any] = field(default_factory=list)  # one per case: path or bytes of its first view
+    unread: dict[str, str] = field(default_factory=dict)  # ids left out, since an image cannot be read, and why
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.arrays.items())
@@ -156,6 +156,11 @@ class Evaluation:
 
     def __repr__(self) -> str:
         return f"<Evaluation of {self.split}: {counted(self.cases, 'case')}, {figures(self.metrics)}>"
+
+    @property
+    def unread(self) -> int:
+        """Cases of the split that are not judged, since an image of theirs cannot be read; the table names them."""
+        return len(self.tables.get("unread", ()))
 
 
 class Evaluator(Protocol):

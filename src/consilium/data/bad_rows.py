@@ -36,7 +36,7 @@ def bad_rows_error(
     hints = "".join(f"\n{hint}" for hint in _hints(bad_rows, sources, splits))
     return BadRowsError(
         f"{number} bad:\n{shown}{more}{hints}\nAll are listed in {listing}. Mend them, or set data.on_bad_row: "
-        "quarantine to go on with the others."
+        "quarantine (evaluate: --on-bad-row quarantine) to go on with the others."
     )
 
 

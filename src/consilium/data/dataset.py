@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -46,6 +46,13 @@ class LabelledCases:
             return [int(count) for count in targets.sum(0)]
         paths_NL = self.labels.paths_ML[targets[targets >= 0]]
         return [int(count) for count in np.bincount(paths_NL[paths_NL >= 0], minlength=len(self.labels))]
+
+    def without(self, ids: Collection[str]) -> LabelledCases:
+        """The cases without these in any split."""
+        if not ids:
+            return self
+        stays = np.array([name not in ids for name in self.table.ids])
+        return replace(self, rows={split: own[stays[own]] for split, own in self.rows.items()})
 
     def balancing_class(self) -> np.ndarray:
         """One class [N] per case for balanced sampling: its label, or the rarest of its labels."""

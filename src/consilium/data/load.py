@@ -16,7 +16,7 @@ from consilium.data.filters import Filtered, filtered, usable
 from consilium.data.folds import resplit, seen_in_training
 from consilium.data.guards.check import WHERE, Findings, check, look_up
 from consilium.data.guards.leaks import drop_leaks, find_leaks
-from consilium.data.prepare import prepare
+from consilium.data.prepare import QUARANTINE, prepare
 from consilium.data.store import CaseTable, Store
 
 SHOWN_LEAKS = 10
@@ -54,14 +54,14 @@ def load_data(
     prepared = prepare(config, reporter=reporter)
     store = prepared.store
     reporter.line(f"store {store.path}: {store.manifest.cases} cases" + ("" if prepared.created else " (unchanged)"))
-    if prepared.bad_rows:
-        reporter.line(
-            f"note: {counted(len(prepared.bad_rows), 'bad row')} left out; {store.path / 'quarantine.csv'} lists them."
-        )
     cases = take_cases(
         store.table, config=config, multi_label=multi_label, labels=labels, nested=nested, known=known, limit=limit
     )
+    if prepared.bad_rows:
+        left_out = counted(len(prepared.bad_rows), "bad row")
+        cases.notes.insert(0, f"{left_out} left out; {store.path / QUARANTINE} lists them.")
     used = cases.table.select(np.sort(np.concatenate(list(cases.rows.values()))))
+    _refuse_large(used, config.image.max_pixels)
     findings = (
         check(store, used, config, uses_text=uses_text, images=limit is None, reporter=reporter)
         if training
@@ -77,6 +77,11 @@ def load_data(
         findings = replace(findings, leaks=find_leaks(left.table))
     cases.notes.extend(findings.short())
     if training:
+        if config.store.check_images == "header":
+            cases.notes.append(
+                "images were not decoded before the training (data.store.check_images: header): one with damaged "
+                "pixels in train will end it, one in val or test will be left out of the figures."
+            )
         cases.notes.extend(rare_class_warnings(cases))
         if not len(cases.rows["test"]):
             cases.notes.append(
@@ -86,6 +91,19 @@ def load_data(
         reporter.line(f"note: {note}")
     _refuse_empty(cases, needs)
     return LoadedData(store, cases, measured(config.image, store, cases, reporter) if training else config.image)
+
+
+def _refuse_large(table: CaseTable, max_pixels: int) -> None:
+    """Images that the store took and the loader will not are a DataError, before any of them is needed."""
+    rows, widths = table.view_column("width")
+    pixels = np.array(widths, dtype=np.int64) * np.array(table.view_column("height")[1], dtype=np.int64)
+    large = np.flatnonzero(pixels > max_pixels)
+    if len(large):
+        raise DataError(
+            f"{counted(len(large), 'image')} with more pixels than data.image.max_pixels ({max_pixels:,}): the first, "
+            f"of case {table.ids[int(rows[large[0]])]}, has {pixels[large[0]]:,}. Raise it, or give "
+            "data.store.max_pixels the same value: such images are then bad rows."
+        )
 
 
 def _refuse_empty(cases: LabelledCases, needs: Sequence[str]) -> None:

@@ -54,8 +54,17 @@ class Loaded:
         """The batch of a training, which leaves no image out; ``case_id`` names a row that cannot be read."""
         if self.errors or self.batch is None:
             row, error = self.errors[0]
-            raise DataError(f"case {case_id(row)} cannot be used in training: {error}")
+            raise unusable(case_id(row), str(error))
         return self.batch
+
+
+def unusable(case: str, reason: str) -> DataError:
+    """The error of a training case whose image cannot be read."""
+    return DataError(
+        f"case {case} cannot be used in training: {reason} Its image changed since the data was prepared, or was not "
+        "decoded then (data.store.check_images: header). Put the image back and give the same command with --resume; "
+        "without it, begin a new run."
+    )
 
 
 class Batches(Protocol):

@@ -8,24 +8,24 @@ import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from consilium.core.errors import DataError, ImageError, StoreError
+from consilium.core.errors import DataError, StoreError
 from consilium.core.files import atomic_file, fingerprint, locked
-from consilium.core.places import FileFacts, absolute, facts, facts_of, is_remote, reading_threads
+from consilium.core.places import FileFacts, absolute, facts_of, is_remote, reading_threads
 from consilium.core.reporter import Reporter, Silent, counted
 from consilium.data.bad_rows import bad_rows_error
-from consilium.data.case import SPLITS, BadRow, Case, View
-from consilium.data.config import DataConfig, StoreConfig
-from consilium.data.images import alone, probe, read_bytes, resize_once
-from consilium.data.parts import BadImage, PartWriter, bad_images, count, parts, remove_leavings
-from consilium.data.pixels import BYTES_PER_PIXEL
+from consilium.data.case import SPLITS, BadRow, Case
+from consilium.data.config import DataConfig
+from consilium.data.guards.digests import all_decoded, keep_digests
+from consilium.data.image_check import check_ahead
+from consilium.data.parts import DIGESTS, PartWriter, bad_images, count, parts, remove_leavings
 from consilium.data.renames import renamed
 from consilium.data.sources.config import FolderSource, HubSource, RetClipCsvSource, Source
 from consilium.data.sources.files import Inputs, counted_reasons, list_inputs
@@ -35,7 +35,7 @@ from consilium.data.splits import SplitRule, assign_split, split_rule
 from consilium.data.store import FORMAT_VERSION, Manifest, Store, write_dataset_files
 
 QUARANTINE = "quarantine.csv"
-BATCH = 64
+BATCH = 64  # cases between two steps of the bar
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     target = stores / f"{names}-{key}"
     with _lock(target):
         store = _unchanged_store(target, config)
+        if store is not None and config.store.check_images == "decode":
+            # One that was prepared by headers alone; where all is sound its cases are the same.
+            store = store if all_decoded(store, progress=partial(reporter.progress, "look at images")) else None
         created = store is None
         if store is None:
             _fetch(config, inputs, reporter)
@@ -120,7 +123,7 @@ def _relevant(config: DataConfig) -> dict[str, Any]:
     return {
         "sources": sources,
         "split": config.split.model_dump(mode="json", include={"val", "test", "seed"}),
-        "store": config.store.model_dump(mode="json", exclude={"root", "workers"}),
+        "store": config.store.model_dump(mode="json", exclude={"root", "workers", "check_images"}),
     }
 
 
@@ -206,10 +209,13 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
 
 def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str, reporter: Reporter) -> Store:
     survey = _survey(config, inputs)
+    decodes = config.store.check_images == "decode"
     work = target.with_name(f"{target.name}.partial")
     with _writing(target):
+        if decodes and any(not path.with_suffix(DIGESTS).is_file() for path in parts(work)):
+            shutil.rmtree(work)  # begun by headers alone
         work.mkdir(exist_ok=True)
-        writer = PartWriter(work)
+        writer = PartWriter(work, digests=decodes)
     cases = (
         item
         for source, files in zip(config.sources, inputs, strict=True)
@@ -217,13 +223,11 @@ def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str,
         if isinstance(item, Case)
     )
     remaining = islice(cases, writer.start, None)
-    with ThreadPoolExecutor(_workers(config)) as pool:
-        while batch := list(islice(remaining, BATCH)):
-            checked = list(pool.map(lambda case: _check_images(case, config.store), batch))
-            with _writing(target):
-                for case, views in zip(batch, checked, strict=True):
-                    split = assign_split(case.group, case.split, rule=survey.rules[case.source], config=config.split)
-                    writer.add(case, views, split=split)
+    for case, images in check_ahead(remaining, config=config.store, threads=_workers(config)):
+        split = assign_split(case.group, case.split, rule=survey.rules[case.source], config=config.split)
+        with _writing(target):
+            writer.add(case, images, split=split)
+        if writer.stop % BATCH == 0 or writer.stop == survey.cases:
             reporter.progress("prepare", writer.stop, survey.cases)
     with _writing(target):
         writer.flush()
@@ -234,49 +238,6 @@ def _workers(config: DataConfig) -> int:
     if config.store.workers != "auto":
         return config.store.workers
     return reading_threads(remote=any(is_remote(source.path) for source in config.sources))
-
-
-def _check_images(case: Case, config: StoreConfig) -> list[dict[str, Any]] | BadImage:
-    """The stored form of a case's views."""
-    views = []
-    for view in case.views:
-        found = None
-        try:
-            found = facts(view.image) if view.data is None else None
-            views.append(_check_image(view, found, config))
-        except (ImageError, OSError) as error:
-            size, time = (None, None) if found is None else (found.size, found.version)
-            return BadImage(view.image if view.data is None else "", size, time, str(error))
-    return views
-
-
-def _check_image(view: View, found: FileFacts | None, config: StoreConfig) -> dict[str, Any]:
-    name = view.image or "the embedded image"
-    if found is not None:
-        if not found.is_file:
-            raise ImageError(f"{name} is a folder or device; an image file was expected.")
-        if found.size > BYTES_PER_PIXEL * config.max_pixels + 2**20:
-            raise ImageError(
-                f"{name} has {found.size:,} bytes, more than an image of max_pixels: {config.max_pixels:,} can need."
-            )
-    data = read_bytes(view.image if view.data is None else view.data)
-    info = probe(data, name=name, max_pixels=config.max_pixels)
-    digest = hashlib.sha256(data).hexdigest()
-    if config.images == "embed":
-        data = alone(data, name=name, max_pixels=config.max_pixels)
-    if config.resize is not None and min(info.width, info.height) > config.resize:
-        data = resize_once(data, name=name, shorter=config.resize, max_pixels=config.max_pixels)
-        info = probe(data, name=name, max_pixels=config.max_pixels)
-    return {
-        "image": view.image,
-        "bytes": data if config.images == "embed" else None,
-        "name": view.name,
-        "width": info.width,
-        "height": info.height,
-        "sha256": digest,
-        "file_size": None if found is None else found.size,
-        "modified_ns": None if found is None else found.version,
-    }
 
 
 def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str, survey: _Survey) -> Store:
@@ -308,6 +269,8 @@ def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Input
         unreadable=[file for _, file in unreadable],
     )
     write_dataset_files(work, data_files=[path.name for path in data_files], manifest=manifest)
+    if config.store.check_images == "decode":
+        keep_digests(Store.open(work), [path.with_suffix(DIGESTS) for path in data_files])
     _replace(work, target)
     remove_leavings(target)
     return Store.open(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from consilium.core.errors import MissingExtraError, StoreError
-from consilium.core.files import write_json
+from consilium.core.files import fingerprint, write_json
 from consilium.core.places import is_remote, reading_threads
 from consilium.core.reporter import counted, some
 
@@ -125,6 +126,11 @@ class Store:
             raise StoreError(f"{path / MANIFEST} lacks {', '.join(missing)}; remove the folder and {again}")
         return cls(path, Manifest(**{item.name: tree[item.name] for item in fields(Manifest)}))
 
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """What a run remembers its data by: the content of the cases; and, as runs once did, the files read."""
+        return self.table.content, self.manifest.fingerprint
+
     @cached_property
     def table(self) -> CaseTable:
         """All cases of the store."""
@@ -224,6 +230,24 @@ class CaseTable:
     def metas(self) -> list[dict[str, str]]:
         """The metadata of each case."""
         return [json.loads(meta) if meta != "{}" else {} for meta in self._column("meta")]
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 of all cases of the files: their fields and the bytes of their images, wherever those files lie.
+
+        Two stores with the same content hold the same cases in the same order, so a run of one can go on with the
+        other. Labels are those of the files: ``with_labels`` does not change it.
+        """
+        names = ("id", "source", "group", "split", "text", "labels", "mask", "is_gt", "meta")
+        digests = {name: hashlib.sha256() for name in (*names, "views", "name", "sha256")}
+        for batch in self._arrow.to_batches():
+            views = batch.column("views")
+            columns = {name: batch.column(name) for name in names}
+            columns |= {name: views.flatten().field(name) for name in ("name", "sha256")}
+            columns["views"] = views.value_lengths()
+            for name, column in columns.items():  # each value ends with a zero, so where a batch ends is no matter
+                digests[name].update("".join(f"{value}\0" for value in column.to_pylist()).encode())
+        return fingerprint({name: digest.hexdigest() for name, digest in digests.items()})
 
     def columns(self) -> dict[str, list[str]]:
         """``source`` and every metadata key, '' where a case has none; a key 'source' is called 'meta.source'."""

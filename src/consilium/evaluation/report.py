@@ -89,6 +89,7 @@ def write_report(folder: Path, content: ReportContent) -> Path:
         intervals = {name: asdict(interval) for name, interval in evaluation.intervals.items()}
         figures[split] = {
             "cases": evaluation.cases,
+            "unread": evaluation.unread,
             "groups": evaluation.groups,
             "metrics": evaluation.metrics,
             "intervals": intervals,

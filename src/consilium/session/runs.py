@@ -18,8 +18,9 @@ from consilium.experiment import Experiment, check_experiment
 from consilium.judge import write_summary
 from consilium.manifest import MANIFEST, read_manifest
 from consilium.session.cascade import CascadeTraining
+from consilium.session.finish import RunResult
 from consilium.session.growth import read_growth
-from consilium.session.seed import RunResult, Session
+from consilium.session.seed import Session
 from consilium.training.processes import build_accelerator, on_main
 from consilium.training.runs import CONFIG, copy_run, find_run, new_run, read_state, remove_others, try_copy, working_in
 
@@ -34,6 +35,11 @@ class TrainResult:
     def __repr__(self) -> str:
         several = f"{len(self.runs)} runs, the first: " if len(self.runs) > 1 else ""
         return f"<TrainResult {self.folder}: {several}{self.runs[0].headline()}>"
+
+    @property
+    def unread(self) -> int:
+        """Validation and test cases that were not judged, since an image of theirs could not be read."""
+        return sum(run.unread for run in self.runs)
 
     @property
     def bundle(self) -> Path:
@@ -97,11 +103,10 @@ def _train(
         return None
     find = partial(find_run, experiment.output, name=experiment.name, config=experiment, limit=limit, resume=resume)
     make = partial(new_run, experiment.output, name=experiment.name, config=experiment, limit=limit)
-    fingerprint = data.store.manifest.fingerprint
-    found = on_main(accelerator, lambda: find(data_fingerprint=fingerprint))
+    found = on_main(accelerator, lambda: find(data_fingerprints=data.store.fingerprints))
     # Whatever is wrong with the config or the data shows before a folder is made.
     precision = first.try_out(precision=None if found is None else read_state(found).precision)
-    folder = found or on_main(accelerator, lambda: make(data_fingerprint=fingerprint, precision=precision))
+    folder = found or on_main(accelerator, lambda: make(data_fingerprint=data.store.table.content, precision=precision))
     with working_in(folder) if accelerator.is_main_process else contextlib.nullcontext():
         if experiment.output.copy_to is not None:
             on_main(accelerator, lambda: try_copy(folder, experiment.output, name=experiment.name))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from accelerate.utils import set_seed
 
 from consilium.bundle import Predictor, case_outputs
 from consilium.core.answers import Calibration
-from consilium.core.contracts import Evaluator, Hook, Progress
+from consilium.core.contracts import Evaluator, Hook, Outputs, Progress
 from consilium.core.errors import ConfigError
 from consilium.core.files import remove_leavings
-from consilium.core.reporter import Reporter, figures, format_table
+from consilium.core.reporter import Reporter, format_table
 from consilium.data.config import ImageConfig
 from consilium.data.load import LoadedData
 from consilium.data.loader import batch_count, fewest_cases
@@ -25,13 +24,12 @@ from consilium.data.mixture import build_mixture, coverage_warnings, mixture_tab
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
 from consilium.evaluation.evaluator import build_evaluator
-from consilium.evaluation.report import main_split
 from consilium.evaluation.tree import ANSWERED
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts
 from consilium.manifest import weights_file
 from consilium.models.weights import load_state, load_strict, parameter_counts
-from consilium.session.finish import finish
+from consilium.session.finish import RunResult, finish
 from consilium.tasks.classify import Classify, build_classify, grown_classify
 from consilium.training.dryrun import dry_run, memory_advice
 from consilium.training.feed import Feed
@@ -41,22 +39,6 @@ from consilium.training.optim import Schedule, build_optimizer, warmup_steps
 from consilium.training.plan import Plan, make_plan
 from consilium.training.processes import on_main
 from consilium.training.state import MODEL, checkpoints, load_checkpoint, remove_weights, set_random_state
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """One finished run: its bundle folder and the figures of every split."""
-
-    folder: Path
-    metrics: dict[str, dict[str, float | None]]
-
-    def __repr__(self) -> str:
-        return f"<RunResult {self.folder}: {self.headline()}>"
-
-    def headline(self) -> str:
-        """The first figures of the split that is told at length."""
-        split = main_split(self.metrics)
-        return f"{split} {figures(self.metrics[split])}"
 
 
 class Session:
@@ -69,6 +51,7 @@ class Session:
         self.accelerator, self.device = accelerator, accelerator.device
         self.runs = experiment.trainer.num_runs
         self.log = RunLog(echo=reporter.line)
+        self.unread: set[str] = set()
         self._configure_torch()
         set_seed(seed)
         self.task = self._build_task()
@@ -197,7 +180,7 @@ class Session:
             self.feed.fill()
         progress = self._fit(folder, precision)
         self.feed.close()
-        return RunResult(folder, on_main(self.accelerator, lambda: self._finish(folder, progress, precision)))
+        return on_main(self.accelerator, lambda: self._finish(folder, progress, precision))
 
     def _predictor(self, averaging: AveragingConfig) -> Predictor:
         return Predictor(
@@ -256,8 +239,15 @@ class Session:
 
     def _validate(self, checkpoints: Path) -> dict[str, float | None]:
         outputs = case_outputs(self._predictor(AveragingConfig()), self.data.cases, "val")
+        self._warn_of_unread(outputs)
         refuse_non_finite(outputs, folder=checkpoints)
         return self.evaluator.quick(outputs)
+
+    def _warn_of_unread(self, outputs: Outputs) -> None:
+        """Say once of each validation case that it is not judged."""
+        for name in outputs.unread.keys() - self.unread:
+            self.log.line(f"warning: case {name} is not judged: {outputs.unread[name]}")
+        self.unread.update(outputs.unread)
 
     def _hooks(self, folder: Path, resume_step: int) -> list[Hook]:
         if not self.accelerator.is_main_process:
@@ -277,7 +267,7 @@ class Session:
             else None,
         )
 
-    def _finish(self, folder: Path, progress: Progress, precision: str) -> dict[str, dict[str, float | None]]:
+    def _finish(self, folder: Path, progress: Progress, precision: str) -> RunResult:
         """Judge the best weights, once, and write report and bundle."""
         best = best_folder(folder / "checkpoints", progress) / MODEL
         load_strict(self.task, load_state(best), origin=str(best))
@@ -291,7 +281,7 @@ class Session:
             mixture=self.mixture_rows,
             warnings=self.warnings,
         )
-        metrics = finish(
+        result = finish(
             folder,
             experiment=self.experiment,
             data=self.data,
@@ -301,7 +291,7 @@ class Session:
             reporter=self.reporter,
         )
         self.log.line(f"bundle and report.html are in {folder}")
-        return metrics
+        return result
 
     def _memory_advice(self) -> contextlib.AbstractContextManager[None]:
         batch_size, accumulate = self.experiment.data.loader.batch_size, self.experiment.trainer.accumulate
