@@ -19,6 +19,7 @@ from consilium.core.places import facts, find, is_remote, join, matches
 from consilium.core.reporter import Reporter
 from consilium.data.rows import FoundItems, Item
 from consilium.data.sources.files import IMAGE_EXTENSIONS, extension_of, is_image_file
+from consilium.data.sources.names import left_by_storage
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], Sequence[Item]]:
 def _here(given: str) -> list[str]:
     path = Path(given)
     if path.is_dir():
-        return sorted(str(file) for file in path.rglob("*") if is_image_file(str(file)))
+        found = (file for file in path.rglob("*") if left_by_storage(str(file.relative_to(path))) is None)
+        return sorted(str(file) for file in found if is_image_file(str(file)))
     if any(sign in given for sign in _GLOB) and not path.exists():
         return sorted(file for file in glob.glob(given, recursive=True) if Path(file).is_file())
     return [given]  # a missing file gets its error entry, the rest goes on
@@ -90,7 +92,8 @@ def _in_bucket(given: str) -> list[str]:
     try:
         known = facts(given)
         if known is not None and not known.is_file:
-            return [join(given, name) for name in find(given) if extension_of(name) in IMAGE_EXTENSIONS]
+            names = (name for name in find(given) if left_by_storage(name) is None)
+            return [join(given, name) for name in names if extension_of(name) in IMAGE_EXTENSIONS]
         return matches(given) if known is None and any(sign in given for sign in _GLOB) else [given]
     except OSError as error:
         raise DataError(f"{error}.") from error

@@ -75,7 +75,7 @@ def load_data(
         fixed = labels if len(used) == len(cases.table) else cases.labels
         cases = labelled_cases(left, multi_label=multi_label, labels=fixed, nested=nested, known=known)
         findings = replace(findings, leaks=find_leaks(left.table))
-    cases.notes.extend(findings.short())
+    cases.notes.extend([*prepared.skipped(), *findings.short()])
     if training:
         if config.store.check_images == "header":
             cases.notes.append(

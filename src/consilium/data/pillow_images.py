@@ -17,7 +17,7 @@ from consilium.data.pixels import Grey, ImageInfo, Pixels, curve_note, cut_short
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")  # never EPS and the like, which run programs
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")  # never EPS and the like, which run programs
 _DESCRIPTION_TAG = 270
 
 
@@ -89,8 +89,8 @@ def _open(data: bytes, name: str, frame: int | None) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise ImageError(
-            f"{name} is no image of a known kind (JPEG, PNG, TIFF, WebP, BMP, GIF, PPM, DICOM, NIfTI), or cut "
-            f"short: it starts with {data[:16]!r}; convert it, or leave the row out."
+            f"{name} is no image of a known kind (JPEG, PNG, TIFF, WebP, BMP, GIF, PPM, JPEG 2000, DICOM, NIfTI), or "
+            f"cut short: it starts with {data[:16]!r}; convert it, or leave the row out."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         size = str(error).partition(",")[0]  # what follows is about attacks

@@ -31,7 +31,7 @@ from consilium.data.sources.config import FolderSource, HubSource, RetClipCsvSou
 from consilium.data.sources.files import Inputs, counted_reasons, list_inputs
 from consilium.data.sources.packed import unpacked
 from consilium.data.sources.reading import read_source
-from consilium.data.splits import SplitRule, assign_split, split_rule
+from consilium.data.splits import GroupSurvey, SplitRule, assign_split, fill_splits, split_rule
 from consilium.data.store import FORMAT_VERSION, Manifest, Store, write_dataset_files
 
 QUARANTINE = "quarantine.csv"
@@ -74,8 +74,10 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     key = _fingerprint(config, inputs)
     names = "+".join(source.name for source in config.sources)[:60]
     target = stores / f"{names}-{key}"
+    # What an earlier version divided by the hash alone stays as it is, for the runs that began with it.
+    earlier = stores / f"{names}-{_fingerprint(_by_hash_alone(config), inputs)}"
     with _lock(target):
-        store = _unchanged_store(target, config)
+        store = _unchanged_store(target, config) or _unchanged_store(earlier, config)
         if store is not None and config.store.check_images == "decode":
             # One that was prepared by headers alone; where all is sound its cases are the same.
             store = store if all_decoded(store, progress=partial(reporter.progress, "look at images")) else None
@@ -111,18 +113,26 @@ def _fingerprint(config: DataConfig, inputs: Sequence[Inputs]) -> str:
     return fingerprint([FORMAT_VERSION, _relevant(config), files.hexdigest()])
 
 
+def _by_hash_alone(config: DataConfig) -> DataConfig:
+    return config.model_copy(update={"split": config.split.model_copy(update={"every_class": False})})
+
+
 def _relevant(config: DataConfig) -> dict[str, Any]:
     """The part of the config that decides what is in a store; paths are absolute."""
     sources = []
     for source in config.sources:
         gently = {"delay": True, "retries": True}  # how rows come says nothing about them
-        tree = source.model_dump(mode="json", exclude={"weight": True, **gently, "images": gently})
+        fields = type(source).model_fields
+        new = {key: True for key in source.later if getattr(source, key) == fields[key].default}
+        tree = source.model_dump(mode="json", exclude={"weight": True, **gently, "images": gently, **new})
         keys = ("image_root",) if isinstance(source, HubSource) else ("path", "image_root", "texts")
         paths = {key: absolute(tree[key]) for key in keys if tree.get(key)}
         sources.append({**tree, **paths})
     return {
         "sources": sources,
-        "split": config.split.model_dump(mode="json", include={"val", "test", "seed"}),
+        "split": config.split.model_dump(
+            mode="json", include={"val", "test", "seed", *(["every_class"] if config.split.every_class else [])}
+        ),
         "store": config.store.model_dump(mode="json", exclude={"root", "workers", "check_images"}),
     }
 
@@ -183,7 +193,7 @@ class _Survey:
 
 
 def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
-    survey = _Survey()
+    survey, groups = _Survey(), GroupSurvey()
 
     def given(source: Source, files: Inputs) -> Iterator[tuple[str, str | None]]:
         for item in read_source(source, inputs=files):
@@ -196,6 +206,8 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
                     "to; set data.store.images: embed."
                 )
             survey.cases += 1
+            if item.labels and item.is_gt:
+                groups.add(item.group, source=item.source, split=item.split, labels=item.labels)
             yield item.group, item.split
 
     for source, files in zip(config.sources, inputs, strict=True):
@@ -204,6 +216,9 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
         for source in config.sources:
             if source.split is not None:
                 survey.rules[source.name] = replace(survey.rules[source.name], val_from_train=False)
+    if config.split.every_class:
+        moved = fill_splits(groups, rules=survey.rules, config=config.split)
+        survey.rules = {name: replace(rule, moved=moved) for name, rule in survey.rules.items()}
     return survey
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,11 +26,20 @@ class SplitRule:
     """What decides the splits of one source; made by ``split_rule``.
 
     ``given_by_group`` is only filled where some rows of a source have a split and others have none:
-    those follow their group, so that no patient ends on two sides.
+    those follow their group, so that no patient ends on two sides. ``moved`` are groups that stand in where the hash
+    leaves a class without a case in a split (``fill_splits``).
     """
 
     val_from_train: bool = False
     given_by_group: Mapping[str, str] = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
+
+    def choices(self, group: str, given: str | None) -> tuple[str, ...]:
+        """The splits that the hash chooses from; the only one where the data decides."""
+        given = given or self.given_by_group.get(group)
+        if given is None:
+            return ("train", "val", "test")
+        return ("train", "val") if given == "train" and self.val_from_train else (given,)
 
 
 def split_rule(given: Iterable[tuple[str, str | None]]) -> SplitRule:
@@ -53,15 +62,114 @@ def position(group: str, *, seed: int) -> float:
 
 def assign_split(group: str, given: str | None, *, rule: SplitRule, config: SplitConfig) -> str:
     """The split of one row."""
-    given = given or rule.given_by_group.get(group)
-    if given is not None and not (given == "train" and rule.val_from_train):
-        return given
+    choices = rule.choices(group, given)
+    if len(choices) == 1:
+        return choices[0]
+    return rule.moved.get(group) or _by_hash(group, choices, config)
+
+
+def _by_hash(group: str, choices: tuple[str, ...], config: SplitConfig) -> str:
     place = position(group, seed=config.seed)
-    if place < config.val:
-        return "val"
-    if given is None and place < config.val + config.test:
-        return "test"
-    return "train"
+    return next(split for split, (low, high) in _ranges(choices, config).items() if low <= place < high)
+
+
+def _ranges(choices: tuple[str, ...], config: SplitConfig) -> dict[str, tuple[float, float]]:
+    """The positions of each split, [from, to)."""
+    test = config.val + config.test if "test" in choices else config.val
+    return {"val": (0.0, config.val), "test": (config.val, test), "train": (test, 1.0)}
+
+
+class _Rows(NamedTuple):
+    """What rows of one group have in common."""
+
+    source: str
+    split: str | None
+    labels: tuple[str, ...]
+
+
+class GroupSurvey:
+    """The groups of all sources with the labels that they have, before they are divided."""
+
+    def __init__(self) -> None:
+        self.groups: dict[str, tuple[_Rows, ...]] = {}
+        self._known: dict[_Rows, _Rows] = {}  # millions of groups share a few
+
+    def add(self, group: str, *, source: str, split: str | None, labels: tuple[str, ...]) -> None:
+        """Take a row with a true label."""
+        rows = self._known.setdefault(found := _Rows(source, split, labels), found)
+        before = self.groups.get(group, ())
+        if rows not in before:
+            self.groups[group] = (*before, rows)
+
+
+@dataclass
+class _Group:
+    """A group that the hash places, its split now, and those it may be in."""
+
+    name: str
+    split: str
+    choices: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def fill_splits(survey: GroupSurvey, *, rules: Mapping[str, SplitRule], config: SplitConfig) -> dict[str, str]:
+    """The groups that have to move so that every class has a case in every split, and where to.
+
+    A class counts that has at least as many groups as there are splits to choose from (three; two where test is given
+    and validation is taken from train). Where the hash leaves a split without one of its groups, the group moves
+    there whose position is nearest to that split's range, unless that would leave its own split without one of its
+    classes. The smallest classes come first.
+
+    So only groups of classes with such a gap ever move. New data moves such a group back, or another instead of it,
+    when it brings a group that the hash puts there, or a nearer one; all other groups stay where they are.
+    """
+    wanted = [split for split, share in (("test", config.test), ("val", config.val), ("train", 1.0)) if share]
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    members: dict[str, list[_Group]] = defaultdict(list)
+    for name, rows in survey.groups.items():
+        choices = {rules[found.source].choices(name, found.split) for found in rows}
+        labels = tuple(dict.fromkeys(label for found in rows for label in found.labels))
+        fewest = min(choices, key=len)
+        split = fewest[0] if len(fewest) == 1 else _by_hash(name, fewest, config)
+        for label in labels:
+            counts[label][split] += 1
+            if len(choices) == 1 and len(fewest) > 1:
+                members[label].append(_Group(name, split, fewest, labels))
+    moved: dict[str, str] = {}
+    size = {label: sum(counts[label][split] for split in ("train", "val", "test")) for label in members}
+    for label in sorted(members, key=lambda label: (size[label], label)):
+        own = [split for split in wanted if any(split in group.choices for group in members[label])]
+        if size[label] < len(own):
+            continue
+        for split in own:
+            if counts[label][split]:
+                continue
+            free = [
+                group
+                for group in members[label]
+                if split in group.choices
+                and group.name not in moved
+                and all(counts[other][group.split] > 1 for other in group.labels)
+            ]
+            if not free:
+                continue
+            nearest = min(free, key=lambda group: (_distance(group, split, config), group.name))
+            for other in nearest.labels:
+                counts[other][nearest.split] -= 1
+                counts[other][split] += 1
+            moved[nearest.name] = split
+    return moved
+
+
+def _distance(group: _Group, split: str, config: SplitConfig) -> float:
+    """How far a group is from a split: test takes from the low end of train, val from the high end, around 1 to 0."""
+    low, high = _ranges(group.choices, config)[split]
+    place = position(group.name, seed=config.seed)
+    if split == "val":
+        return 1.0 - place
+    if split == "test":
+        return low - place if place < low else place - high
+    return min(low - place, place)
 
 
 def check_splits(table: CaseTable) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from consilium.core.config import Config, parse_yaml, to_yaml
+from consilium.core.config import Config, build, parse_yaml, to_yaml
 from consilium.core.errors import ConfigError, InterruptedRunError, RunFolderError, TrainingError
 from consilium.core.files import write_json, write_text
 from consilium.core.reporter import Reporter
@@ -214,6 +214,8 @@ def _check_same(
         old = parse_yaml(path.read_text(encoding="utf-8"), origin=str(path))
     except (OSError, ValueError, ConfigError) as error:
         raise RunFolderError(f"{path} is damaged: {error}. Mend it, or {other}.") from error
+    with contextlib.suppress(ConfigError):  # keys that came after the run was started have their defaults
+        old = build(type(config), old, origin=str(path)).model_dump(mode="json")
     changed = [
         f"{key} was {_shown(before)} and is {_shown(now)}"
         for key, before, now in _changed(old, config.model_dump(mode="json"))
