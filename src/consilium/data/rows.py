@@ -78,3 +78,16 @@ class FoundItems(Sequence[Item]):
     def __getitem__(self, number: Any) -> Any:
         found = self._found[number]
         return found if isinstance(found, str) else found[0].images(found[1])
+
+
+@dataclass(frozen=True)
+class SingleViews:
+    """Single views of cases as rows of images; ``numbers`` says which view of its case each is."""
+
+    table: CaseTable
+    cases: np.ndarray
+    numbers: np.ndarray
+
+    def images(self, row: int) -> list[str | bytes]:
+        """The one view of a row."""
+        return [self.table.images(int(self.cases[row]))[int(self.numbers[row])]]
