@@ -354,8 +354,16 @@ def main() -> None:
             if isinstance(end.__context__, BrokenPipeError):  # Typer makes it the code of an error
                 end_without_reader()
             if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this without a word
-                _end("interrupted.", code=INTERRUPTED)
+                _end(_interruption(end), code=INTERRUPTED, show=show)
             raise
+
+
+def _interruption(end: BaseException) -> str:
+    """What the KeyboardInterrupt behind an exit says: of a training where its checkpoint is."""
+    found: BaseException | None = end
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__cause__ or found.__context__
+    return f"error: {found}" if isinstance(found, ConsiliumError) else "interrupted."
 
 
 def _end(text: str, *, code: int, show: bool = False) -> NoReturn:

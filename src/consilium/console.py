@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from types import TracebackType
 from typing import IO, cast
 
@@ -17,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from consilium.core.reporter import Reporter, Silent
 from consilium.core.surroundings import Screen
 
 
@@ -35,7 +39,7 @@ class Console:
             TextColumn("{task.fields[text]}"),
             console=self._console,
             transient=False,
-            disable=not self._console.is_terminal,
+            disable=not _draws_bars(self._console),
         )
 
     def __enter__(self) -> Console:
@@ -58,3 +62,20 @@ class Console:
         self._progress.update(self._bars[name], completed=done, total=total, text=text)
         if total is not None and done >= total:
             self._progress.stop_task(self._bars.pop(name))
+
+
+def _draws_bars(console: RichConsole) -> bool:
+    """Whether bars can move: in a terminal, and in a notebook that has the widgets for it."""
+    return find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
+
+
+@contextlib.contextmanager
+def reporting(reporter: Reporter | None, *, quiet: bool) -> Iterator[Reporter]:
+    """What a call from Python reports to: nothing if it is to be ``quiet``, else ``reporter``, else the screen."""
+    if quiet:
+        yield Silent()
+    elif reporter is not None:
+        yield reporter
+    else:
+        with Console() as console:
+            yield console

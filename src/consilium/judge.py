@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from consilium.bundle import Predictor, case_outputs
+from consilium.console import reporting
 from consilium.core import places
 from consilium.core.answers import Calibration
 from consilium.core.archives import is_archive
@@ -21,7 +22,7 @@ from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, ConfigError, DataError, ImageError
 from consilium.core.files import write_json
 from consilium.core.labels import ROOT, LabelTree, class_order, indented, reading_order
-from consilium.core.reporter import Reporter, Silent, counted, format_table
+from consilium.core.reporter import Reporter, counted, format_table
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.data.dataset import SPLITS, LabelledCases
 from consilium.data.load import load_data
@@ -168,6 +169,7 @@ def evaluate(
     out: str | Path | None = None,
     on_bad_row: Literal["stop", "quarantine"] | None = None,
     device: str = "auto",
+    quiet: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Judge a bundle on its own data, or on ``data``: a YAML file with a data section, a folder, csv, parquet or jsonl.
@@ -175,9 +177,22 @@ def evaluate(
     ``split`` is train, val, test or all; None means test, or all where ``data`` is not a YAML file. Writes
     report.html, metrics.json and tables into ``out`` (default: a folder ``evaluation-...`` in the bundle).
     ``on_bad_row`` takes the place of that of the data config. A case whose image cannot be read any more is left out;
-    ``unread`` of the result counts these.
+    ``unread`` of the result counts these. How far it is shows on the screen, unless ``quiet``, or goes to ``reporter``.
     """
-    reporter = reporter or Silent()
+    with reporting(reporter, quiet=quiet) as shown:
+        return _evaluate(bundle, data=data, split=split, out=out, on_bad_row=on_bad_row, device=device, reporter=shown)
+
+
+def _evaluate(
+    bundle: str | Path,
+    *,
+    data: str | Path | None,
+    split: str | None,
+    out: str | Path | None,
+    on_bad_row: Literal["stop", "quarantine"] | None,
+    device: str,
+    reporter: Reporter,
+) -> Evaluation:
     folder = local_bundle(bundle)
     manifest = read_manifest(folder)
     tree = _bundle_config(folder)

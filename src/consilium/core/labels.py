@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from consilium.core.errors import DataError
+from consilium.core.reporter import counted, some
 
 ROOT = "root"  # how the node above all labels is called in configs and tables
 _MOST_LEVELS = 100  # of a tree in YAML
@@ -59,6 +60,9 @@ class LabelTree:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"<LabelTree of {counted(len(self), 'node' if self.nested else 'label')}: {some(self.names, 5)}>"
 
     def index(self, label: str) -> int:
         """The integer id of a label; an unknown one is a DataError."""

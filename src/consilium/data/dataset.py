@@ -31,6 +31,10 @@ class LabelledCases:
     rows: dict[str, np.ndarray]
     notes: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{split} {len(rows)}" for split, rows in self.rows.items())
+        return f"<LabelledCases: {splits}; {self.labels!r}>"
+
     def class_counts(self) -> list[int]:
         """Training cases of every class; of a node of a tree also those below it."""
         return self.counts("train")

@@ -69,7 +69,7 @@ def read_pillow(data: bytes, *, name: str, frame: int | None, orientation: int) 
     with _opened(data, name, frame) as file:
         try:
             file.image.load()
-            image = _grey(file) if file.image.mode == "F" or file.image.mode.startswith("I") else _rgb(file)
+            image = _pixels(file)
         except Exception as error:  # as below
             raise damaged(name, error) from error
         if file.image.format == "TIFF":  # Pillow turns these itself
@@ -79,17 +79,25 @@ def read_pillow(data: bytes, *, name: str, frame: int | None, orientation: int) 
         return upright(image, orientation)
 
 
-def lossless(image: Pixels | Grey) -> bytes:
-    """Pixels as a PNG; grey values as a TIFF of 32-bit floats that also holds how they are shown."""
+def pixels_of(image: Image.Image) -> Pixels | Grey:
+    """A loaded Pillow image as it lies: pixels, or grey values where it has more than 8 bits."""
+    return _pixels(_File(image, png=None))
+
+
+def lossless(image: Pixels | Grey, *, compressed: bool = True) -> bytes:
+    """Pixels as a PNG; grey values as a TIFF of 32-bit floats that also holds how they are shown.
+
+    Without compression (pixels as a PPM) it takes next to no time.
+    """
     from PIL import Image
 
     stream = io.BytesIO()
     if isinstance(image, Grey):
         values = Image.fromarray(np.ascontiguousarray(image.values_HW, dtype=np.float32))
         tags = {_DESCRIPTION_TAG: curve_note(image)}
-        values.save(stream, "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
+        values.save(stream, "TIFF", compression="tiff_adobe_deflate" if compressed else None, tiffinfo=tags)
     else:
-        Image.fromarray(image).save(stream, "PNG")
+        Image.fromarray(image).save(stream, "PNG" if compressed else "PPM")
     return stream.getvalue()
 
 
@@ -146,6 +154,10 @@ def _frames(image: Image.Image) -> int:
         return int(getattr(image, "n_frames", 1))
     except Exception:  # as above
         return 1
+
+
+def _pixels(file: _File) -> Pixels | Grey:
+    return _grey(file) if file.image.mode == "F" or file.image.mode.startswith("I") else _rgb(file)
 
 
 def _grey(file: _File) -> Grey:

@@ -55,6 +55,10 @@ class Prepared:
     summary: list[dict[str, str | int]]
     grouped: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        state = "prepared" if self.created else "unchanged"
+        return f"<Prepared: {state}, {counted(len(self.bad_rows), 'bad row')}, {self.store!r}>"
+
     def skipped(self) -> list[str]:
         """A line for each source that files were skipped of: how many, and why; and what else is odd about its rows."""
         manifest = self.store.manifest

@@ -2,35 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+
+from consilium.data.in_memory import View, as_file, is_tensor, name_of
 
 if TYPE_CHECKING:
     from consilium.data.store import CaseTable
 
-Item = str | Path | bytes | Sequence[str | Path | bytes]
+Item: TypeAlias = "View | Sequence[View]"
+
+
+def is_one_item(given: object) -> bool:
+    """Whether something stands for one case; else it is a collection of them: a list, an array of images, a generator.
+
+    What is no image is one case too, whose record says so.
+    """
+    if isinstance(given, np.ndarray):
+        return given.ndim != 4 and (given.ndim == 0 or given.dtype.kind not in "OU")
+    one = isinstance(given, str | bytes | bytearray | memoryview | os.PathLike | Mapping | io.IOBase)
+    return one or not isinstance(given, Iterable) or is_tensor(given)
 
 
 @dataclass(frozen=True)
 class Items:
-    """Paths and bytes as rows of images."""
+    """Paths, bytes, Pillow images and arrays as rows of images."""
 
     items: Sequence[Item]
 
     def images(self, row: int) -> list[str | bytes]:
-        """The views of an item."""
-        item = self.items[row]
-        views = [item] if isinstance(item, str | Path | bytes) else list(item)
-        return [str(view) if isinstance(view, Path) else view for view in views]
+        """The views of an item; one that is no image is an ImageError."""
+        return [as_file(view) for view in _views(self.items[row])]
 
     def name(self, row: int) -> Any:
         """What an answer calls an item."""
-        names = [view if isinstance(view, str) else f"bytes[{len(view)}]" for view in self.images(row)]
+        names = [name_of(view) for view in _views(self.items[row])]
         return names[0] if len(names) == 1 else names
+
+    def in_memory(self) -> bool:
+        """Whether a list holds more than paths and bytes: pixels, which are decoded already, or a file that is open.
+
+        Another sequence is not looked through, since it may read its items when they are asked for.
+        """
+        plain = (str, bytes, os.PathLike, int, float, type(None))
+        return isinstance(self.items, list | tuple) and not all(
+            isinstance(view, plain) for item in self.items for view in _views(item)
+        )
+
+
+def _views(item: object) -> list[object]:
+    """The views of a case: those of a list or tuple (of numbers or lists it is none), else the item itself."""
+    if isinstance(item, list | tuple) and not any(isinstance(view, list | tuple | int | float) for view in item):
+        return list(item)
+    return [item]
 
 
 class FoundItems(Sequence[Item]):

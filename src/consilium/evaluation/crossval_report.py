@@ -10,7 +10,7 @@ from typing import Any
 
 from consilium.core.contracts import Evaluation, Interval
 from consilium.core.files import write_json, write_text
-from consilium.core.reporter import in_common, some
+from consilium.core.reporter import counted, figures, in_common, some
 from consilium.evaluation import wording
 from consilium.evaluation.advice import advised
 from consilium.evaluation.report import HEADLINES, environment, to_csv
@@ -33,6 +33,9 @@ class FoldFigures:
     metrics: Mapping[str, float | None]
     intervals: Mapping[str, Interval]
     notes: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        return f"<FoldFigures of {self.name}: {counted(self.test, 'test case')}, {figures(self.metrics)}>"
 
 
 @dataclass(frozen=True)

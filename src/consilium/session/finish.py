@@ -10,10 +10,11 @@ from consilium.bundle import Predictor, recalibrated, save_bundle
 from consilium.core.answers import Calibration
 from consilium.core.config import to_yaml
 from consilium.core.contracts import Outputs
-from consilium.core.reporter import Reporter
+from consilium.core.reporter import Reporter, counted, figures
 from consilium.data.load import LoadedData
 from consilium.evaluation.calibration import choose_thresholds, fit_temperatures
 from consilium.evaluation.config import EvaluationConfig
+from consilium.evaluation.report import main_split
 from consilium.evaluation.wording import rough_thresholds
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts, evaluator_of, judge, predict_splits, set_aside, write_judgement
@@ -30,6 +31,15 @@ class RunResult:
     folder: Path
     metrics: dict[str, dict[str, float | None]]
     unread: int = 0
+
+    def __repr__(self) -> str:
+        return f"<RunResult {self.folder}: {self.headline()}>"
+
+    def headline(self) -> str:
+        """The first figures of the split that is told at length, and how many cases are missing in all."""
+        split = main_split(self.metrics)
+        missing = f", {counted(self.unread, 'case')} not judged" if self.unread else ""
+        return f"{split} {figures(self.metrics[split])}{missing}"
 
 
 def finish(
