@@ -119,7 +119,8 @@ def _training_labels(found: Filtered, rows: dict[str, np.ndarray], *, least: int
     if len(labels.leaves) < least:
         raise DataError(
             f"train has {len(labels.leaves)} label(s) ({', '.join(labels.leaves)}); a classifier needs at least two. "
-            "For folders look at label_levels, for tables at columns.label."
+            "For folders see that path is the folder above those of the labels, and look at label_levels; for tables "
+            "at columns.label."
         )
     return labels
 

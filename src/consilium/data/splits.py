@@ -69,7 +69,9 @@ def assign_split(group: str, given: str | None, *, rule: SplitRule, config: Spli
 
 def _by_hash(group: str, choices: tuple[str, ...], config: SplitConfig) -> str:
     place = position(group, seed=config.seed)
-    return next(split for split, (low, high) in _ranges(choices, config).items() if low <= place < high)
+    if place < config.val:
+        return "val"
+    return "test" if "test" in choices and place < config.val + config.test else "train"
 
 
 def _ranges(choices: tuple[str, ...], config: SplitConfig) -> dict[str, tuple[float, float]]:
@@ -101,9 +103,8 @@ class GroupSurvey:
             self.groups[group] = (*before, rows)
 
 
-@dataclass
-class _Group:
-    """A group that the hash places, its split now, and those it may be in."""
+class _Group(NamedTuple):
+    """A group, the split that it has by the data or the hash, and those it may be in."""
 
     name: str
     split: str
@@ -123,26 +124,29 @@ def fill_splits(survey: GroupSurvey, *, rules: Mapping[str, SplitRule], config: 
     when it brings a group that the hash puts there, or a nearer one; all other groups stay where they are.
     """
     wanted = [split for split, share in (("test", config.test), ("val", config.val), ("train", 1.0)) if share]
+    groups = _placed(survey, rules, config)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
+    choices: dict[str, set[str]] = defaultdict(set)
+    for group in groups:
+        for label in group.labels:
+            counts[label][group.split] += 1
+            if len(group.choices) > 1:
+                choices[label].update(group.choices)
+    size = {label: sum(own[split] for split in ("train", "val", "test")) for label, own in counts.items()}
+    gaps = {
+        label: missing
+        for label, own in choices.items()
+        if (missing := [split for split in wanted if split in own and not counts[label][split]])
+        and size[label] >= len(own.intersection(wanted))
+    }
     members: dict[str, list[_Group]] = defaultdict(list)
-    for name, rows in survey.groups.items():
-        choices = {rules[found.source].choices(name, found.split) for found in rows}
-        labels = tuple(dict.fromkeys(label for found in rows for label in found.labels))
-        fewest = min(choices, key=len)
-        split = fewest[0] if len(fewest) == 1 else _by_hash(name, fewest, config)
-        for label in labels:
-            counts[label][split] += 1
-            if len(choices) == 1 and len(fewest) > 1:
-                members[label].append(_Group(name, split, fewest, labels))
+    for group in groups if gaps else ():
+        for label in group.labels:
+            if label in gaps and len(group.choices) > 1:
+                members[label].append(group)
     moved: dict[str, str] = {}
-    size = {label: sum(counts[label][split] for split in ("train", "val", "test")) for label in members}
-    for label in sorted(members, key=lambda label: (size[label], label)):
-        own = [split for split in wanted if any(split in group.choices for group in members[label])]
-        if size[label] < len(own):
-            continue
-        for split in own:
-            if counts[label][split]:
-                continue
+    for label in sorted(gaps, key=lambda label: (size[label], label)):
+        for split in gaps[label]:
             free = [
                 group
                 for group in members[label]
@@ -150,7 +154,7 @@ def fill_splits(survey: GroupSurvey, *, rules: Mapping[str, SplitRule], config: 
                 and group.name not in moved
                 and all(counts[other][group.split] > 1 for other in group.labels)
             ]
-            if not free:
+            if counts[label][split] or not free:  # a group of several labels may have filled it
                 continue
             nearest = min(free, key=lambda group: (_distance(group, split, config), group.name))
             for other in nearest.labels:
@@ -158,6 +162,22 @@ def fill_splits(survey: GroupSurvey, *, rules: Mapping[str, SplitRule], config: 
                 counts[other][split] += 1
             moved[nearest.name] = split
     return moved
+
+
+def _placed(survey: GroupSurvey, rules: Mapping[str, SplitRule], config: SplitConfig) -> list[_Group]:
+    """Every group where the data, or else the hash, puts it; one choice where it cannot move."""
+    known: dict[tuple[_Rows, ...], tuple[set[tuple[str, ...]], tuple[str, ...]]] = {}
+    follows = any(rule.given_by_group for rule in rules.values())  # then rows that are alike are not placed alike
+    groups = []
+    for name, rows in survey.groups.items():
+        if follows or rows not in known:
+            ways = {rules[found.source].choices(name, found.split) for found in rows}
+            known[rows] = ways, tuple(dict.fromkeys(label for found in rows for label in found.labels))
+        ways, labels = known[rows]
+        choices = min(ways, key=lambda way: (len(way), way))
+        split = choices[0] if len(choices) == 1 else _by_hash(name, choices, config)
+        groups.append(_Group(name, split, choices if len(ways) == 1 else (split,), labels))
+    return groups
 
 
 def _distance(group: _Group, split: str, config: SplitConfig) -> float:

@@ -86,6 +86,12 @@ def test_folders_of_patients_are_no_labels(tmp_path: Path) -> None:
     assert not notes(tmp_path / "d")
 
 
+def test_a_root_that_is_a_label_has_patients_for_labels(tmp_path: Path) -> None:
+    write_images(tmp_path / "d/ct", [f"patient_0{n}/a.png" for n in range(3)])
+    (note,) = notes(tmp_path / "d/ct")
+    assert "called like patients (patient_00, patient_01, patient_02); if they are, give the folder above" in note
+
+
 def test_a_root_below_the_splits_is_noted(tmp_path: Path) -> None:
     write_images(tmp_path / "d", [f"{split}/{label}/a.png" for split in ("train", "test") for label in "ab"])
     (note,) = notes(tmp_path / "d/train")

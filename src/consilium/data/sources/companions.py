@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ _WORDS: dict[Kind, frozenset[str]] = {
     ),
     "thumbnail": frozenset({"thumb", "thumbs", "thumbnail", "thumbnails", "tn"}),
 }
+_KIND_OF: dict[str, Kind] = {word: kind for kind, words in _WORDS.items() for word in words}
 _IMAGE_WORDS = frozenset(
     {"image", "images", "img", "imgs", "im", "scan", "scans", "frame", "frames", "original", "imagestr", "imagests"}
 )
@@ -66,7 +67,8 @@ def companions(names: Sequence[str], *, root: str) -> list[Companion]:
     words (``a_lesion.png`` and ``a.png``), count as masks only if their pictures are those of one: a few levels, or
     black and white. At most 16 pictures of a kind are decoded for this, and none in a bucket.
     """
-    parsed = [_parse(name) for name in names]
+    folders: dict[str, tuple[str, str, Kind] | None] = {}
+    parsed = [_parse(name, folders) for name in names]
     aboves = {item.above for item in parsed if item.folder is not None}
     beside: dict[tuple[str, str], str] = {}  # the image of a folder and a key
     below: dict[tuple[str, str], list[str]] = defaultdict(list)  # the images anywhere below a folder, of a key
@@ -82,14 +84,7 @@ def companions(names: Sequence[str], *, root: str) -> list[Companion]:
         if item.folder is not None:
             image, sign = _image_below(item, below[item.above, item.key]), item.folder
         else:
-            image, sign = next(
-                (
-                    (image, sign)
-                    for key, sign in item.images
-                    if (image := beside.get((item.above, key), item.name)) != item.name
-                ),
-                (None, ""),
-            )
+            image, sign = _image_beside(item, beside) if item.images else (None, "")
         if image is None:
             continue
         companion = Companion(item.name, image, item.kind or "mask", sign)
@@ -103,8 +98,7 @@ def companions(names: Sequence[str], *, root: str) -> list[Companion]:
     return sorted(found, key=lambda item: item.name)
 
 
-@dataclass(frozen=True)
-class _Name:
+class _Name(NamedTuple):
     """A path, taken apart.
 
     ``key`` is what it has in common with its companions; ``images`` are the keys that its own image may have, with
@@ -115,34 +109,41 @@ class _Name:
     name: str
     above: str
     key: str
-    images: tuple[tuple[str, str], ...]
+    images: Sequence[tuple[str, str]]
     kind: Kind | None
     folder: str | None
 
 
-def _parse(name: str) -> _Name:
+def _parse(name: str, folders: dict[str, tuple[str, str, Kind] | None]) -> _Name:
+    """``folders`` keeps what is known of the folders."""
     folder, _, file = name.rpartition("/")
     stem = _ENDING.sub("", file) or file
     words = [word for word in _SEPARATOR.split(stem) if word]
+    small = [word.lower() for word in words]
     key = _key(words)
-    for kind, signs in _WORDS.items():
-        places = [at for at, word in enumerate(words) if word.lower() in signs]
-        if places:
-            at = places[-1]
-            without = [_key(words[:at] + words[at + 1 :])]
-            if all(map(_is_number, words[at + 1 :])):  # a second mask of the image
-                without.append(_key(words[:at]))
-            return _Name(name, folder, key, tuple((other, words[at]) for other in without), kind, None)
-    parts = folder.split("/") if folder else []
+    if not _KIND_OF.keys().isdisjoint(small):
+        at = max(at for at, word in enumerate(small) if word in _KIND_OF)
+        without = [_key(words[:at] + words[at + 1 :])]
+        if all(map(_is_number, words[at + 1 :])):  # a second mask of the image
+            without.append(_key(words[:at]))
+        return _Name(name, folder, key, [(other, words[at]) for other in without], _KIND_OF[small[at]], None)
+    if folder not in folders:
+        folders[folder] = _kind_of(folder)
+    if (known := folders[folder]) is not None:
+        above, part, kind = known
+        return _Name(name, above, key, (), kind, part)
+    ends = [end for end in range(len(words) - 1, 0, -1) if not _is_number(words[end])]
+    return _Name(name, folder, key, [(_key(words[:end]), words[end]) for end in ends], None, None)
+
+
+def _kind_of(folder: str) -> tuple[str, str, Kind] | None:
+    """Of a folder that is called masks, or lies in one: the folder above, the name, and what it holds."""
+    parts = folder.split("/")
     for depth, part in enumerate(parts):
-        own = {word.lower() for word in _SEPARATOR.split(part)}
-        for kind, signs in _WORDS.items():
-            if own & signs:
-                return _Name(name, "/".join(parts[:depth]), key, (), kind, part)
-    longer = tuple(
-        (_key(words[:end]), words[end]) for end in range(len(words) - 1, 0, -1) if not _is_number(words[end])
-    )
-    return _Name(name, folder, key, longer, None, None)
+        for word in _SEPARATOR.split(part.lower()):
+            if word in _KIND_OF:
+                return "/".join(parts[:depth]), part, _KIND_OF[word]
+    return None
 
 
 def _is_number(word: str) -> bool:
@@ -151,7 +152,7 @@ def _is_number(word: str) -> bool:
 
 def _key(words: Sequence[str]) -> str:
     """The words of a name without those that only say that it is an image."""
-    return " ".join(word for word in map(str.lower, words) if word not in _IMAGE_WORDS)
+    return " ".join([word for word in map(str.lower, words) if word not in _IMAGE_WORDS])
 
 
 def _ancestors(folder: str) -> Iterator[str]:
@@ -160,6 +161,15 @@ def _ancestors(folder: str) -> Iterator[str]:
         yield folder
         folder = folder.rpartition("/")[0]
     yield ""
+
+
+def _image_beside(item: _Name, beside: Mapping[tuple[str, str], str]) -> tuple[str | None, str]:
+    """The image of a file that lies beside it, and the word that makes the difference."""
+    for key, sign in item.images:
+        image = beside.get((item.above, key), item.name)
+        if image != item.name:
+            return image, sign
+    return None, ""
 
 
 def _image_below(item: _Name, found: Sequence[str]) -> str | None:

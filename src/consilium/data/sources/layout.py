@@ -16,8 +16,9 @@ from consilium.data.sources.config import FolderSource
 _SPLIT_WORD = re.compile(r"(?<![a-z])(training|train|trn|validation|valid|val|testing|test|tst)(?![a-z])", re.I)
 _JOINED_SPLIT_WORD = re.compile(r"^(training|train|validation|valid|val|testing|test)(set|data|images?|imgs?)$", re.I)
 _FOLD = re.compile(r"(?:k[-_ ]?)?fold[-_ ]?\d+", re.I)
-# What the folder of one patient or examination is called, beside names that have a number in them.
 _NUMBER = re.compile(r"\d")
+# What the folder of one patient or examination is called.
+_PATIENT = re.compile(r"(?:patient|person|subject|subj|sub|pat|pid|donor|study|case)[-_ ]?\d+", re.I)
 
 
 class Placed(NamedTuple):
@@ -163,6 +164,12 @@ def layout_notes(source: FolderSource, names: Sequence[str], *, beside: Sequence
             continue
         if placed.label and len(placed.label) == layout.label_levels:
             below[placed.label].update(placed.below[:1])
+    labels = sorted("/".join(label) for label in below)
+    if len(labels) > 1 and all(_PATIENT.fullmatch(label.rpartition("/")[2]) for label in labels):
+        notes.append(
+            f"the labels are called like patients ({some(labels, 3)}); if they are, give the folder above as the path, "
+            "and set group_by: folder."
+        )
     named = set().union(*below.values())
     # Folders of patients have numbers in their names; these look like words.
     words = sorted(folder for folder in named if not _NUMBER.search(folder))
