@@ -167,7 +167,7 @@ def demo(
 def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     """Read, check and split the data of an experiment into its store."""
     from consilium.console import Console
-    from consilium.core.reporter import counted, format_table
+    from consilium.core.reporter import format_table
     from consilium.data.guards.folders import folder_warnings
     from consilium.data.prepare import prepare
 
@@ -175,16 +175,13 @@ def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     with Console() as console:
         prepared = prepare(experiment.data, reporter=console)
         console.line(format_table(prepared.summary))
-        for line in prepared.skipped():
+        for line in prepared.notes():
             console.line(line)
         found = folder_warnings(prepared.store, prepared.store.table, experiment.data, reporter=console)
         for what, messages in found.items():
             for message in messages:
                 console.line(f"{what}: {message}")
         console.line(f"{'prepared' if prepared.created else 'unchanged'}: {prepared.store.path}")
-        if prepared.bad_rows:
-            left_out = counted(len(prepared.bad_rows), "bad row")
-            console.line(f"{left_out} left out: {prepared.store.path / 'quarantine.csv'}")
 
 
 @data_app.command("inspect")

@@ -59,12 +59,16 @@ class Prepared:
         state = "prepared" if self.created else "unchanged"
         return f"<Prepared: {state}, {counted(len(self.bad_rows), 'bad row')}, {self.store!r}>"
 
-    def skipped(self) -> list[str]:
-        """A line for each source that files were skipped of: how many, and why; and what else is odd about its rows."""
+    def notes(self) -> list[str]:
+        """What a person should know: which files were skipped, what is odd about rows, and which rows are left out."""
         manifest = self.store.manifest
         lines = [f"{name}: skipped {counted_reasons(reasons)}" for name, reasons in manifest.skipped.items() if reasons]
         notes = [(name, note, rows) for name, found in manifest.notes.items() for note, rows in found.items()]
-        return lines + [f"{name}: {counted(rows, 'row')}: {note}" for name, note, rows in notes] + self.grouped
+        lines += [f"{name}: {counted(rows, 'row')}: {note}" for name, note, rows in notes] + self.grouped
+        if self.bad_rows:
+            listing = self.store.path / QUARANTINE
+            lines.append(f"{counted(len(self.bad_rows), 'bad row')} left out; {listing} lists them.")
+        return lines
 
 
 def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared:

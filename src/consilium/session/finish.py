@@ -53,15 +53,12 @@ def finish(
     reporter: Reporter,
 ) -> RunResult:
     """Judge on validation and test, once, and write report and bundle; ``facts`` are what the training knows."""
-    cases, task = data.cases, experiment.task
-    splits = [split for split in ("val", "test") if len(cases.rows[split])]
-    warnings = list(facts.warnings)
+    task, splits = experiment.task, [split for split in ("val", "test") if len(data.cases.rows[split])]
+    outputs = predict_splits(predictor, data.cases, splits, reporter=reporter)
+    readable = set_aside(data.cases, outputs, reporter=reporter)
+    cases, warnings = readable.cases, [*facts.warnings, *readable.warnings]
     if "test" not in splits:
         warnings.append("there is no test split: the validation figures chose the weights and are too good.")
-    outputs = predict_splits(predictor, cases, splits, reporter=reporter)
-    readable = set_aside(cases, outputs, reporter=reporter)
-    cases = readable.cases
-    warnings += readable.warnings
     calibration, outputs = _calibrated(predictor.task, outputs, config=experiment.evaluation)
     evaluator = evaluator_of(task, labels=cases.labels, config=experiment.evaluation, calibration=calibration)
     evaluations = judge(outputs, evaluator, reporter=reporter)
