@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ from consilium.data.unread import no_image
 
 if TYPE_CHECKING:
     from PIL import Image
+
+# Pillow warns of what it skips in a file (broken EXIF and the like); to whoever reads images here it is noise.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # Never EPS and the like, which run programs.
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")
