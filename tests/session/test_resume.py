@@ -54,7 +54,7 @@ RECIPES = {
     ],
     "momentum-plateau": [
         *RANDOM,
-        "optimizer={kind: sgd, learning_rate: 0.02, momentum: 0.9, nesterov: true}",
+        "optimizer={kind: sgd, learning_rate: 0.3, momentum: 0.9, nesterov: true}",  # too much at times
         "schedule={kind: plateau, patience: 0, factor: 0.5}",
         "trainer.validate_every=0.34",
         "data.mixture.sampling=class_balanced",

@@ -22,6 +22,7 @@ from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.reporter import counted
 from consilium.core.transfer import fetch
 from consilium.models.config import VisionConfig
+from consilium.models.hub import cached_if_unreachable
 from consilium.models.parts import first_names, tower_part, without
 from consilium.models.weights import load_state, load_tensors
 
@@ -202,20 +203,21 @@ def _create(name: str, *, image_size: tuple[int, int], options: dict[str, Any]) 
         raise _size_error(name, image_size, _short(error)) from error
 
 
-def _create_pretrained(
-    name: str, *, image_size: tuple[int, int], options: dict[str, Any], overlay: dict[str, Any] | None = None
-) -> nn.Module:
-    try:
-        arguments = {**options, "pretrained": True, "pretrained_cfg_overlay": overlay}
-        return _timm_model(name, image_size=image_size, arguments=arguments)
-    except Exception as error:  # the hub client raises errors of several network libraries
-        _create(name, image_size=image_size, options=options)  # raises if the config is to blame
-        if overlay is not None:
-            raise
-        raise WeightsError(
-            f"the pretrained weights of {name} cannot be had from the hub ({type(error).__name__}: {_short(error)}). "
-            f"Without a network, set vision.pretrained to a local weights file or folder, or to false (random weights)."
-        ) from error
+def _create_pretrained(name: str, *, image_size: tuple[int, int], options: dict[str, Any]) -> nn.Module:
+    with cached_if_unreachable() as unreachable:
+        try:
+            return _timm_model(name, image_size=image_size, arguments={**options, "pretrained": True})
+        except Exception as error:  # the hub client raises errors of several network libraries
+            _create(name, image_size=image_size, options=options)  # raises if the config is to blame
+            why = f"{unreachable}; its cache on this machine does not hold them" if unreachable else _named(error)
+            raise WeightsError(
+                f"the pretrained weights of {name} cannot be had from the hub ({why}). Without a network, set "
+                "vision.pretrained to a local weights file or folder, or to false (random weights)."
+            ) from error
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {_short(error)}"
 
 
 @dataclass(frozen=True)
@@ -256,9 +258,8 @@ def _create_local(
     # num_classes as in the model keeps timm's loading strict: it is lenient wherever it replaces a classifier.
     overlay = {**local.overlay, "state_dict": local.state, "num_classes": 0}
     try:
-        model = _create_pretrained(name, image_size=image_size, options=options, overlay=overlay)
-    except ConfigError:
-        raise
+        arguments = {**options, "pretrained": True, "pretrained_cfg_overlay": overlay}
+        model = _timm_model(name, image_size=image_size, arguments=arguments)
     except Exception as error:
         details = str(error).partition("\n")[2] or error  # after torch's headline
         raise WeightsError(
