@@ -269,7 +269,7 @@ def _bundle_config(folder: Path) -> dict[str, Any]:
 
 def _data_config(path: str, *, own: DataConfig) -> DataConfig:
     """The data section of a YAML file (a whole experiment, or a data section alone), or one source with defaults."""
-    suffix = Path(path).suffix
+    suffix = Path(path.removesuffix(".gz")).suffix
     if suffix in YAML:
         tree = read_tree(path)
         return build(DataConfig, tree.get("data", tree), origin=path)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from consilium.core.errors import ConfigError
 from consilium.core.explain import explain, models_in, shown
 from consilium.core.explain import nearest as nearest  # of use wherever a name is looked up
+from consilium.core.nearby import looked_for
 from consilium.core.places import is_remote, join, parent, read_bytes
 
 
@@ -41,8 +42,8 @@ _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^
 class _Loader(yaml.SafeLoader):
     """SafeLoader whose keys are text as written, each given once; 1e-4 is a number.
 
-    What YAML 1.1 reads in a way that nobody expects is text as written: 010 (8), 1:30 (90), no and off (false),
-    2026-01-31. A key that wants a number or a truth takes it from such a text: 010 is ten, and no is false.
+    What YAML 1.1 reads in a way that nobody expects is text as written: 010 (8), 1:30 (90), no (false), 2026-01-31.
+    A key that wants a number or a truth takes it from such a text: 010 is ten, and no is false.
     """
 
 
@@ -65,12 +66,11 @@ _LIKE_YAML_12 = {
     "float": r"^(?:[-+]?(?:0|[1-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
 }
-_KEPT = ("null", "merge")  # not "value" (=) and "timestamp"
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, re.compile(_LIKE_YAML_12[kind]) if kind in _LIKE_YAML_12 else pattern)
         for tag, pattern in resolvers
-        if (kind := tag.rpartition(":")[2]) in (*_LIKE_YAML_12, *_KEPT)
+        if (kind := tag.rpartition(":")[2]) not in ("value", "timestamp")  # = and dates
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -140,7 +140,9 @@ def read_tree(path: str | Path, *, _parents: tuple[str, ...] = ()) -> dict[str, 
         text = read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         named = f", which {_parents[-1]} extends," if _parents else ""
-        raise ConfigError(f"config file {path}{named} does not exist; give the path of a YAML file.") from None
+        raise ConfigError(
+            f"config file {path}{named} does not exist; give the path of a YAML file.{looked_for(path)}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
     tree = parse_yaml(text, origin=path) or {}
@@ -197,10 +199,7 @@ def apply_overrides(
 
 
 def _without_marks(text: str) -> str:
-    """The value of an override as YAML in which a lone mark (``|``, ``-``, a tab) and a # stand for themselves.
-
-    On one line there is no block and no comment that they could begin, and separators and columns are called so.
-    """
+    """The value of an override as YAML in which a lone mark (``|``, ``-``, a tab) and a # stand for themselves."""
     own = text.strip() or text
     is_mark = len(own) == 1 and not own.isalnum() and own != "~"
     has_hash = re.search(r"(?:^|\s)#", own) and own[0] not in "\"'[{"

@@ -8,11 +8,12 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
+from consilium.core.nearby import folders_in
 from consilium.core.places import absolute, exists, is_remote, parent
 from consilium.data.case import BadRow
 from consilium.data.sources.config import RowSource, Source
 
-LOOKED_AT = 50  # missing images, and folders, in which their cause is looked for
+LOOKED_AT = 50  # missing images in which their cause is looked for
 _MISSING = re.compile(r"(?:the mask )?(?P<path>.+?) does not exist")
 _REPEATED_ID = re.compile(r"the id '.*' was given before")
 _UNKNOWN_SPLIT = re.compile(r"split '(?P<value>.*)' is unknown")
@@ -77,7 +78,7 @@ def _of_missing_files(source: RowSource, rows: Sequence[BadRow], *, none_found: 
 def _elsewhere(name: str, root: str, missing: Sequence[str]) -> Iterator[str]:
     """The folder from which missing relative paths lead to files: the working directory, or one level up or down."""
     relative = [path[len(root) + 1 :] for path in missing[:LOOKED_AT]]
-    roots = [os.getcwd(), os.path.dirname(root), *_folders(root), *_folders(os.path.dirname(root))]
+    roots = [os.getcwd(), os.path.dirname(root), *folders_in(root), *folders_in(os.path.dirname(root))]
     for other in dict.fromkeys(roots):
         there = next((path for path in relative if other != root and exists(os.path.join(other, path))), None)
         if there is not None:
@@ -91,12 +92,6 @@ def _elsewhere(name: str, root: str, missing: Sequence[str]) -> Iterator[str]:
                 f"take '{first}' out of the paths, or out of image_root."
             )
             return
-
-
-def _folders(folder: str) -> list[str]:
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        return sorted(entry.path for entry in entries if entry.is_dir())[:LOOKED_AT]
-    return []
 
 
 def _spelt_otherwise(name: str, missing: Sequence[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""csv and parquet files, row by row; a bad row is reported and the rest goes on."""
+"""csv files, row by row; a bad row is reported and the rest goes on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from consilium.core.errors import ConfigError, DataError
-from consilium.core.places import open_binary
 from consilium.data.case import BadRow, Case
 from consilium.data.sources.config import TableSource
 from consilium.data.sources.lines import MAX_LINE, open_unpacked
+from consilium.data.sources.parquet import is_parquet, read_parquet
 from consilium.data.sources.rows import RowReader
+
+if TYPE_CHECKING:
+    from consilium.data.sources.files import Inputs
 
 MAX_CELL = 64 * 2**20  # characters of a cell of a csv file
 _SEPARATOR_LINE = re.compile(r'\s*"?sep=(?P<separator>.)"?[\s,;]*', re.IGNORECASE)
@@ -189,30 +192,6 @@ def _is_clean(cells: Sequence[str]) -> bool:
     return True
 
 
-def read_parquet(source: TableSource) -> Iterator[Case | BadRow]:
-    """The rows of a parquet file; ``line`` counts rows from 1. Images may be paths, bytes or Hugging Face structs."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    reader = RowReader(source)
-    line = 0
-    try:
-        with open_binary(reader.file) as stream, pq.ParquetFile(stream) as file:
-            types = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
-            reader.check_columns(list(types))
-            only_paths = all(pa.types.is_string(types[name]) for name in reader.image_columns if name in types)
-            # Cells that may hold whole images come in small batches.
-            for batch in file.iter_batches(batch_size=1024 if only_paths else 64):
-                for row in batch.to_pylist():
-                    line += 1
-                    yield reader.table_case(row, line)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        after = f" after row {line}" if line else ""
-        raise DataError(f"source '{source.name}': {reader.file} is no sound parquet file{after}: {error}") from error
-
-
-def read_table(source: TableSource) -> Iterator[Case | BadRow]:
+def read_table(source: TableSource, inputs: Inputs) -> Iterator[Case | BadRow]:
     """The rows of a csv or parquet table, told apart by ``kind`` or, in a mapping, by the end of the name."""
-    named_parquet = source.kind != "csv" and source.path.lower().endswith((".parquet", ".pq"))
-    is_parquet = source.kind == "parquet" or named_parquet
-    return read_parquet(source) if is_parquet else read_csv(source)
+    return read_parquet(source, [file.name for file in inputs.files]) if is_parquet(source) else read_csv(source)
