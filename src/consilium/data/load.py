@@ -17,6 +17,7 @@ from consilium.data.folds import resplit, seen_in_training
 from consilium.data.guards.check import WHERE, Findings, check, look_up
 from consilium.data.guards.leaks import drop_leaks, find_leaks
 from consilium.data.prepare import QUARANTINE, prepare
+from consilium.data.splits import missing_values
 from consilium.data.store import CaseTable, Store
 
 SHOWN_LEAKS = 10
@@ -82,7 +83,7 @@ def load_data(
                 "images were not decoded before the training (data.store.check_images: header): one with damaged "
                 "pixels in train will end it, one in val or test will be left out of the figures."
             )
-        cases.notes.extend(rare_class_warnings(cases))
+        cases.notes.extend([*missing_values(cases.labels.names), *rare_class_warnings(cases)])
         if not len(cases.rows["test"]):
             cases.notes.append(
                 "no case is in the test split: validation will choose the weights, and nothing judges them."
