@@ -73,6 +73,16 @@ def test_a_label_outside_of_a_tree_says_what_it_may_be(
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("other", ["CT", "ct ", "\N{CYRILLIC SMALL LETTER ES}t"])
+def test_another_spelling_of_a_known_label_is_named_as_one(table: CaseTable, other: str) -> None:
+    """The nearest name by letters may be another label, or none; the cause is the spelling."""
+    renamed = table.with_labels(
+        [(other,) if split == "val" else own for split, own in zip(table.splits, table.labels, strict=True)]
+    )
+    with pytest.raises(DataError, match="it may be another spelling of 'ct'"):
+        labelled_cases(Filtered(renamed), multi_label=False)
+
+
 def test_labels_that_make_one_leaf_are_no_task(table: CaseTable) -> None:
     """Nested, the node above it is no second class."""
     alone = table.with_labels([("ct.head",)] * len(table))

@@ -12,6 +12,7 @@ from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree, reading_order
 from consilium.core.reporter import some
 from consilium.data.filters import Filtered
+from consilium.data.guards.labels import spelled_alike
 from consilium.data.store import CaseTable
 
 SPLITS = ("train", "val", "test")
@@ -150,6 +151,9 @@ def _hint(label: str, labels: LabelTree) -> str:
     """What an unknown label may be."""
     if any(name.startswith(f"{label}.") for name in labels.names):
         return "; it stops above known ones, which only task.tree.head: joint or cascade learns"
+    if alike := spelled_alike(label, labels.names):
+        letters = "" if f"{label}{alike[0]}".isascii() else f", letter by letter {label!a} and {alike[0]!a}"
+        return f"; it may be another spelling of '{alike[0]}'{letters}"
     close = difflib.get_close_matches(label, labels.names, n=1, cutoff=0.8)  # paths of one branch are alike anyway
     if close:
         return f"; did you mean '{close[0]}'?"

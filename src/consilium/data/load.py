@@ -20,6 +20,7 @@ from consilium.data.guards.check import WHERE, Findings, check, look_up
 from consilium.data.guards.leaks import drop_leaks, find_leaks
 from consilium.data.prepare import prepare
 from consilium.data.sources.config import Source
+from consilium.data.splits import missing_values
 from consilium.data.store import CaseTable, Store
 
 SHOWN_LEAKS = 10
@@ -79,7 +80,9 @@ def load_data(
         findings = replace(findings, leaks=find_leaks(left.table))
     cases.notes.extend([*prepared.notes(), *findings.short()])
     if training:
-        cases.notes.extend([*_unchecked(config), *rare_class_warnings(cases), *_unjudged(cases)])
+        cases.notes.extend(
+            [*_unchecked(config), *missing_values(cases.labels.names), *rare_class_warnings(cases), *_unjudged(cases)]
+        )
     for note in cases.notes:
         reporter.line(f"note: {note}")
     _refuse_empty(cases, needs, config.sources)

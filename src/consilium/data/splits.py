@@ -13,7 +13,6 @@ import numpy as np
 from consilium.core.errors import DataError
 from consilium.core.labels import with_ancestors
 from consilium.core.reporter import some
-from consilium.data.case import looks_missing
 from consilium.data.config import SplitConfig
 
 if TYPE_CHECKING:
@@ -217,12 +216,7 @@ def check_splits(table: CaseTable, *, nested: bool = False) -> list[str]:
         absent = sorted(set(counts["train"]) - set(counts[split]) - alone)
         if len(rows[split]) and absent:
             warnings.append(f"labels of train that {split} has no case of: {_some(absent)}.")
-    empty = sorted(label for label in set().union(*counts.values()) if looks_missing(label.rpartition(".")[2]))
-    if empty:
-        warnings.append(
-            f"labels that look like a missing value: {_some(empty)}. Each is a class now: leave those cells empty, or "
-            "name the classes wanted in data.filters.labels."
-        )
+    warnings += missing_values(set().union(*counts.values()))
     rare = sorted(label for label, count in counts["train"].items() if count == 1 and label not in alone)
     if rare:
         warnings.append(f"labels with a single training case: {_some(rare)}.")
@@ -239,6 +233,17 @@ def check_splits(table: CaseTable, *, nested: bool = False) -> list[str]:
                 "consider data.mixture.sampling: class_balanced or class weights."
             )
     return warnings
+
+
+def missing_values(labels: Iterable[str]) -> list[str]:
+    """A warning of labels that look like what tables write where there is none."""
+    empty = sorted(label for label in set(labels) if looks_missing(label.rpartition(".")[2]))
+    if not empty:
+        return []
+    return [
+        f"labels that look like a missing value: {_some(empty)}. Each is a class now: leave those cells empty, or "
+        "name the classes wanted in data.filters.labels."
+    ]
 
 
 def _label_counts(table: CaseTable, rows: np.ndarray, *, nested: bool) -> dict[str, int]:
