@@ -28,7 +28,7 @@ def test_notes_are_folded_counted_and_kept(tmp_path: Path, images: str) -> None:
     prepared = prepare(config)
     assert prepared.created
     for found in (prepared, prepare(config)):
-        window, frames = found.skipped()
+        window, frames = found.notes()
         assert window.startswith(
             "scans: 5 rows: its WindowCenter '40.0' and WindowWidth '0.0' are no window and are left out"
         )

@@ -79,7 +79,7 @@ def test_progress_and_summary(tmp_path: Path) -> None:
             "skipped files": 1,
         }
     ]
-    assert prepared.skipped() == ["s: skipped 1 x .txt file"]
+    assert prepared.notes() == ["s: skipped 1 x .txt file"]
     assert prepared.store.manifest.counts == [
         {"source": "s", "split": "test", "label": "mri", "cases": 1},
         {"source": "s", "split": "train", "label": "ct", "cases": 5},

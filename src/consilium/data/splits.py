@@ -13,6 +13,7 @@ import numpy as np
 from consilium.core.errors import DataError
 from consilium.core.labels import with_ancestors
 from consilium.core.reporter import some
+from consilium.data.case import looks_missing
 from consilium.data.config import SplitConfig
 
 if TYPE_CHECKING:
