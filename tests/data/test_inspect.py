@@ -224,7 +224,7 @@ def test_findings_are_those_of_what_a_training_uses(tmp_path: Path) -> None:
 
 def test_splits_are_those_of_the_config(tmp_path: Path) -> None:
     data = sample(tmp_path, [plain(tmp_path, number) for number in range(6)])
-    assert {row["split"] for row in inspected(tmp_path, data).counts} == {"train"}
+    assert {row["split"] for row in inspected(tmp_path, data).counts} == {"train", "val"}
     folds = data.config.model_copy(update={"split": SplitConfig(folds=3, fold=0)})
     found = inspected(tmp_path, Sample(data.store, folds))
     assert sum(row["cases"] for row in found.counts if row["split"] == "test") == 2

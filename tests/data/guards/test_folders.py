@@ -65,6 +65,18 @@ def test_patient_ids_in_several_splits(tmp_path: Path, monkeypatch: pytest.Monke
     assert warnings(tmp_path, {**source, "group_by": "PatientID"}) == {}
 
 
+def test_of_many_scans_some_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scans(tmp_path / "d", {f"{label}/{n}": f"{label}{n}" for label in "ab" for n in range(5)})
+    read = []
+    own = folders.dicom_header
+    monkeypatch.setattr(folders, "dicom_header", lambda path, key: read.append(path) or own(path, key))
+    monkeypatch.setattr(folders, "BLOCKS", 3)
+    monkeypatch.setattr(folders, "OF_FILES", 8)
+    found = warnings(tmp_path, {"kind": "folder", "path": str(tmp_path / "d")})
+    assert len(read) == 24
+    assert "one PatientID" in found["patient"][0]
+
+
 @pytest.mark.parametrize("patients", [("ANON", "Anonymous"), ("0", "1"), ("same", "same"), ("", "x")])
 def test_ids_that_tell_no_patients_apart(tmp_path: Path, patients: tuple[str, str]) -> None:
     write_scans(tmp_path / "d", {"a": patients[0], "b": patients[1]}, slices=1)
