@@ -19,6 +19,7 @@ import numpy as np
 from consilium.core.errors import ImageError, MissingExtraError
 from consilium.data.dicom_fields import curve, items, padding, palette, rescaled, whole
 from consilium.data.dicom_layout import PIXELS, Layout, layout, side
+from consilium.data.dicom_packed import settle
 from consilium.data.pixels import (
     BYTES_PER_PIXEL,
     Grey,
@@ -59,6 +60,7 @@ def probe_dicom(data: bytes, *, name: str, frame: int | None, max_pixels: int) -
         if width * height > max_pixels:
             raise too_many_pixels(ImageInfo(width, height, "DICOM", "F"), name=name, max_pixels=max_pixels)
         found = _layout(dataset, name)
+        width, height = side(dataset, "Columns", name), side(dataset, "Rows", name)
         if frame is not None and frame >= found.frames:
             raise no_such_frame(name, frame, found.frames)
         if not found.is_colour:
@@ -182,12 +184,16 @@ def _layout(dataset: FileDataset, name: str) -> Layout:
 
     is_implicit, is_little = dataset.original_encoding
     is_packed = any(dataset[key].is_undefined_length for key in PIXELS if key in dataset)
+    notes = []
     if is_packed:
         _check_syntax(dataset, name)
+        notes = settle(dataset, name=name)
     else:  # whatever the meta information says: some programs unpack files and leave it as it was
         explicit = ExplicitVRBigEndian if is_little is False else ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
-    return layout(dataset, name=name, is_packed=is_packed, is_little=is_little is not False)
+    found = layout(dataset, name=name, is_packed=is_packed, is_little=is_little is not False)
+    found.notes[:0] = notes
+    return found
 
 
 def _check_syntax(dataset: FileDataset, name: str) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PADDING = 16  # bytes behind the pixels of which nothing is said
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 _COLOURS = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420")
 _UNREAD = ("ARGB", "CMYK", "HSV", "XYB", "YBR_PARTIAL_422")
@@ -58,23 +59,36 @@ def layout(dataset: Dataset, *, name: str, is_packed: bool, is_little: bool) -> 
     found.frames = _frames(dataset, found)
     samples = 3 if found.is_colour and found.kind != "PALETTE COLOR" else 1
     _corrected(dataset, "SamplesPerPixel", samples, whole(dataset, "SamplesPerPixel") == samples, found)
-    if samples == 3:
+    if samples == 3 and is_packed:
+        dataset.PlanarConfiguration = whole(dataset, "PlanarConfiguration") or 0
+    elif samples == 3:
         _corrected(dataset, "PlanarConfiguration", 0, whole(dataset, "PlanarConfiguration") in (0, 1), found)
     values = side(dataset, "Rows", name) * side(dataset, "Columns", name) * samples * found.frames
-    _bits(dataset, found, 0 if is_packed else len(pixels) / values, name, is_packed=is_packed)
-    if key != "PixelData":
-        dataset.BitsAllocated = 64 if key == "DoubleFloatPixelData" else 32
-    bits = int(dataset.BitsAllocated)
+    if key == "PixelData":
+        _bits(dataset, found, 0 if is_packed else len(pixels) / values, name, is_packed=is_packed)
+    else:  # floats, of which these fields are not required
+        dataset.BitsAllocated = dataset.BitsStored = 64 if key == "DoubleFloatPixelData" else 32
+        dataset.PixelRepresentation = 0
     if not is_packed:
-        if found.kind == "YBR_FULL_422" and len(pixels) >= values * bits // 8:
-            found.notes.append("its PhotometricInterpretation is YBR_FULL_422, its pixels are YBR_FULL")
-            found.kind = "YBR_FULL"
-        needed = -(-values * bits // 8)
-        needed = needed // 3 * 2 if found.kind == "YBR_FULL_422" else needed
-        if len(pixels) < needed:
-            raise cut_short(name, "a DICOM file without all of its pixels")
+        _check_length(found, len(pixels), values * int(dataset.BitsAllocated), name)
     dataset.PhotometricInterpretation = found.kind
     return found
+
+
+def _check_length(found: Layout, length: int, bits: int, name: str) -> None:
+    """Compare the bytes of the pixels with what they need."""
+    needed = -(-bits // 8)
+    if found.kind == "YBR_FULL_422" and length >= needed:
+        found.notes.append("its PhotometricInterpretation is YBR_FULL_422, its pixels are YBR_FULL")
+        found.kind = "YBR_FULL"
+    elif found.kind == "YBR_FULL_422":
+        needed = needed // 3 * 2
+    if length < needed:
+        raise cut_short(name, "a DICOM file without all of its pixels")
+    if length > needed + _PADDING:
+        found.notes.append(
+            f"it has {length:,} bytes of pixels, its fields describe {needed:,}; the others are left out"
+        )
 
 
 def _kind(dataset: Dataset, name: str) -> str:
