@@ -50,8 +50,7 @@ def finish(
         warnings.append("there is no test split: the validation figures chose the weights and are too good.")
     outputs = predict_splits(predictor, cases, splits, reporter=reporter)
     readable = set_aside(cases, outputs, reporter=reporter)
-    cases = readable.cases
-    warnings += readable.warnings
+    cases, warnings = readable.cases, [*warnings, *readable.warnings]
     calibration, outputs = _calibrated(predictor.task, outputs, config=experiment.evaluation)
     evaluator = evaluator_of(task, labels=cases.labels, config=experiment.evaluation, calibration=calibration)
     evaluations = judge(outputs, evaluator, reporter=reporter)
