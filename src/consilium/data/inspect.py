@@ -157,7 +157,9 @@ def _counts(table: CaseTable) -> list[dict[str, Any]]:
     for source, split, labels in zip(table.sources, table.splits, table.labels, strict=True):
         found.update((source, split, label) for label in labels or ("",))
     keys = ("source", "split", "label", "cases")
-    return [dict(zip(keys, (*key, found[key]), strict=True)) for key in sorted(found)]
+    place = {label: number for number, label in enumerate(reading_order(sorted({label for *_, label in found})))}
+    ordered = sorted(found, key=lambda key: (*key[:2], place[key[2]]))
+    return [dict(zip(keys, (*key, found[key]), strict=True)) for key in ordered]
 
 
 def _warnings(found: Filtered, table: CaseTable, *, nested: bool) -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from consilium.core.contracts import Evaluation
 from consilium.core.files import write_json, write_text
+from consilium.core.labels import reading_order
 from consilium.evaluation import plots, tree_plots, wording
 from consilium.evaluation.advice import advised
 from consilium.evaluation.config import ReportConfig
@@ -213,7 +214,7 @@ def pivot(rows: Sequence[Mapping[str, Any]], *, key: str) -> list[dict[str, Any]
         line = table.setdefault(str(row[key]), {key: row[key], **dict.fromkeys(splits, 0), "all": 0})
         line[str(row["split"])] += row["cases"]
         line["all"] += row["cases"]
-    return [table[name] for name in sorted(table)]
+    return [table[name] for name in reading_order(sorted(table))]
 
 
 # -- Curves -----------------------------------------------------------------------------------------------------
