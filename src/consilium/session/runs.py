@@ -19,6 +19,7 @@ from consilium.session.growth import read_growth
 from consilium.session.seed import RunResult, Session
 from consilium.training.processes import build_accelerator, on_main
 from consilium.training.runs import CONFIG, copy_run, find_run, new_run, read_state, remove_others, try_copy, working_in
+from consilium.training.tracking import check_wandb
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def train(
 
     ``limit`` keeps so many cases of each split. ``resume`` goes on with the latest unfinished run.
     """
+    if experiment.trainer.wandb:
+        check_wandb()
     accelerator = build_accelerator(experiment.trainer.device)
     reporter = reporter if reporter is not None and accelerator.is_main_process else Silent()
     growth = None if experiment.task.add_to is None else read_growth(experiment.task.add_to)
