@@ -63,7 +63,7 @@ class RunFacts:
         if self.seconds is not None:
             facts["Time"] = f"{self.seconds / 60:.1f} minutes of training steps"
         if self.steps is not None:
-            facts["Steps"] = f"{self.steps} (best at {self.best_step})"
+            facts["Steps"] = f"{self.steps} (best at {self.best_step} by {self.monitor})"
         for part in self.parts:
             facts[f"Parameters of the {part['name']}"] = f"{part['total']:,} ({part['trainable']:,} trained)"
         return {name: value for name, value in facts.items() if value}

@@ -23,6 +23,7 @@ from consilium.session.growth import read_growth
 from consilium.session.seed import Session
 from consilium.training.processes import build_accelerator, on_main
 from consilium.training.runs import CONFIG, copy_run, find_run, new_run, read_state, remove_others, try_copy, working_in
+from consilium.training.tracking import check_wandb
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def train(
     that says where it is.
     """
     check_experiment(experiment)
+    if experiment.trainer.wandb:
+        check_wandb()
     accelerator = build_accelerator(experiment.trainer.device)
     with reporting(reporter, quiet=quiet or not accelerator.is_main_process) as shown:
         return _train(experiment, accelerator, limit=limit, dry_run=dry_run, resume=resume, reporter=shown)

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from consilium.bundle import Predictor, case_outputs
 from consilium.core.answers import Calibration
 from consilium.core.contracts import Evaluator, Hook, Outputs, Progress
-from consilium.core.errors import ConfigError
+from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.files import remove_leavings
 from consilium.core.labels import class_order
 from consilium.core.reporter import Reporter, format_table
@@ -28,6 +28,7 @@ from consilium.evaluation.tree import ANSWERED
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts, evaluator_of
 from consilium.manifest import weights_file
+from consilium.models.parts import first_names
 from consilium.models.weights import load_state, load_strict, parameter_counts
 from consilium.session.finish import RunResult, finish
 from consilium.tasks.classify import Classify, build_classify, grown_classify
@@ -114,7 +115,14 @@ class Session:
                 self.log.line(f"task.vision.pretrained: {task.tower.weights_note}")
         origin = self.experiment.trainer.init_from
         if origin is not None:
-            load_strict(task, load_state(weights_file(origin)), origin=origin)
+            state = load_state(weights_file(origin))
+            if not state.keys() & task.state_dict().keys():
+                raise WeightsError(
+                    f"trainer.init_from: the weights in {origin} do not fit the model, of which they hold nothing, but "
+                    f"{first_names(state)}. Give a bundle of this kind of task; the weights of a tower alone belong to "
+                    "task.vision.pretrained."
+                )
+            load_strict(task, state, origin=origin)
         return task.to(self.device).to(memory_format=torch.channels_last)
 
     def _resolved_image(self) -> ImageConfig:

@@ -1,19 +1,18 @@
-"""What is written down beside the loop: text log, csv, TensorBoard, Weights & Biases, progress bar."""
+"""What is written down beside the loop: text log, csv, progress bar, and the trackers."""
 
 from __future__ import annotations
 
 import csv
 import datetime
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from consilium.core.contracts import Hook, Progress, StepLog
-from consilium.core.errors import MissingExtraError
 from consilium.core.files import write_text
 from consilium.core.reporter import Reporter
 from consilium.training.monitor import Monitor
+from consilium.training.tracking import TensorBoardHook, WandbHook
 
 STEP_COLUMNS = ("step", "epoch", "cases", "train_loss", "gradient_norm", "data_seconds", "step_seconds")
 SHOWN_METRICS = ("accuracy", "macro_f1", "macro_auroc", "log_loss")  # in the text log; history.csv has all
@@ -142,57 +141,6 @@ class LogHook:
         )
 
 
-class TensorBoardHook:
-    """Scalars for TensorBoard, written every step."""
-
-    def __init__(self, folder: Path, *, resume_step: int) -> None:
-        # tensorboard's own writer: torch's wrapper is the same after a much slower import.
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
-
-    def on_step(self, progress: Progress, log: StepLog) -> None:
-        """Loss, its parts, rates, gradient norm, seconds."""
-        for name, value in step_scalars(log).items():
-            self._writer.add_scalar(name, value, progress.step)
-
-    def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
-        """The validation figures."""
-        for name, value in metrics.items():
-            if value is not None:
-                self._writer.add_scalar(f"val/{name}", value, progress.step)
-        self._writer.flush()
-
-    def on_end(self, progress: Progress) -> None:
-        """Close the file."""
-        self._writer.close()
-
-
-class WandbHook:
-    """The same scalars for Weights & Biases; ``WANDB_MODE=offline`` keeps them on this machine."""
-
-    def __init__(self, folder: Path, *, project: str, name: str, config: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise MissingExtraError("trainer.wandb: true", "wandb") from None
-        # Nothing leaves the machine unless the user asked for it by name.
-        os.environ.setdefault("WANDB_MODE", "offline")
-        self._run = wandb.init(project=project, name=name, dir=str(folder), config=config, resume="allow", id=name)
-
-    def on_step(self, progress: Progress, log: StepLog) -> None:
-        """Loss, its parts, rates, gradient norm, seconds."""
-        self._run.log(step_scalars(log), step=progress.step)
-
-    def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
-        """The validation figures."""
-        self._run.log({f"val/{name}": value for name, value in metrics.items()}, step=progress.step)
-
-    def on_end(self, progress: Progress) -> None:
-        """End the run."""
-        self._run.finish()
-
-
 class ProgressHook:
     """Feeds a progress bar: ``update(done, total, text)``."""
 
@@ -211,19 +159,6 @@ class ProgressHook:
 
     def on_end(self, progress: Progress) -> None:
         """Nothing to close."""
-
-
-def step_scalars(log: StepLog) -> dict[str, float]:
-    """The figures of a step by the name that trackers show."""
-    scalars: Iterable[tuple[str, float | None]] = [
-        ("train/loss", log.loss),
-        ("train/gradient_norm", log.gradient_norm),
-        ("time/data_seconds", log.data_seconds),
-        ("time/step_seconds", log.step_seconds),
-        *((f"train/{name}", value) for name, value in log.parts.items()),
-        *((f"learning_rate/{name}", rate) for name, rate in log.learning_rates.items()),
-    ]
-    return {name: value for name, value in scalars if value is not None}
 
 
 def build_hooks(
@@ -247,5 +182,5 @@ def build_hooks(
         ProgressHook(lambda done, total, text: reporter.progress("train", done, total, text), monitor=monitor.name),
     ]
     if wandb is not None:
-        hooks.append(WandbHook(folder, project=wandb[0], name=folder.name, config=wandb[1]))
+        hooks.append(WandbHook(folder, project=wandb[0], name=folder.name, config=wandb[1], log=log.line))
     return hooks
