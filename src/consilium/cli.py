@@ -140,10 +140,13 @@ def predict(
 ) -> None:
     """Predict images; an unreadable one gets an error entry and the exit code 1."""
     from consilium.console import Console
+    from consilium.data.sources.files import counted_reasons
     from consilium.predictions import predict_files
 
     with Console() as console:
         summary = predict_files(bundle, paths, out=out, batch_size=batch_size, device=device, reporter=console)
+    if summary.skipped:  # not where the answers may go
+        typer.echo(f"skipped: {counted_reasons(summary.skipped)}", err=True)
     if summary.errors:
         say(f"{summary.errors} of {summary.cases} images could not be read; see their `error`.")
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -273,14 +274,18 @@ def _data_config(path: str, *, own: DataConfig) -> DataConfig:
     if suffix in YAML:
         tree = read_tree(path)
         return build(DataConfig, tree.get("data", tree), origin=path)
-    found = places.facts(places.absolute(path))
+    found = places.facts(places.absolute(path)) if path else None
     is_folder = is_archive(path) or (found is not None and not found.is_file)
     kind = "folder" if is_folder else suffix.removeprefix(".")
     if kind not in ("folder", "csv", "parquet", "jsonl"):
+        what = f"'{path}'" + ("" if found is not None else f", which does not exist (looked from {os.getcwd()})")
         raise ConfigError(
-            f"the data to judge on is {path}; expected a YAML file with a `data` section (as in a recipe), a folder of "
-            "{label}/images (also as a .zip or .tar), or a .csv, .parquet or .jsonl file."
+            f"the data to judge on is {what}; expected a YAML file with a `data` section (as in a recipe), a folder of "
+            "{label}/images (also as a .zip or .tar), or a .csv, .parquet or .jsonl file. Images without labels are "
+            "for `consilium predict`."
         )
+    if is_folder and places.exists(places.join(places.absolute(path), "store.json")):
+        raise ConfigError(f"the data to judge on is {path}, a prepared store; give the YAML file it was prepared from.")
     source = {"kind": kind, "name": re.sub(r"[^A-Za-z0-9_.-]", "_", Path(path).stem).strip(".") or "data", "path": path}
     store = own.store.model_dump()
     return build(DataConfig, {"sources": [source], "store": store, "on_bad_row": own.on_bad_row}, origin=path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 import numpy as np
 
 from consilium.core.errors import ImageError
+from consilium.core.places import local_path
 from consilium.data.jpeg_header import ORIENTATION_TAG
 from consilium.data.pillow_images import lossless, pixels_of
 from consilium.data.pixels import Grey, Pixels
@@ -50,7 +51,9 @@ def name_of(view: object) -> str:
 def as_file(view: object) -> str | bytes:
     """The path of a view, or the bytes of a file that holds it; what is no image is an ImageError."""
     if isinstance(view, str | os.PathLike):
-        return str(os.fsdecode(view))
+        if not os.fspath(view):
+            raise ImageError("a path is empty; give that of an image file.")
+        return os.path.expanduser(local_path(str(os.fsdecode(view))))
     if isinstance(view, bytes | bytearray | memoryview):
         return bytes(view)
     if isinstance(view, np.ndarray):

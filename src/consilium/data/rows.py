@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -63,10 +64,14 @@ def _views(item: object) -> list[object]:
 
 
 class FoundItems(Sequence[Item]):
-    """Images by number; those that a store holds are read when they are asked for, since together they may be large."""
+    """Images by number; those that a store holds are read when they are asked for, since together they may be large.
+
+    ``skipped`` counts what was found and left aside, by reason.
+    """
 
     def __init__(self) -> None:
         self._found: list[str | tuple[CaseTable, int]] = []
+        self.skipped: Counter[str] = Counter()
 
     def add(self, found: Iterable[str | tuple[CaseTable, int]]) -> None:
         """Append paths, or rows of a store."""

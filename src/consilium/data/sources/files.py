@@ -107,10 +107,14 @@ def list_inputs(source: Source, *, root: str = "stores", reporter: Reporter | No
     return inputs
 
 
-def _list_folder(source: FolderSource) -> Inputs:
+def images_under(folder: str) -> Inputs:
+    """The images under a folder, here or in a bucket, and what was left aside; there may be none."""
+    return _listed(FolderSource(kind="folder", name="images", path=folder)).inputs
+
+
+def _listed(source: FolderSource) -> _Listing:
     root = absolute(source.path)
     listing = _Listing(source)
-    inputs = listing.inputs
     if is_remote(root):
         for name, found in find(root).items():
             listing.add(name, found, is_image=extension_of(name) in IMAGE_EXTENSIONS)
@@ -121,6 +125,12 @@ def _list_folder(source: FolderSource) -> Inputs:
             f"source '{source.name}': the folder {source.path} does not exist; correct its path."
             f"{looked_for(source.path)}"
         )
+    return listing
+
+
+def _list_folder(source: FolderSource) -> Inputs:
+    listing = _listed(source)
+    inputs = listing.inputs
     if not inputs.files:
         skipped = f" ({counted_reasons(inputs.skipped)} skipped)" if inputs.skipped else ""
         raise DataError(
