@@ -204,10 +204,9 @@ def test_a_bad_row_in_the_middle(cli: Cli, recipe: Path, images: Path, kind: str
     assert_refused(answer, "1 row is bad", f"{file}:21: ", reason, "quarantine")
     assert not runs(recipe)
     # The reason is also in a file, for when there are many.
-    (listing,) = (recipe.parent / "stores").glob("*.bad_rows.csv")
+    (listing,) = (recipe.parent / "stores").glob("*/quarantine.csv")
     assert str(listing) in answer.err
     assert cli("train", recipe, table(images), QUARANTINE).code == 0
-    (listing,) = (recipe.parent / "stores").glob("*/quarantine.csv")
     with listing.open(encoding="utf-8", newline="") as opened:
         (row,) = csv.DictReader(opened)
     assert (row["source"], row["file"], row["line"]) == ("images", str(file), "21")

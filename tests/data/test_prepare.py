@@ -79,7 +79,7 @@ def test_progress_and_summary(tmp_path: Path) -> None:
             "skipped files": 1,
         }
     ]
-    assert prepared.skipped() == ["s: skipped 1 x .txt file"]
+    assert prepared.notes() == ["s: skipped 1 x .txt file"]
     assert prepared.store.manifest.counts == [
         {"source": "s", "split": "test", "label": "mri", "cases": 1},
         {"source": "s", "split": "train", "label": "ct", "cases": 5},
@@ -246,14 +246,16 @@ def test_bad_rows_stop_with_a_summary_of_all(tmp_path: Path, mixed_rows: DataCon
     for line in REASONS:
         assert f"a.jsonl:{line}: " in message
     assert "data.on_bad_row: quarantine" in message
-    (listing,) = (tmp_path / "stores").glob("*.bad_rows.csv")
+    (listing,) = (tmp_path / "stores").glob("*/quarantine.csv")
     assert str(listing) in message
     with listing.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {int(row["line"]): REASONS[int(row["line"])] in row["reason"] for row in rows} == dict.fromkeys(
         REASONS, True
     )
-    assert [path for path in (tmp_path / "stores").iterdir() if path.is_dir()] == []
+    going_on = prepare(mixed_rows.model_copy(update={"on_bad_row": "quarantine"}))
+    assert not going_on.created  # every image was looked at before it stopped
+    assert listing.parent == going_on.store.path
 
 
 def test_bad_rows_in_quarantine(mixed_rows: DataConfig, tmp_path: Path) -> None:
@@ -285,7 +287,7 @@ def test_bad_rows_of_one_kind_are_one_line(tmp_path: Path) -> None:
     first = ", ".join(f"{path}:{number + 3} ({tmp_path / names[number]})" for number in range(3))
     what = f"a file in {tmp_path / 'my scans'} does not exist; correct the path, or leave the row out"
     assert missing == f"  - 25 rows: {what} - first: {first}"
-    (listing,) = (tmp_path / "stores").glob("*.bad_rows.csv")
+    (listing,) = (tmp_path / "stores").glob("*/quarantine.csv")
     assert str(listing) in listed
     with listing.open(encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == 26

@@ -171,6 +171,7 @@ class _RemoteFile(io.RawIOBase):
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._file: Any = None  # what cannot be opened is closed all the same, when Python removes it
         with remote_errors(path):
             self._file = filesystem(path).open(path, "rb")
 
@@ -193,7 +194,7 @@ class _RemoteFile(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and self._file is not None:
             self._file.close()
         super().close()
 

@@ -59,6 +59,12 @@ def some(names: Sequence[str], at_most: int) -> str:
     return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
 
 
+def figures(metrics: Mapping[str, float | None], at_most: int = 3) -> str:
+    """The first figures as a text: accuracy 0.950, macro_f1 0.941."""
+    known = [f"{name} {value:.3f}" for name, value in metrics.items() if value is not None]
+    return ", ".join(known[:at_most])
+
+
 def in_common(texts: Sequence[str], *, varying: re.Pattern[str]) -> str:
     """Texts that are alike but for what ``varying`` matches as one sentence, which names the values where they differ.
 

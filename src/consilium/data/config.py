@@ -42,6 +42,11 @@ class SplitConfig(Config):
     val: Fraction = Field(default=0.1, description="Share of the groups that validate.")
     test: Fraction = Field(default=0.1, description="Share of the groups that test.")
     seed: int = Field(default=0, description="Another seed divides the groups in another way.")
+    every_class: bool = Field(
+        default=True,
+        description="Move the nearest group where the hash leaves a class of 3 or more groups without a case in a "
+        "split; false: the hash alone.",
+    )
     folds: int | None = Field(
         default=None, ge=2, description="Divide all groups into so many folds, whatever split they name; see fold."
     )

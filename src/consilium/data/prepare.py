@@ -20,19 +20,20 @@ from consilium.core.errors import DataError, StoreError
 from consilium.core.files import atomic_file, fingerprint, locked
 from consilium.core.places import FileFacts, absolute, facts_of, is_remote, reading_threads
 from consilium.core.reporter import Reporter, Silent, counted
+from consilium.core.surroundings import require_utf8
 from consilium.data.bad_rows import bad_rows_error
 from consilium.data.case import SPLITS, BadRow, Case
 from consilium.data.config import DataConfig
 from consilium.data.groups import one_group
 from consilium.data.guards.digests import all_decoded, keep_digests
 from consilium.data.image_check import check_ahead
-from consilium.data.parts import DIGESTS, PartWriter, bad_images, count, parts, remove_leavings
+from consilium.data.parts import DIGESTS, PartWriter, bad_images, count, image_notes, parts, remove_leavings
 from consilium.data.renames import renamed
 from consilium.data.sources.config import FolderSource, HubSource, RetClipCsvSource, Source
 from consilium.data.sources.files import Inputs, counted_reasons, list_inputs
 from consilium.data.sources.packed import unpacked
 from consilium.data.sources.reading import read_source
-from consilium.data.splits import SplitRule, assign_split, split_rule
+from consilium.data.splits import GroupSurvey, SplitRule, assign_split, fill_splits, split_rule
 from consilium.data.store import FORMAT_VERSION, Manifest, Store, write_dataset_files
 
 QUARANTINE = "quarantine.csv"
@@ -54,12 +55,20 @@ class Prepared:
     summary: list[dict[str, str | int]]
     grouped: list[str] = field(default_factory=list)
 
-    def skipped(self) -> list[str]:
-        """A line for each source that files were skipped of: how many, and why; and what else is odd about its rows."""
+    def __repr__(self) -> str:
+        state = "prepared" if self.created else "unchanged"
+        return f"<Prepared: {state}, {counted(len(self.bad_rows), 'bad row')}, {self.store!r}>"
+
+    def notes(self) -> list[str]:
+        """What a person should know: which files were skipped, what is odd about rows, and which rows are left out."""
         manifest = self.store.manifest
         lines = [f"{name}: skipped {counted_reasons(reasons)}" for name, reasons in manifest.skipped.items() if reasons]
         notes = [(name, note, rows) for name, found in manifest.notes.items() for note, rows in found.items()]
-        return lines + [f"{name}: {counted(rows, 'row')}: {note}" for name, note, rows in notes] + self.grouped
+        lines += [f"{name}: {counted(rows, 'row')}: {note}" for name, note, rows in notes] + self.grouped
+        if self.bad_rows:
+            listing = self.store.path / QUARANTINE
+            lines.append(f"{counted(len(self.bad_rows), 'bad row')} left out; {listing} lists them.")
+        return lines
 
 
 def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared:
@@ -69,6 +78,7 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     stopped when it is started again. Bad rows stop it with a BadRowsError that summarises all, or are set aside, as
     the config says. The table of the store has the labels renamed, as the config says; the store's files do not.
     """
+    require_utf8()
     reporter = reporter or Silent()
     stores = Path(config.store.root).expanduser().absolute()
     config = config.model_copy(update={"sources": [unpacked(source, stores) for source in config.sources]})
@@ -76,8 +86,10 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     key = _fingerprint(config, inputs)
     names = "+".join(source.name for source in config.sources)[:60]
     target = stores / f"{names}-{key}"
+    # What an earlier version divided by the hash alone stays as it is, for the runs that began with it.
+    earlier = stores / f"{names}-{_fingerprint(_by_hash_alone(config), inputs)}"
     with _lock(target):
-        store = _unchanged_store(target, config)
+        store = _unchanged_store(target, config) or _unchanged_store(earlier, config)
         if store is not None and config.store.check_images == "decode":
             # One that was prepared by headers alone; where all is sound its cases are the same.
             store = store if all_decoded(store, progress=partial(reporter.progress, "look at images")) else None
@@ -115,18 +127,26 @@ def _fingerprint(config: DataConfig, inputs: Sequence[Inputs]) -> str:
     return fingerprint([FORMAT_VERSION, _relevant(config), files.hexdigest()])
 
 
+def _by_hash_alone(config: DataConfig) -> DataConfig:
+    return config.model_copy(update={"split": config.split.model_copy(update={"every_class": False})})
+
+
 def _relevant(config: DataConfig) -> dict[str, Any]:
     """The part of the config that decides what is in a store; paths are absolute."""
     sources = []
     for source in config.sources:
         gently = {"delay": True, "retries": True}  # how rows come says nothing about them
-        tree = source.model_dump(mode="json", exclude={"weight": True, **gently, "images": gently})
+        fields = type(source).model_fields
+        new = {key: True for key in source.later if getattr(source, key) == fields[key].default}
+        tree = source.model_dump(mode="json", exclude={"weight": True, **gently, "images": gently, **new})
         keys = ("image_root",) if isinstance(source, HubSource) else ("path", "image_root", "texts")
         paths = {key: absolute(tree[key]) for key in keys if tree.get(key)}
         sources.append({**tree, **paths})
     return {
         "sources": sources,
-        "split": config.split.model_dump(mode="json", include={"val", "test", "seed"}),
+        "split": config.split.model_dump(
+            mode="json", include={"val", "test", "seed", *(["every_class"] if config.split.every_class else [])}
+        ),
         "store": config.store.model_dump(mode="json", exclude={"root", "workers", "check_images"}),
     }
 
@@ -188,7 +208,7 @@ class _Survey:
 
 
 def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
-    survey = _Survey()
+    survey, groups = _Survey(), GroupSurvey()
 
     def given(source: Source, files: Inputs) -> Iterator[tuple[str, str | None]]:
         for item in read_source(source, inputs=files):
@@ -201,6 +221,8 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
                     "to; set data.store.images: embed."
                 )
             survey.cases += 1
+            if item.labels and item.is_gt:
+                groups.add(item.group, source=item.source, split=item.split, labels=item.labels)
             survey.notes.setdefault(source.name, Counter()).update(item.notes)
             yield item.group, item.split
 
@@ -210,6 +232,9 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
         for source in config.sources:
             if source.split is not None:
                 survey.rules[source.name] = replace(survey.rules[source.name], val_from_train=False)
+    if config.split.every_class:
+        moved = fill_splits(groups, rules=survey.rules, config=config.split)
+        survey.rules = {name: replace(rule, moved=moved) for name, rule in survey.rules.items()}
     return survey
 
 
@@ -247,12 +272,18 @@ def _workers(config: DataConfig) -> int:
 
 
 def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str, survey: _Survey) -> Store:
-    """Make the parts a store, or say what is bad about the rows."""
+    """Make the parts a store, or say what is bad about the rows.
+
+    Where bad rows stop what asked for the store, it is made all the same, since every image has been looked at by
+    then; but it does not take the place of one that was made before an image went bad.
+    """
     unreadable = list(bad_images(work))
+    for name, found in image_notes(work).items():
+        survey.notes.setdefault(name, Counter()).update(found)
     bad_rows = _in_order(config.sources, survey.bad_rows + [row for row, _ in unreadable])
     data_files = parts(work)
     counts = count(data_files)
-    if bad_rows and (config.on_bad_row == "stop" or not counts.cases):
+    if bad_rows and (not counts.cases or (config.on_bad_row == "stop" and target.exists())):
         listing = target.with_name(f"{target.name}.bad_rows.csv")
         _write_bad_rows(listing, bad_rows)
         shutil.rmtree(work)

@@ -15,6 +15,7 @@ import numpy as np
 from consilium.core.errors import MissingExtraError, StoreError
 from consilium.core.files import fingerprint, write_json
 from consilium.core.places import is_remote, reading_threads
+from consilium.core.reporter import counted, some
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,15 +39,15 @@ class Manifest:
     consilium_version: str
     created: str
     fingerprint: str
-    config: dict[str, Any]
+    config: dict[str, Any] = field(repr=False)
     images: str
     max_pixels: int
     cases: int
     bad_rows: int
     splits: dict[str, dict[str, int]]
-    counts: list[dict[str, Any]]
+    counts: list[dict[str, Any]] = field(repr=False)
     skipped: dict[str, dict[str, int]]
-    unreadable: list[list[Any]] = field(default_factory=list)
+    unreadable: list[list[Any]] = field(default_factory=list, repr=False)
     notes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
@@ -97,6 +98,9 @@ class Store:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
+
+    def __repr__(self) -> str:
+        return f"<Store {self.path}: {counted(self.manifest.cases, 'case')} of {some(list(self.manifest.splits), 5)}>"
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -155,6 +159,9 @@ class CaseTable:
 
     def __init__(self, folder: Path, *, rows: np.ndarray | None = None) -> None:
         self._folder, self._rows = folder, rows
+
+    def __repr__(self) -> str:
+        return f"<CaseTable of {counted(len(self), 'case')} in {self._folder}>"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_folder": self._folder, "_rows": self._rows}  # workers only read images

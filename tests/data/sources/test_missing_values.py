@@ -43,7 +43,7 @@ def test_prepare_says_how_many_rows_and_trains_on_what_is_left(tmp_path: Path) -
     prepared = prepare(data_config(tmp_path, source, split={"val": 0.3, "test": 0.3}))
     assert len(set(prepared.store.table.groups)) == 24
     assert len(set(prepared.store.table.splits)) == 3
-    assert prepared.skipped() == [
+    assert prepared.notes() == [
         "g: 24 rows: 'nan' in the column 'group_id' looks like a missing value: each of these images is a group of "
         "its own"
     ]
@@ -53,7 +53,7 @@ def test_all_cases_of_one_group_are_named_with_their_column(tmp_path: Path) -> N
     path = table(tmp_path, "group_id", ["p1"] * 6)
     config = data_config(tmp_path, {"kind": "csv", "name": "g", "path": str(path)})
     one = "all 6 cases are of one group, 'p1', which comes from the column 'group_id' (source 'g'); a group stays in"
-    assert [line for line in prepare(config).skipped() if one in line]
+    assert [line for line in prepare(config).notes() if one in line]
     with pytest.raises(DataError, match=r"split is empty .*all 6 cases are of one group, 'p1'.* columns\.group \(null"):
         load_data(config, multi_label=False, needs=["train", "val"], training=True, reporter=Silent())
 
@@ -87,5 +87,5 @@ def test_a_store_of_an_earlier_version_has_no_notes(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"notes": {}', '"other": {}'))
     again = prepare(config)
     assert not again.created
-    assert again.skipped() == []
+    assert again.notes() == []
     assert build(type(config), config.model_dump(), origin="x") == config

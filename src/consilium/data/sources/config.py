@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from consilium.core.config import Config
 
@@ -12,7 +12,11 @@ from consilium.core.config import Config
 class SourceBase(Config):
     """What every source has: a name (unique), a root or file, a weight in the mixture."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="Its name in tables and reports.")
+    later: ClassVar[tuple[str, ...]] = ()  # keys that came after the first stores; a default is as if it were not there
+
+    name: str = Field(
+        min_length=1, pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="Its name in tables and reports."
+    )
     path: str = Field(
         description="Folder or file, here (relative: to the working directory) or in a bucket (gs://, s3://, hf://)."
     )
@@ -26,13 +30,42 @@ class SourceBase(Config):
 
 
 class FolderSource(SourceBase):
-    """``{path}/{train,val,test}/{label}/...`` or plain ``{path}/{label}/...``; group = file unless mapped."""
+    """``{path}/{train,val,test}/{label}/...``, ``{path}/{label}/...`` or ``{path}/{label}/{train,val,test}/...``.
+
+    Each image is a group of its own unless ``group_by`` or ``group_pattern`` says otherwise; a mask or thumbnail is in
+    the group of its image. A pattern of names is a glob: without a slash it stands for files and folders of that name
+    at any depth, with one for a path below ``path``, in which ``**`` stands for any folders.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("split_folders", "group_by", "include", "exclude")
 
     kind: Literal["folder"] = "folder"
     label_levels: int = Field(default=1, ge=0, description="How many folder levels make the label; 0: no label.")
-    group_pattern: str | None = Field(
-        default=None, description="Regular expression on the file name; its first bracket is the group (patient)."
+    split_folders: Literal["above", "below", "none"] | None = Field(
+        default=None,
+        description="Where folders called train, val and test lie: above or below the labels, or none (they are "
+        "labels); null: above where all folders are called so, else none, and an error where that looks wrong.",
     )
+    group_by: Literal["file", "folder", "PatientID", "StudyInstanceUID"] = Field(
+        default="file",
+        description="What makes a group (patient): each file, the first folder below the label, or what a DICOM "
+        "header says.",
+    )
+    group_pattern: str | None = Field(
+        default=None,
+        description="Regular expression on the file name or, where it finds nothing there, on the path below path; "
+        "its first bracket is the group (patient).",
+    )
+    include: list[str] | None = Field(
+        default=None, min_length=1, description="Patterns of names, as in ['*.dcm']; only these are read. null: all."
+    )
+    exclude: list[str] = Field(default=[], description="Patterns of names left out, as in ['*_mask.*', thumbs].")
+
+    @model_validator(mode="after")
+    def _one_group(self) -> FolderSource:
+        if self.group_pattern is not None and self.group_by != "file":
+            raise ValueError(f"group_pattern and group_by: {self.group_by} both name the group; give one")
+        return self
 
 
 class Findings(Config):
