@@ -17,6 +17,7 @@ _SPELLINGS = {
 }
 # What tables write into a cell that has no value.
 _NO_VALUE = frozenset({"nan", "-nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "null", "none", "nil"})
+_NO_VALUE_AS_TEXT = frozenset({"nan", "None", "<NA>", "NaT"})  # what turning a column into text makes of its gaps
 _WHOLE_NUMBER = re.compile(r"-?\d+\.0")
 _FLAGS = {
     **dict.fromkeys(("true", "1", "1.0", "yes", "y", "t"), True),
@@ -90,6 +91,11 @@ def scalar_text(value: Any, what: str) -> str:
 def looks_missing(text: str) -> bool:
     """Whether a text is what programs write for a value that is missing, such as nan, NA or None."""
     return text.strip().lower() in _NO_VALUE
+
+
+def is_missing(text: str, *, has_null: bool) -> bool:
+    """Whether a text is no value. A file that ``has_null`` for that says so in other words by mistake alone."""
+    return text.strip() in _NO_VALUE_AS_TEXT if has_null else looks_missing(text)
 
 
 def split_name(value: Any) -> str | None:

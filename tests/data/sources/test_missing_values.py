@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from consilium.core.config import build
@@ -11,7 +13,7 @@ from consilium.core.errors import DataError
 from consilium.core.reporter import Silent
 from consilium.data.load import load_data
 from consilium.data.prepare import prepare
-from tests.data.samples import data_config, read, write_images
+from tests.data.samples import data_config, read, write_images, write_jsonl
 
 SPELLINGS = ["nan", "NaN", "None", "NA", "N/A", "null", "<NA>", "#N/A", " nan "]
 
@@ -35,6 +37,22 @@ def test_a_value_that_is_missing_in_words_is_missing(tmp_path: Path, spelling: s
         assert [getattr(case, key) for case in cases] == [getattr(case, key) for case in empty]
         (note,) = {note for case in cases for note in case.notes}
         assert note.startswith(f"'{spelling.strip()}' in the column '{header}' looks like a missing value: ")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_where_null_can_be_written_other_words_stay_and_are_said(tmp_path: Path, kind: str) -> None:
+    groups = [None, "nan", "None", "null", "NIL", "p1"]
+    rows = [{"image": f"{number}.png", "group_id": group} for number, group in enumerate(groups)]
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        write_jsonl(path, rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    cases, bad = read(kind, path)
+    assert not bad
+    assert [case.group for case in cases] == ["s:0.png", "s:1.png", "s:2.png", "null", "NIL", "p1"]
+    assert [bool(case.notes) for case in cases] == [False, True, True, True, True, False]
+    assert cases[3].notes[0].endswith("it is the group as it stands; write null where there is none")
 
 
 def test_prepare_says_how_many_rows_and_trains_on_what_is_left(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def _our_split(source: HubSource, name: str) -> str | None:
 
 
 def _reader(source: HubSource, cache: HubCache, split: str) -> RowReader:
-    reader = RowReader(source)
+    reader = RowReader(source, has_null=True)
     reader.file = f"{source.path} ({split})"
     reader.row_name = f"{source.name}:{split}"
     if source.image_root is None:

@@ -33,7 +33,7 @@ def read_jsonl(source: JsonlSource) -> Iterator[Case | BadRow]:
     images. Other keys become metadata. A file may be packed with gzip. Errors: each bad line is a BadRow; blank lines
     are passed over.
     """
-    reader = RowReader(source, also_used=_MULTIMEDISET_KEYS)
+    reader = RowReader(source, also_used=_MULTIMEDISET_KEYS, has_null=True)
     present: dict[str, None] = {}
     with open_unpacked(reader.file) as stream:
         for line, raw in numbered_lines(stream):

@@ -57,7 +57,7 @@ def read_parquet(source: TableSource, names: Sequence[str]) -> Iterator[Case | B
             "each a source of its own, with `split`."
         )
     for name in names:
-        reader = RowReader(source)
+        reader = RowReader(source, has_null=True)
         if name != ".":
             reader.file, reader.row_name = join(reader.file, name), f"{source.name}:{name}"
             if source.image_root is None:

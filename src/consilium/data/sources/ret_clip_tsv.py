@@ -105,7 +105,7 @@ class _Texts:
 def _reader(source: RetClipTsvSource, path: str) -> RowReader:
     """Reads the further keys of a row as jsonl does."""
     like_jsonl = JsonlSource(name=source.name, path=path, split=source.split, label_prefix=source.label_prefix)
-    return RowReader(like_jsonl, also_used=frozenset({"text_id", "image_ids"}))
+    return RowReader(like_jsonl, also_used=frozenset({"text_id", "image_ids"}), has_null=True)
 
 
 def _pair(text: _Text, image_id: str, views: list[View], *, file: str, line: int) -> Case | BadRow:

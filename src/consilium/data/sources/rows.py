@@ -27,6 +27,7 @@ from consilium.data.case import (
     RowError,
     View,
     flag,
+    is_missing,
     label_paths,
     looks_missing,
     meta_text,
@@ -51,9 +52,10 @@ _PLACE = re.compile(r"\{(?P<column>[^{}:]*)(?::0?(?P<width>\d+))?\}")
 class RowReader:
     """Turns the rows of one file, as mappings, into cases by the configured columns."""
 
-    def __init__(self, source: RowSource, *, also_used: frozenset[str] = frozenset()) -> None:
+    def __init__(self, source: RowSource, *, also_used: frozenset[str] = frozenset(), has_null: bool = False) -> None:
         self.source = source
         self.columns = source.columns
+        self.has_null = has_null
         self.file = absolute(source.path)
         self.row_name = source.name
         self._examples: dict[str, str] = {}
@@ -229,8 +231,10 @@ class RowReader:
         column = getattr(self.columns, key)
         cell = None if column is None else row.get(column)
         if key in _MISSING and isinstance(cell, str) and looks_missing(cell):
-            notes.append(f"'{cell.strip()}' in the column '{column}' looks like a missing value: {_MISSING[key]}")
-            return None
+            missing = is_missing(cell, has_null=self.has_null)
+            read = _MISSING[key] if missing else f"it is the {key} as it stands; write null where there is none"
+            notes.append(f"'{cell.strip()}' in the column '{column}' looks like a missing value: {read}")
+            return None if missing else cell
         return cell
 
     def _labels(self, cell: Any, row: Mapping[str, Any], notes: list[str]) -> tuple[str, ...]:
