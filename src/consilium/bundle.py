@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.dataset import LabelledCases
 from consilium.data.loader import Batches, Images, Loaded, Loader, evaluation_requests
 from consilium.data.looks import looks
+from consilium.data.rows import Item, Items, is_one_item
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
 from consilium.manifest import (
@@ -35,8 +37,6 @@ from consilium.models.weights import load_state, load_strict, save_state
 from consilium.tasks.answering import Answering
 from consilium.tasks.cascade import Cascade, choices
 from consilium.tasks.classify import Classify, build_classify
-
-Item = str | Path | bytes | Sequence[str | Path | bytes]
 
 
 def save_bundle(folder: Path, *, manifest: Manifest, task: Answering) -> None:
@@ -126,22 +126,6 @@ def choose_device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True)
-class _Items:
-    """Paths and bytes as rows of images."""
-
-    items: Sequence[Item]
-
-    def images(self, row: int) -> list[str | bytes]:
-        item = self.items[row]
-        views = [item] if isinstance(item, str | Path | bytes) else list(item)
-        return [str(view) if isinstance(view, Path) else view for view in views]
-
-    def name(self, row: int) -> Any:
-        names = [view if isinstance(view, str) else f"bytes[{len(view)}]" for view in self.images(row)]
-        return names[0] if len(names) == 1 else names
-
-
-@dataclass(frozen=True)
 class Arrays:
     """Predictions over rows: ``by_name`` [N, ...] of those that could be read; ``unread`` the others, and why."""
 
@@ -177,6 +161,11 @@ class Predictor:
         self._cached = cached
         self._transform = DeviceTransform(image, augmentation=None, seed=0)
 
+    def __repr__(self) -> str:
+        name = "" if self.manifest is None else f" '{self.manifest.name}'"
+        height, width = self.image.size
+        return f"<Predictor{name}: {self.labels!r}, images of {height} x {width} pixels, on {self.device}>"
+
     @classmethod
     def load(
         cls, folder: str | Path, *, device: str = "auto", batch_size: int = 32, workers: int | None = None
@@ -202,29 +191,43 @@ class Predictor:
     def predict(self, images: Iterable[Item] | Item) -> list[dict[str, Any]]:
         """A record for every item, in order: its answer, or ``{"image": ..., "error": ...}``.
 
-        An item is a path, the bytes of an image file, or a sequence of these (the views of one case).
+        An item is a path, the bytes of an image file, a Pillow image, an array [H, W] or [H, W, 3] (RGB) of uint8 or
+        uint16, or a list or tuple of these: the views of one case.
         """
-        single = isinstance(images, str | Path | bytes)
-        return list(self.stream([images] if single else list(images)))  # type: ignore[list-item, arg-type]
+        whole = is_one_item(images) or isinstance(images, Sequence)
+        return list(self.stream(images if whole else list(images)))  # type: ignore[arg-type]
 
-    def stream(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        """As ``predict``, one record at a time, so that any number of images fits."""
-        source = _Items(items)
-        for row, answer in self._answers(source, range(len(items))):
+    def stream(self, items: Iterable[Item] | Item) -> Iterator[dict[str, Any]]:
+        """As ``predict``, one record at a time, so that any number of images fits; a generator is read as it goes."""
+        if is_one_item(items):
+            yield from self._records([items])  # type: ignore[list-item]
+        elif isinstance(items, Sequence):
+            yield from self._records(items)  # type: ignore[arg-type]
+        else:
+            following = iter(items)  # type: ignore[arg-type]
+            while part := list(islice(following, self.loader.eval_batch_size or self.loader.batch_size)):
+                yield from self._records(part)
+
+    def _records(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        source = Items(items)
+        for row, answer in self._answers(source, range(len(items)), here=source.in_memory()):
             key = {"image": source.name(row)}
             yield {**key, "error": str(answer)} if isinstance(answer, ConsiliumError) else {**key, **answer}
 
-    def _answers(self, source: Images, rows: Sequence[int]) -> Iterator[tuple[int, dict[str, Any] | ConsiliumError]]:
-        for loaded, arrays in self._run(source, rows):
+    def _answers(
+        self, source: Images, rows: Sequence[int], *, here: bool
+    ) -> Iterator[tuple[int, dict[str, Any] | ConsiliumError]]:
+        for loaded, arrays in self._run(source, rows, here=here):
             found: dict[int, dict[str, Any] | ConsiliumError] = dict(loaded.errors)
             if loaded.batch is not None and arrays is not None:
                 records = self.task.records(arrays, threshold=self.threshold)
                 found.update(zip(loaded.batch.rows_B.tolist(), records, strict=True))
             yield from sorted(found.items())
 
-    def _run(self, source: Images, rows: Sequence[int]) -> Iterator[tuple[Loaded, Any]]:
+    def _run(self, source: Images, rows: Sequence[int], *, here: bool = False) -> Iterator[tuple[Loaded, Any]]:
+        """Decoded batches and their predictions; ``here``: decoded in this process."""
         config = self.loader
-        if len(rows) <= (config.eval_batch_size or config.batch_size):
+        if here or len(rows) <= (config.eval_batch_size or config.batch_size):
             config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
         loader = self._cached or Loader(
             source, targets=None, image=self.image, augmentation=AugmentationConfig(), config=config

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from consilium.core.config import Config, apply_overrides, build, read_tree
+from consilium.core.errors import ConfigError
+from consilium.core.reporter import some
 from consilium.data.config import DataConfig
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.tasks.config import TaskConfig
@@ -32,10 +34,24 @@ class Experiment(Config):
     data: DataConfig
     optimizer: OptimizerConfig = AdamConfig(kind="adamw")
     schedule: ScheduleConfig = CosineConfig(warmup=0.05)
-    trainer: TrainerConfig = TrainerConfig()
+    trainer: TrainerConfig = Field(default=TrainerConfig(), validate_default=True)
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
     output: OutputConfig = OutputConfig()
+
+    @field_validator("trainer")
+    @classmethod
+    def _task_chooses_the_monitor(cls, trainer: TrainerConfig, info: ValidationInfo) -> TrainerConfig:
+        task = info.data.get("task")  # absent where it is wrong itself
+        if trainer.monitor != "auto" or task is None:
+            return trainer
+        return trainer.model_copy(update={"monitor": task.default_monitor})
+
+    def __repr__(self) -> str:
+        sources = some([source.name for source in self.data.sources], 5)
+        return f"<Experiment '{self.name}': {self.task.kind} by {self.task.vision.name} on {sources}, seed {self.seed}>"
+
+    __str__ = __repr__
 
     @model_validator(mode="after")
     def _answers_have_one_label(self) -> Experiment:
@@ -50,5 +66,14 @@ class Experiment(Config):
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Experiment:
         """The experiment in a YAML file, with dotted overrides; problems are one ConfigError."""
-        tree = apply_overrides(read_tree(path), overrides)
+        tree = apply_overrides(read_tree(path), overrides, model=cls)
         return build(cls, tree, origin=str(path))
+
+
+def check_experiment(given: object) -> None:
+    """What a call from Python takes for an experiment must be one, else it is a ConfigError."""
+    if not isinstance(given, Experiment):
+        what = f"'{given}'" if isinstance(given, str | Path) else f"of type {type(given).__name__}"
+        raise ConfigError(
+            f"the experiment is {what}; expected what consilium.Experiment.load('experiment.yaml') gives."
+        )

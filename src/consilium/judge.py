@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,14 +14,16 @@ from typing import Any, Literal
 import numpy as np
 
 from consilium.bundle import Predictor, case_outputs
+from consilium.console import reporting
 from consilium.core import places
+from consilium.core.answers import Calibration
 from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, ConfigError, DataError, ImageError
 from consilium.core.files import write_json
-from consilium.core.labels import ROOT, LabelTree, indented
-from consilium.core.reporter import Reporter, Silent, counted, format_table
+from consilium.core.labels import ROOT, LabelTree, class_order, indented, reading_order
+from consilium.core.reporter import Reporter, counted, format_table
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.data.dataset import SPLITS, LabelledCases
 from consilium.data.load import load_data
@@ -29,8 +32,10 @@ from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.report import ReportContent, write_report
 from consilium.evaluation.saliency import SaliencyMap
 from consilium.evaluation.statistics import mean_and_deviation
+from consilium.evaluation.wording import beside_accuracy
 from consilium.manifest import Manifest, local_bundle, read_manifest
 from consilium.occlusion import saliency_maps
+from consilium.tasks.config import TaskConfig
 from consilium.training.hooks import read_history
 
 YAML = (".yaml", ".yml")
@@ -59,10 +64,18 @@ class RunFacts:
         if self.seconds is not None:
             facts["Time"] = f"{self.seconds / 60:.1f} minutes of training steps"
         if self.steps is not None:
-            facts["Steps"] = f"{self.steps} (best at {self.best_step})"
+            facts["Steps"] = f"{self.steps} (best at {self.best_step} by {self.monitor})"
         for part in self.parts:
             facts[f"Parameters of the {part['name']}"] = f"{part['total']:,} ({part['trainable']:,} trained)"
         return {name: value for name, value in facts.items() if value}
+
+
+def evaluator_of(
+    task: TaskConfig, *, labels: LabelTree, config: EvaluationConfig, calibration: Calibration
+) -> Evaluator:
+    """The evaluator of a task with these labels."""
+    order, multi_label = task.tree.order, task.multi_label
+    return build_evaluator(labels, multi_label=multi_label, config=config, calibration=calibration, order=order)
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,8 @@ def judge(outputs: Mapping[str, Outputs], evaluator: Evaluator, *, reporter: Rep
         unread = [{"id": name, "reason": reason} for name, reason in own.unread.items()]
         evaluations[split] = replace(found, tables={**found.tables, "unread": unread}) if unread else found
         reporter.line(format_table(headline(evaluations[split]), title=f"{split}: {len(own.ids)} cases"))
+        for sentence in beside_accuracy(evaluations[split]):
+            reporter.line(sentence)
         if tree := tree_rows(evaluations[split]):
             reporter.line(format_table(tree, title=f"{split}: the label tree"))
     return evaluations
@@ -155,6 +170,7 @@ def evaluate(
     out: str | Path | None = None,
     on_bad_row: Literal["stop", "quarantine"] | None = None,
     device: str = "auto",
+    quiet: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Judge a bundle on its own data, or on ``data``: a YAML file with a data section, a folder, csv, parquet or jsonl.
@@ -162,9 +178,22 @@ def evaluate(
     ``split`` is train, val, test or all; None means test, or all where ``data`` is not a YAML file. Writes
     report.html, metrics.json and tables into ``out`` (default: a folder ``evaluation-...`` in the bundle).
     ``on_bad_row`` takes the place of that of the data config. A case whose image cannot be read any more is left out;
-    ``unread`` of the result counts these.
+    ``unread`` of the result counts these. How far it is shows on the screen, unless ``quiet``, or goes to ``reporter``.
     """
-    reporter = reporter or Silent()
+    with reporting(reporter, quiet=quiet) as shown:
+        return _evaluate(bundle, data=data, split=split, out=out, on_bad_row=on_bad_row, device=device, reporter=shown)
+
+
+def _evaluate(
+    bundle: str | Path,
+    *,
+    data: str | Path | None,
+    split: str | None,
+    out: str | Path | None,
+    on_bad_row: Literal["stop", "quarantine"] | None,
+    device: str,
+    reporter: Reporter,
+) -> Evaluation:
     folder = local_bundle(bundle)
     manifest = read_manifest(folder)
     tree = _bundle_config(folder)
@@ -181,9 +210,8 @@ def evaluate(
     cases = _cases(
         config, split=split, manifest=manifest, labels=predictor.labels, is_own=data is None, reporter=reporter
     )
-    multi_label, calibration = manifest.task.multi_label, manifest.calibration
-    evaluator = build_evaluator(
-        predictor.labels, multi_label=multi_label, config=evaluation_config, calibration=calibration
+    evaluator = evaluator_of(
+        manifest.task, labels=predictor.labels, config=evaluation_config, calibration=manifest.calibration
     )
     outputs = predict_splits(predictor, cases, [split], reporter=reporter)
     readable = set_aside(cases, outputs, reporter=reporter)
@@ -242,18 +270,22 @@ def _bundle_config(folder: Path) -> dict[str, Any]:
 
 def _data_config(path: str, *, own: DataConfig) -> DataConfig:
     """The data section of a YAML file (a whole experiment, or a data section alone), or one source with defaults."""
-    suffix = Path(path).suffix
+    suffix = Path(path.removesuffix(".gz")).suffix
     if suffix in YAML:
         tree = read_tree(path)
         return build(DataConfig, tree.get("data", tree), origin=path)
-    found = places.facts(places.absolute(path))
+    found = places.facts(places.absolute(path)) if path else None
     is_folder = is_archive(path) or (found is not None and not found.is_file)
     kind = "folder" if is_folder else suffix.removeprefix(".")
     if kind not in ("folder", "csv", "parquet", "jsonl"):
+        what = f"'{path}'" + ("" if found is not None else f", which does not exist (looked from {os.getcwd()})")
         raise ConfigError(
-            f"the data to judge on is {path}; expected a YAML file with a `data` section (as in a recipe), a folder of "
-            "{label}/images (also as a .zip or .tar), or a .csv, .parquet or .jsonl file."
+            f"the data to judge on is {what}; expected a YAML file with a `data` section (as in a recipe), a folder of "
+            "{label}/images (also as a .zip or .tar), or a .csv, .parquet or .jsonl file. Images without labels are "
+            "for `consilium predict`."
         )
+    if is_folder and places.exists(places.join(places.absolute(path), "store.json")):
+        raise ConfigError(f"the data to judge on is {path}, a prepared store; give the YAML file it was prepared from.")
     source = {"kind": kind, "name": re.sub(r"[^A-Za-z0-9_.-]", "_", Path(path).stem).strip(".") or "data", "path": path}
     store = own.store.model_dump()
     return build(DataConfig, {"sources": [source], "store": store, "on_bad_row": own.on_bad_row}, origin=path)
@@ -274,7 +306,7 @@ def write_judgement(
     content = ReportContent(
         title=f"{manifest.name}: {len(labels.leaves)} classes",
         name=manifest.name,
-        labels=labels.leaves,
+        labels=class_order(labels.leaves, given=manifest.task.tree.order) or reading_order(labels.leaves),
         evaluations=evaluations,
         config=report,
         confidence=facts.confidence,

@@ -103,8 +103,12 @@ def test_a_folder_is_no_config(cli: Cli, tmp_path: Path) -> None:
             ["data.loader.batch_size=23"],
             ["a batch of the training has a single case", "BatchNorm", "Set data.loader.drop_last: true"],
         ),
+        (
+            ["data.loader.batch_size=1"],
+            ["every batch of the training has a single case", "BatchNorm", "Set data.loader.batch_size to 2 or more"],
+        ),
     ],
-    ids=["warmup", "long", "drop_last", "monitor", "label", "weight", "tower", "weights", "blocks", "single"],
+    ids=["warmup", "long", "drop_last", "monitor", "label", "weight", "tower", "weights", "blocks", "single", "one"],
 )
 def test_what_only_the_data_shows_to_be_wrong(cli: Cli, recipe: Path, overrides: list[str], told: list[str]) -> None:
     overrides = ["task.loss.kind=cross_entropy", *overrides]

@@ -124,7 +124,7 @@ def test_an_image_that_cannot_be_used(cli: Cli, recipe: Path, images: Path, kind
 @pytest.mark.parametrize("kind", ["huge_jpeg", "huge_png"])
 def test_a_limit_of_pixels_can_be_lowered(cli: Cli, recipe: Path, tiny_images: Path, kind: str) -> None:
     answer = cli("data", "prepare", recipe, "data.store.max_pixels=1000")
-    assert_refused(answer, "48 rows: has 40 x 32 = 1,280 pixels, more than max_pixels: 1,000", " - first: ", "000.jpg")
+    assert_refused(answer, "48 rows: a file in ", " has 40 x 32 = 1,280 pixels, more than max_pixels: 1,000", "000.jpg")
 
 
 def test_in_quarantine_the_others_go_on(cli: Cli, recipe: Path, images: Path) -> None:
@@ -204,10 +204,9 @@ def test_a_bad_row_in_the_middle(cli: Cli, recipe: Path, images: Path, kind: str
     assert_refused(answer, "1 row is bad", f"{file}:21: ", reason, "quarantine")
     assert not runs(recipe)
     # The reason is also in a file, for when there are many.
-    (listing,) = (recipe.parent / "stores").glob("*.bad_rows.csv")
+    (listing,) = (recipe.parent / "stores").glob("*/quarantine.csv")
     assert str(listing) in answer.err
     assert cli("train", recipe, table(images), QUARANTINE).code == 0
-    (listing,) = (recipe.parent / "stores").glob("*/quarantine.csv")
     with listing.open(encoding="utf-8", newline="") as opened:
         (row,) = csv.DictReader(opened)
     assert (row["source"], row["file"], row["line"]) == ("images", str(file), "21")

@@ -71,7 +71,7 @@ def write(path: Path, text: str) -> Path:
         ("optimizer.learning_rate=.inf", "`optimizer.learning_rate` is Infinity; expected a finite number."),
         ("trainer.compile=perhaps", '`trainer.compile` is "perhaps"; expected true or false.'),
         ("trainer.monitor=5", "`trainer.monitor` is 5; expected text (put it in quotes)."),
-        ("name=a b", '`name` is "a b"; expected text that matches ^[A-Za-z0-9_.-]+$.'),
+        ("name=a b", '`name` is "a b"; expected text that matches ^\\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*$.'),
         ("data.loader.workers=x", '`data.loader.workers` is "x"; expected a whole number or auto.'),
         (
             "task.vision.freeze={kind: tower, blocks: 2}",
@@ -284,6 +284,49 @@ def test_later_override_wins_and_a_value_may_hold_an_equals_sign() -> None:
 def test_override_that_cannot_be_applied_is_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         apply_overrides(GOOD, [override])
+
+
+BARE = "name: a\ntask: {kind: classify}\ndata: {sources: [{kind: folder, name: a, path: images}]}\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "section", "values"),
+    [
+        (["optimizer.learning_rate=1e-4"], "optimizer", {"kind": "adamw", "learning_rate": 1e-4, "eps": 1e-8}),
+        (["schedule.floor=0.1"], "schedule", {"kind": "cosine", "floor": 0.1, "warmup": 0.05}),
+        (["task.loss.label_smoothing=0.1"], "task.loss", {"kind": "cross_entropy", "label_smoothing": 0.1}),
+        (["task.head.dropout=0.2"], "task.head", {"kind": "linear", "dropout": 0.2}),
+        (["optimizer.momentum=0.5", "optimizer.kind=sgd"], "optimizer", {"kind": "sgd", "momentum": 0.5}),
+        (["schedule.patience=7", "schedule.kind=plateau"], "schedule", {"kind": "plateau", "warmup": 0.0}),
+        (["schedule={kind: cosine}", "schedule.floor=0.1"], "schedule", {"warmup": 0.0, "floor": 0.1}),
+    ],
+)
+def test_an_override_in_a_section_that_is_not_there_changes_its_default(
+    tmp_path: Path, overrides: list[str], section: str, values: dict[str, Any]
+) -> None:
+    empty = f"{section}:\n" if "." not in section else ""
+    written, same = (write(tmp_path / name, BARE + more) for name, more in (("a.yaml", ""), ("b.yaml", empty)))
+    assert Experiment.load(written, overrides=overrides) == Experiment.load(same, overrides=overrides)
+    found = Experiment.load(written, overrides=overrides).model_dump()
+    for key in section.split("."):
+        found = found[key]
+    assert found == {**found, **values}
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("optimizer.momentum=0.5", "`momentum` is not a key of `optimizer`; it is one of: betas, eps"),
+        ("optimizer.momentum=0.5", "It is a key of `optimizer.kind: sgd`."),
+        ("schedule.patience=2", "It is a key of `schedule.kind: plateau`."),
+        ("schedule.factor=2", "It is a key of `schedule.kind: step` or `schedule.kind: plateau`."),
+        ("optimizer.learning_rat=1", "`learning_rat` is not a key of `optimizer`; did you mean `learning_rate`?"),
+    ],
+)
+def test_a_key_of_another_kind_names_that_kind(tmp_path: Path, override: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Experiment.load(write(tmp_path / "r.yaml", BARE), overrides=[override])
+    assert line in str(caught.value)
 
 
 def test_load_reads_file_and_overrides(tmp_path: Path) -> None:

@@ -240,6 +240,13 @@ def test_labels_that_a_training_of_the_split_never_sees_are_left_out(tmp_path: P
     assert not [text for text in found.warnings if "never shows" in text]
 
 
+def test_numbers_as_labels_are_listed_by_value(tmp_path: Path) -> None:
+    data = sample(tmp_path, [plain(tmp_path, n, label=str(n), split="train") for n in (11, 2, 10, 1)])
+    found = inspected(tmp_path, data)
+    for rows in (found.counts, found.balance):
+        assert [row["label"] for row in rows] == ["1", "2", "10", "11"]
+
+
 def test_clean_data_says_so(tmp_path: Path) -> None:
     splits = ["train"] * 4 + ["val"] * 4 + ["test"] * 4
     rows = [plain(tmp_path, n, split=split, label=("ct", "mri")[n % 2]) for n, split in enumerate(splits)]

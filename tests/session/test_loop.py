@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from consilium.training.config import CosineConfig, PlateauConfig, SGDConfig, Tr
 from consilium.training.dryrun import Trial
 from consilium.training.hooks import History, LogHook, RunLog, read_history
 from consilium.training.loop import Training, fit, refuse_non_finite
+from consilium.training.monitor import Monitor
 from consilium.training.optim import Schedule, build_optimizer
 from consilium.training.plan import make_plan
 from consilium.training.state import checkpoints, load_checkpoint
@@ -112,7 +114,6 @@ class Toybox:
             optimizer=optimizer,
             total_steps=self.plan.total_steps,
             steps_per_epoch=self.plan.steps[0],
-            higher_is_better=higher_is_better,
         )
         self.folder = folder / "checkpoints"
         self.events = Events(self.told, self.folder)
@@ -128,7 +129,7 @@ class Toybox:
             config=config,
             accelerator=Accelerator(cpu=True),
             precision="fp32",
-            higher_is_better=higher_is_better,
+            monitor=Monitor("score", higher_is_better=higher_is_better),
             checkpoints=self.folder,
             hooks=[self.events, *hooks],
         )
@@ -399,7 +400,7 @@ def test_predictions_that_are_no_numbers_stop_the_training(tmp_path: Path) -> No
         refuse_non_finite(outputs, folder=tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_the_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
     box = Toybox(tmp_path, [[1] * 5])
     box.events.on_step = lambda progress, _: progress.step == 2 and signal.raise_signal(number)  # type: ignore
@@ -410,9 +411,51 @@ def test_a_signal_ends_the_step_and_saves(tmp_path: Path, number: signal.Signals
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_ends_a_wait_for_data_at_once(tmp_path: Path) -> None:
+    box = Toybox(tmp_path, [[1] * 5])
+    given = box.training.batches
+
+    def stuck(epoch: int, start: int) -> Iterator[Batch]:
+        yield from islice(given(epoch, start), 2)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the training still waits")
+
+    box.training.batches = stuck
+    with pytest.raises(InterruptedRunError, match=r"stopped by SIGINT after step 2 of 5"):
+        box.fit()
+    assert [path.name for path in checkpoints(box.folder)] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_signal_ends_a_validation_which_the_next_start_makes_up_for(tmp_path: Path, step: int) -> None:
+    whole = Toybox(tmp_path / "whole", [[1] * 4], values=[0.3, 0.7], validate_every=0.5)
+    expected = whole.fit()
+    box = Toybox(tmp_path / "broken", [[1] * 4], values=[0.3, 0.7], validate_every=0.5)
+    validate, progress = box.training.validate, Progress()
+
+    def stuck() -> Any:
+        if progress.step == step:
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("the validation goes on")
+        return validate()
+
+    box.training.validate = stuck
+    with pytest.raises(InterruptedRunError, match=f"after step {step} of 4"):
+        box.fit(progress)
+    again = Toybox(tmp_path / "broken", [[1] * 4], values=box.values, validate_every=0.5)
+    state, progress = load_checkpoint(checkpoints(box.folder)[-1], module=again.task)
+    again.training.optimizer.load_state_dict(state["optimizer"])
+    again.schedule.load_state_dict(state["schedule"])
+    found = again.fit(progress)
+    assert box.told + again.told == whole.told
+    assert (found.step, found.best_metric, found.best_step) == (4, expected.best_metric, expected.best_step)
+    assert torch.equal(again.task.head, whole.task.head)
+    assert not load_checkpoint(checkpoints(box.folder)[-1], module=again.task)[1].validation_due
+
+
 def test_only_a_later_second_signal_interrupts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("consilium.training.loop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("consilium.training.interrupts.time.monotonic", lambda: clock[0])
 
     def press(*moments: float) -> Callable[..., None]:
         def on_step(progress: Progress, _: StepLog) -> None:
@@ -540,7 +583,7 @@ def logged(tmp_path: Path, data_seconds: float, step_seconds: float, *, cached: 
     lines: list[str] = []
     log = RunLog(echo=lines.append)
     history = History(tmp_path / "history.csv", metrics=["score"], groups=["head"], resume_step=0)
-    hook = LogHook(log, history, log_every=4, monitor="score", cached=cached)
+    hook = LogHook(log, history, log_every=4, monitor=Monitor("score", higher_is_better=True), cached=cached)
     progress = Progress(total_steps=12)
     for step in range(1, 13):
         progress.step = step
@@ -561,7 +604,9 @@ def test_the_log_says_how_long_a_step_waits(tmp_path: Path) -> None:
 
 def test_the_logged_loss_is_the_mean_over_cases_since_the_last_line(tmp_path: Path) -> None:
     history = History(tmp_path / "history.csv", metrics=["score"], groups=["head"], resume_step=0)
-    hook = LogHook(RunLog(echo=lambda _: None), history, log_every=3, monitor="score", cached=False)
+    hook = LogHook(
+        RunLog(echo=lambda _: None), history, log_every=3, monitor=Monitor("score", higher_is_better=True), cached=False
+    )
     box = Toybox(tmp_path, [[1, 4, 2, 5, 3]], rate=1e-9, hooks=[hook])
     with torch.no_grad():
         box.task.head[:, 0] = torch.arange(ROWS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -244,3 +245,12 @@ def test_the_bundle_remembers_what_it_was_built_from(tiny: TrainTiny) -> None:
     assert task["head"]["hidden_sizes"] == [8]
     assert task["loss"]["kind"] == "focal"
     assert load_file(run.folder / "model.safetensors").keys() == run.weights.keys()
+
+
+def test_weights_of_a_tower_alone_start_no_training_and_say_where_they_belong(tiny: TrainTiny, tmp_path: Path) -> None:
+    file = tmp_path / "w.pt"
+    state = {f"model.{name}": tensor for name, tensor in timm.create_model("test_resnet").state_dict().items()}
+    torch.save({"state_dict": state}, file)
+    with pytest.raises(WeightsError, match=r"nothing, but all below `model\.`: .* belong to task\.vision\.pretrained"):
+        tiny(f"trainer.init_from={file}")
+    assert "w.pt: the weights below `state_dict.model.` are used" in tiny(f"task.vision.pretrained={file}").log

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from consilium.core.errors import ConfigError
+from consilium.core.explain import explain, models_in, shown
+from consilium.core.explain import nearest as nearest  # of use wherever a name is looked up
+from consilium.core.nearby import looked_for
 from consilium.core.places import is_remote, join, parent, read_bytes
-from consilium.core.reporter import some
-
-SHOWN = 30  # of known names, where none is near
 
 
 class Config(BaseModel):
@@ -43,7 +40,11 @@ _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader whose keys are text as written, each given once; 1e-4 is a number and 2026-01-31 is text."""
+    """SafeLoader whose keys are text as written, each given once; 1e-4 is a number.
+
+    What YAML 1.1 reads in a way that nobody expects is text as written: 010 (8), 1:30 (90), no (false), 2026-01-31.
+    A key that wants a number or a truth takes it from such a text: 010 is ten, and no is false.
+    """
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -59,8 +60,18 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_LIKE_YAML_12 = {
+    "bool": r"^(?:true|True|TRUE|false|False|FALSE)$",
+    "int": r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$",
+    "float": r"^(?:[-+]?(?:0|[1-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [
+        (tag, re.compile(_LIKE_YAML_12[kind]) if kind in _LIKE_YAML_12 else pattern)
+        for tag, pattern in resolvers
+        if (kind := tag.rpartition(":")[2]) not in ("value", "timestamp")  # = and dates
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
@@ -77,7 +88,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 for _side in (_Loader, _Dumper):  # YAML 1.1 wants a dot in the mantissa and a sign in the exponent
     _side.add_implicit_resolver(
         "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+        re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
         list("-+0123456789"),
     )
 
@@ -129,7 +140,9 @@ def read_tree(path: str | Path, *, _parents: tuple[str, ...] = ()) -> dict[str, 
         text = read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         named = f", which {_parents[-1]} extends," if _parents else ""
-        raise ConfigError(f"config file {path}{named} does not exist; give the path of a YAML file.") from None
+        raise ConfigError(
+            f"config file {path}{named} does not exist; give the path of a YAML file.{looked_for(path)}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
     tree = parse_yaml(text, origin=path) or {}
@@ -139,7 +152,7 @@ def read_tree(path: str | Path, *, _parents: tuple[str, ...] = ()) -> dict[str, 
     bases = tree.pop("extends", None) or []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ConfigError(f"{path}: `extends` is {_shown(bases)}; expected the path of a YAML file, or a list of them.")
+        raise ConfigError(f"{path}: `extends` is {shown(bases)}; expected the path of a YAML file, or a list of them.")
     merged: dict[str, Any] = {}
     for base in bases:
         where = join(parent(path), os.path.expanduser(base))
@@ -159,16 +172,53 @@ def merge(base: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """``tree`` with ``a.b=value`` overrides applied; values are read as YAML."""
-    result = dict(tree)
+def apply_overrides(
+    tree: Mapping[str, Any], overrides: Sequence[str], *, model: type[Config] | None = None
+) -> dict[str, Any]:
+    """``tree`` with ``a.b=value`` overrides applied; values are read as YAML.
+
+    ``model`` is what will be built: a key of a section that is not in ``tree`` then changes the section's default,
+    unless a ``kind`` is given.
+    """
+    result, opened = dict(tree), set[tuple[str, ...]]()
     for override in overrides:
         dotted, sign, text = override.partition("=")
         if not sign or not dotted:
             raise ConfigError(f"override '{override}' has no value; write it as section.key=value.")
+        text = _without_marks(text)
         value = _replace_variables(parse_yaml(text, origin=f"override {dotted}"), origin=f"override {dotted}")
-        result = _set(result, dotted.strip().split("."), value, dotted)
+        keys = tuple(dotted.strip().split("."))
+        opened |= {keys[:depth] for depth in range(1, len(keys)) if not _section(result, keys[:depth])}
+        result = _set(result, list(keys), value, dotted)
+    for keys in sorted(opened):
+        default = None if model is None else _default_choice(model, keys)
+        own = _section(result, keys)
+        if default is not None and "kind" not in own:
+            result = _set(result, list(keys), merge(default.model_dump(mode="json"), own), ".".join(keys))
     return result
+
+
+def _without_marks(text: str) -> str:
+    """The value of an override as YAML in which a lone mark (``|``, ``-``, a tab) and a # stand for themselves."""
+    own = text.strip() or text
+    is_mark = len(own) == 1 and not own.isalnum() and own != "~"
+    has_hash = re.search(r"(?:^|\s)#", own) and own[0] not in "\"'[{"
+    return yaml.dump(own, default_style='"', allow_unicode=True, width=10**9) if is_mark or has_hash else text
+
+
+def _section(tree: Any, keys: Sequence[str]) -> Mapping[str, Any]:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree if isinstance(tree, Mapping) else {}
+
+
+def _default_choice(model: type[BaseModel], keys: Sequence[str]) -> Config | None:
+    """The default of a section that is one of several kinds; None for any other section."""
+    models, default = [model], None
+    for key in keys:
+        field = models[0].model_fields.get(key) if len(models) == 1 else None
+        models, default = ([], None) if field is None else (models_in(field.annotation), field.default)
+    return default if len(models) > 1 and isinstance(default, Config) else None
 
 
 def _set(node: Any, keys: list[str], value: Any, dotted: str) -> Any:
@@ -208,162 +258,8 @@ def build(model: type[ConfigT], tree: Mapping[str, Any], *, origin: str) -> Conf
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        lines = _explain(model, tree, [dict(problem) for problem in error.errors(include_url=False)])
+        lines = explain(model, tree, [dict(problem) for problem in error.errors(include_url=False)])
         raise ConfigError(f"{origin}:\n" + "\n".join(f"  - {line}" for line in lines)) from None
-
-
-_EXPECTED = {
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "a section of keys",
-    "model_type": "a section of keys",
-    "model_attributes_type": "a section of keys",
-    "greater_than": "a number above {gt:g}",
-    "greater_than_equal": "a number of {ge:g} or more",
-    "less_than": "a number below {lt:g}",
-    "less_than_equal": "a number of {le:g} or less",
-    "string_too_short": "text of {min_length} or more characters",
-    "string_pattern_mismatch": "text that matches {pattern}",
-    "too_short": "{min_length} or more items",
-    "too_long": "no more than {max_length} items",
-}
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a problem is: the user's keys, the value there, the config models of its section and of itself."""
-
-    keys: tuple[str, ...]
-    value: Any
-    parents: list[type[BaseModel]]
-    models: list[type[BaseModel]]
-
-    @property
-    def dotted(self) -> str:
-        return ".".join(self.keys)
-
-
-def _explain(model: type[BaseModel], tree: Mapping[str, Any], problems: Sequence[dict[str, Any]]) -> list[str]:
-    """One line per place; alternatives of one place (a number or text) are joined by 'or'."""
-    places = [_place(model, tree, problem) for problem in problems]
-    deeper = {place.keys[:depth] for place in places for depth in range(len(place.keys))}
-    lines: list[str] = []
-    expected: dict[tuple[str, ...], list[str]] = {}
-    for place, problem in zip(places, problems, strict=True):
-        line = _about_keys(place, problem)
-        if line is not None:
-            lines.append(line)
-        elif not (place.keys in deeper and isinstance(place.value, (dict, list))):
-            # Of the alternatives of a union only the one that the user chose is told: it has a problem inside.
-            expected.setdefault(place.keys, []).append(_about_value(place, problem))
-    for place in places:
-        words = expected.pop(place.keys, None)
-        if words is not None:
-            lines.append(f"`{place.dotted}` is {_shown(place.value)}; expected {' or '.join(dict.fromkeys(words))}.")
-    return lines
-
-
-def _about_keys(place: _Place, problem: Mapping[str, Any]) -> str | None:
-    """The line about a key that is unknown or missing, or about what a section's own check said."""
-    kinds = [kind for model in place.models for kind in _kinds(model)]
-    match problem["type"]:
-        case "extra_forbidden":
-            parent = f"`{'.'.join(place.keys[:-1])}`" if len(place.keys) > 1 else "the config"
-            fields = sorted({field for model in place.parents for field in model.model_fields})
-            return f"`{place.keys[-1]}` is not a key of {parent}{nearest(place.keys[-1], fields)}"
-        case "missing" if isinstance(problem["loc"][-1], str):
-            return f"`{place.dotted}` is missing; it has no default, so give it a value."
-        case "union_tag_not_found":
-            return f"`{place.dotted}`: `kind` is missing; it is one of {', '.join(kinds)}."
-        case "union_tag_invalid":
-            kind = str(problem["ctx"]["tag"])
-            return f"`{place.dotted}.kind` is {_shown(kind)}, which does not exist{nearest(kind, kinds)}"
-        case "value_error":
-            return f"`{place.dotted or 'the config'}`: {problem['msg'].removeprefix('Value error, ')}."
-    return None
-
-
-def _about_value(place: _Place, problem: Mapping[str, Any]) -> str:
-    """What a value should have been."""
-    context = problem.get("ctx", {})
-    kinds = [kind for model in place.models for kind in _kinds(model)]
-    match problem["type"]:
-        case "literal_error":
-            words = re.findall(r"'([^']*)'", context["expected"])
-            close = difflib.get_close_matches(str(place.value), words, n=1)
-            one_of = f"one of {', '.join(words)}" if len(words) > 1 else words[0]
-            return one_of + (f" (did you mean {close[0]}?)" if close else "")
-        case "missing":
-            return "more items"
-        case "string_type" if isinstance(place.value, (bool, int, float)):
-            return "text (put it in quotes)"
-        case "model_attributes_type" | "model_type" if len(kinds) > 1:
-            return f"a section of keys with `kind`: {', '.join(kinds)}"
-    template = _EXPECTED.get(problem["type"])
-    return str(problem["msg"]) if template is None else template.format(**context)
-
-
-def _place(model: type[BaseModel], tree: Mapping[str, Any], problem: Mapping[str, Any]) -> _Place:
-    """Follow a pydantic location down the tree.
-
-    Pydantic mixes tags of unions and names of types into a location: what is not in the tree is not a key.
-    """
-    keys: list[str] = []
-    value: Any = tree
-    models: list[type[BaseModel]] = [model]
-    parents: list[type[BaseModel]] = []
-    location = problem["loc"]
-    for depth, part in enumerate(location):
-        if part in value if isinstance(value, dict) else isinstance(value, list) and part in range(len(value)):
-            inner = value[part]
-        elif problem["type"] == "missing" and depth == len(location) - 1 and isinstance(part, str):
-            inner = None
-        else:
-            continue
-        chosen = _chosen(models, value)
-        keys.append(str(part))
-        if not isinstance(part, int):
-            parents = chosen
-            models = [m for c in chosen if part in c.model_fields for m in _models_in(c.model_fields[part].annotation)]
-        value = inner
-    return _Place(tuple(keys), value, parents, models)
-
-
-def _chosen(models: list[type[BaseModel]], section: Any) -> list[type[BaseModel]]:
-    """Those of a union that the section's ``kind`` names; all when it names none."""
-    kind = section.get("kind") if isinstance(section, dict) else None
-    return [model for model in models if kind in _kinds(model)] or models
-
-
-def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
-    field = model.model_fields.get("kind")
-    return () if field is None else get_args(field.annotation)
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"a long {'section' if isinstance(value, dict) else type(value).__name__}"
-
-
-def nearest(name: str, known: Sequence[str], *, there: str = "it is one of") -> str:
-    """The end of a message about an unknown name: the nearest known one, or else those that are ``there``."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else f"; {there}: {some(known, SHOWN) or 'none'}."
 
 
 def to_yaml(config: Config) -> str:

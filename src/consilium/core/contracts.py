@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from consilium.core.reporter import counted, figures
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
@@ -122,6 +124,10 @@ class Outputs:
     columns: dict[str, list[str]]
     unread: dict[str, str] = field(default_factory=dict)  # ids left out, since an image cannot be read, and why
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.arrays.items())
+        return f"<Outputs of {counted(len(self.ids), 'case')}: {shapes}>"
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -147,6 +153,9 @@ class Evaluation:
     intervals: dict[str, Interval] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     groups: int | None = None  # bootstrap units (patients) among the cases
+
+    def __repr__(self) -> str:
+        return f"<Evaluation of {self.split}: {counted(self.cases, 'case')}, {figures(self.metrics)}>"
 
     @property
     def unread(self) -> int:
@@ -187,11 +196,14 @@ class Progress:
     seconds: float = 0.0  # in optimizer steps and waiting for their data, over all starts
     total_steps: int = 0
     best_metric: float | None = None
+    best_tie_breaker: float | None = None  # of the validation at best_step
     best_step: int | None = None
+    lowest_tie_breaker: float | None = None  # so far
     evaluations_without_improvement: int = 0
     stop_reason: str | None = None
     loss_sum: float = 0.0  # loss x cases since the last line of the log, which starts it anew
     loss_cases: int = 0
+    validation_due: bool = False  # a signal came while the weights of this step were validated
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,11 @@ AHEAD = 64  # cases that are checked before they are taken
 @dataclass(frozen=True)
 class CheckedImages:
     """The images of a case: ``views`` as they are stored, and ``pixels`` as they were decoded, [] if only headers were
-    read."""
+    read. ``notes`` say what is odd in them and how they are read all the same."""
 
     views: list[dict[str, Any]]
     pixels: list[np.ndarray]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -59,23 +60,24 @@ def check_ahead(
 def _check_images(case: Case, config: StoreConfig) -> CheckedImages | BadImage:
     """The stored form of a case's views; with ``check_images: decode`` each is decoded, whatever else is done to it."""
     views, pixels = [], []
+    notes: list[str] = []
     for view in case.views:
         found = None
         name = view.image or "the embedded image"
         try:
             found = facts(view.image) if view.data is None else None
-            stored, data = _check_image(view, found, config, name=name)
+            stored, data = _check_image(view, found, config, name=name, notes=notes)
             if config.check_images == "decode":
                 pixels.append(small(data, name=name, max_pixels=config.max_pixels))
             views.append(stored)
         except (ImageError, OSError) as error:
             size, time = (None, None) if found is None else (found.size, found.version)
             return BadImage(view.image if view.data is None else "", size, time, str(error))
-    return CheckedImages(views, pixels)
+    return CheckedImages(views, pixels, notes)
 
 
 def _check_image(
-    view: View, found: FileFacts | None, config: StoreConfig, *, name: str
+    view: View, found: FileFacts | None, config: StoreConfig, *, name: str, notes: list[str]
 ) -> tuple[dict[str, Any], bytes]:
     """The stored form of a view, and the bytes that training will decode."""
     if found is not None:
@@ -87,6 +89,7 @@ def _check_image(
             )
     data = read_bytes(view.image if view.data is None else view.data)
     info = probe(data, name=name, max_pixels=config.max_pixels)
+    notes += info.notes
     digest = hashlib.sha256(data).hexdigest()
     if config.images == "embed":
         data = alone(data, name=name, max_pixels=config.max_pixels)

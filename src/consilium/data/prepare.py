@@ -19,13 +19,15 @@ from typing import Any
 from consilium.core.errors import DataError, StoreError
 from consilium.core.files import atomic_file, fingerprint, locked
 from consilium.core.places import FileFacts, absolute, facts_of, is_remote, reading_threads
-from consilium.core.reporter import Reporter, Silent
+from consilium.core.reporter import Reporter, Silent, counted
+from consilium.core.surroundings import require_utf8
 from consilium.data.bad_rows import bad_rows_error
 from consilium.data.case import SPLITS, BadRow, Case
 from consilium.data.config import DataConfig
+from consilium.data.groups import one_group
 from consilium.data.guards.digests import all_decoded, keep_digests
 from consilium.data.image_check import check_ahead
-from consilium.data.parts import DIGESTS, PartWriter, bad_images, count, parts, remove_leavings
+from consilium.data.parts import DIGESTS, PartWriter, bad_images, count, image_notes, parts, remove_leavings
 from consilium.data.renames import renamed
 from consilium.data.sources.config import FolderSource, HubSource, RetClipCsvSource, Source
 from consilium.data.sources.files import Inputs, counted_reasons, list_inputs
@@ -35,6 +37,7 @@ from consilium.data.splits import GroupSurvey, SplitRule, assign_split, fill_spl
 from consilium.data.store import FORMAT_VERSION, Manifest, Store, write_dataset_files
 
 QUARANTINE = "quarantine.csv"
+MOST_NOTES = 20  # of one source that are kept
 BATCH = 64  # cases between two steps of the bar
 
 
@@ -43,17 +46,29 @@ class Prepared:
     """What ``prepare`` did; ``created`` is False when the store was there already.
 
     ``summary`` has a row per source: cases per split, different labels, rows that were bad, files that were skipped.
+    ``grouped`` says that all cases are of one group, where they are.
     """
 
     store: Store
     created: bool
     bad_rows: list[BadRow]
     summary: list[dict[str, str | int]]
+    grouped: list[str] = field(default_factory=list)
 
-    def skipped(self) -> list[str]:
-        """A line for each source that files were skipped of: how many, and why."""
-        found = self.store.manifest.skipped
-        return [f"{source}: skipped {counted_reasons(reasons)}" for source, reasons in found.items() if reasons]
+    def __repr__(self) -> str:
+        state = "prepared" if self.created else "unchanged"
+        return f"<Prepared: {state}, {counted(len(self.bad_rows), 'bad row')}, {self.store!r}>"
+
+    def notes(self) -> list[str]:
+        """What a person should know: which files were skipped, what is odd about rows, and which rows are left out."""
+        manifest = self.store.manifest
+        lines = [f"{name}: skipped {counted_reasons(reasons)}" for name, reasons in manifest.skipped.items() if reasons]
+        notes = [(name, note, rows) for name, found in manifest.notes.items() for note, rows in found.items()]
+        lines += [f"{name}: {counted(rows, 'row')}: {note}" for name, note, rows in notes] + self.grouped
+        if self.bad_rows:
+            listing = self.store.path / QUARANTINE
+            lines.append(f"{counted(len(self.bad_rows), 'bad row')} left out; {listing} lists them.")
+        return lines
 
 
 def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared:
@@ -63,6 +78,7 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     stopped when it is started again. Bad rows stop it with a BadRowsError that summarises all, or are set aside, as
     the config says. The table of the store has the labels renamed, as the config says; the store's files do not.
     """
+    require_utf8()
     reporter = reporter or Silent()
     stores = Path(config.store.root).expanduser().absolute()
     config = config.model_copy(update={"sources": [unpacked(source, stores) for source in config.sources]})
@@ -90,7 +106,9 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     if bad_rows and config.on_bad_row == "stop":
         listing = store.path / QUARANTINE
         raise bad_rows_error(bad_rows, listing=listing, sources=config.sources, splits=store.manifest.splits)
-    return Prepared(store, created, bad_rows, _summary(config.sources, store.manifest, bad_rows))
+    grouped = one_group(store.table.groups, config.sources)
+    summary = _summary(config.sources, store.manifest, bad_rows)
+    return Prepared(store, created, bad_rows, summary, [] if grouped is None else [grouped])
 
 
 def _fetch(config: DataConfig, inputs: Sequence[Inputs], reporter: Reporter) -> None:
@@ -189,6 +207,7 @@ class _Survey:
     cases: int = 0
     bad_rows: list[BadRow] = field(default_factory=list)
     rules: dict[str, SplitRule] = field(default_factory=dict)
+    notes: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
@@ -207,6 +226,7 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
             survey.cases += 1
             if item.labels and item.is_gt:
                 groups.add(item.group, source=item.source, split=item.split, labels=item.labels)
+            survey.notes.setdefault(source.name, Counter()).update(item.notes)
             yield item.group, item.split
 
     for source, files in zip(config.sources, inputs, strict=True):
@@ -255,12 +275,18 @@ def _workers(config: DataConfig) -> int:
 
 
 def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str, survey: _Survey) -> Store:
-    """Make the parts a store, or say what is bad about the rows."""
+    """Make the parts a store, or say what is bad about the rows.
+
+    Where bad rows stop what asked for the store, it is made all the same, since every image has been looked at by
+    then; but it does not take the place of one that was made before an image went bad.
+    """
     unreadable = list(bad_images(work))
+    for name, found in image_notes(work).items():
+        survey.notes.setdefault(name, Counter()).update(found)
     bad_rows = _in_order(config.sources, survey.bad_rows + [row for row, _ in unreadable])
     data_files = parts(work)
     counts = count(data_files)
-    if bad_rows and (config.on_bad_row == "stop" or not counts.cases):
+    if bad_rows and (not counts.cases or (config.on_bad_row == "stop" and target.exists())):
         listing = target.with_name(f"{target.name}.bad_rows.csv")
         _write_bad_rows(listing, bad_rows)
         shutil.rmtree(work)
@@ -281,6 +307,7 @@ def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Input
         counts=counts.labels,
         skipped={source.name: dict(files.skipped) for source, files in zip(config.sources, inputs, strict=True)},
         unreadable=[file for _, file in unreadable],
+        notes={name: dict(found.most_common(MOST_NOTES)) for name, found in survey.notes.items() if found},
     )
     write_dataset_files(work, data_files=[path.name for path in data_files], manifest=manifest)
     if config.store.check_images == "decode":

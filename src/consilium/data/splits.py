@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from consilium.core.errors import DataError
+from consilium.core.labels import with_ancestors
 from consilium.core.reporter import some
+from consilium.data.case import looks_missing
 from consilium.data.config import SplitConfig
 
 if TYPE_CHECKING:
     from consilium.data.store import CaseTable
-
-# What tables write into a cell that has no value.
-_NO_VALUE = frozenset({"nan", "na", "n/a", "#n/a", "<na>", "nat", "null", "none", "nil"})
 
 
 @dataclass(frozen=True)
@@ -192,8 +191,11 @@ def _distance(group: _Group, split: str, config: SplitConfig) -> float:
     return min(low - place, place)
 
 
-def check_splits(table: CaseTable) -> list[str]:
-    """What is odd about the splits, as warnings; a table without train rows is a DataError."""
+def check_splits(table: CaseTable, *, nested: bool = False) -> list[str]:
+    """What is odd about the splits, as warnings; a table without train rows is a DataError.
+
+    ``nested``: the labels are learned as a tree, in which a label above others has their cases, too.
+    """
     rows = {split: table.rows(split) for split in ("train", "val", "test")}
     if not len(rows["train"]):
         found = ", ".join(sorted(set(table.splits))) or "none"
@@ -206,23 +208,24 @@ def check_splits(table: CaseTable) -> list[str]:
         for split in ("val", "test")
         if not len(rows[split])
     ]
-    counts = {split: _label_counts(table, found) for split, found in rows.items()}
+    counts = {split: _label_counts(table, found, nested=nested) for split, found in rows.items()}
+    alone = set() if nested else _alone(counts["train"])
     for split in ("val", "test"):
         unknown = sorted(set(counts[split]) - set(counts["train"]))
         if unknown:
             warnings.append(f"labels in {split} that train never shows: {_some(unknown)}.")
-        absent = sorted(set(counts["train"]) - set(counts[split]))
+        absent = sorted(set(counts["train"]) - set(counts[split]) - alone)
         if len(rows[split]) and absent:
             warnings.append(f"labels of train that {split} has no case of: {_some(absent)}.")
-    empty = sorted(label for label in set().union(*counts.values()) if label.rpartition(".")[2].lower() in _NO_VALUE)
-    if empty:
-        warnings.append(
-            f"labels that look like a missing value: {_some(empty)}. Each is a class now: leave those cells empty, or "
-            "name the classes wanted in data.filters.labels."
-        )
-    rare = sorted(label for label, count in counts["train"].items() if count == 1)
+    warnings += missing_values(set().union(*counts.values()))
+    rare = sorted(label for label, count in counts["train"].items() if count == 1 and label not in alone)
     if rare:
         warnings.append(f"labels with a single training case: {_some(rare)}.")
+    if alone:
+        warnings.append(
+            f"labels above others that have a single training case of their own: {_some(sorted(alone))}. A flat head "
+            "takes each for a class beside those below it; task.tree.head: joint takes it for their parent."
+        )
     if counts["train"]:
         most, least = max(counts["train"].values()), min(counts["train"].values())
         if most >= 10 * least:
@@ -233,12 +236,27 @@ def check_splits(table: CaseTable) -> list[str]:
     return warnings
 
 
-def _label_counts(table: CaseTable, rows: np.ndarray) -> dict[str, int]:
-    counts: dict[str, int] = defaultdict(int)
-    for row in rows:
-        for label in table.labels[row]:
-            counts[label] += 1
-    return dict(counts)
+def missing_values(labels: Iterable[str]) -> list[str]:
+    """A warning of labels that look like what tables write where there is none."""
+    empty = sorted(label for label in set(labels) if looks_missing(label.rpartition(".")[2]))
+    if not empty:
+        return []
+    return [
+        f"labels that look like a missing value: {_some(empty)}. Each is a class now: leave those cells empty, or "
+        "name the classes wanted in data.filters.labels."
+    ]
+
+
+def _label_counts(table: CaseTable, rows: np.ndarray, *, nested: bool) -> dict[str, int]:
+    """Cases of every label among the rows; nested also of the labels above, which have the cases below them."""
+    labels = (table.labels[row] for row in rows)
+    return dict(Counter(label for own in labels for label in (with_ancestors(own) if nested else own)))
+
+
+def _alone(counts: dict[str, int]) -> set[str]:
+    """The labels above others that have one case of their own."""
+    above = with_ancestors(label.rpartition(".")[0] for label in counts)
+    return {label for label, count in counts.items() if count == 1 and label in above}
 
 
 def _some(names: list[str]) -> str:

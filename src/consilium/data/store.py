@@ -15,6 +15,7 @@ import numpy as np
 from consilium.core.errors import MissingExtraError, StoreError
 from consilium.core.files import fingerprint, write_json
 from consilium.core.places import is_remote, reading_threads
+from consilium.core.reporter import counted, some
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,22 +31,24 @@ class Manifest:
     ``splits`` has the cases per source and split, ``counts`` a row {source, split, label, cases} for each
     combination ('' : no label), ``skipped`` the files that were left aside per source and reason.
     ``unreadable`` are the images of quarantined rows, as [path, size, modified_ns] (null: there was none);
-    when one changes the store is prepared again.
+    when one changes the store is prepared again. ``notes`` count, per source, what was read otherwise than it stands in
+    the file.
     """
 
     format_version: int
     consilium_version: str
     created: str
     fingerprint: str
-    config: dict[str, Any]
+    config: dict[str, Any] = field(repr=False)
     images: str
     max_pixels: int
     cases: int
     bad_rows: int
     splits: dict[str, dict[str, int]]
-    counts: list[dict[str, Any]]
+    counts: list[dict[str, Any]] = field(repr=False)
     skipped: dict[str, dict[str, int]]
-    unreadable: list[list[Any]] = field(default_factory=list)
+    unreadable: list[list[Any]] = field(default_factory=list, repr=False)
+    notes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def schema() -> pa.Schema:
@@ -96,6 +99,9 @@ class Store:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
 
+    def __repr__(self) -> str:
+        return f"<Store {self.path}: {counted(self.manifest.cases, 'case')} of {some(list(self.manifest.splits), 5)}>"
+
     @classmethod
     def open(cls, path: str | Path) -> Store:
         """The store in a folder; one that is missing, incomplete, damaged or newer is a StoreError."""
@@ -117,6 +123,7 @@ class Store:
                 f"the store {path} has format {version}, made by Consilium {tree.get('consilium_version')}; this "
                 f"version reads up to {FORMAT_VERSION}. Update Consilium, or prepare the data again."
             )
+        tree.setdefault("notes", {})  # a store that was made before there were any
         missing = sorted({item.name for item in fields(Manifest)} - set(tree))
         if missing:
             raise StoreError(f"{path / MANIFEST} lacks {', '.join(missing)}; remove the folder and {again}")
@@ -152,6 +159,9 @@ class CaseTable:
 
     def __init__(self, folder: Path, *, rows: np.ndarray | None = None) -> None:
         self._folder, self._rows = folder, rows
+
+    def __repr__(self) -> str:
+        return f"<CaseTable of {counted(len(self), 'case')} in {self._folder}>"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_folder": self._folder, "_rows": self._rows}  # workers only read images

@@ -19,9 +19,12 @@ from timm.models import PretrainedCfg, group_parameters
 from torch import Tensor, nn
 
 from consilium.core.errors import ConfigError, WeightsError
+from consilium.core.reporter import counted
 from consilium.core.transfer import fetch
 from consilium.models.config import VisionConfig
-from consilium.models.weights import load_state
+from consilium.models.hub import cached_if_unreachable
+from consilium.models.parts import first_names, tower_part, without
+from consilium.models.weights import load_state, load_tensors
 
 SHORT_NAMES = {
     "vit_b_16": "vit_base_patch16_224",
@@ -45,11 +48,15 @@ class PretrainedInput:
 
 
 class VisionTower(nn.Module):
-    """A timm model without its classifier; build it with ``build_vision``."""
+    """A timm model without its classifier; build it with ``build_vision``.
 
-    def __init__(self, model: nn.Module, *, pooling: str, image_size: tuple[int, int]) -> None:
+    ``weights_note`` is what a person should know of the file of its weights.
+    """
+
+    def __init__(self, model: nn.Module, *, pooling: str, image_size: tuple[int, int], weights_note: str = "") -> None:
         super().__init__()
         self.model: Any = model
+        self.weights_note = weights_note
         self.pooling = pooling
         cfg: Any = model.pretrained_cfg
         self.pretrained_input = PretrainedInput(
@@ -144,16 +151,18 @@ def build_vision(config: VisionConfig, *, image_size: tuple[int, int], weights: 
     options: dict[str, Any] = {"num_classes": 0}
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
+    note = ""
     if not weights or config.pretrained is False:
         model = _create(name, image_size=image_size, options=options)
     elif config.pretrained is True:
         model = _create_pretrained(name, image_size=image_size, options=options)
     else:
-        model = _create_local(name, config.pretrained, image_size=image_size, options=options)
+        local = _local_weights(name, config.pretrained, image_size=image_size, options=options)
+        model, note = _create_local(name, local, image_size=image_size, options=options), local.note
     if config.drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
         raise ConfigError(f"vision.drop_path is {config.drop_path}, but {name} has no drop path; set it to 0.")
     try:
-        return VisionTower(model, pooling=config.pooling, image_size=image_size)
+        return VisionTower(model, pooling=config.pooling, image_size=image_size, weights_note=note)
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         raise _size_error(name, image_size, _short(error)) from error
 
@@ -194,44 +203,67 @@ def _create(name: str, *, image_size: tuple[int, int], options: dict[str, Any]) 
         raise _size_error(name, image_size, _short(error)) from error
 
 
-def _create_pretrained(
-    name: str, *, image_size: tuple[int, int], options: dict[str, Any], overlay: dict[str, Any] | None = None
-) -> nn.Module:
-    try:
-        arguments = {**options, "pretrained": True, "pretrained_cfg_overlay": overlay}
-        return _timm_model(name, image_size=image_size, arguments=arguments)
-    except Exception as error:  # the hub client raises errors of several network libraries
-        _create(name, image_size=image_size, options=options)  # raises if the config is to blame
-        if overlay is not None:
-            raise
-        raise WeightsError(
-            f"the pretrained weights of {name} cannot be had from the hub ({type(error).__name__}: {_short(error)}). "
-            f"Without a network, set vision.pretrained to a local weights file or folder, or to false (random weights)."
-        ) from error
+def _create_pretrained(name: str, *, image_size: tuple[int, int], options: dict[str, Any]) -> nn.Module:
+    with cached_if_unreachable() as unreachable:
+        try:
+            return _timm_model(name, image_size=image_size, arguments={**options, "pretrained": True})
+        except Exception as error:  # the hub client raises errors of several network libraries
+            _create(name, image_size=image_size, options=options)  # raises if the config is to blame
+            why = f"{unreachable}; its cache on this machine does not hold them" if unreachable else _named(error)
+            raise WeightsError(
+                f"the pretrained weights of {name} cannot be had from the hub ({why}). Without a network, set "
+                "vision.pretrained to a local weights file or folder, or to false (random weights)."
+            ) from error
 
 
-def _create_local(name: str, place: str, *, image_size: tuple[int, int], options: dict[str, Any]) -> nn.Module:
-    """The model with the weights of a file or folder; timm converts foreign keys and resizes position embeddings."""
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {_short(error)}"
+
+
+@dataclass(frozen=True)
+class _LocalWeights:
+    """Tensors for a timm model, what is known of its images, and words about what is used of the file."""
+
+    file: Path
+    state: dict[str, Tensor]
+    overlay: dict[str, Any]
+    note: str
+    held: str
+
+
+def _local_weights(name: str, place: str, *, image_size: tuple[int, int], options: dict[str, Any]) -> _LocalWeights:
+    """What a file or folder holds for the model: its own tensors by name, or foreign ones that timm may convert."""
     try:
         path = fetch(place, names=("config.json", *_FOLDER_FILES))
     except OSError as error:
         raise WeightsError(f"vision.pretrained: {error}.") from error
     file, overlay = _local_files(name, path)
-    state = load_state(file)
-    classifiers = overlay.get("classifier") or _cfg(name).classifier or ()
-    for classifier in [classifiers] if isinstance(classifiers, str) else classifiers:
-        state.pop(f"{classifier}.weight", None)
-        state.pop(f"{classifier}.bias", None)
+    known = overlay.get("classifier") or _cfg(name).classifier or ()
+    classifiers = [known] if isinstance(known, str) else known
+    tensors = load_tensors(file)
+    own = _create(name, image_size=image_size, options=options).state_dict()
+    part = tower_part(tensors, own, classifiers=classifiers)
+    held = f"The file holds {counted(len(tensors), 'tensor')}, {first_names(tensors)}"
+    if part is None:
+        state = without(classifiers, load_state(file))
+        return _LocalWeights(file, state, overlay, note="", held=f"{held}; most of those of {name} are not among them.")
+    note, below = part.said(), f". Those below `{part.prefix}` fit best" if part.prefix else ""
+    return _LocalWeights(file, part.state, overlay, note=f"{file.name}: {note}" if note else "", held=f"{held}{below}.")
+
+
+def _create_local(
+    name: str, local: _LocalWeights, *, image_size: tuple[int, int], options: dict[str, Any]
+) -> nn.Module:
+    """The model with these weights; timm converts foreign keys and resizes position embeddings."""
     # num_classes as in the model keeps timm's loading strict: it is lenient wherever it replaces a classifier.
-    overlay = {**overlay, "state_dict": state, "num_classes": 0}
+    overlay = {**local.overlay, "state_dict": local.state, "num_classes": 0}
     try:
-        model = _create_pretrained(name, image_size=image_size, options=options, overlay=overlay)
-    except ConfigError:
-        raise
+        arguments = {**options, "pretrained": True, "pretrained_cfg_overlay": overlay}
+        model = _timm_model(name, image_size=image_size, arguments=arguments)
     except Exception as error:
         details = str(error).partition("\n")[2] or error  # after torch's headline
         raise WeightsError(
-            f"the weights in {file} do not fit {name}: {_short(details)}. "
+            f"the weights in {local.file} do not fit {name}: {_short(details)}. {local.held} "
             f"Check that vision.name is the model that they were trained with."
         ) from error
     pretrained_cfg: Any = model.pretrained_cfg
@@ -266,7 +298,7 @@ def _cfg(name: str) -> PretrainedCfg:
 
 
 def _short(message: object) -> str:
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    lines = [line.strip().rstrip(".") for line in str(message).splitlines() if line.strip()]
     return "; ".join(line if len(line) <= 200 else f"{line[:200]} …" for line in lines[:4]) or type(message).__name__
 
 

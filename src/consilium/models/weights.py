@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,20 +20,54 @@ from consilium.core.errors import ConfigError, WeightsError
 from consilium.models.config import FreezeConfig
 
 _SHOWN = 5  # keys that an error message names
+# Settings that trainings save beside their weights. They hold values and run no code; torch itself refuses them.
+_PLAIN: list[Any] = [
+    argparse.Namespace, type(Path()), datetime.datetime, datetime.timedelta, np.dtype, type(np.dtype(bool)),
+    type(np.dtype(np.int64)), type(np.dtype(np.float32)), type(np.dtype(np.float64)),
+    (np.float64().__reduce__()[0], "numpy._core.multiarray.scalar"),
+    (np.float64().__reduce__()[0], "numpy.core.multiarray.scalar"),  # its name before numpy 2
+]  # fmt: skip
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """The tensors in a ``.safetensors`` file or a torch file that holds nothing but tensors.
+    """The tensors in a ``.safetensors`` file, or of a torch file at its top or under ``state_dict`` or ``model``.
 
-    A torch file may hold them at its top or under ``state_dict`` or ``model``, and the prefixes that
-    distributed training and ``torch.compile`` put before every name are taken off. Nothing is ever
-    unpickled that could run code: such a file is a WeightsError, as is a missing or damaged one.
+    The prefixes that distributed training and ``torch.compile`` put before every name are taken off. Numbers and
+    other plain values beside the tensors are left out.
+    """
+    found = _read(path)
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    state = _tensors(found)
+    if not state:
+        raise WeightsError(
+            f"weights file {path} holds {_describe(found)}; expected a state_dict: tensors by name, at the top or "
+            f"under `state_dict` or `model`."
+        )
+    for prefix in ("module.", "_orig_mod.", "module."):  # the two wrappers, in either order
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a weights file; a name says where it is: ``state_dict.model.conv1.weight``."""
+    return _all_tensors(_read(path))
+
+
+def _read(path: Path) -> Any:
+    """What a file of weights holds.
+
+    Nothing is ever unpickled that could run code: such a file is a WeightsError, as is a missing or damaged one.
     """
     if path.is_dir():
         raise WeightsError(f"{path} is a folder; give a .safetensors or .pt file.")
     try:
-        is_safe = path.suffix == ".safetensors"
-        found: Any = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_PLAIN):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"weights file {path} does not exist; give a .safetensors or .pt file.") from None
     except Exception as error:  # a damaged or malicious file can provoke any error in its reader
@@ -44,19 +81,20 @@ def load_state(path: Path) -> dict[str, Tensor]:
             f"weights file {path} is damaged or not a weights file ({type(error).__name__}); expected .safetensors or "
             f"a torch file that holds a state_dict and no other Python objects. Copy or save it again."
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise WeightsError(
-            f"weights file {path} holds {_describe(found)}; expected a state_dict: tensors by name, at the top or "
-            f"under `state_dict` or `model`."
-        )
-    state = {str(key): value for key, value in found.items()}
-    for prefix in ("module.", "_orig_mod.", "module."):  # the two wrappers, in either order
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+
+
+def _tensors(found: Any) -> dict[str, Tensor]:
+    """The tensors right in a mapping."""
+    if not isinstance(found, dict):
+        return {}
+    return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+
+
+def _all_tensors(found: Any) -> dict[str, Tensor]:
+    """The tensors in a mapping and in the mappings in it."""
+    inner = found.items() if isinstance(found, dict) else ()
+    deeper = {f"{key}.{name}": tensor for key, value in inner for name, tensor in _all_tensors(value).items()}
+    return {**_tensors(found), **deeper}
 
 
 def save_state(state: Mapping[str, Tensor], path: Path) -> None:
@@ -80,12 +118,15 @@ def weights_hash(module: nn.Module) -> str:
 
 def _unsafe_names(path: Path) -> list[str]:
     try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals(_PLAIN):
+            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError, OSError):  # not in torch's own container
         return []
 
 
 def _describe(found: Any) -> str:
+    if not found:
+        return "nothing"
     if not isinstance(found, dict):
         return f"a {type(found).__name__}"
     other = [f"`{key}` ({type(value).__name__})" for key, value in found.items() if not isinstance(value, Tensor)]

@@ -14,8 +14,9 @@ from accelerate.utils import set_seed
 from consilium.bundle import Predictor, case_outputs
 from consilium.core.answers import Calibration
 from consilium.core.contracts import Evaluator, Hook, Outputs, Progress
-from consilium.core.errors import ConfigError
+from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.files import remove_leavings
+from consilium.core.labels import class_order
 from consilium.core.reporter import Reporter, format_table
 from consilium.data.config import ImageConfig
 from consilium.data.load import LoadedData
@@ -23,11 +24,11 @@ from consilium.data.loader import batch_count, fewest_cases
 from consilium.data.mixture import build_mixture, coverage_warnings, mixture_table
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
-from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.tree import ANSWERED
 from consilium.experiment import Experiment
-from consilium.judge import RunFacts
+from consilium.judge import RunFacts, evaluator_of
 from consilium.manifest import weights_file
+from consilium.models.parts import first_names
 from consilium.models.weights import load_state, load_strict, parameter_counts
 from consilium.session.finish import RunResult, finish
 from consilium.tasks.classify import Classify, build_classify, grown_classify
@@ -35,6 +36,7 @@ from consilium.training.dryrun import dry_run, memory_advice
 from consilium.training.feed import Feed
 from consilium.training.hooks import RunLog, build_hooks
 from consilium.training.loop import Training, best_folder, fit, refuse_non_finite
+from consilium.training.monitor import TIE_BREAKER, Monitor
 from consilium.training.optim import Schedule, build_optimizer, warmup_steps
 from consilium.training.plan import Plan, make_plan
 from consilium.training.processes import on_main
@@ -61,7 +63,7 @@ class Session:
         self.plan = self._make_plan()
         self.feed = self._make_feed()
         self.evaluator = self._evaluator()
-        self.higher_is_better = self._monitored()
+        self.monitor = self._monitor()
         if accelerator.num_processes > 1:  # the weights are the same everywhere, what is dropped out is not
             set_seed(seed, device_specific=True)
 
@@ -73,19 +75,29 @@ class Session:
         torch.backends.cudnn.benchmark = not trainer.deterministic
 
     def _evaluator(self) -> Evaluator:
-        labels, multi_label = self.data.cases.labels, self.experiment.task.multi_label
-        config = self.experiment.evaluation
-        return build_evaluator(labels, multi_label=multi_label, config=config, calibration=Calibration())
+        labels, config = self.data.cases.labels, self.experiment.evaluation
+        return evaluator_of(self.experiment.task, labels=labels, config=config, calibration=Calibration())
 
-    def _monitored(self) -> bool:
-        """Whether a higher value of the monitored metric is better; one that cannot be monitored is a ConfigError."""
-        monitor = self.experiment.trainer.monitor
-        if monitor in ANSWERED:
+    def _monitor(self) -> Monitor:
+        """What chooses the best weights; a metric that cannot is a ConfigError."""
+        name = self.experiment.trainer.monitor
+        if name in ANSWERED:
             raise ConfigError(
-                f"trainer.monitor is {monitor}, which depends on thresholds that are chosen after the training; "
+                f"trainer.monitor is {name}, which depends on thresholds that are chosen after the training; "
                 "accuracy, macro_f1 or aurc can choose the weights."
             )
-        return self.evaluator.higher_is_better(monitor)
+        labels = self.data.cases.labels.leaves
+        if (
+            name == "quadratic_kappa"
+            and len(labels) > 2
+            and not class_order(labels, given=self.experiment.task.tree.order)
+        ):
+            raise ConfigError(
+                "trainer.monitor is quadratic_kappa, which needs the order of the labels, and nothing says which that "
+                f"is. Give it as task.tree.nodes, from the lowest to the highest: [{', '.join(labels)}], rearranged."
+            )
+        higher = self.evaluator.higher_is_better(name)
+        return Monitor(name, higher_is_better=higher, tie_breaker=None if name == TIE_BREAKER else TIE_BREAKER)
 
     def _build_task(self) -> Classify:
         cases, config = self.data.cases, self.experiment.task
@@ -99,9 +111,18 @@ class Session:
             task = build_classify(
                 config, labels=cases.labels, image_size=size, class_counts=counts, training_cases=total
             )
+            if task.tower.weights_note:
+                self.log.line(f"task.vision.pretrained: {task.tower.weights_note}")
         origin = self.experiment.trainer.init_from
         if origin is not None:
-            load_strict(task, load_state(weights_file(origin)), origin=origin)
+            state = load_state(weights_file(origin))
+            if not state.keys() & task.state_dict().keys():
+                raise WeightsError(
+                    f"trainer.init_from: the weights in {origin} do not fit the model, of which they hold nothing, but "
+                    f"{first_names(state)}. Give a bundle of this kind of task; the weights of a tower alone belong to "
+                    "task.vision.pretrained."
+                )
+            load_strict(task, state, origin=origin)
         return task.to(self.device).to(memory_format=torch.channels_last)
 
     def _resolved_image(self) -> ImageConfig:
@@ -202,7 +223,6 @@ class Session:
             optimizer=optimizer,
             total_steps=self.plan.total_steps,
             steps_per_epoch=self.plan.steps[0],
-            higher_is_better=self.higher_is_better,
         )
         progress = Progress()
         found = checkpoints(folder / "checkpoints")
@@ -230,7 +250,7 @@ class Session:
             config=trainer,
             accelerator=self.accelerator,
             precision=precision,
-            higher_is_better=self.higher_is_better,
+            monitor=self.monitor,
             checkpoints=folder / "checkpoints",
             hooks=self._hooks(folder, progress.step),
         )
@@ -260,7 +280,7 @@ class Session:
             groups=[group.name for group in self.task.parameter_groups()],
             resume_step=resume_step,
             log_every=self.experiment.trainer.log_every,
-            monitor=self.experiment.trainer.monitor,
+            monitor=self.monitor,
             cached=self.feed.frozen is not None,
             wandb=(self.experiment.name, self.experiment.model_dump(mode="json"))
             if self.experiment.trainer.wandb
@@ -271,6 +291,8 @@ class Session:
         """Judge the best weights, once, and write report and bundle."""
         best = best_folder(folder / "checkpoints", progress) / MODEL
         load_strict(self.task, load_state(best), origin=str(best))
+        if progress.best_metric is None:
+            self.warnings.append(self.monitor.undefined())
         facts = RunFacts(
             precision=precision,
             device=str(self.device),

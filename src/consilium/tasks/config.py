@@ -31,7 +31,8 @@ class TreeConfig(Config):
     head: Literal["flat", "joint", "cascade"] = Field(default="flat", description="flat, joint or cascade.")
     nodes: list[str] | dict[str, Any] | None = Field(
         default=None,
-        description="The labels, as dot paths or as a mapping of names to subtrees; null: those of the training cases.",
+        description="The labels, as dot paths or as a mapping of names to subtrees; null: those of the training cases. "
+        "Of one level, the list is also the order of grades, from the lowest to the highest.",
     )
     statistics: dict[str, NodeStatistics] = Field(
         default={},
@@ -64,6 +65,12 @@ class TreeConfig(Config):
             )
         return self
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The labels from the lowest to the highest, where they are given and have one level; else none."""
+        names = paths_of(self.nodes or [])
+        return () if any("." in name for name in names) else tuple(names)
+
     def labels(self) -> LabelTree | None:
         """The labels that are given, None where the training cases give them. A flat head knows the leaves alone."""
         if self.nodes is None:
@@ -86,6 +93,12 @@ class ClassifyConfig(Config):
     vision: VisionConfig = VisionConfig()
     head: HeadConfig = LinearHeadConfig()
     loss: ClassificationLossConfig = CrossEntropyConfig()
+
+    @property
+    def default_monitor(self) -> str:
+        """The validation metric that chooses the best weights where the config names none."""
+        # Of many rare labels none passes the threshold for epochs, and the F1 rests at 0; a ranking moves at once.
+        return "macro_auroc" if self.multi_label else "macro_f1"
 
     @model_validator(mode="after")
     def _one_label_in_a_tree(self) -> ClassifyConfig:

@@ -66,7 +66,7 @@ class StepConfig(ScheduleBase):
 
 
 class PlateauConfig(ScheduleBase):
-    """The rate times ``factor`` when the monitored metric has not improved for ``patience`` evaluations."""
+    """The rate times ``factor`` when neither the monitored metric nor log_loss gained for ``patience`` evaluations."""
 
     kind: Literal["plateau"] = "plateau"
     patience: int = Field(default=3, ge=0, description="Validations without a gain that are borne.")
@@ -84,14 +84,24 @@ class TrainerConfig(Config):
     max_steps: int | None = Field(default=None, ge=1, description="Stop after this many optimizer steps.")
     accumulate: int = Field(default=1, ge=1, description="Batches per optimizer step.")
     clip_norm: float | None = Field(default=None, gt=0.0, description="Largest norm of the gradient; null: any.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 where it is faster.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto: bf16 where device and model make it faster."
+    )
     compile: bool = Field(default=False, description="Compile the model: a slow first step, then perhaps faster.")
     deterministic: bool = Field(default=False, description="Deterministic kernels: slower, bit for bit repeatable.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: cuda, else mps, else cpu.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of this process; null: torch's default.")
     validate_every: float = Field(default=1.0, gt=0.0, description="Epochs between validations; below 1: a fraction.")
-    monitor: str = Field(default="macro_f1", description="Validation metric that chooses the best checkpoint.")
-    patience: int | None = Field(default=None, ge=1, description="Stop after this many validations without a gain.")
+    monitor: str = Field(
+        default="auto",
+        description="Validation metric that chooses the best weights; log_loss decides where it ties. auto: macro_f1; "
+        "macro_auroc with task.multi_label.",
+    )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="Stop after this many validations without a gain of the monitored metric or of log_loss.",
+    )
     save_every: float = Field(
         default=1.0, gt=0.0, description="Epochs between resumable checkpoints; below 1: a fraction."
     )

@@ -1,4 +1,4 @@
-"""A trial step before step one: which precision is faster, how long a step takes, how much memory."""
+"""A trial step before step one: how long it takes, how much memory, and what stops it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError, MemoryExhaustedError
+from consilium.training.precision import auto_precision
 from consilium.training.state import random_state, set_random_state
 
 CPU_CASES = 16  # a trial on a processor uses at most so many images of the batch
@@ -39,8 +40,10 @@ def dry_run(
 ) -> Trial:
     """Train and predict on one batch, then put everything back as it was.
 
-    ``precision`` auto tries fp32 and bf16 and takes the faster. ``fewest`` are the cases of the smallest batch to come.
+    ``precision`` auto becomes that of this device and model. ``fewest`` are the cases of the smallest batch to come;
+    one that BatchNorm cannot learn from is a ConfigError.
     """
+    precision = auto_precision(device, task) if precision == "auto" else precision
     slow = device.type == "cpu" and batch.features_BVF is None
     cases = min(len(batch), CPU_CASES) if slow else len(batch)
     batch = _head(batch, cases).to(device)
@@ -48,17 +51,11 @@ def dry_run(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        choices = (
-            ["fp32", "bf16"] if precision == "auto" and device.type != "mps" else [precision.replace("auto", "fp32")]
-        )
         task.train()
-        # In turn, and the best of each: a neighbour's load then does not decide. The first round warms up.
-        rounds = [
-            [_step(task, transform(batch), device=device, precision=choice) for choice in choices] for _ in range(4)
-        ]
-        seconds = {choice: min(times[1:]) for choice, times in zip(choices, zip(*rounds, strict=True), strict=True)}
         if fewest == 1:
-            _try_single(task, transform(_head(batch, 1)))
+            _try_single(task, transform(_head(batch, 1)), only=cases == 1)
+        # The best of a few: a neighbour's load then does not count. The first warms up.
+        seconds = min([_step(task, transform(batch), device=device, precision=precision) for _ in range(3)][1:])
         task.eval()
         if batch.features_BVF is not None:  # nothing is judged in bf16
             batch = replace(batch, features_BVF=batch.features_BVF.float())
@@ -67,9 +64,8 @@ def dry_run(
         task.zero_grad(set_to_none=True)
         task.load_state_dict(state)
         set_random_state(random)
-    chosen = min(seconds, key=seconds.__getitem__)
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return Trial(chosen, seconds[chosen] * batch.global_cases / cases, memory, cases)
+    return Trial(precision, seconds * batch.global_cases / cases, memory, cases)
 
 
 def _step(task: Any, batch: Batch, *, device: torch.device, precision: str) -> float:
@@ -85,16 +81,22 @@ def _step(task: Any, batch: Batch, *, device: torch.device, precision: str) -> f
     return time.perf_counter() - start
 
 
-def _try_single(task: Any, batch: Batch) -> None:
+def _try_single(task: Any, batch: Batch, *, only: bool) -> None:
+    """One case alone; ``only`` where no batch has more."""
     task.set_epoch(10**9)  # what a frozen warm-up holds in evaluation mode learns by then
     try:
         task.step(batch)
     except ValueError as error:
         if not str(error).startswith("Expected more than 1 value per channel"):  # torch has no error of its own
             raise
+        last = "Set data.loader.drop_last: true, or another data.loader.batch_size."
+        every = (
+            "Set data.loader.batch_size to 2 or more for each process (trainer.accumulate does not help), take a tower "
+            "without BatchNorm (convnext_tiny, vit_b_16), or freeze it: task.vision.freeze.kind: tower."
+        )
         raise ConfigError(
-            "a batch of the training has a single case (for each process), and BatchNorm in the tower cannot learn "
-            "from one. Set data.loader.drop_last: true, or another data.loader.batch_size."
+            f"{'every' if only else 'a'} batch of the training has a single case (for each process), and BatchNorm in "
+            f"the tower cannot learn from one. {every if only else last}"
         ) from error
     finally:
         task.set_epoch(0)
@@ -126,11 +128,4 @@ def memory_advice(
             f"data.loader.batch_size and double trainer.accumulate (now {accumulate}): the gradient stays the same; "
             "or choose "
             "a smaller data.image.size or task.vision.name."
-        ) from error
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # torch has no error of its own for this
-            raise
-        raise MemoryExhaustedError(
-            f"a process that decodes images died: {error} Most often memory or shared memory (/dev/shm) ran out: lower "
-            "data.loader.workers or prefetch_factor, give the run more of it, and give the same command with --resume."
         ) from error

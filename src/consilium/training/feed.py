@@ -104,6 +104,7 @@ class Feed:
             augmentation=self.config.augmentation,
             config=self.config.loader,
             seed=self.seed,
+            note=self.log.line,
         )
 
     def _needs(self, frozen: FrozenFeatures) -> dict[str, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from consilium.core.reporter import Reporter
 from consilium.data.config import AugmentationConfig, DataConfig, ImageConfig
 from consilium.data.features import CachedViews, FeatureCache, FeatureLoader
 from consilium.data.loader import Loader, evaluation_requests, unusable
+from consilium.data.rows import SingleViews
 from consilium.data.store import CaseTable
 from consilium.data.transforms import DeviceTransform
 from consilium.models.weights import weights_hash
@@ -28,18 +28,6 @@ from consilium.training.processes import from_all, on_main
 
 VERSION = 1
 SAVE_EVERY = 30.0  # seconds of computing that a kill may cost
-
-
-@dataclass(frozen=True)
-class _Views:
-    """Single views of cases as rows of images."""
-
-    table: CaseTable
-    cases: np.ndarray
-    numbers: np.ndarray  # which view of its case each is
-
-    def images(self, row: int) -> list[str | bytes]:
-        return [self.table.images(int(self.cases[row]))[int(self.numbers[row])]]
 
 
 class FrozenFeatures:
@@ -154,11 +142,18 @@ class FrozenFeatures:
         """
         cache, config = self._caches[precision], self.config.loader
         cases = self.views.rows[list(views)]
-        source = _Views(self.table, cases, np.array(views) - np.array(self.views.starts)[cases])
+        source = SingleViews(self.table, cases, np.array(views) - np.array(self.views.starts)[cases])
         requests = evaluation_requests(range(len(views)), config=config)
         if len(requests) <= 1:
             config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
-        loader = Loader(source, targets=None, image=self.image, augmentation=AugmentationConfig(), config=config)
+        loader = Loader(
+            source,
+            targets=None,
+            image=self.image,
+            augmentation=AugmentationConfig(),
+            config=config,
+            note=self.log.line,
+        )
         transform = DeviceTransform(self.image, augmentation=None, seed=0)
         unread: dict[bytes, str] = {}
         waiting: list[tuple[list[bytes], np.ndarray]] = []

@@ -1,18 +1,18 @@
-"""What is written down beside the loop: text log, csv, TensorBoard, Weights & Biases, progress bar."""
+"""What is written down beside the loop: text log, csv, progress bar, and the trackers."""
 
 from __future__ import annotations
 
 import csv
 import datetime
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from consilium.core.contracts import Hook, Progress, StepLog
-from consilium.core.errors import MissingExtraError
 from consilium.core.files import write_text
 from consilium.core.reporter import Reporter
+from consilium.training.monitor import Monitor
+from consilium.training.tracking import TensorBoardHook, WandbHook
 
 STEP_COLUMNS = ("step", "epoch", "cases", "train_loss", "gradient_norm", "data_seconds", "step_seconds")
 SHOWN_METRICS = ("accuracy", "macro_f1", "macro_auroc", "log_loss")  # in the text log; history.csv has all
@@ -77,11 +77,12 @@ class LogHook:
     Where that is long it advises, once; ``cached`` features need no advice.
     """
 
-    def __init__(self, log: RunLog, history: History, *, log_every: int, monitor: str, cached: bool) -> None:
-        self._log, self._history, self._every = log, history, log_every
-        self._shown = list(dict.fromkeys([monitor, *SHOWN_METRICS]))
+    def __init__(self, log: RunLog, history: History, *, log_every: int, monitor: Monitor, cached: bool) -> None:
+        self._log, self._history, self._every, self._monitor = log, history, log_every, monitor
+        self._shown = list(dict.fromkeys([monitor.name, *SHOWN_METRICS]))
         self._since: list[StepLog] = []
         self._advised = cached
+        self._undefined_said = False
 
     def on_step(self, progress: Progress, log: StepLog) -> None:
         """Collect; write every ``log_every`` steps."""
@@ -94,15 +95,17 @@ class LogHook:
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in self._shown if metrics.get(name) is not None)
         mark = " (best so far)" if progress.best_step == progress.step else ""
         self._log.line(f"validation after step {progress.step}{mark}: {shown}")
+        if metrics.get(self._monitor.name) is None and not self._undefined_said:
+            self._undefined_said = True
+            self._log.line(f"note: {self._monitor.undefined()}")
         row = {f"val_{name}": value for name, value in metrics.items()}
         self._history.append({"step": progress.step, "epoch": round(progress.epochs, 4), **row})
 
     def on_end(self, progress: Progress) -> None:
         """Write why the training ended."""
         reason = progress.stop_reason or "all steps done"
-        best = progress.best_metric
-        shown = "" if best is None else f"; best {best:.4f} at step {progress.best_step}"
-        self._log.line(f"training ended after step {progress.step} of {progress.total_steps}: {reason}{shown}")
+        ended = f"training ended after step {progress.step} of {progress.total_steps}: {reason}"
+        self._log.line("; ".join(filter(None, [ended, self._monitor.best(progress)])))
 
     def _flush(self, progress: Progress) -> None:
         logs, self._since = self._since, []
@@ -138,62 +141,11 @@ class LogHook:
         )
 
 
-class TensorBoardHook:
-    """Scalars for TensorBoard, written every step."""
-
-    def __init__(self, folder: Path, *, resume_step: int) -> None:
-        # tensorboard's own writer: torch's wrapper is the same after a much slower import.
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
-
-    def on_step(self, progress: Progress, log: StepLog) -> None:
-        """Loss, its parts, rates, gradient norm, seconds."""
-        for name, value in step_scalars(log).items():
-            self._writer.add_scalar(name, value, progress.step)
-
-    def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
-        """The validation figures."""
-        for name, value in metrics.items():
-            if value is not None:
-                self._writer.add_scalar(f"val/{name}", value, progress.step)
-        self._writer.flush()
-
-    def on_end(self, progress: Progress) -> None:
-        """Close the file."""
-        self._writer.close()
-
-
-class WandbHook:
-    """The same scalars for Weights & Biases; ``WANDB_MODE=offline`` keeps them on this machine."""
-
-    def __init__(self, folder: Path, *, project: str, name: str, config: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise MissingExtraError("trainer.wandb: true", "wandb") from None
-        # Nothing leaves the machine unless the user asked for it by name.
-        os.environ.setdefault("WANDB_MODE", "offline")
-        self._run = wandb.init(project=project, name=name, dir=str(folder), config=config, resume="allow", id=name)
-
-    def on_step(self, progress: Progress, log: StepLog) -> None:
-        """Loss, its parts, rates, gradient norm, seconds."""
-        self._run.log(step_scalars(log), step=progress.step)
-
-    def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
-        """The validation figures."""
-        self._run.log({f"val/{name}": value for name, value in metrics.items()}, step=progress.step)
-
-    def on_end(self, progress: Progress) -> None:
-        """End the run."""
-        self._run.finish()
-
-
 class ProgressHook:
     """Feeds a progress bar: ``update(done, total, text)``."""
 
-    def __init__(self, update: Callable[[int, int, str], None]) -> None:
-        self._update = update
+    def __init__(self, update: Callable[[int, int, str], None], *, monitor: str) -> None:
+        self._update, self._monitor = update, monitor
         self._text = ""
 
     def on_step(self, progress: Progress, log: StepLog) -> None:
@@ -203,23 +155,10 @@ class ProgressHook:
     def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
         """Show the best so far."""
         if progress.best_metric is not None:
-            self._text = f"best {progress.best_metric:.3f}"
+            self._text = f"best {self._monitor} {progress.best_metric:.3f}"
 
     def on_end(self, progress: Progress) -> None:
         """Nothing to close."""
-
-
-def step_scalars(log: StepLog) -> dict[str, float]:
-    """The figures of a step by the name that trackers show."""
-    scalars: Iterable[tuple[str, float | None]] = [
-        ("train/loss", log.loss),
-        ("train/gradient_norm", log.gradient_norm),
-        ("time/data_seconds", log.data_seconds),
-        ("time/step_seconds", log.step_seconds),
-        *((f"train/{name}", value) for name, value in log.parts.items()),
-        *((f"learning_rate/{name}", rate) for name, rate in log.learning_rates.items()),
-    ]
-    return {name: value for name, value in scalars if value is not None}
 
 
 def build_hooks(
@@ -231,7 +170,7 @@ def build_hooks(
     groups: Sequence[str],
     resume_step: int,
     log_every: int,
-    monitor: str,
+    monitor: Monitor,
     cached: bool,
     wandb: tuple[str, dict[str, Any]] | None,
 ) -> list[Hook]:
@@ -240,8 +179,8 @@ def build_hooks(
     hooks: list[Hook] = [
         LogHook(log, history, log_every=log_every, monitor=monitor, cached=cached),
         TensorBoardHook(folder / "tensorboard", resume_step=resume_step),
-        ProgressHook(lambda done, total, text: reporter.progress("train", done, total, text)),
+        ProgressHook(lambda done, total, text: reporter.progress("train", done, total, text), monitor=monitor.name),
     ]
     if wandb is not None:
-        hooks.append(WandbHook(folder, project=wandb[0], name=folder.name, config=wandb[1]))
+        hooks.append(WandbHook(folder, project=wandb[0], name=folder.name, config=wandb[1], log=log.line))
     return hooks

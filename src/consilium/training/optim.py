@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
-import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR
 
 from consilium.core.contracts import ParameterGroup
 from consilium.core.errors import ConfigError
@@ -62,15 +61,13 @@ class Schedule:
         optimizer: Optimizer,
         total_steps: int,
         steps_per_epoch: int,
-        higher_is_better: bool,
     ) -> None:
         self._config = config
         self._total = total_steps
         self._warmup = warmup_steps(config, total_steps=total_steps)
         self._steps_per_epoch = max(steps_per_epoch, 1)
         self._plateau_factor = 1.0
-        self._mode: Literal["max", "min"] = "max" if higher_is_better else "min"
-        self._tracker = self._build_tracker()
+        self._rests = 0  # validations without a gain since the last one, or since the rate was lowered
         self._scheduler = LambdaLR(optimizer, self.factor)
 
     def factor(self, step: int) -> float:
@@ -89,11 +86,13 @@ class Schedule:
         """After every optimizer step."""
         self._scheduler.step()
 
-    def on_evaluation(self, metric: float) -> None:
+    def on_evaluation(self, *, gained: bool) -> None:
         """After every validation: a plateau schedule may lower the rate."""
-        if self._tracker is not None:
-            self._tracker.step(metric)
-            self._plateau_factor = self._tracker.optimizer.param_groups[0]["lr"]
+        config = self._config
+        self._rests = 0 if gained else self._rests + 1
+        if isinstance(config, PlateauConfig) and self._rests > config.patience:
+            self._rests = 0
+            self._plateau_factor = max(self._plateau_factor * config.factor, config.floor)
             # The rate of the next step was set before this validation.
             for group, rate in zip(self._scheduler.optimizer.param_groups, self._scheduler.base_lrs, strict=True):
                 group["lr"] = rate * self.factor(self._scheduler.last_epoch)
@@ -104,29 +103,13 @@ class Schedule:
 
     def state_dict(self) -> dict[str, object]:
         """What a checkpoint needs."""
-        tracker = None if self._tracker is None else self._tracker.state_dict()
         scheduler = {key: value for key, value in self._scheduler.state_dict().items() if key != "lr_lambdas"}
-        return {"scheduler": scheduler, "plateau_factor": self._plateau_factor, "tracker": tracker}
+        return {"scheduler": scheduler, "plateau_factor": self._plateau_factor, "rests": self._rests}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Take up where a checkpoint stood."""
         self._scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(self._scheduler.lr_lambdas)})  # type: ignore[dict-item]
         self._plateau_factor = float(state["plateau_factor"])  # type: ignore[arg-type]
-        if self._tracker is not None:
-            self._tracker.load_state_dict(state["tracker"])  # type: ignore[arg-type]
-            self._tracker.optimizer.param_groups[0]["lr"] = self._plateau_factor
-
-    def _build_tracker(self) -> ReduceLROnPlateau | None:
-        """torch's plateau rule on a stand-in whose rate is our factor, so that warm-up and groups stay ours."""
-        config = self._config
-        if not isinstance(config, PlateauConfig):
-            return None
-        stand_in = SGD([torch.zeros(1)], lr=1.0)
-        return ReduceLROnPlateau(
-            stand_in,
-            mode=self._mode,
-            factor=config.factor,
-            patience=config.patience,
-            min_lr=config.floor,
-            threshold=0.0,
-        )
+        earlier: Any = state.get("tracker")  # an earlier version kept torch's plateau rule, or None
+        rests: Any = state.get("rests", 0) if earlier is None else earlier["num_bad_epochs"]
+        self._rests = int(rests)

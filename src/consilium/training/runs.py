@@ -56,7 +56,7 @@ def find_run(
     parent = Path(output.root) / name
     existing = _runs(parent, output.variation)
     if resume or output.if_exists == "resume":
-        unfinished = [path for path in existing if read_state(path).status != "finished"]
+        unfinished = _by_start([path for path in existing if read_state(path).status != "finished"])
         if unfinished:
             other = "start a new run, without --resume" if resume else OWN_VARIATION
             _check_same(unfinished[-1], config, limit=limit, data_fingerprints=data_fingerprints, other=other)
@@ -77,9 +77,8 @@ def finished_run(
     output: OutputConfig, *, name: str, config: Config, limit: int | None, data_fingerprints: Collection[str]
 ) -> Path | None:
     """The latest finished run of the variation; one of another config or of other data is a RunFolderError."""
-    finished = [
-        path for path in _runs(Path(output.root) / name, output.variation) if read_state(path).status == "finished"
-    ]
+    found = _runs(Path(output.root) / name, output.variation)
+    finished = _by_start([path for path in found if read_state(path).status == "finished"])
     if not finished:
         return None
     _check_same(finished[-1], config, limit=limit, data_fingerprints=data_fingerprints, other=OWN_VARIATION)
@@ -90,7 +89,7 @@ def new_run(
     output: OutputConfig, *, name: str, config: Config, limit: int | None, data_fingerprint: str, precision: str
 ) -> Path:
     """A new run folder."""
-    moment = datetime.datetime.now()
+    moment = datetime.datetime.now().astimezone()
     try:
         while True:
             folder = Path(output.root) / name / f"{output.variation}-{moment:%Y%m%d-%H%M%S}"
@@ -101,7 +100,7 @@ def new_run(
                 moment += datetime.timedelta(seconds=1)
         state = RunState(
             status="running",
-            started=f"{moment:%Y-%m-%d %H:%M:%S}",
+            started=f"{moment:%Y-%m-%d %H:%M:%S%z}",
             precision=precision,
             data_fingerprint=data_fingerprint,
             limit=limit,
@@ -199,10 +198,25 @@ def _copy_of(folder: Path, output: OutputConfig, *, name: str) -> str:
 
 
 def _runs(parent: Path, variation: str) -> list[Path]:
-    """The runs of a variation, oldest first."""
+    """The runs of a variation, by name."""
     named = re.compile(re.escape(variation) + r"-\d{8}-\d{6}")
     found = parent.iterdir() if parent.is_dir() else ()
     return sorted(path for path in found if named.fullmatch(path.name) and (path / STATE).is_file())
+
+
+def _by_start(runs: list[Path]) -> list[Path]:
+    """The one that started last comes last, whatever it is named: a clock may be set back, a folder renamed."""
+
+    def moment(run: Path) -> tuple[datetime.datetime, str]:
+        try:
+            started = datetime.datetime.fromisoformat(read_state(run).started)
+        except ValueError as error:
+            raise RunFolderError(
+                f"{run / STATE} is damaged: {error}. Remove this folder, or mend `started`."
+            ) from error
+        return started.astimezone(), run.name  # an earlier version wrote local time without its zone
+
+    return sorted(runs, key=moment)
 
 
 def _check_same(
@@ -211,14 +225,13 @@ def _check_same(
     """A run that cannot be gone on with is a RunFolderError; ``other`` is what one may do instead."""
     state, path = read_state(folder), folder / CONFIG
     try:
-        old = parse_yaml(path.read_text(encoding="utf-8"), origin=str(path))
+        # Built, so that a key that is new since then is its default, not missing.
+        old = build(type(config), parse_yaml(path.read_text(encoding="utf-8"), origin=str(path)), origin=str(path))
     except (OSError, ValueError, ConfigError) as error:
         raise RunFolderError(f"{path} is damaged: {error}. Mend it, or {other}.") from error
-    with contextlib.suppress(ConfigError):  # keys that came after the run was started have their defaults
-        old = build(type(config), old, origin=str(path)).model_dump(mode="json")
     changed = [
         f"{key} was {_shown(before)} and is {_shown(now)}"
-        for key, before, now in _changed(old, config.model_dump(mode="json"))
+        for key, before, now in _changed(old.model_dump(mode="json"), config.model_dump(mode="json"))
         if not key.startswith(FREE)
     ]
     if state.limit != limit:
@@ -227,7 +240,7 @@ def _check_same(
         more = f"; and {len(changed) - 8} more" if len(changed) > 8 else ""
         raise RunFolderError(
             f"{folder} was started with another config: {'; '.join(changed[:8])}{more}. Go on with the config it was "
-            f"started with, or {other}."
+            f"started with, {path}, or {other}."
         )
     if state.data_fingerprint is not None and state.data_fingerprint not in data_fingerprints:
         saved = checkpoints(folder / "checkpoints")

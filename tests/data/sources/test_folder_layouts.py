@@ -206,7 +206,7 @@ def test_every_ending_that_is_read(tmp_path: Path) -> None:
         (tmp_path / f"d/ct/a.{ending}").write_bytes(data)
     source = {"kind": "folder", "name": "s", "path": str(tmp_path / "d")}
     prepared = prepare(data_config(tmp_path, source))
-    assert (prepared.store.manifest.cases, prepared.bad_rows, prepared.skipped()) == (len(files), [], [])
+    assert (prepared.store.manifest.cases, prepared.bad_rows, prepared.notes()) == (len(files), [], [])
     assert len(find_images([str(tmp_path / "d")])[0]) == len(files)
 
 

@@ -103,6 +103,12 @@ def label_spellings(labels: Iterable[str]) -> list[str]:
     ]
 
 
+def spelled_alike(label: str, labels: Iterable[str]) -> list[str]:
+    """Those of the labels that may be another spelling of one; see ``label_spellings``."""
+    key = _key(label)
+    return [other for other in labels if _key(other) == key]
+
+
 def _told(names: Sequence[str], counts: Mapping[str, int]) -> list[str]:
     """Labels with their cases; those that look the same also with their letters written out."""
     looks = Counter(map(_look, names))

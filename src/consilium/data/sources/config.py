@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from consilium.core.config import Config
 
@@ -68,6 +68,25 @@ class FolderSource(SourceBase):
         return self
 
 
+class Findings(Config):
+    """One column per finding, as chest collections have them: 1 is there, 0 or empty is not, -1 is uncertain."""
+
+    columns: list[str] = Field(
+        min_length=1,
+        description="The columns, whose names are the labels; of a pattern such as finding_* what * stands for.",
+    )
+    uncertain: Literal["positive", "negative", "ignore"] | None = Field(
+        default=None,
+        description="-1 as 1 (U-Ones), as 0 (U-Zeros), or the case unlabelled (U-Ignore); null: such a row is bad.",
+    )
+    none: str | None = Field(default=None, min_length=1, description="Label of a row without any finding; null: none.")
+
+
+def _short_findings(value: object) -> object:
+    """Columns or a pattern alone stand for the section."""
+    return {"columns": [value] if isinstance(value, str) else value} if isinstance(value, (str, list)) else value
+
+
 class Columns(Config):
     """Which column (or JSON key) holds what; null: the file has none."""
 
@@ -80,16 +99,36 @@ class Columns(Config):
     mask: str | None = Field(default="mask", description="Path of the mask.")
     is_gt: str | None = Field(default="is_gt", description="true or false; false marks a pseudo-label.")
     label_separator: str | None = Field(default=None, description="Splits a label cell into several (multi-label).")
+    findings: Annotated[
+        Findings | None,
+        BeforeValidator(_short_findings, json_schema_input_type=Findings | list[str] | str | None),
+    ] = Field(
+        default=None,
+        description="One column per finding, in place of label: their names, a pattern, or a section.",
+    )
     meta: list[str] | None = Field(default=None, description="Columns kept as metadata; null keeps all others.")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without ``findings`` where there are none: stores are called after their config, and it came later."""
+        tree: dict[str, Any] = write(self)
+        return {key: value for key, value in tree.items() if key != "findings" or value is not None}
 
 
 class RowSource(SourceBase):
     """A file of rows whose columns have names."""
 
+    later: ClassVar[tuple[str, ...]] = ("image_template",)  # came after the first stores; as if absent where it is null
     required: ClassVar[tuple[str, ...]] = ()  # the keys of ``columns`` that a ready-made mapping cannot do without
     kind: str
     columns: Columns = Columns()
     image_root: str | None = Field(default=None, description="Folder of relative image paths; null: the file's own.")
+    image_template: str | None = Field(
+        default=None,
+        pattern=r"\{(:0?\d+)?\}",
+        description='Path of an image, as in "{}.png": {} is the cell of columns.image, {:06} its number with zeros in '
+        "front, {patient} another column.",
+    )
 
 
 class TableSource(RowSource):
@@ -137,7 +176,10 @@ class JsonlSource(RowSource):
     """MultiMediset form: one object a line, ``text`` or ``conversations``, ``modalities: [{type, value}]``."""
 
     kind: Literal["jsonl", "multimediset"] = "jsonl"
-    attachment_token: str = Field(default="<|reserved_special_token_0|>", description="Removed from text, counted.")
+    attachment_token: str = Field(
+        default="<|reserved_special_token_0|>",
+        description="Removed from text and counted, as are <image> and its like; '': keep all.",
+    )
 
 
 class HubDataset(Config):

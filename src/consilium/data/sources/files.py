@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from consilium.core.errors import DataError
-from consilium.core.places import FileFacts, absolute, facts, find, is_remote
+from consilium.core.nearby import looked_for
+from consilium.core.places import FileFacts, absolute, facts, find, is_remote, join
 from consilium.core.reporter import Reporter, some
 from consilium.data.case import printable
 from consilium.data.dicom import is_dicom
@@ -21,9 +22,11 @@ from consilium.data.sources.config import (
     RetClipCsvSource,
     RetClipTsvSource,
     Source,
+    TableSource,
 )
 from consilium.data.sources.layout import has_splits_on_top
 from consilium.data.sources.names import Glob, left_by_storage
+from consilium.data.sources.parquet import is_parquet, parquet_files
 
 if TYPE_CHECKING:
     from consilium.data.sources.companions import Companion
@@ -104,17 +107,30 @@ def list_inputs(source: Source, *, root: str = "stores", reporter: Reporter | No
     return inputs
 
 
-def _list_folder(source: FolderSource) -> Inputs:
+def images_under(folder: str) -> Inputs:
+    """The images under a folder, here or in a bucket, and what was left aside; there may be none."""
+    return _listed(FolderSource(kind="folder", name="images", path=folder)).inputs
+
+
+def _listed(source: FolderSource) -> _Listing:
     root = absolute(source.path)
     listing = _Listing(source)
-    inputs = listing.inputs
     if is_remote(root):
         for name, found in find(root).items():
             listing.add(name, found, is_image=extension_of(name) in IMAGE_EXTENSIONS)
     elif os.path.isdir(root):
         listing.walk(root, "", ())
     else:
-        raise DataError(f"source '{source.name}': the folder {source.path} does not exist; correct its path.")
+        raise DataError(
+            f"source '{source.name}': the folder {source.path} does not exist; correct its path."
+            f"{looked_for(source.path)}"
+        )
+    return listing
+
+
+def _list_folder(source: FolderSource) -> Inputs:
+    listing = _listed(source)
+    inputs = listing.inputs
     if not inputs.files:
         skipped = f" ({counted_reasons(inputs.skipped)} skipped)" if inputs.skipped else ""
         raise DataError(
@@ -126,6 +142,8 @@ def _list_folder(source: FolderSource) -> Inputs:
 
 
 def _list_file(source: Source) -> Inputs:
+    if isinstance(source, TableSource) and is_parquet(source) and os.path.isdir(absolute(source.path)):
+        return Inputs([_input_file(source, name, join(absolute(source.path), name)) for name in parquet_files(source)])
     inputs = Inputs([_input_file(source, ".", source.path)])
     if isinstance(source, RetClipTsvSource) and source.texts is not None:
         inputs.files.append(_input_file(source, "texts", source.texts))
@@ -144,8 +162,13 @@ def _list_hub(
 
 def _input_file(source: Source, name: str, path: str) -> InputFile:
     found = facts(absolute(path))
-    if found is None or not found.is_file:
-        raise DataError(f"source '{source.name}': the file {path} does not exist; correct its path.")
+    if found is None:
+        raise DataError(f"source '{source.name}': the file {path} does not exist{looked_for(path)}; correct its path.")
+    if not found.is_file:
+        raise DataError(
+            f"source '{source.name}': {path} is a folder, but kind {source.kind} reads a file; give the file's path "
+            "(a folder of images is kind: folder, one of parquet files kind: parquet)."
+        )
     if not found.size:
         raise DataError(f"source '{source.name}': the file {path} is empty.")
     return InputFile(name, found.size, found.version)

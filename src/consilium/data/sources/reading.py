@@ -71,7 +71,7 @@ def _rows(source: Source, inputs: Inputs) -> Iterator[Case | BadRow]:
         case TableSource():
             from consilium.data.sources.tables import read_table
 
-            return read_table(source)
+            return read_table(source, inputs)
         case RetClipTsvSource():
             from consilium.data.sources.ret_clip_tsv import read_ret_clip_tsv
 
