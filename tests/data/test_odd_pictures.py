@@ -396,3 +396,19 @@ def test_other_files_are_named_with_what_to_do(data: bytes, what: str) -> None:
     assert f"it is {what}" in message
     assert "no image of a known kind" in message
     assert message.endswith(", or leave the row out.")
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_unused_bytes_of_a_bmp_are_not_transparency(alpha: int) -> None:
+    rows = np.dstack([PICTURE[::-1, :, ::-1], np.full((13, 11), alpha, np.uint8)]).tobytes()
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, 11, 13, 1, 32, 3, len(rows), 0, 0, 0, 0) + masks + bytes(52)
+    data = struct.pack("<2sIHHI", b"BM", 14 + 108 + len(rows), 0, 0, 14 + 108) + header + rows
+    np.testing.assert_array_equal(pixels(data), PICTURE)
+
+
+@pytest.mark.parametrize("note", ["consilium curve [[1, 2], [0]]", "consilium curve {", "consilium curve [1, 2, 3]"])
+def test_a_damaged_note_of_a_kept_copy_is_none(note: str) -> None:
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    data = encoded(Image.fromarray(values), "TIFF", tiffinfo={270: note})
+    assert np.abs(pixels(data)[..., 0] - ranged(values)).max() <= 0.6
