@@ -151,20 +151,20 @@ def test_more_channels_than_colours() -> None:
     values = values_of("u1", 5)
     found = tiff(values, photometric=2, more={338: [0, 0]})
     np.testing.assert_array_equal(pixels(found), values[..., :3])
-    assert "5 values a pixel, of which the first three" in notes(found)
+    assert "5 channels, of which the first three" in notes(found)
     called_grey = tiff(values[..., :3], photometric=1)
     np.testing.assert_array_equal(pixels(called_grey), values[..., :3])
-    assert "3 values a pixel are called grey" in notes(called_grey)
+    assert "3 channels are called grey" in notes(called_grey)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (tiff(values_of("u1", 5), photometric=1), "is a TIFF of 5 values a pixel, 8 bits each"),
-        (tiff(values_of("u2", 1), photometric=3), "is a TIFF of 1 value a pixel, 16 bits each .* interpretation 3"),
-        (tiff(values_of("u1", 3), photometric=2, more={259: [34712]}), "TIFF of 3 values .* compression 34712"),
-        (tiff(values_of("u2", 1), photometric=1, more={258: [14]}), "is a TIFF of 1 value a pixel, 14 bits each"),
-        (tiff(values_of("u2", 1), photometric=1, more={339: [6]}), "TIFF of 1 value a pixel, .*complex numbers"),
+        (tiff(values_of("u1", 5), photometric=1), "is a TIFF of 5 channels of 8 bits each"),
+        (tiff(values_of("u2", 1), photometric=3), "is a TIFF of 1 channel of 16 bits each .* interpretation 3"),
+        (tiff(values_of("u1", 3), photometric=2, more={259: [34712]}), "TIFF of 3 channels .* compression 34712"),
+        (tiff(values_of("u2", 1), photometric=1, more={258: [14]}), "is a TIFF of 1 channel of 14 bits each"),
+        (tiff(values_of("u2", 1), photometric=1, more={339: [6]}), "TIFF of 1 channel .*complex numbers"),
     ],
 )
 def test_kinds_of_tiff_that_are_not_read_are_named(data: bytes, message: str) -> None:

@@ -91,9 +91,9 @@ class _Page:
         bits, form = "/".join(map(str, dict.fromkeys(self.tags.get(258) or (1,)))), self.one(339, 1)
         kind = {2: "signed whole numbers", 3: "floating point", 5: "complex whole numbers", 6: "complex numbers"}
         packed = "" if self.one(259, 1) == 1 else f", compression {self.one(259, 1)}"
-        values = "1 value" if self.samples == 1 else f"{self.samples} values"
+        channels = "1 channel" if self.samples == 1 else f"{self.samples} channels"
         return (
-            f"TIFF of {values} a pixel, {bits} bits each ({kind.get(form, 'whole numbers')}; photometric "
+            f"TIFF of {channels} of {bits} bits each ({kind.get(form, 'whole numbers')}; photometric "
             f"interpretation {self.photometric}{packed})"
         )
 
@@ -119,9 +119,9 @@ def probe_tiff(data: bytes, *, name: str, frame: int | None) -> ImageInfo | None
         raise cut_short(name, f"a TIFF of {width} x {height} pixels")
     notes = []
     if page.samples > 4 and page.photometric == 2:
-        notes.append(f"it has {page.samples} values a pixel, of which the first three are read as red, green and blue")
+        notes.append(f"it has {page.samples} channels, of which the first three are read as red, green and blue")
     elif page.samples > 2 and page.photometric < 2:
-        notes.append(f"its {page.samples} values a pixel are called grey and are read as red, green and blue")
+        notes.append(f"its {page.samples} channels are called grey and are read as red, green and blue")
     if frame is None and page.pages > 1:
         notes.append(f"it holds {page.pages} frames, of which the first is read")
     orientation = page.one(274, 1)
