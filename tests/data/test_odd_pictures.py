@@ -147,6 +147,50 @@ def test_deep_tiffs_are_turned_upright(orientation: int) -> None:
     np.testing.assert_array_equal(pixels(tiff(deep, photometric=2, more={274: [orientation]})), pixels(eight))
 
 
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {266: [0]},
+        {266: [99]},
+        {278: [0]},
+        {278: [65535]},
+        {274: [77]},
+        {280: [9], 281: [3]},
+        {339: [0]},
+        {339: [99]},
+        {254: [65535]},
+        {305: [0], 306: [0], 270: [0]},
+        {317: [2]},
+        {338: []},
+    ],
+)
+def test_tags_that_are_missing_or_odd_do_not_matter(dtype: str, samples: int, tags: dict[int, list[int]]) -> None:
+    values = values_of(dtype, samples)
+    photometric = 1 if samples == 1 else 2
+    plain = tiff(values, photometric=photometric)
+    np.testing.assert_array_equal(pixels(tiff(values, photometric=photometric, more=tags)), pixels(plain))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("tag", [258, 262, 278, 279, 284, 339])
+def test_tags_that_are_missing_are_what_the_others_imply(dtype: str, samples: int, tag: int) -> None:
+    values = values_of(dtype, samples)
+    plain = tiff(values, photometric=1 if samples == 1 else 2)
+    place = plain.index(struct.pack("<H", tag), 8 + values.nbytes)
+    missing = plain[:place] + struct.pack("<H", 65000) + plain[place + 2 :]
+    np.testing.assert_array_equal(pixels(missing), pixels(plain))
+
+
+def test_strips_that_libtiff_unpacks_are_those_of_pillow() -> None:
+    for compression in ("tiff_lzw", "packbits"):
+        for picture in (PICTURE, RNG.integers(0, 65536, (300, 400)).astype(np.uint16)):
+            packed, plain = (encoded(picture, "TIFF", compression=kind) for kind in (compression, None))
+            np.testing.assert_array_equal(pixels(packed), pixels(plain))
+
+
 def test_more_channels_than_colours() -> None:
     values = values_of("u1", 5)
     found = tiff(values, photometric=2, more={338: [0, 0]})
