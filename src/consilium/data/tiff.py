@@ -92,9 +92,12 @@ class _Page:
 
     def _likely_bits(self) -> int:
         """The bits of a sample where no tag gives them: 1 as the standard says, or what strips of plain bytes hold."""
-        values = self.size[0] * self.size[1] * self.samples
+        height, width = self.size
         stored = sum(self.tags.get(279, ())) if self.one(259, 1) == _PLAIN else 0
-        return 8 * (stored // values) if values and stored % values == 0 and stored else 1
+        values = height * width * self.samples
+        if not stored or not values or stored % values or stored == height * -(-width * self.samples // 8):
+            return 1
+        return 8 * (stored // values)
 
     def described(self) -> str:
         """What kind of TIFF it is."""
@@ -321,7 +324,7 @@ def _unpacked(
             plain = _by_libtiff(some, heights, compression, row)
         for block, height in zip(plain, heights, strict=True):
             if len(block) < row * height:
-                raise cut_short(name, "a TIFF without all of its pixels")
+                raise damaged(name, "one of its strips or tiles is cut short")
             predictor = page.one(317, 1) if compression in _WITH_PREDICTOR else 1
             yield _predicted(block, (height, *shape), dtype, predictor)
 
