@@ -133,7 +133,7 @@ def ours(table: Path, folder: Path, *, epochs: int, seed: int, limit_steps: int 
         "output": {"root": str(folder / "runs")},
     }  # fmt: skip
     experiment = build(Experiment, merge(SAME, tree), origin="bench")
-    result = train(experiment)
+    result = train(experiment, quiet=True)
     assert result is not None
     rows = [row for row in read_history(result.bundle / "history.csv") if row["train_loss"]]
     seconds = [float(row["data_seconds"]) + float(row["step_seconds"]) for row in rows]

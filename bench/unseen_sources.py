@@ -200,7 +200,7 @@ def measure(experiment: Experiment, start: Start) -> dict[str, Score]:
     seed, began = experiment.seed, time.perf_counter()
     answers = {"plain": start.plain(parts["train"], parts["test"], seed)}
     middle = time.perf_counter()
-    result = train(experiment)
+    result = train(experiment, quiet=True)
     assert result is not None
     predictor = Predictor.load(result.bundle, device=experiment.trainer.device, batch_size=256)
     assert predictor.labels.leaves == cases.labels.leaves

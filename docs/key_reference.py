@@ -131,7 +131,7 @@ def _section_key(dotted: str, field: FieldInfo, models: list[type[BaseModel]]) -
     about = f"`kind` is {_or(kinds)}." if kinds else field.description or first_line
     if field.is_required():
         return Key(dotted, words, None, about)
-    if get_origin(field.annotation) is dict:
+    if get_origin(field.annotation) is dict or field.default is None:
         return Key(dotted, words, _default(field), about)
     changed = field.default.model_dump(mode="json", exclude_defaults=True)
     if kinds:

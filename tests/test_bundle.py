@@ -99,7 +99,7 @@ def test_an_unreadable_image_is_an_entry_among_answers(predictor: Predictor, tin
     assert "label" not in records[0]
 
 
-def test_an_unreadable_image_ends_an_evaluation(tiny_run: Run, predictor: Predictor, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_left_out_of_an_evaluation(tiny_run: Run, predictor: Predictor, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images")
     experiment = Experiment.load(
         tiny_run.folder / "config.yaml",
@@ -107,7 +107,12 @@ def test_an_unreadable_image_ends_an_evaluation(tiny_run: Run, predictor: Predic
     )
     cases = load_data(experiment.data, multi_label=False, needs=("test",), reporter=Silent()).cases
     (images / "test" / "ct" / "000.jpg").unlink()
-    with pytest.raises(ImageError, match=r"000.jpg does not exist"):
+    outputs = case_outputs(predictor, cases, "test")
+    assert "does not exist" in outputs.unread.pop("images:test/ct/000.jpg")
+    assert not outputs.unread
+    assert len(outputs.ids) == len(outputs.targets) == len(outputs.arrays["probabilities"]) == 11
+    shutil.rmtree(images / "test")
+    with pytest.raises(ImageError, match=r"does not exist"):
         case_outputs(predictor, cases, "test")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from consilium.core.config import to_yaml
 from consilium.core.contracts import Outputs
@@ -107,6 +109,28 @@ def test_the_same_call_again_trains_nothing(whole: CrossvalResult) -> None:
     assert sum("is finished" in line for line in reporter.lines) == 3
     assert again.folds == whole.folds
     assert (whole.folder / "crossval.json").read_bytes() == before
+
+
+def test_leaks_that_the_folds_report_are_on_the_page_that_sums_them_up(tmp_path: Path) -> None:
+    """Almost the same image under two names: the folds part them, and each report says so."""
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        folder = tmp_path / "images" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(rng.integers(0, 255, (10, 10, 3), dtype=np.uint8)).resize((96, 96))
+        image.save(folder / f"{number}.png")
+        image.resize((72, 72)).save(folder / f"{number}_small.jpg", quality=88)
+    config = tiny_experiment(tmp_path / "images", tmp_path / "runs", *SECONDS, "trainer.max_steps=1")
+    result = cross_validate(config, folds=2)
+    leaks = [note for note in written(result)["notes"] if "leak: almost the same image is in " in note]
+    assert leaks
+    page = (result.folder / "crossval.html").read_text(encoding="utf-8")
+    assert "leak: almost the same image is in " in page.split("Before you rely on this")[1].split("</aside>")[0]
+    for fold in result.folds:
+        assert any("leak: almost the same image" in note for note in fold.notes)
+        shutil.rmtree(Path(fold.folder) / "tables")  # as an earlier version left it
+    again = cross_validate(config, folds=2)
+    assert [fold.metrics for fold in again.folds] == [fold.metrics for fold in result.folds]
 
 
 @dataclass

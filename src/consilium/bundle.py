@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 
 from consilium.core.contracts import Batch, Outputs, Prediction
-from consilium.core.errors import BundleError, ConfigError, ConsiliumError, DataError, WeightsError
+from consilium.core.errors import BundleError, ConfigError, ConsiliumError, DataError, ImageError, WeightsError
 from consilium.core.files import atomic_file, write_json
 from consilium.core.labels import LabelTree
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.dataset import LabelledCases
 from consilium.data.loader import Batches, Images, Loaded, Loader, evaluation_requests
 from consilium.data.looks import looks
+from consilium.data.rows import Item, Items, is_one_item
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
 from consilium.manifest import (
@@ -35,8 +37,6 @@ from consilium.models.weights import load_state, load_strict, save_state
 from consilium.tasks.answering import Answering
 from consilium.tasks.cascade import Cascade, choices
 from consilium.tasks.classify import Classify, build_classify
-
-Item = str | Path | bytes | Sequence[str | Path | bytes]
 
 
 def save_bundle(folder: Path, *, manifest: Manifest, task: Answering) -> None:
@@ -126,19 +126,11 @@ def choose_device(name: str) -> torch.device:
 
 
 @dataclass(frozen=True)
-class _Items:
-    """Paths and bytes as rows of images."""
+class Arrays:
+    """Predictions over rows: ``by_name`` [N, ...] of those that could be read; ``unread`` the others, and why."""
 
-    items: Sequence[Item]
-
-    def images(self, row: int) -> list[str | bytes]:
-        item = self.items[row]
-        views = [item] if isinstance(item, str | Path | bytes) else list(item)
-        return [str(view) if isinstance(view, Path) else view for view in views]
-
-    def name(self, row: int) -> Any:
-        names = [view if isinstance(view, str) else f"bytes[{len(view)}]" for view in self.images(row)]
-        return names[0] if len(names) == 1 else names
+    by_name: dict[str, np.ndarray]
+    unread: dict[int, str]
 
 
 class Predictor:
@@ -169,6 +161,11 @@ class Predictor:
         self._cached = cached
         self._transform = DeviceTransform(image, augmentation=None, seed=0)
 
+    def __repr__(self) -> str:
+        name = "" if self.manifest is None else f" '{self.manifest.name}'"
+        height, width = self.image.size
+        return f"<Predictor{name}: {self.labels!r}, images of {height} x {width} pixels, on {self.device}>"
+
     @classmethod
     def load(
         cls, folder: str | Path, *, device: str = "auto", batch_size: int = 32, workers: int | None = None
@@ -194,29 +191,43 @@ class Predictor:
     def predict(self, images: Iterable[Item] | Item) -> list[dict[str, Any]]:
         """A record for every item, in order: its answer, or ``{"image": ..., "error": ...}``.
 
-        An item is a path, the bytes of an image file, or a sequence of these (the views of one case).
+        An item is a path, the bytes of an image file, a Pillow image, an array [H, W] or [H, W, 3] (RGB) of uint8 or
+        uint16, or a list or tuple of these: the views of one case.
         """
-        single = isinstance(images, str | Path | bytes)
-        return list(self.stream([images] if single else list(images)))  # type: ignore[list-item, arg-type]
+        whole = is_one_item(images) or isinstance(images, Sequence)
+        return list(self.stream(images if whole else list(images)))  # type: ignore[arg-type]
 
-    def stream(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        """As ``predict``, one record at a time, so that any number of images fits."""
-        source = _Items(items)
-        for row, answer in self._answers(source, range(len(items))):
+    def stream(self, items: Iterable[Item] | Item) -> Iterator[dict[str, Any]]:
+        """As ``predict``, one record at a time, so that any number of images fits; a generator is read as it goes."""
+        if is_one_item(items):
+            yield from self._records([items])  # type: ignore[list-item]
+        elif isinstance(items, Sequence):
+            yield from self._records(items)  # type: ignore[arg-type]
+        else:
+            following = iter(items)  # type: ignore[arg-type]
+            while part := list(islice(following, self.loader.eval_batch_size or self.loader.batch_size)):
+                yield from self._records(part)
+
+    def _records(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        source = Items(items)
+        for row, answer in self._answers(source, range(len(items)), here=source.in_memory()):
             key = {"image": source.name(row)}
             yield {**key, "error": str(answer)} if isinstance(answer, ConsiliumError) else {**key, **answer}
 
-    def _answers(self, source: Images, rows: Sequence[int]) -> Iterator[tuple[int, dict[str, Any] | ConsiliumError]]:
-        for loaded, arrays in self._run(source, rows):
+    def _answers(
+        self, source: Images, rows: Sequence[int], *, here: bool
+    ) -> Iterator[tuple[int, dict[str, Any] | ConsiliumError]]:
+        for loaded, arrays in self._run(source, rows, here=here):
             found: dict[int, dict[str, Any] | ConsiliumError] = dict(loaded.errors)
             if loaded.batch is not None and arrays is not None:
                 records = self.task.records(arrays, threshold=self.threshold)
                 found.update(zip(loaded.batch.rows_B.tolist(), records, strict=True))
             yield from sorted(found.items())
 
-    def _run(self, source: Images, rows: Sequence[int]) -> Iterator[tuple[Loaded, Any]]:
+    def _run(self, source: Images, rows: Sequence[int], *, here: bool = False) -> Iterator[tuple[Loaded, Any]]:
+        """Decoded batches and their predictions; ``here``: decoded in this process."""
         config = self.loader
-        if len(rows) <= (config.eval_batch_size or config.batch_size):
+        if here or len(rows) <= (config.eval_batch_size or config.batch_size):
             config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
         loader = self._cached or Loader(
             source, targets=None, image=self.image, augmentation=AugmentationConfig(), config=config
@@ -235,39 +246,43 @@ class Predictor:
         seen = looks(batch.images_BVCHW, mirror=self.averaging.mirror, crops=self.averaging.crops)
         return self.task.combine([self.task.predict(replace(batch, images_BVCHW=images)) for images in seen])
 
-    def arrays(
-        self, source: Images, rows: np.ndarray, *, progress: Callable[[int, int], None] | None = None
-    ) -> dict[str, np.ndarray]:
-        """The task's prediction arrays [N, ...] over ``rows``; an unreadable image is raised."""
+    def arrays(self, source: Images, rows: np.ndarray, *, progress: Callable[[int, int], None] | None = None) -> Arrays:
+        """The task's predictions over ``rows``; cases whose image cannot be read are left out, unless all are."""
         parts: dict[str, list[np.ndarray]] = {}
+        unread: dict[int, str] = {}
         was_training = self.task.training
         self.task.eval()
         done = 0
         for loaded, prediction in self._run(source, rows.tolist()):
-            if loaded.errors:
-                raise loaded.errors[0][1]
-            for name, tensor in prediction.arrays.items():
-                parts.setdefault(name, []).append(tensor.float().cpu().numpy())
-            done += len(loaded.batch) if loaded.batch is not None else 0
+            for row, error in loaded.errors:
+                if not isinstance(error, ImageError) or len(unread) + 1 == len(rows):
+                    raise error  # an extra that is not installed, or a disk that is not there
+                unread[row] = str(error)
+            if prediction is not None:
+                for name, tensor in prediction.arrays.items():
+                    parts.setdefault(name, []).append(tensor.float().cpu().numpy())
+            done += len(loaded.errors) + (0 if loaded.batch is None else len(loaded.batch))
             if progress is not None:
                 progress(done, len(rows))
         self.task.train(was_training)
-        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        return Arrays({name: np.concatenate(arrays) for name, arrays in parts.items()}, unread)
 
 
 def case_outputs(
     predictor: Predictor, cases: LabelledCases, split: str, *, progress: Callable[[int, int], None] | None = None
 ) -> Outputs:
     """The predictor's outputs over one split of LabelledCases, ready for an evaluator."""
-    rows = cases.rows[split]
+    found = predictor.arrays(cases.table, cases.rows[split], progress=progress)
+    unread = {cases.table.ids[row]: reason for row, reason in found.unread.items()}
+    rows = cases.without(unread).rows[split]
     table = cases.table.select(rows)
     return Outputs(
-        arrays=predictor.arrays(cases.table, rows, progress=progress),
+        arrays=found.by_name,
         targets=cases.targets[rows],
         ids=list(table.ids),
         groups=list(table.groups),
         columns=table.columns(),
-        images=[],
+        unread=unread,
     )
 
 

@@ -6,11 +6,12 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from consilium.core.errors import ConfigError, ConsiliumError
+from consilium.core.surroundings import end_without_reader, say, signals_as_ctrl_c, use_utf8
 
 INTERRUPTED = 130  # the exit code that a shell gives for Ctrl-C
 
@@ -41,6 +42,13 @@ def _on_disk(path: str | Path) -> Path:
     return Path(path)
 
 
+def _refuse_unread(cases: int) -> None:
+    """The exit code of a command that did its work, but for cases whose image could not be read."""
+    if cases:
+        typer.echo(f"not judged, since an image cannot be read: {cases} of the cases; the report names them.", err=True)
+        raise typer.Exit(1)
+
+
 def _experiment(path: str, overrides: list[str] | None) -> Any:
     from consilium.experiment import Experiment
 
@@ -62,12 +70,13 @@ def train(
     experiment = _experiment(config, overrides)
     with Console() as console:
         result = run(experiment, limit=limit, dry_run=dry_run, resume=resume, reporter=console)
-    if int(os.environ.get("RANK", "0")):  # one of several processes; the first one tells
-        return
-    if result is None:
-        typer.echo("dry run: everything is ready; nothing was written but the store.")
-    else:
-        typer.echo(f"finished: {result.folder}")
+        if int(os.environ.get("RANK", "0")):  # one of several processes; the first one tells
+            return
+        if result is None:
+            console.line("dry run: everything is ready; nothing was written but the store.")
+            return
+        console.line(f"finished: {result.folder}")
+    _refuse_unread(result.unread)
 
 
 @app.command()
@@ -89,7 +98,7 @@ def crossval(
     columns = [column.strip() for column in (leave_out or "").split(",") if column.strip()]
     with Console() as console:
         result = cross_validate(experiment, folds=folds, leave_out=columns, limit=limit, reporter=console)
-    typer.echo(f"finished: {result.folder}")
+        console.line(f"finished: {result.folder}")
 
 
 @app.command()
@@ -103,14 +112,19 @@ def evaluate(
         str | None, typer.Option(help="train, val, test or all; default: test, or all of a folder or table.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the report goes.", parser=_on_disk, metavar="PATH")] = None,
+    on_bad_row: Annotated[
+        Literal["stop", "quarantine"] | None,
+        typer.Option(help="Stop at rows and images that cannot be used, or leave them out; default: as in training."),
+    ] = None,
     device: Device = "auto",
 ) -> None:
-    """Judge a bundle and write a report."""
+    """Judge a bundle and write a report; cases whose image cannot be read are left out, and the exit code is 1."""
     from consilium.console import Console
     from consilium.judge import evaluate as run
 
     with Console() as console:
-        run(bundle, data=data, split=split, out=out, device=device, reporter=console)
+        done = run(bundle, data=data, split=split, out=out, on_bad_row=on_bad_row, device=device, reporter=console)
+    _refuse_unread(done.unread)
 
 
 @app.command()
@@ -126,12 +140,15 @@ def predict(
 ) -> None:
     """Predict images; an unreadable one gets an error entry and the exit code 1."""
     from consilium.console import Console
+    from consilium.data.sources.files import counted_reasons
     from consilium.predictions import predict_files
 
     with Console() as console:
         summary = predict_files(bundle, paths, out=out, batch_size=batch_size, device=device, reporter=console)
+    if summary.skipped:  # not where the answers may go
+        typer.echo(f"skipped: {counted_reasons(summary.skipped)}", err=True)
     if summary.errors:
-        typer.echo(f"{summary.errors} of {summary.cases} images could not be read; see their `error`.", err=True)
+        say(f"{summary.errors} of {summary.cases} images could not be read; see their `error`.")
         raise typer.Exit(1)
 
 
@@ -153,19 +170,21 @@ def demo(
 def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     """Read, check and split the data of an experiment into its store."""
     from consilium.console import Console
-    from consilium.core.reporter import counted, format_table
+    from consilium.core.reporter import format_table
+    from consilium.data.guards.folders import folder_warnings
     from consilium.data.prepare import prepare
 
     experiment = _experiment(config, overrides)
     with Console() as console:
         prepared = prepare(experiment.data, reporter=console)
         console.line(format_table(prepared.summary))
-        for line in prepared.skipped():
+        for line in prepared.notes():
             console.line(line)
+        found = folder_warnings(prepared.store, prepared.store.table, experiment.data, reporter=console)
+        for what, messages in found.items():
+            for message in messages:
+                console.line(f"{what}: {message}")
         console.line(f"{'prepared' if prepared.created else 'unchanged'}: {prepared.store.path}")
-        if prepared.bad_rows:
-            left_out = counted(len(prepared.bad_rows), "bad row")
-            console.line(f"{left_out} left out: {prepared.store.path / 'quarantine.csv'}")
 
 
 @data_app.command("inspect")
@@ -311,24 +330,44 @@ def _options(
 
 def main() -> None:
     """Run a command; errors of ours become a message and their exit code."""
+    use_utf8()
     # Before torch is loaded. Threads that spin while they wait take the cores from the processes that decode, and
     # beside a busy neighbour a batch takes many times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     show = "--traceback" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
-    try:
-        app(arguments)
-    except ConsiliumError as error:
-        if show:
-            traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if show:
-            traceback.print_exc()
-        typer.echo(f"error: {error}. Look at this path, its permissions and its disk's free space.", err=True)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this without a word
-            typer.echo("interrupted.", err=True)
-        raise
+    with signals_as_ctrl_c():
+        try:
+            try:
+                app(arguments)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except ConsiliumError as error:
+            _end(f"error: {error}", code=error.exit_code, show=show)
+        except BrokenPipeError:
+            end_without_reader()
+        except OSError as error:
+            text = f"error: {error}. Look at this path, its permissions and its disk's free space."
+            _end(text, code=2, show=show)
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # Typer makes it the code of an error
+                end_without_reader()
+            if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this without a word
+                _end(_interruption(end), code=INTERRUPTED, show=show)
+            raise
+
+
+def _interruption(end: BaseException) -> str:
+    """What the KeyboardInterrupt behind an exit says: of a training where its checkpoint is."""
+    found: BaseException | None = end
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__cause__ or found.__context__
+    return f"error: {found}" if isinstance(found, ConsiliumError) else "interrupted."
+
+
+def _end(text: str, *, code: int, show: bool = False) -> NoReturn:
+    if show:
+        say(traceback.format_exc())
+    say(text)
+    sys.exit(code)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from types import TracebackType
+from typing import IO, cast
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -15,12 +20,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from consilium.core.reporter import Reporter, Silent
+from consilium.core.surroundings import Screen
+
 
 class Console:
     """Shows lines and bars; a context manager, so that the terminal is left clean."""
 
     def __init__(self) -> None:
-        self._console = RichConsole(highlight=False, soft_wrap=True)
+        self._console = RichConsole(highlight=False, soft_wrap=True, file=cast("IO[str]", Screen(sys.stdout)))
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.description:<12}"),
@@ -31,7 +39,7 @@ class Console:
             TextColumn("{task.fields[text]}"),
             console=self._console,
             transient=False,
-            disable=not self._console.is_terminal,
+            disable=not _draws_bars(self._console),
         )
 
     def __enter__(self) -> Console:
@@ -54,3 +62,20 @@ class Console:
         self._progress.update(self._bars[name], completed=done, total=total, text=text)
         if total is not None and done >= total:
             self._progress.stop_task(self._bars.pop(name))
+
+
+def _draws_bars(console: RichConsole) -> bool:
+    """Whether bars can move: in a terminal, and in a notebook that has the widgets for it."""
+    return find_spec("ipywidgets") is not None if console.is_jupyter else console.is_terminal
+
+
+@contextlib.contextmanager
+def reporting(reporter: Reporter | None, *, quiet: bool) -> Iterator[Reporter]:
+    """What a call from Python reports to: nothing if it is to be ``quiet``, else ``reporter``, else the screen."""
+    if quiet:
+        yield Silent()
+    elif reporter is not None:
+        yield reporter
+    else:
+        with Console() as console:
+            yield console

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from consilium.bundle import Predictor, case_outputs
+from consilium.console import reporting
 from consilium.core.config import build, merge, nearest, to_yaml
 from consilium.core.contracts import Evaluation, Interval, Outputs
 from consilium.core.errors import ConfigError, ConsiliumError, DataError
 from consilium.core.files import write_text
-from consilium.core.labels import LabelTree
-from consilium.core.reporter import Reporter, Silent, counted, format_table
+from consilium.core.labels import LabelTree, class_order, reading_order
+from consilium.core.reporter import Reporter, counted, figures, format_table
 from consilium.data.config import GuardConfig
 from consilium.data.dataset import LabelledCases
 from consilium.data.filters import filtered, usable, your_column
@@ -31,9 +32,9 @@ from consilium.data.prepare import prepare
 from consilium.data.store import Store
 from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.crossval_report import CrossvalContent, FoldFigures, write_crossval
-from consilium.evaluation.report import METRICS
+from consilium.evaluation.report import METRICS, read_warnings
 from consilium.evaluation.wording import FEW_CASES
-from consilium.experiment import Experiment
+from consilium.experiment import Experiment, check_experiment
 from consilium.manifest import read_manifest
 from consilium.session import train
 from consilium.training.runs import CONFIG, finished_run
@@ -52,6 +53,10 @@ class CrossvalResult:
     folds: list[FoldFigures]
     pooled: Evaluation
     skipped: dict[str, str]
+
+    def __repr__(self) -> str:
+        left = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"<CrossvalResult {self.folder}: {len(self.folds)} folds{left}, pooled {figures(self.pooled.metrics)}>"
 
 
 @dataclass(frozen=True)
@@ -94,15 +99,23 @@ def cross_validate(
     folds: int | None = None,
     leave_out: Sequence[str] = (),
     limit: int | None = None,
+    quiet: bool = False,
     reporter: Reporter | None = None,
 ) -> CrossvalResult:
     """Train and test ``folds`` times, or once for each value of the columns ``leave_out`` (their combinations).
 
     Every fold is a run of its own in ``{root}/{name}/crossval-{variation}-{what}``, with bundle and report. Finished
     folds are read and an unfinished one is resumed: after a stop the same call goes on. ``limit`` keeps so many
-    cases of each split.
+    cases of each split. How far it is shows on the screen, unless ``quiet``, or goes to ``reporter``.
     """
-    reporter = _Once(reporter or Silent())
+    check_experiment(experiment)
+    with reporting(reporter, quiet=quiet) as shown:
+        return _cross_validate(experiment, folds=folds, leave_out=leave_out, limit=limit, reporter=_Once(shown))
+
+
+def _cross_validate(
+    experiment: Experiment, *, folds: int | None, leave_out: Sequence[str], limit: int | None, reporter: Reporter
+) -> CrossvalResult:
     _check(experiment, folds=folds, leave_out=leave_out)
     store = prepare(experiment.data, reporter=reporter).store
     planner = _Planner(experiment, store, limit=limit)
@@ -120,7 +133,12 @@ def cross_validate(
         with _named(fold):
             tested.append(_test(fold, store, limit=limit, reporter=reporter))
     labels, outputs = _pool(tested, multi_label=experiment.task.multi_label)
-    evaluator = ClassificationEvaluator(labels, multi_label=experiment.task.multi_label, config=experiment.evaluation)
+    evaluator = ClassificationEvaluator(
+        labels,
+        multi_label=experiment.task.multi_label,
+        config=experiment.evaluation,
+        order=experiment.task.tree.order,
+    )
     folder = _folder(plan[0].experiment)
     option = f"--folds {folds}" if folds is not None else f"--leave-out {','.join(leave_out)}"
     content = CrossvalContent(
@@ -129,7 +147,7 @@ def cross_validate(
         by_value=folds is None,
         folds=[one.figures for one in tested],
         pooled=evaluator.evaluate(outputs, split="crossval"),
-        labels=labels.leaves,
+        labels=class_order(labels.leaves, given=experiment.task.tree.order) or reading_order(labels.leaves),
         skipped=planner.skipped,
         notes=planner.notes,
         confidence=experiment.evaluation.confidence,
@@ -276,8 +294,8 @@ def _named(fold: _Fold) -> Iterator[None]:
 
 
 def _finished(fold: _Fold, store: Store, *, limit: int | None) -> Path | None:
-    own, fingerprint = fold.experiment, store.manifest.fingerprint
-    return finished_run(own.output, name=own.name, config=own, limit=limit, data_fingerprint=fingerprint)
+    own = fold.experiment
+    return finished_run(own.output, name=own.name, config=own, limit=limit, data_fingerprints=store.fingerprints)
 
 
 def _try(fold: _Fold, *, limit: int | None) -> None:
@@ -285,7 +303,7 @@ def _try(fold: _Fold, *, limit: int | None) -> None:
     change: dict[str, Any] = {"data": {"guards": GUARDS_OFF}, "output": {"if_exists": "new"}}
     if fold.experiment.data.image.statistics == "data":
         change["data"]["image"] = {"statistics": "given"}
-    train(_changed(fold.experiment, change), limit=limit, dry_run=True)
+    train(_changed(fold.experiment, change), limit=limit, dry_run=True, quiet=True)
 
 
 def _test(fold: _Fold, store: Store, *, limit: int | None, reporter: Reporter) -> _Tested:
@@ -316,7 +334,7 @@ def _test(fold: _Fold, store: Store, *, limit: int | None, reporter: Reporter) -
         test=len(outputs.ids),
         metrics=judged["test"]["metrics"],
         intervals={name: Interval(**interval) for name, interval in judged["test"]["intervals"].items()},
-        notes=[*cases.notes, *_few(cases)],
+        notes=list(dict.fromkeys([*cases.notes, *read_warnings(folder), *_few(cases)])),
     )
     return _Tested(figures, outputs, predictor.labels)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from consilium.core.config import Config, apply_overrides, build, read_tree
+from consilium.core.errors import ConfigError
+from consilium.core.reporter import some
 from consilium.data.config import DataConfig
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.tasks.config import TaskConfig
@@ -24,7 +26,9 @@ from consilium.training.config import (
 class Experiment(Config):
     """One experiment: what is learned, from what, how, and where it goes."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="Names the folder of its runs.")
+    name: str = Field(
+        min_length=1, pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="Names the folder of its runs."
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Of new weights, order and augmentation.")
     task: TaskConfig
     data: DataConfig
@@ -43,6 +47,12 @@ class Experiment(Config):
             return trainer
         return trainer.model_copy(update={"monitor": task.default_monitor})
 
+    def __repr__(self) -> str:
+        sources = some([source.name for source in self.data.sources], 5)
+        return f"<Experiment '{self.name}': {self.task.kind} by {self.task.vision.name} on {sources}, seed {self.seed}>"
+
+    __str__ = __repr__
+
     @model_validator(mode="after")
     def _answers_have_one_label(self) -> Experiment:
         wanted = self.evaluation.wanted_accuracy
@@ -58,3 +68,12 @@ class Experiment(Config):
         """The experiment in a YAML file, with dotted overrides; problems are one ConfigError."""
         tree = apply_overrides(read_tree(path), overrides, model=cls)
         return build(cls, tree, origin=str(path))
+
+
+def check_experiment(given: object) -> None:
+    """What a call from Python takes for an experiment must be one, else it is a ConfigError."""
+    if not isinstance(given, Experiment):
+        what = f"'{given}'" if isinstance(given, str | Path) else f"of type {type(given).__name__}"
+        raise ConfigError(
+            f"the experiment is {what}; expected what consilium.Experiment.load('experiment.yaml') gives."
+        )

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from consilium.bundle import Predictor, case_outputs
+from consilium.console import reporting
 from consilium.core import places
+from consilium.core.answers import Calibration
 from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
-from consilium.core.errors import BundleError, ConfigError, DataError
+from consilium.core.errors import BundleError, ConfigError, DataError, ImageError
 from consilium.core.files import write_json
-from consilium.core.labels import ROOT, LabelTree, indented
-from consilium.core.reporter import Reporter, Silent, format_table
+from consilium.core.labels import ROOT, LabelTree, class_order, indented, reading_order
+from consilium.core.reporter import Reporter, counted, format_table
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.data.dataset import SPLITS, LabelledCases
 from consilium.data.load import load_data
@@ -29,8 +32,10 @@ from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.report import ReportContent, write_report
 from consilium.evaluation.saliency import SaliencyMap
 from consilium.evaluation.statistics import mean_and_deviation
+from consilium.evaluation.wording import beside_accuracy
 from consilium.manifest import Manifest, local_bundle, read_manifest
 from consilium.occlusion import saliency_maps
+from consilium.tasks.config import TaskConfig
 from consilium.training.hooks import read_history
 
 YAML = (".yaml", ".yml")
@@ -65,6 +70,22 @@ class RunFacts:
         return {name: value for name, value in facts.items() if value}
 
 
+def evaluator_of(
+    task: TaskConfig, *, labels: LabelTree, config: EvaluationConfig, calibration: Calibration
+) -> Evaluator:
+    """The evaluator of a task with these labels."""
+    order, multi_label = task.tree.order, task.multi_label
+    return build_evaluator(labels, multi_label=multi_label, config=config, calibration=calibration, order=order)
+
+
+@dataclass(frozen=True)
+class Judgeable:
+    """Cases whose images could be read, and what a report says of the others."""
+
+    cases: LabelledCases
+    warnings: list[str]
+
+
 def predict_splits(
     predictor: Predictor, cases: LabelledCases, splits: Sequence[str], *, reporter: Reporter
 ) -> dict[str, Outputs]:
@@ -77,12 +98,30 @@ def predict_splits(
     }
 
 
+def set_aside(cases: LabelledCases, outputs: Mapping[str, Outputs], *, reporter: Reporter) -> Judgeable:
+    """The cases that have outputs, and a warning for each split in which images could not be read."""
+    warnings = []
+    for split, own in outputs.items():
+        if own.unread:
+            name, reason = next(iter(own.unread.items()))
+            warnings.append(
+                f"{counted(len(own.unread), 'case')} of {split} could not be read and count in no figure (listed in "
+                f"tables/{split}_unread.csv); the first is {name}: {reason}"
+            )
+            reporter.line(f"warning: {warnings[-1]}")
+    return Judgeable(cases.without({name for own in outputs.values() for name in own.unread}), warnings)
+
+
 def judge(outputs: Mapping[str, Outputs], evaluator: Evaluator, *, reporter: Reporter) -> dict[str, Evaluation]:
     """Everything the evaluator says about each split; the headline is printed."""
     evaluations = {}
     for split, own in outputs.items():
-        evaluations[split] = evaluator.evaluate(own, split=split)
+        found = evaluator.evaluate(own, split=split)
+        unread = [{"id": name, "reason": reason} for name, reason in own.unread.items()]
+        evaluations[split] = replace(found, tables={**found.tables, "unread": unread}) if unread else found
         reporter.line(format_table(headline(evaluations[split]), title=f"{split}: {len(own.ids)} cases"))
+        for sentence in beside_accuracy(evaluations[split]):
+            reporter.line(sentence)
         if tree := tree_rows(evaluations[split]):
             reporter.line(format_table(tree, title=f"{split}: the label tree"))
     return evaluations
@@ -129,20 +168,39 @@ def evaluate(
     data: str | Path | None = None,
     split: str | None = None,
     out: str | Path | None = None,
+    on_bad_row: Literal["stop", "quarantine"] | None = None,
     device: str = "auto",
+    quiet: bool = False,
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Judge a bundle on its own data, or on ``data``: a YAML file with a data section, a folder, csv, parquet or jsonl.
 
     ``split`` is train, val, test or all; None means test, or all where ``data`` is not a YAML file. Writes
     report.html, metrics.json and tables into ``out`` (default: a folder ``evaluation-...`` in the bundle).
+    ``on_bad_row`` takes the place of that of the data config. A case whose image cannot be read any more is left out;
+    ``unread`` of the result counts these. How far it is shows on the screen, unless ``quiet``, or goes to ``reporter``.
     """
-    reporter = reporter or Silent()
+    with reporting(reporter, quiet=quiet) as shown:
+        return _evaluate(bundle, data=data, split=split, out=out, on_bad_row=on_bad_row, device=device, reporter=shown)
+
+
+def _evaluate(
+    bundle: str | Path,
+    *,
+    data: str | Path | None,
+    split: str | None,
+    out: str | Path | None,
+    on_bad_row: Literal["stop", "quarantine"] | None,
+    device: str,
+    reporter: Reporter,
+) -> Evaluation:
     folder = local_bundle(bundle)
     manifest = read_manifest(folder)
     tree = _bundle_config(folder)
     own = build(DataConfig, tree["data"], origin=str(folder / "config.yaml"))
     config = own if data is None else _data_config(str(data), own=own)
+    if on_bad_row is not None:
+        config = config.model_copy(update={"on_bad_row": on_bad_row})
     if split is None:
         split = "test" if data is None or Path(data).suffix in YAML else "all"
     if split not in (*SPLITS, "all"):
@@ -152,11 +210,12 @@ def evaluate(
     cases = _cases(
         config, split=split, manifest=manifest, labels=predictor.labels, is_own=data is None, reporter=reporter
     )
-    multi_label, calibration = manifest.task.multi_label, manifest.calibration
-    evaluator = build_evaluator(
-        predictor.labels, multi_label=multi_label, config=evaluation_config, calibration=calibration
+    evaluator = evaluator_of(
+        manifest.task, labels=predictor.labels, config=evaluation_config, calibration=manifest.calibration
     )
     outputs = predict_splits(predictor, cases, [split], reporter=reporter)
+    readable = set_aside(cases, outputs, reporter=reporter)
+    cases = readable.cases
     evaluations = judge(outputs, evaluator, reporter=reporter)
     name = split if data is None else f"{Path(data).stem}-{split}"
     beside = folder if folder == Path(bundle).expanduser() else Path()  # what is in the cache may be deleted
@@ -171,7 +230,7 @@ def evaluate(
         report=report,
         facts=RunFacts(
             confidence=evaluation_config.confidence,
-            warnings=cases.notes,
+            warnings=[*cases.notes, *readable.warnings],
             command=f"consilium evaluate {folder} --split {split}" + ("" if data is None else f" --data {data}"),
         ),
     )
@@ -191,8 +250,8 @@ def _cases(
             "none of these cases has a label that can be judged. Say where labels are (columns.label of a source in a "
             "YAML file); `consilium predict` answers images without labels."
         )
-    if is_own and loaded.store.manifest.fingerprint != manifest.data_fingerprint:
-        cases.notes.append("the data or its place changed since the training; this may be another test set.")
+    if is_own and manifest.data_fingerprint not in loaded.store.fingerprints:
+        cases.notes.append("the data changed since the training; this may be another test set.")
         reporter.line(f"note: {cases.notes[-1]}")
     return cases if split != "all" else replace(cases, rows={"all": np.arange(len(cases.table))})
 
@@ -211,19 +270,23 @@ def _bundle_config(folder: Path) -> dict[str, Any]:
 
 def _data_config(path: str, *, own: DataConfig) -> DataConfig:
     """The data section of a YAML file (a whole experiment, or a data section alone), or one source with defaults."""
-    suffix = Path(path).suffix
+    suffix = Path(path.removesuffix(".gz")).suffix
     if suffix in YAML:
         tree = read_tree(path)
         return build(DataConfig, tree.get("data", tree), origin=path)
-    found = places.facts(places.absolute(path))
+    found = places.facts(places.absolute(path)) if path else None
     is_folder = is_archive(path) or (found is not None and not found.is_file)
     kind = "folder" if is_folder else suffix.removeprefix(".")
     if kind not in ("folder", "csv", "parquet", "jsonl"):
+        what = f"'{path}'" + ("" if found is not None else f", which does not exist (looked from {os.getcwd()})")
         raise ConfigError(
-            f"the data to judge on is {path}; expected a YAML file with a `data` section (as in a recipe), a folder of "
-            "{label}/images (also as a .zip or .tar), or a .csv, .parquet or .jsonl file."
+            f"the data to judge on is {what}; expected a YAML file with a `data` section (as in a recipe), a folder of "
+            "{label}/images (also as a .zip or .tar), or a .csv, .parquet or .jsonl file. Images without labels are "
+            "for `consilium predict`."
         )
-    source = {"kind": kind, "name": re.sub(r"[^A-Za-z0-9_.-]", "_", Path(path).stem) or "data", "path": path}
+    if is_folder and places.exists(places.join(places.absolute(path), "store.json")):
+        raise ConfigError(f"the data to judge on is {path}, a prepared store; give the YAML file it was prepared from.")
+    source = {"kind": kind, "name": re.sub(r"[^A-Za-z0-9_.-]", "_", Path(path).stem).strip(".") or "data", "path": path}
     store = own.store.model_dump()
     return build(DataConfig, {"sources": [source], "store": store, "on_bad_row": own.on_bad_row}, origin=path)
 
@@ -243,7 +306,7 @@ def write_judgement(
     content = ReportContent(
         title=f"{manifest.name}: {len(labels.leaves)} classes",
         name=manifest.name,
-        labels=labels.leaves,
+        labels=class_order(labels.leaves, given=manifest.task.tree.order) or reading_order(labels.leaves),
         evaluations=evaluations,
         config=report,
         confidence=facts.confidence,
@@ -303,7 +366,10 @@ def _thumbnails(
         if not images:
             return None
         image = ImageConfig(size=(size, size), fit="pad", window=window)
-        pixels = load_view(read_bytes(images[0]), name=case, image=image, box=None)
+        try:
+            pixels = load_view(read_bytes(images[0]), name=case, image=image, box=None)
+        except ImageError:  # gone since it was judged
+            return None
         encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=85)
         return encoded
 

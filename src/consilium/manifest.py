@@ -19,6 +19,7 @@ from consilium.core.errors import BundleError, DataError, WeightsError
 from consilium.core.files import fingerprint
 from consilium.core.labels import LabelTree
 from consilium.core.places import exists, is_remote
+from consilium.core.reporter import counted
 from consilium.core.transfer import cache_folder, fetch
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import AveragingConfig
@@ -50,6 +51,11 @@ class Manifest(Config):
     metrics: dict[str, dict[str, float | None]]
     weights_sha256: str = ""
     nodes: dict[str, str] = Field(default={}, description="Of a cascade: SHA-256 of the manifest of each network.")
+
+    def __repr__(self) -> str:
+        return f"<Manifest of '{self.name}', {self.created}: {counted(len(self.labels), 'label')}>"
+
+    __str__ = __repr__
 
 
 def new_manifest(

@@ -67,7 +67,7 @@ def saliency_maps(
     looks = 1 + PLACES**2
     arrays = plain.arrays(
         _Looks(covered), np.arange(len(covered) * looks), progress=partial(reporter.progress, "saliency")
-    )
+    ).by_name
     probabilities_SLM = arrays["probabilities"].reshape(len(covered), looks, -1)
     maps = []
     for (said, row), own, probabilities_LM in zip(shown, covered, probabilities_SLM, strict=True):
@@ -107,11 +107,11 @@ class _Covered:
     def views(self, place: int | None) -> list[bytes]:
         """The views as files, with a place of the first one covered; None: nothing is."""
         if place is None:
-            return [lossless(self.image_HWC), *self.others]
+            return [lossless(self.image_HWC, compressed=False), *self.others]
         height, width = self.image_HWC.shape[:2]
         cover_HW = np.outer(patch(height)[place // PLACES], patch(width)[place % PLACES])
         pixels_HWC = self.image_HWC + cover_HW[..., None] * (self.blurred_HWC.astype(float) - self.image_HWC)
-        return [lossless(np.rint(pixels_HWC).astype(np.uint8)), *self.others]
+        return [lossless(np.rint(pixels_HWC).astype(np.uint8), compressed=False), *self.others]
 
 
 @dataclass(frozen=True)
@@ -137,4 +137,4 @@ def _covered(images: Sequence[str | bytes], *, predictor: Predictor) -> _Covered
     for image in images:
         name = image if isinstance(image, str) else "embedded image"
         views.append(load_view(read_bytes(image), name=name, image=predictor.image, box=None))
-    return _Covered(views[0], [lossless(view) for view in views[1:]])
+    return _Covered(views[0], [lossless(view, compressed=False) for view in views[1:]])

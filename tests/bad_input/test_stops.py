@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import get_worker_info
 
 import consilium.training.state
 from consilium.core.contracts import Batch, StepOutput
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
-from consilium.data.loader import Loader, _Decoder, evaluation_requests
+from consilium.data.loader import Loader, evaluation_requests
+from consilium.data.rows import Items
 from consilium.tasks.classify import Classify
 from consilium.training.hooks import ProgressHook, read_history
 from consilium.training.state import checkpoints, load_checkpoint
@@ -378,42 +378,31 @@ def test_a_damaged_state_of_a_run(cli: Cli, recipe: Path, monkeypatch: pytest.Mo
 # -- Processes that decode ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the worker must inherit what is patched")
 def test_a_worker_that_dies(cli: Cli, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = _Decoder.__getitem__
-    main = os.getpid()
+    on_step = ProgressHook.on_step
 
-    def dies(decoder: _Decoder, request: Any) -> Any:
-        if os.getpid() != main and get_worker_info() is not None and request.draws[0] >> 32 == 1:  # second epoch
-            os.kill(os.getpid(), signal.SIGKILL)
-        return decode(decoder, request)
+    def killing(hook: ProgressHook, progress: Any, log: Any) -> None:
+        on_step(hook, progress, log)
+        if progress.step == 4:
+            for worker in multiprocessing.active_children():
+                worker.kill()
 
-    monkeypatch.setattr(_Decoder, "__getitem__", dies)
-    answer = cli("train", recipe, *LONG, "data.loader.workers=1")
-    told = ["a process that decodes images died", "lower data.loader.workers", "--resume"]
+    monkeypatch.setattr(ProgressHook, "on_step", killing)
+    answer = cli("train", recipe, *LONG, "data.loader={batch_size: 8, workers: 1, prefetch_factor: 1}")
+    told = ["a process that decodes images died", "shared memory (/dev/shm)", "lower data.loader.workers", "--resume"]
     assert_refused(answer, *told, code=1)
     assert saved_steps(broken_run(recipe)) == [3]
 
 
-class Paths:
-    """Images by row."""
-
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(str(path) for path in folder.rglob("*.jpg"))
-
-    def images(self, row: int) -> list[str | bytes]:
-        return [self.paths[row]]
-
-
 def test_workers_outlive_the_signals_that_end_a_step(tiny_images: Path) -> None:
     config = LoaderConfig(batch_size=4, workers=1, prefetch_factor=1)
-    image = ImageConfig(size=(16, 16))
-    loader = Loader(Paths(tiny_images), targets=None, image=image, augmentation=AugmentationConfig(), config=config)
+    image, files = ImageConfig(size=(16, 16)), Items(sorted(tiny_images.rglob("*.jpg")))
+    loader = Loader(files, targets=None, image=image, augmentation=AugmentationConfig(), config=config)
     batches = loader.load(evaluation_requests(range(24), config=config))
     next(batches)
     (worker,) = multiprocessing.active_children()
     assert worker.pid is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         os.kill(worker.pid, number)
     assert len(list(batches)) == 5
     assert worker.is_alive()
@@ -424,13 +413,10 @@ FAILS_WITH_A_WORKER = """
 import sys
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.loader import Loader, evaluation_requests
-
-class Image:
-    def images(self, row):
-        return [sys.argv[1]]
+from consilium.data.rows import Items
 
 config, image = LoaderConfig(batch_size=1, workers=1), ImageConfig(size=(16, 16))
-loader = Loader(Image(), targets=None, image=image, augmentation=AugmentationConfig(), config=config)
+loader = Loader(Items([sys.argv[1]] * 24), targets=None, image=image, augmentation=AugmentationConfig(), config=config)
 batches = sys.modules["kept"] = loader.load(evaluation_requests(range(24), config=config))
 next(batches)
 raise RuntimeError("the end")

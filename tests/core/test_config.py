@@ -71,7 +71,7 @@ def write(path: Path, text: str) -> Path:
         ("optimizer.learning_rate=.inf", "`optimizer.learning_rate` is Infinity; expected a finite number."),
         ("trainer.compile=perhaps", '`trainer.compile` is "perhaps"; expected true or false.'),
         ("trainer.monitor=5", "`trainer.monitor` is 5; expected text (put it in quotes)."),
-        ("name=a b", '`name` is "a b"; expected text that matches ^[A-Za-z0-9_.-]+$.'),
+        ("name=a b", '`name` is "a b"; expected text that matches ^\\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*$.'),
         ("data.loader.workers=x", '`data.loader.workers` is "x"; expected a whole number or auto.'),
         (
             "task.vision.freeze={kind: tower, blocks: 2}",

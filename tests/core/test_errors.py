@@ -17,10 +17,11 @@ def drawn_tree() -> dict[str, str]:
     """Parent by child, as ConsiliumError's docstring draws them."""
     tree: dict[str, str] = {}
     path: list[str] = ["ConsiliumError"]
-    for line in (ConsiliumError.__doc__ or "").splitlines():
+    # Python 3.13 takes the indentation out of docstrings that the others leave in.
+    for line in inspect.cleandoc(ConsiliumError.__doc__ or "").splitlines():
         match = re.match(r"^(?P<bars>\s*[│ ]*)[├└]── (?P<name>\w+)", line)
         if match:
-            depth = 1 + (len(match["bars"]) - 8) // 4
+            depth = 1 + (len(match["bars"]) - 4) // 4
             tree[match["name"]] = path[depth - 1]
             path[depth:] = [match["name"]]
     return tree

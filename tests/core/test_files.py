@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from consilium.core.files import atomic_file, atomic_folder, fingerprint, write_json, write_text
+from consilium.core.files import atomic_file, atomic_folder, fingerprint, made_once, write_json, write_text
 
 
 def test_file_is_replaced_when_the_block_succeeds(tmp_path: Path) -> None:
@@ -87,6 +89,28 @@ def test_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
     with pytest.raises(OSError, match="refused"), atomic_folder(path) as temporary:
         (temporary / "new").write_text("x")
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["folder", "folder/old"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o007, 0o660)])
+def test_files_follow_the_umask_whatever_wrote_them(tmp_path: Path, umask: int, mode: int) -> None:
+    def write_for_the_owner(folder: Path) -> None:
+        (folder / "inner").mkdir(exist_ok=True)
+        path = folder / "inner" / "weights"
+        path.touch()
+        path.chmod(0o600)  # as safetensors and tempfile do
+
+    before = os.umask(umask)
+    try:
+        with atomic_file(tmp_path / "file") as temporary:
+            temporary.unlink()
+            temporary.touch(mode=0o600)
+        with atomic_folder(tmp_path / "folder") as temporary:
+            write_for_the_owner(temporary)
+        made_once(tmp_path / "made", write_for_the_owner)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.name in ("file", "weights")]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in files] == [mode] * 3
 
 
 KILLED = """

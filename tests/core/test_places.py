@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -171,3 +173,16 @@ def test_a_copy_goes_to_a_bucket(value: str) -> None:
     with pytest.raises(ConfigError, match="copy_to"):
         build(OutputConfig, {"copy_to": value}, origin="x")
     assert build(OutputConfig, {"copy_to": "s3://b/runs"}, origin="x").copy_to == "s3://b/runs"
+
+
+def test_a_remote_file_that_could_not_be_opened_is_closed_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(_: str) -> Any:
+        raise FileNotFoundError
+
+    ignored: list[object] = []
+    monkeypatch.setattr(places, "filesystem", nothing)
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    with pytest.raises(FileNotFoundError), open_binary("s3://bucket/file"):
+        pass
+    gc.collect()
+    assert not ignored

@@ -42,9 +42,24 @@ def test_every_row_is_counted_once(reasons: list[str]) -> None:
     assert all(int(found[1]) > ALONE for found in grouped if found)
 
 
-def test_what_differs_stands_beside_its_place() -> None:
+def test_rows_of_one_kind_are_one_sentence_with_the_values_that_differ() -> None:
     said = message([f"split '{name}' is unknown; expected train" for name in ("a", "b", "a", "c")])
-    assert "4 rows: split ... is unknown; expected train - first: /d/t.csv:2 ('a'), /d/t.csv:3 ('b'), " in said
+    assert "4 rows: split 'a', 'b' or 'c' is unknown; expected train - first: /d/t.csv:2 ('a'), " in said
+    said = message([f"the id 'p{n // 2}' was given before, in line {n}" for n in range(2, 14)])
+    assert "12 rows: the id 'p1', 'p2', 'p3' or others was given before, in line 2 to 13 - first: /d/t.csv:2 " in said
+
+
+def test_files_of_one_kind_are_named_by_their_folder() -> None:
+    said = message([f"/d/images/{name}.png does not exist; correct the path" for name in "abcdef"])
+    assert (
+        "6 rows: a file in /d/images does not exist; correct the path - first: /d/t.csv:2 (/d/images/a.png), " in said
+    )
+
+
+@given(st.lists(REASONS, min_size=1, max_size=80))
+def test_no_message_has_a_gap(reasons: list[str]) -> None:
+    sentences = message(reasons).splitlines()[1:-1]
+    assert not [line for line in sentences if re.search(r"\S  |\w \.\.\.|\.\.\. \w(?!nd)", line.removeprefix("  "))]
 
 
 def test_more_lines_than_a_screen_holds_are_counted() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from consilium.core.errors import DataError
@@ -72,6 +73,16 @@ def test_a_label_outside_of_a_tree_says_what_it_may_be(
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("other", ["CT", "ct ", "\N{CYRILLIC SMALL LETTER ES}t"])
+def test_another_spelling_of_a_known_label_is_named_as_one(table: CaseTable, other: str) -> None:
+    """The nearest name by letters may be another label, or none; the cause is the spelling."""
+    renamed = table.with_labels(
+        [(other,) if split == "val" else own for split, own in zip(table.splits, table.labels, strict=True)]
+    )
+    with pytest.raises(DataError, match="it may be another spelling of 'ct'"):
+        labelled_cases(Filtered(renamed), multi_label=False)
+
+
 def test_labels_that_make_one_leaf_are_no_task(table: CaseTable) -> None:
     """Nested, the node above it is no second class."""
     alone = table.with_labels([("ct.head",)] * len(table))
@@ -87,3 +98,15 @@ def test_nodes_count_the_cases_below_them_and_those_without_one_are_named(table:
         "train has no case of: ct.chest; a training on these data cannot learn them.",
         "val has fewer than 3 cases of: ct.chest (0); their figures mean little.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("split", "told"), [("val", "the best weights are chosen without them"), ("test", "nothing judges how well")]
+)
+def test_a_class_that_validation_or_test_lacks_is_named(table: CaseTable, split: str, told: str) -> None:
+    """Some of it is in train, so the training goes on, and nothing but the warning says what it cannot know."""
+    table = table.with_splits([split if own == "val" else own for own in table.splits])
+    kept = [row for row, own in enumerate(table.labels) if own != ("ct",) or table.splits[row] == "train"]
+    cases = labelled_cases(Filtered(table.select(np.array(kept))), multi_label=False)
+    (warning,) = rare_class_warnings(cases, at_least=1)
+    assert warning.startswith(f"{split} has no case of: ct; {told}")

@@ -127,7 +127,7 @@ def test_batches_hold_the_features_of_every_view(tmp_path: Path, dtype: torch.dt
     append(cache, [5, 6, 7], shard=1)
     cache.refresh()
     targets = np.arange(5) * 10
-    loader = FeatureLoader(cache, CachedViews(Table()), targets=targets, dtype=dtype)  # type: ignore[arg-type]
+    loader = FeatureLoader(cache, CachedViews(Table()), targets=targets, dtype=dtype, unread={})  # type: ignore[arg-type]
     requests = [Request([3, 0, 1], [30, 31, 32], 5, 1.5), *evaluation_requests([4, 2], config=LoaderConfig())]
     first, second = (loaded.batch for loaded in loader.load(requests))
     assert first is not None

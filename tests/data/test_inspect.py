@@ -224,7 +224,7 @@ def test_findings_are_those_of_what_a_training_uses(tmp_path: Path) -> None:
 
 def test_splits_are_those_of_the_config(tmp_path: Path) -> None:
     data = sample(tmp_path, [plain(tmp_path, number) for number in range(6)])
-    assert {row["split"] for row in inspected(tmp_path, data).counts} == {"train"}
+    assert {row["split"] for row in inspected(tmp_path, data).counts} == {"train", "val"}
     folds = data.config.model_copy(update={"split": SplitConfig(folds=3, fold=0)})
     found = inspected(tmp_path, Sample(data.store, folds))
     assert sum(row["cases"] for row in found.counts if row["split"] == "test") == 2
@@ -238,6 +238,13 @@ def test_labels_that_a_training_of_the_split_never_sees_are_left_out(tmp_path: P
     assert found.used == 9
     assert found.left_out == ["1 case of test left out: training never sees their labels (pet)."]
     assert not [text for text in found.warnings if "never shows" in text]
+
+
+def test_numbers_as_labels_are_listed_by_value(tmp_path: Path) -> None:
+    data = sample(tmp_path, [plain(tmp_path, n, label=str(n), split="train") for n in (11, 2, 10, 1)])
+    found = inspected(tmp_path, data)
+    for rows in (found.counts, found.balance):
+        assert [row["label"] for row in rows] == ["1", "2", "10", "11"]
 
 
 def test_clean_data_says_so(tmp_path: Path) -> None:

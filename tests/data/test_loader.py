@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -17,6 +17,7 @@ from consilium.core.contracts import Batch
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.loader import Loader, training_requests
 from consilium.data.mixture import Mixture, Pool
+from consilium.data.rows import Items
 from consilium.data.transforms import DeviceTransform
 from tests.data.samples import image_bytes
 
@@ -25,17 +26,14 @@ IMAGE = ImageConfig(size=(16, 12))
 AUGMENTATION = AugmentationConfig(crop_scale=(0.3, 1.0), horizontal_flip_prob=0.5, hue_jitter=0.2, rotation_degrees=20)
 
 
-class Views:
+def cases() -> Items:
     """Cases of one or two images."""
-
-    def __init__(self) -> None:
-        self.cases = [
+    return Items(
+        [
             [image_bytes(10 * row + view, size=(20 + row, 30), format="JPEG") for view in range(1 + row % 2)]
             for row in range(ROWS)
         ]
-
-    def images(self, row: int) -> Sequence[str | bytes]:
-        return self.cases[row]
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Setup:
         self.config, self.processes = config(workers), processes
         targets = np.arange(ROWS) * 7
         self.loaders = [
-            Loader(Views(), targets=targets, image=IMAGE, augmentation=AUGMENTATION, config=self.config, seed=SEED)
+            Loader(cases(), targets=targets, image=IMAGE, augmentation=AUGMENTATION, config=self.config, seed=SEED)
             for _ in range(processes)
         ]
 

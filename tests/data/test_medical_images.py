@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import itertools
+import pickle
 import struct
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.images import alone, decode, load_view, probe, read_bytes, resize_once
 from consilium.data.loader import Loaded, Loader, evaluation_requests
 from consilium.data.prepare import prepare
+from consilium.data.rows import Items
 from consilium.predictions import find_images
 from tests.data.medical_samples import dicom_bytes, dicom_dataset, nifti_bytes, packed_bytes
 from tests.data.samples import data_config, read
@@ -249,16 +251,11 @@ def test_colour_jpeg_2000_keeps_its_colours(kind: str) -> None:
         (pydicom.uid.JPEGLSLossless, "JPEG-LS"),
         (pydicom.uid.JPEGExtended12Bit, "JPEG Extended"),
         (pydicom.uid.MPEG2MPML, "MPEG2"),
-        (pydicom.uid.DeflatedExplicitVRLittleEndian, "Deflated"),
     ],
 )
 def test_what_cannot_be_unpacked_is_named_from_the_header(syntax: str, name: str) -> None:
     dataset = dicom_dataset(CT, bits=12)
-    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
-        dataset.file_meta.TransferSyntaxUID = syntax
-        data = dicom_bytes(dataset)
-    else:
-        data = packed_bytes(dataset, syntax, [b"\xff\xd8" + bytes(50)])
+    data = packed_bytes(dataset, syntax, [b"\xff\xd8" + bytes(50)])
     for function in (probe, decode):
         with pytest.raises(ImageError, match=f"scan is a DICOM file packed as {name}.*{syntax}.*gdcmconv"):
             function(data, name="scan", max_pixels=LIMIT)
@@ -647,20 +644,10 @@ def test_without_the_extra_it_is_named(package: str, data: bytes, what: str, mon
 # Training and prediction
 
 
-class Paths:
-    """Cases of one image each."""
-
-    def __init__(self, *images: str | bytes) -> None:
-        self.cases = images
-
-    def images(self, row: int) -> list[str | bytes]:
-        return [self.cases[row]]
-
-
 def loaded(*images: str | bytes, window: tuple[float, float] | None, workers: int) -> Loaded:
     loading = LoaderConfig(batch_size=8, workers=workers)
     image = ImageConfig(size=(24, 20), window=window)
-    loader = Loader(Paths(*images), targets=None, image=image, augmentation=AugmentationConfig(), config=loading)
+    loader = Loader(Items(images), targets=None, image=image, augmentation=AugmentationConfig(), config=loading)
     (found,) = loader.load(evaluation_requests(range(len(images)), config=loading))
     return found
 
@@ -677,15 +664,15 @@ def test_the_loader_shows_every_form_by_the_window(tmp_path: Path, workers: int)
         np.testing.assert_array_equal(image_HWC[..., 0], levels(stored - 1024.0, -160, 240))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_loader_without_the_extra_says_so(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loader_without_the_extra_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     hide("pydicom", monkeypatch)
-    found = loaded(PLAIN, alone(encoded(PICTURE, "PNG"), name="it", max_pixels=LIMIT), window=None, workers=workers)
+    found = loaded(PLAIN, alone(encoded(PICTURE, "PNG"), name="it", max_pixels=LIMIT), window=None, workers=0)
     assert found.batch is not None
     assert found.batch.rows_B.tolist() == [1]
     ((row, error),) = found.errors
     assert row == 0
     assert isinstance(error, MissingExtraError)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301  # as it comes from a worker
 
 
 def test_prediction_finds_medical_images_in_folders(tmp_path: Path) -> None:

@@ -103,6 +103,17 @@ def test_warnings(tmp_path: Path) -> None:
     assert "20 times" in warnings
 
 
+def test_the_single_case_of_a_parent_is_one_warning_where_it_is_a_class_and_none_in_a_tree(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"{split}{label}{number}", "label": label, "split": split}
+        for split in ("train", "val", "test") for label in ("eye.fundus", "eye.oct") for number in range(2)
+    ]  # fmt: skip
+    table = table_of(tmp_path, [*rows, {"text": "own", "label": "eye", "split": "train"}])
+    (warning,) = check_splits(table)
+    assert "labels above others that have a single training case of their own: 'eye'." in warning
+    assert check_splits(table, nested=True) == []
+
+
 def test_labels_that_look_like_a_missing_value(tmp_path: Path) -> None:
     labels = ["nan", "NaN", "N/A", "null", "None", "x.NA", "Nancy", "none.seen"]
     rows = [

@@ -11,6 +11,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 GUIDES = (
     "first_router",
     "data",
+    "tables",
     "checks",
     "mixtures",
     "training",

@@ -93,6 +93,13 @@ def test_data_guide_runs(world: Path) -> None:
     assert len(list(world.glob("stores/pairs-*/store.json"))) == 1
 
 
+def test_tables_guide_runs(world: Path) -> None:
+    printed = follow("tables", world)
+    (said,) = re.findall(r"^    (cases: .*)$", prose("tables"), re.MULTILINE)
+    assert said in printed
+    assert printed.count("prepared: ") == 3
+
+
 @pytest.mark.slow
 def test_checks_guide_runs(world: Path) -> None:
     """What it shows is what is printed; figures may differ in their last digits."""

@@ -21,7 +21,18 @@ from consilium.core.contracts import Evaluation, Outputs
 from consilium.core.labels import LabelTree
 from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
-from consilium.evaluation.report import ReportContent, escape_markdown, pivot, smooth, soft_breaks, to_csv, write_report
+from consilium.evaluation.report import (
+    ReportContent,
+    add_table,
+    escape_markdown,
+    pivot,
+    read_warnings,
+    shortened,
+    smooth,
+    soft_breaks,
+    to_csv,
+    write_report,
+)
 from consilium.evaluation.statistics import mean_and_deviation
 from consilium.evaluation.tree import TreeEvaluator
 from tests.evaluation.trees import outputs
@@ -130,6 +141,73 @@ def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
     policy = parsed.all("meta")[2]["content"]
     assert policy is not None
     assert policy.startswith("default-src 'none'")
+
+
+def box(text: str) -> str:
+    """What the box for readers says."""
+    return text.split('<aside class="cautions">')[1].split("</aside>")[0]
+
+
+def test_command_lines_stand_below_the_box_for_readers(tmp_path: Path) -> None:
+    found = "leak: two sides of a split."
+    look = "`consilium data inspect` lists all that was found."
+    text, _ = page(tmp_path, content(warnings=[found, look, f"{found} Look: `consilium data inspect`."]))
+    assert box(text).count(found) == 2
+    assert "consilium data" not in box(text)
+    below = text.split('<section id="reproduce">')[1]
+    assert look in below
+    assert "Look: `consilium data inspect`." in below
+
+
+def test_what_the_largest_class_alone_reaches_stands_beside_accuracy(tmp_path: Path) -> None:
+    text, _ = page(tmp_path, content())
+    support = {row["label"]: row["support"] for row in evaluation().tables["per_class"]}
+    share = max(support.values()) / sum(support.values())
+    (card,) = (part for part in text.split('<div class="card">') if "<dt>Accuracy</dt>" in part)
+    assert f"always naming the largest class reaches {100 * share:.1f}" in card
+    assert "A model that always names the largest class, " in text.split("</header>")[0]
+    figures = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert figures["test"]["largest_class"]["accuracy"] == pytest.approx(share)
+    assert support[figures["test"]["largest_class"]["label"]] == max(support.values())
+    text, _ = page(tmp_path, content(evaluations={"test": evaluation(multi_label=True)}))
+    assert "largest class" not in text
+
+
+@pytest.mark.parametrize("id", ["short", "s:train/patient-0017/series-2/0000123.png", "x" * 21, "Größe" * 9])
+def test_long_ids_lose_their_middle(id: str) -> None:
+    shown = shortened(id, 20)
+    assert len(shown) <= 20
+    assert (shown == id) == (len(id) <= 20)
+    assert (shown[:9], shown[-5:]) == (id[:9], id[-5:])
+
+
+def test_ids_under_thumbnails_are_short_and_whole_where_one_points_at_them(tmp_path: Path) -> None:
+    _, parsed = page(tmp_path, content())
+    whole = [attributes["title"] for tag, attributes in parsed.tags if attributes.get("class") == "id"]
+    assert whole
+    for id in whole:
+        assert id is not None
+        assert shortened(id, 20) in parsed.text
+
+
+def test_warnings_are_kept_for_whoever_sums_up_several_reports(tmp_path: Path) -> None:
+    warnings = ["leak: 'a', \"b\"; c", NASTY, "two\nlines"]
+    page(tmp_path, content(warnings=warnings))
+    assert read_warnings(tmp_path) == warnings
+    page(tmp_path, content(warnings=[]))
+    assert read_warnings(tmp_path) == []
+    assert read_warnings(tmp_path / "of an earlier version") == []
+
+
+def test_a_table_can_be_added_later(tmp_path: Path) -> None:
+    write_report(tmp_path, content())
+    for title in (NASTY, "Second"):
+        add_table(tmp_path, title=title, text="They came later.", rows=[{"a source": NASTY, "named right": 0.5}])
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    parsed = Page(text)
+    assert NASTY not in text
+    assert parsed.text.index(NASTY) < parsed.text.index("Second") < parsed.text.index("How training went")
+    assert parsed.text.count("They came later.") == 2
 
 
 def test_what_users_wrote_is_escaped(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.policy.source import MODULES, imports
 # From below to above; neighbours in a row do not import each other.
 LAYERS = (
     ("core",),
+    ("console",),
     ("data", "models", "losses", "evaluation", "descriptions"),
     ("tasks",),
     ("manifest",),
@@ -22,7 +23,7 @@ LAYERS = (
     ("judge", "predictions"),
     ("experiment",),
     ("session",),
-    ("crossval", "labelling", "launch", "serving", "demo", "console"),
+    ("crossval", "labelling", "launch", "serving", "demo"),
     ("cli",),
 )
 HEIGHT = {part: height for height, row in enumerate(LAYERS) for part in row}

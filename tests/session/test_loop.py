@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -399,7 +400,7 @@ def test_predictions_that_are_no_numbers_stop_the_training(tmp_path: Path) -> No
         refuse_non_finite(outputs, folder=tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_the_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
     box = Toybox(tmp_path, [[1] * 5])
     box.events.on_step = lambda progress, _: progress.step == 2 and signal.raise_signal(number)  # type: ignore
@@ -410,9 +411,51 @@ def test_a_signal_ends_the_step_and_saves(tmp_path: Path, number: signal.Signals
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_ends_a_wait_for_data_at_once(tmp_path: Path) -> None:
+    box = Toybox(tmp_path, [[1] * 5])
+    given = box.training.batches
+
+    def stuck(epoch: int, start: int) -> Iterator[Batch]:
+        yield from islice(given(epoch, start), 2)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the training still waits")
+
+    box.training.batches = stuck
+    with pytest.raises(InterruptedRunError, match=r"stopped by SIGINT after step 2 of 5"):
+        box.fit()
+    assert [path.name for path in checkpoints(box.folder)] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_signal_ends_a_validation_which_the_next_start_makes_up_for(tmp_path: Path, step: int) -> None:
+    whole = Toybox(tmp_path / "whole", [[1] * 4], values=[0.3, 0.7], validate_every=0.5)
+    expected = whole.fit()
+    box = Toybox(tmp_path / "broken", [[1] * 4], values=[0.3, 0.7], validate_every=0.5)
+    validate, progress = box.training.validate, Progress()
+
+    def stuck() -> Any:
+        if progress.step == step:
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("the validation goes on")
+        return validate()
+
+    box.training.validate = stuck
+    with pytest.raises(InterruptedRunError, match=f"after step {step} of 4"):
+        box.fit(progress)
+    again = Toybox(tmp_path / "broken", [[1] * 4], values=box.values, validate_every=0.5)
+    state, progress = load_checkpoint(checkpoints(box.folder)[-1], module=again.task)
+    again.training.optimizer.load_state_dict(state["optimizer"])
+    again.schedule.load_state_dict(state["schedule"])
+    found = again.fit(progress)
+    assert box.told + again.told == whole.told
+    assert (found.step, found.best_metric, found.best_step) == (4, expected.best_metric, expected.best_step)
+    assert torch.equal(again.task.head, whole.task.head)
+    assert not load_checkpoint(checkpoints(box.folder)[-1], module=again.task)[1].validation_due
+
+
 def test_only_a_later_second_signal_interrupts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("consilium.training.loop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("consilium.training.interrupts.time.monotonic", lambda: clock[0])
 
     def press(*moments: float) -> Callable[..., None]:
         def on_step(progress: Progress, _: StepLog) -> None:

@@ -13,6 +13,7 @@ import torch
 
 import consilium
 from consilium.core.errors import ConfigError, RunFolderError
+from consilium.judge import evaluate
 from consilium.session import train
 from tests.policy.source import REPOSITORY
 from tests.tiny import Recorder, Run, TrainTiny, same, tiny_experiment
@@ -109,6 +110,16 @@ def test_the_best_weights_are_those_of_the_monitored_metric(tiny: TrainTiny, mon
 def test_a_metric_that_does_not_exist_is_refused_before_the_first_step(tiny: TrainTiny) -> None:
     with pytest.raises(ConfigError, match="'makro_f1' is not a metric of this task"):
         tiny("trainer.monitor=makro_f1")
+
+
+def test_a_figure_that_needs_the_order_of_labels_is_monitored_only_where_somebody_gave_it(tiny: TrainTiny) -> None:
+    with pytest.raises(ConfigError, match=r"needs the order of the labels.* task\.tree\.nodes.*\[ct, mri, xray\]"):
+        tiny("trainer.monitor=quadratic_kappa")
+    run = tiny("trainer.monitor=quadratic_kappa", "task.tree.nodes=[xray, ct, mri]")
+    assert run.metrics["test"]["quadratic_kappa"] is not None
+    assert "xray, ct, mri" in (run.folder / "report.html").read_text(encoding="utf-8")
+    assert evaluate(run.folder).metrics["quadratic_kappa"] == pytest.approx(run.metrics["test"]["quadratic_kappa"])
+    assert tiny().metrics["test"]["quadratic_kappa"] is None
 
 
 # -- Checkpoints --------------------------------------------------------------------------------------------------

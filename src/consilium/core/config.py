@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from consilium.core.errors import ConfigError
 from consilium.core.explain import explain, models_in, shown
 from consilium.core.explain import nearest as nearest  # of use wherever a name is looked up
+from consilium.core.nearby import looked_for
 from consilium.core.places import is_remote, join, parent, read_bytes
 
 
@@ -39,7 +40,11 @@ _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader whose keys are text as written, each given once; 1e-4 is a number and 2026-01-31 is text."""
+    """SafeLoader whose keys are text as written, each given once; 1e-4 is a number.
+
+    What YAML 1.1 reads in a way that nobody expects is text as written: 010 (8), 1:30 (90), no (false), 2026-01-31.
+    A key that wants a number or a truth takes it from such a text: 010 is ten, and no is false.
+    """
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -55,8 +60,18 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_LIKE_YAML_12 = {
+    "bool": r"^(?:true|True|TRUE|false|False|FALSE)$",
+    "int": r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$",
+    "float": r"^(?:[-+]?(?:0|[1-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [
+        (tag, re.compile(_LIKE_YAML_12[kind]) if kind in _LIKE_YAML_12 else pattern)
+        for tag, pattern in resolvers
+        if (kind := tag.rpartition(":")[2]) not in ("value", "timestamp")  # = and dates
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
@@ -73,7 +88,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 for _side in (_Loader, _Dumper):  # YAML 1.1 wants a dot in the mantissa and a sign in the exponent
     _side.add_implicit_resolver(
         "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+        re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
         list("-+0123456789"),
     )
 
@@ -125,7 +140,9 @@ def read_tree(path: str | Path, *, _parents: tuple[str, ...] = ()) -> dict[str, 
         text = read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         named = f", which {_parents[-1]} extends," if _parents else ""
-        raise ConfigError(f"config file {path}{named} does not exist; give the path of a YAML file.") from None
+        raise ConfigError(
+            f"config file {path}{named} does not exist; give the path of a YAML file.{looked_for(path)}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
     tree = parse_yaml(text, origin=path) or {}
@@ -168,6 +185,7 @@ def apply_overrides(
         dotted, sign, text = override.partition("=")
         if not sign or not dotted:
             raise ConfigError(f"override '{override}' has no value; write it as section.key=value.")
+        text = _without_marks(text)
         value = _replace_variables(parse_yaml(text, origin=f"override {dotted}"), origin=f"override {dotted}")
         keys = tuple(dotted.strip().split("."))
         opened |= {keys[:depth] for depth in range(1, len(keys)) if not _section(result, keys[:depth])}
@@ -178,6 +196,14 @@ def apply_overrides(
         if default is not None and "kind" not in own:
             result = _set(result, list(keys), merge(default.model_dump(mode="json"), own), ".".join(keys))
     return result
+
+
+def _without_marks(text: str) -> str:
+    """The value of an override as YAML in which a lone mark (``|``, ``-``, a tab) and a # stand for themselves."""
+    own = text.strip() or text
+    is_mark = len(own) == 1 and not own.isalnum() and own != "~"
+    has_hash = re.search(r"(?:^|\s)#", own) and own[0] not in "\"'[{"
+    return yaml.dump(own, default_style='"', allow_unicode=True, width=10**9) if is_mark or has_hash else text
 
 
 def _section(tree: Any, keys: Sequence[str]) -> Mapping[str, Any]:

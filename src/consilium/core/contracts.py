@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from consilium.core.reporter import counted, figures
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
@@ -120,7 +122,11 @@ class Outputs:
     ids: list[str]
     groups: list[str]
     columns: dict[str, list[str]]
-    images: list[Any] = field(default_factory=list)  # one per case: path or bytes of its first view
+    unread: dict[str, str] = field(default_factory=dict)  # ids left out, since an image cannot be read, and why
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.arrays.items())
+        return f"<Outputs of {counted(len(self.ids), 'case')}: {shapes}>"
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,14 @@ class Evaluation:
     intervals: dict[str, Interval] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     groups: int | None = None  # bootstrap units (patients) among the cases
+
+    def __repr__(self) -> str:
+        return f"<Evaluation of {self.split}: {counted(self.cases, 'case')}, {figures(self.metrics)}>"
+
+    @property
+    def unread(self) -> int:
+        """Cases of the split that are not judged, since an image of theirs cannot be read; the table names them."""
+        return len(self.tables.get("unread", ()))
 
 
 class Evaluator(Protocol):
@@ -189,6 +203,7 @@ class Progress:
     stop_reason: str | None = None
     loss_sum: float = 0.0  # loss x cases since the last line of the log, which starts it anew
     loss_cases: int = 0
+    validation_due: bool = False  # a signal came while the weights of this step were validated
 
 
 @dataclass(frozen=True)

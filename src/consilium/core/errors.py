@@ -21,7 +21,7 @@ class ConsiliumError(Exception):
         └── TrainingError          training stopped (exit code 1)
             ├── NonFiniteLossError loss became NaN or infinite
             ├── MemoryExhaustedError  the device ran out of memory
-            └── InterruptedRunError   Ctrl-C or SIGTERM; a resumable checkpoint was left
+            └── InterruptedRunError   Ctrl-C or another signal; a resumable checkpoint was left; a KeyboardInterrupt too
 
     ``exit_code`` is what the command line returns: 2 for what the user can mend, 1 for a failed run.
     """
@@ -93,7 +93,7 @@ class MemoryExhaustedError(TrainingError):
     """The device ran out of memory."""
 
 
-class InterruptedRunError(TrainingError):
-    """The run was interrupted and left a resumable checkpoint."""
+class InterruptedRunError(TrainingError, KeyboardInterrupt):
+    """The run was interrupted and left a resumable checkpoint; to Python it is what Ctrl-C always raises."""
 
     exit_code = 130

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Any
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it, after fsync, when the block succeeds."""
+    """A temporary file beside ``path`` that replaces it, after fsync, when the block succeeds; it follows the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # some libraries write files that their owner alone may read
         _flush(temporary)
         temporary.replace(path)
         _flush(path.parent)
@@ -36,6 +40,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        _follow_umask(temporary)
         for entry in (*temporary.rglob("*"), temporary):
             _flush(entry)
         if path.exists():
@@ -75,6 +80,7 @@ def made_once(path: Path, make: Callable[[Path], None]) -> Path:
         temporary.mkdir()
         try:
             make(temporary)
+            _follow_umask(temporary)
             os.sync()  # there may be very many files
             temporary.rename(path)
         finally:
@@ -89,6 +95,14 @@ def remove_leavings(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _follow_umask(folder: Path) -> None:
+    """Give files the permissions of their new folder: some libraries write files that their owner alone may read."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for entry in folder.rglob("*"):
+        if entry.is_file() and not entry.is_symlink():
+            entry.chmod(mode)
 
 
 def _flush(path: Path) -> None:

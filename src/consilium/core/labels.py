@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from consilium.core.errors import DataError
+from consilium.core.reporter import counted, some
 
 ROOT = "root"  # how the node above all labels is called in configs and tables
 _MOST_LEVELS = 100  # of a tree in YAML
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class LabelTree:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"<LabelTree of {counted(len(self), 'node' if self.nested else 'label')}: {some(self.names, 5)}>"
 
     def index(self, label: str) -> int:
         """The integer id of a label; an unknown one is a DataError."""
@@ -147,6 +153,29 @@ class LabelTree:
     def name_of(self, node: int | None) -> str:
         """The name of a node; ``root`` for None."""
         return ROOT if node is None else self.names[node]
+
+
+def reading_order(labels: Iterable[str]) -> list[str]:
+    """Labels as a table lists them: whole numbers by their value, and behind them the others as they came."""
+    return sorted(labels, key=lambda label: (not _is_number(label), int(label) if _is_number(label) else 0))
+
+
+def class_order(labels: Sequence[str], *, given: Sequence[str] = ()) -> tuple[str, ...] | None:
+    """The classes from the lowest to the highest, None where nobody said which that is.
+
+    ``given``, the labels in the order that somebody wrote down, counts where it has all of them. Else whole numbers, if
+    each label is another one, are in the order of their values. An alphabetical order says nothing.
+    """
+    if set(labels) <= set(given):
+        return tuple(label for label in given if label in labels)
+    if all(_is_number(label) for label in labels) and len({int(label) for label in labels}) == len(labels):
+        return tuple(reading_order(labels))
+    return None
+
+
+def _is_number(label: str) -> bool:
+    """Whether a label is a whole number."""
+    return _WHOLE_NUMBER.fullmatch(label) is not None
 
 
 def indented(name: str) -> str:

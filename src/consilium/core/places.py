@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any
+from urllib.parse import unquote
 
 from consilium.core.errors import ConsiliumError, MissingExtraError
 
@@ -51,8 +52,16 @@ def is_bucket(path: str) -> bool:
     return is_remote(path) and path.partition("://")[0] in BUCKETS
 
 
+def local_path(path: str) -> str:
+    """The path of this machine that a ``file://`` address names; others stay."""
+    if not path.lower().startswith("file://"):
+        return path
+    return unquote(path[len("file://") :].removeprefix("localhost"))
+
+
 def absolute(path: str) -> str:
-    """The path from the root of this machine, ``~`` written out; an address stays."""
+    """The path from the root of this machine, ``~`` written out; an address of another one stays."""
+    path = local_path(path)
     return path.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(path))
 
 
@@ -162,6 +171,7 @@ class _RemoteFile(io.RawIOBase):
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._file: Any = None  # what cannot be opened is closed all the same, when Python removes it
         with remote_errors(path):
             self._file = filesystem(path).open(path, "rb")
 
@@ -184,7 +194,7 @@ class _RemoteFile(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and self._file is not None:
             self._file.close()
         super().close()
 

@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+SHOWN_VALUES, LONG_VALUE = 3, 40  # of values that differ: how many are named, and from which length on only one
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
 
 class Reporter(Protocol):
     """Receives lines of text and the state of progress bars."""
@@ -56,11 +59,32 @@ def some(names: Sequence[str], at_most: int) -> str:
     return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
 
 
+def figures(metrics: Mapping[str, float | None], at_most: int = 3) -> str:
+    """The first figures as a text: accuracy 0.950, macro_f1 0.941."""
+    known = [f"{name} {value:.3f}" for name, value in metrics.items() if value is not None]
+    return ", ".join(known[:at_most])
+
+
 def in_common(texts: Sequence[str], *, varying: re.Pattern[str]) -> str:
-    """Texts that are alike but for what ``varying`` matches as one, with ``...`` where they differ."""
+    """Texts that are alike but for what ``varying`` matches as one sentence, which names the values where they differ.
+
+    Numbers become a range, other values a choice: ``only 5 to 8 cases``, ``split '0', '1' or '2' is unknown``.
+    """
     found = [varying.findall(text) for text in texts]
-    parts = iter([values[0] if len(set(values)) == 1 else "..." for values in zip(*found, strict=True)])
+    parts = iter([_either(list(dict.fromkeys(values))) for values in zip(*found, strict=True)])
     return varying.sub(lambda _: next(parts), texts[0])
+
+
+def _either(values: list[str]) -> str:
+    """Different values as one part of a sentence; of many or long ones the first."""
+    if len(values) == 1:
+        return values[0]
+    if all(_NUMBER.fullmatch(value) for value in values):
+        ordered = sorted(values, key=lambda value: float(value.replace(",", "")))
+        return f"{ordered[0]} to {ordered[-1]}"
+    shown = values[:SHOWN_VALUES] if max(map(len, values)) <= LONG_VALUE else values[:1]
+    *others, last = [*shown, "others"] if len(shown) < len(values) else shown
+    return f"{('; ' if any(',' in value for value in shown) else ', ').join(others)} or {last}"
 
 
 def _cell(value: Any) -> str:

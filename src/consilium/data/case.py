@@ -15,6 +15,8 @@ _SPELLINGS = {
     **dict.fromkeys(("test", "testing", "tst"), "test"),
     **dict.fromkeys(("unlabelled", "unlabeled", "unl"), "unlabelled"),
 }
+# What tables write into a cell that has no value.
+_NO_VALUE = frozenset({"nan", "-nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "null", "none", "nil"})
 _WHOLE_NUMBER = re.compile(r"-?\d+\.0")
 _FLAGS = {
     **dict.fromkeys(("true", "1", "1.0", "yes", "y", "t"), True),
@@ -32,7 +34,10 @@ class View(NamedTuple):
 
 @dataclass(slots=True)
 class Case:
-    """One canonical row; ``split`` is None where the source gives none, ``line`` where it is a file of its own."""
+    """One canonical row; ``split`` is None where the source gives none, ``line`` where it is a file of its own.
+
+    ``notes`` say what was read otherwise than it stands in the file; rows with the same note are counted.
+    """
 
     id: str
     source: str
@@ -46,6 +51,7 @@ class Case:
     file: str
     line: int | None
     meta: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class BadRow(NamedTuple):
@@ -79,6 +85,11 @@ def scalar_text(value: Any, what: str) -> str:
     if isinstance(value, (list, tuple, dict, bytes)):
         raise RowError(f"{what} is a {type(value).__name__}; expected text or a number")
     return str(value)
+
+
+def looks_missing(text: str) -> bool:
+    """Whether a text is what programs write for a value that is missing, such as nan, NA or None."""
+    return text.strip().lower() in _NO_VALUE
 
 
 def split_name(value: Any) -> str | None:

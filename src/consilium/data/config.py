@@ -42,6 +42,11 @@ class SplitConfig(Config):
     val: Fraction = Field(default=0.1, description="Share of the groups that validate.")
     test: Fraction = Field(default=0.1, description="Share of the groups that test.")
     seed: int = Field(default=0, description="Another seed divides the groups in another way.")
+    every_class: bool = Field(
+        default=True,
+        description="Move the nearest group where the hash leaves a class of 3 or more groups without a case in a "
+        "split; false: the hash alone.",
+    )
     folds: int | None = Field(
         default=None, ge=2, description="Divide all groups into so many folds, whatever split they name; see fold."
     )
@@ -138,6 +143,11 @@ class StoreConfig(Config):
         default=None, ge=16, description="embed only: shorter side in pixels that larger images are reduced to once."
     )
     max_pixels: int = Field(default=100_000_000, gt=0, description="Images with more pixels are bad rows.")
+    check_images: Literal["decode", "header"] = Field(
+        default="decode",
+        description="decode: each image is decoded once, so that one with damaged pixels is a bad row; header: only "
+        "its header is read, for very large data: damaged pixels are then found by the training that needs them.",
+    )
     workers: int | Literal["auto"] = Field(
         default="auto", description="Threads that read images; auto: the cores, at most 8 (32 from a bucket)."
     )

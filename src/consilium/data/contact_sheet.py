@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 from consilium.core.errors import ImageError
 from consilium.core.files import atomic_file
+from consilium.core.labels import reading_order
 from consilium.data.case import SPLITS
 from consilium.data.config import ImageConfig
 from consilium.data.guards.near_duplicates import Pair
 from consilium.data.images import load_view, read_bytes
+from consilium.data.lettering import REPLACED, Lettering, lettering
 from consilium.data.pixel_statistics import spread
 from consilium.data.store import CaseTable
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageFont
+    from PIL import Image
 
 TILE, GAP, CAPTION_WIDTH, COLUMNS, MAX_ROWS = 128, 8, 240, 8, 60
 PAIR_TILE, PAIRS_ACROSS, MAX_PAIRS, HEAD = 192, 3, 48, 36
@@ -37,32 +39,28 @@ def draw_contact_sheet(table: CaseTable, path: Path, *, max_pixels: int) -> Path
                 rows_of.setdefault(label, []).append(row)
     if not rows_of:
         return None
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
     common = sorted(sorted(rows_of), key=lambda label: -len(rows_of[label]))[:MAX_ROWS]
     columns = min(COLUMNS, max(len(rows_of[label]) for label in common))
+    names = {label: lettering(label, size=16) for label in reading_order(sorted(common))}
+    notes = [f"The {len(common)} commonest of {len(rows_of)} labels."] if len(common) < len(rows_of) else []
+    notes += [REPLACED] if not all(name.complete for name in names.values()) else []
     step = TILE + GAP
-    width, height = (
-        CAPTION_WIDTH + columns * step + GAP,
-        len(common) * step + GAP + (28 if len(common) < len(rows_of) else 0),
-    )
-    sheet = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    name_font, count_font = ImageFont.load_default(size=16), ImageFont.load_default(size=13)
-    for line, label in enumerate(sorted(common)):
+    size = (CAPTION_WIDTH + columns * step + GAP, len(common) * step + GAP + (28 if notes else 0))
+    sheet = Image.new("RGB", size, PAPER)
+    for line, (label, name) in enumerate(names.items()):
         top = GAP + line * step
         rows = rows_of[label]
-        for number, text in enumerate(_wrapped(label, name_font, CAPTION_WIDTH - 3 * GAP)):
-            draw.text((2 * GAP, top + 4 + 20 * number), text, fill=INK, font=name_font)
+        for number, text in enumerate(_wrapped(name, CAPTION_WIDTH - 3 * GAP)):
+            _write(sheet, (2 * GAP, top + 4 + 20 * number), Lettering(text, name.font), ink=INK)
         splits = Counter(table.splits[row] for row in rows)
         counts = ", ".join(f"{split} {splits[split]}" for split in SPLITS if splits[split])
-        draw.text((2 * GAP, top + TILE - 20), counts, fill=FAINT, font=count_font)
+        _write(sheet, (2 * GAP, top + TILE - 20), lettering(counts, size=13), ink=FAINT)
         for column, position in enumerate(spread(len(rows), columns)):
             tile = _tile(table, rows[position], max_pixels=max_pixels)
             sheet.paste(tile, (CAPTION_WIDTH + column * step, top))
-    if len(common) < len(rows_of):
-        note = f"The {len(common)} commonest of {len(rows_of)} labels."
-        draw.text((2 * GAP, height - 24), note, fill=FAINT, font=count_font)
+    _write(sheet, (2 * GAP, size[1] - 24), lettering(" ".join(notes), size=13), ink=FAINT)
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG")
     return path
@@ -76,15 +74,12 @@ def draw_pairs(table: CaseTable, pairs: Sequence[Pair], path: Path, *, max_pixel
     if not pairs:
         path.unlink(missing_ok=True)
         return None
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image
 
     shown = pairs[:MAX_PAIRS]
     across, width, height = min(PAIRS_ACROSS, len(shown)), 2 * PAIR_TILE + 4 * GAP, PAIR_TILE + 56
     sheet = Image.new("RGB", (across * width, HEAD + -(-len(shown) // across) * height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    label_font, id_font = ImageFont.load_default(size=14), ImageFont.load_default(size=12)
-    of_all = f" The first {len(shown)} of {len(pairs)}." if len(shown) < len(pairs) else ""
-    draw.text((GAP, GAP), f"Almost the same image; red: on two sides of a split.{of_all}", fill=INK, font=label_font)
+    complete = True
     for number, pair in enumerate(shown):
         ink = ALARM if table.splits[pair.a] != table.splits[pair.b] else INK
         top = HEAD + number // across * height
@@ -93,32 +88,43 @@ def draw_pairs(table: CaseTable, pairs: Sequence[Pair], path: Path, *, max_pixel
             names = table.image_names(row)
             view = names.index(name) if name in names else 0
             sheet.paste(_tile(table, row, max_pixels=max_pixels, view=view, size=PAIR_TILE), (left, top))
-            label = f"{', '.join(table.labels[row]) or '(no label)'} ({table.splits[row]})"
-            draw.text((left, top + PAIR_TILE + 4), _cut(label, label_font), fill=ink, font=label_font)
-            draw.text((left, top + PAIR_TILE + 22), _cut(table.ids[row], id_font), fill=FAINT, font=id_font)
+            label = lettering(f"{', '.join(table.labels[row]) or '(no label)'} ({table.splits[row]})", size=14)
+            case = lettering(table.ids[row], size=12)
+            _write(sheet, (left, top + PAIR_TILE + 4), _cut(label), ink=ink)
+            _write(sheet, (left, top + PAIR_TILE + 22), _cut(case), ink=FAINT)
+            complete = complete and label.complete and case.complete
+    of_all = f" The first {len(shown)} of {len(pairs)}." if len(shown) < len(pairs) else ""
+    head = f"Almost the same image; red: on two sides of a split.{of_all}"
+    _write(sheet, (GAP, GAP - 2), lettering(head, size=14), ink=INK)
+    _write(sheet, (GAP, GAP + 14), lettering("" if complete else REPLACED, size=11), ink=INK)
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG")
     return path
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _write(sheet: Image.Image, place: tuple[int, int], own: Lettering, *, ink: str) -> None:
+    from PIL import ImageDraw
+
+    ImageDraw.Draw(sheet).text(place, own.text, fill=ink, font=own.font)
+
+
+def _cut(own: Lettering) -> Lettering:
     """The end of a text that is too long for one tile: paths and labels differ there."""
-    if font.getlength(text) <= PAIR_TILE:
-        return text
-    while font.getlength("…" + text) > PAIR_TILE:
-        text = text[1:]
-    return "…" + text
+    text = own.text
+    if own.font.getlength(text) > PAIR_TILE:
+        while own.font.getlength("…" + text) > PAIR_TILE:
+            text = text[1:]
+        text = "…" + text
+    return Lettering(text, own.font, own.complete)
 
 
-def _wrapped(text: str, font: object, width: int) -> list[str]:
+def _wrapped(own: Lettering, width: int) -> list[str]:
     """The text in at most four lines; breaks after a dot, a space or an underscore where it can."""
-    from PIL import ImageFont
-
-    assert isinstance(font, ImageFont.FreeTypeFont | ImageFont.ImageFont)
+    measure = own.font.getlength
     lines = [""]
-    for word in text.replace(".", ".\0").replace(" ", " \0").replace("_", "_\0").split("\0"):
-        for piece in [word] if font.getlength(word) <= width else list(word):
-            if font.getlength(lines[-1] + piece) > width:
+    for word in own.text.replace(".", ".\0").replace(" ", " \0").replace("_", "_\0").split("\0"):
+        for piece in [word] if measure(word) <= width else list(word):
+            if measure(lines[-1] + piece) > width:
                 lines.append("")
             lines[-1] += piece
     return lines[:4] if len(lines) <= 4 else [*lines[:3], lines[3][:-1] + "…"]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from consilium.core.errors import DataError
-from consilium.core.labels import LabelTree
+from consilium.core.labels import LabelTree, reading_order
 from consilium.core.reporter import some
 from consilium.data.filters import Filtered
+from consilium.data.guards.labels import spelled_alike
 from consilium.data.store import CaseTable
 
 SPLITS = ("train", "val", "test")
@@ -31,6 +32,10 @@ class LabelledCases:
     rows: dict[str, np.ndarray]
     notes: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{split} {len(rows)}" for split, rows in self.rows.items())
+        return f"<LabelledCases: {splits}; {self.labels!r}>"
+
     def class_counts(self) -> list[int]:
         """Training cases of every class; of a node of a tree also those below it."""
         return self.counts("train")
@@ -42,6 +47,13 @@ class LabelledCases:
             return [int(count) for count in targets.sum(0)]
         paths_NL = self.labels.paths_ML[targets[targets >= 0]]
         return [int(count) for count in np.bincount(paths_NL[paths_NL >= 0], minlength=len(self.labels))]
+
+    def without(self, ids: Collection[str]) -> LabelledCases:
+        """The cases without these in any split."""
+        if not ids:
+            return self
+        stays = np.array([name not in ids for name in self.table.ids])
+        return replace(self, rows={split: own[stays[own]] for split, own in self.rows.items()})
 
     def balancing_class(self) -> np.ndarray:
         """One class [N] per case for balanced sampling: its label, or the rarest of its labels."""
@@ -108,7 +120,8 @@ def _training_labels(found: Filtered, rows: dict[str, np.ndarray], *, least: int
     if len(labels.leaves) < least:
         raise DataError(
             f"train has {len(labels.leaves)} label(s) ({', '.join(labels.leaves)}); a classifier needs at least two. "
-            "For folders look at label_levels, for tables at columns.label."
+            "For folders see that path is the folder above those of the labels, and look at label_levels; for tables "
+            "at columns.label."
         )
     return labels
 
@@ -138,6 +151,9 @@ def _hint(label: str, labels: LabelTree) -> str:
     """What an unknown label may be."""
     if any(name.startswith(f"{label}.") for name in labels.names):
         return "; it stops above known ones, which only task.tree.head: joint or cascade learns"
+    if alike := spelled_alike(label, labels.names):
+        letters = "" if f"{label}{alike[0]}".isascii() else f", letter by letter {label!a} and {alike[0]!a}"
+        return f"; it may be another spelling of '{alike[0]}'{letters}"
     close = difflib.get_close_matches(label, labels.names, n=1, cutoff=0.8)  # paths of one branch are alike anyway
     if close:
         return f"; did you mean '{close[0]}'?"
@@ -159,14 +175,22 @@ def _spread(rows: np.ndarray, classes: np.ndarray, limit: int) -> np.ndarray:
 def rare_class_warnings(cases: LabelledCases, *, at_least: int = 5) -> list[str]:
     """Classes too small in a split to be learned or measured."""
     warnings = []
+    named = reading_order(cases.labels.names)
+    learned = {name for name, count in zip(cases.labels.names, cases.counts("train"), strict=True) if count}
+    without = {
+        "train": "a training on these data cannot learn them",
+        "val": "the best weights are chosen without them",
+        "test": "nothing judges how well they are found",
+    }
     for split in SPLITS:
         if not len(cases.rows[split]):
             continue
         counts = dict(zip(cases.labels.names, cases.counts(split), strict=True))
-        missing = [label for label, n in counts.items() if n == 0]
-        if split == "train" and missing:
-            warnings.append(f"train has no case of: {some(missing, 20)}; a training on these data cannot learn them.")
-            counts = {label: n for label, n in counts.items() if n}
+        counts = {label: counts[label] for label in named}
+        missing = [label for label, n in counts.items() if n == 0 and (split == "train" or label in learned)]
+        if missing:
+            warnings.append(f"{split} has no case of: {some(missing, 20)}; {without[split]}.")
+            counts = {label: n for label, n in counts.items() if label not in missing}
         rare = [f"{label} ({n})" for label, n in counts.items() if n < at_least]
         if rare:
             warnings.append(f"{split} has fewer than {at_least} cases of: {some(rare, 20)}; their figures mean little.")

@@ -8,42 +8,66 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from consilium.core.errors import ImageError, MissingExtraError
-from consilium.data.pixels import Curve, Grey, ImageInfo, Pixels, cut_short, damaged, no_such_frame, too_many_pixels
+from consilium.data.dicom_fields import curve, items, padding, palette, rescaled, whole
+from consilium.data.dicom_layout import PIXELS, Layout, layout, side
+from consilium.data.dicom_packed import settle
+from consilium.data.pixels import (
+    BYTES_PER_PIXEL,
+    Grey,
+    ImageInfo,
+    Pixels,
+    Values,
+    cut_short,
+    damaged,
+    no_such_frame,
+    not_understood,
+    too_many_pixels,
+)
 
 if TYPE_CHECKING:
     from pydicom import FileDataset
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_COLOURS = ("RGB", "PALETTE COLOR")
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+# How files without a preamble start: with meta information, with the data set, with a data set in big endian.
+_FIRST_GROUPS = (b"\x02\0", b"\x08\0", b"\0\x08")
+_FIRST_ELEMENTS = 0x70  # of these groups
+_FIRST_TYPES = (b"UL", b"OB", b"UI", b"CS", b"SH", b"DA", b"TM", b"DT", b"LO", b"PN", b"ST")
+_FIRST_BYTES = 1024  # more than the first element ever has
+_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", _DEFLATED.decode())  # nothing packed
+_TOOL = "dcmconv of DCMTK"
 _quiet_lock = threading.RLock()
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether these are the bytes of a DICOM file."""
-    return data[128:132] == b"DICM"
+    """Whether these are the first 132 bytes (or more) of a DICOM file, with its preamble or, in old ones, without."""
+    return data[128:132] == b"DICM" or data.startswith(b"DICM") or _starts_with_an_element(data)
 
 
 def probe_dicom(data: bytes, *, name: str, frame: int | None, max_pixels: int) -> ImageInfo:
     """What the header says. Pixels that are missing, cut short or packed in a way that cannot be read are an error."""
     with _reading(name):
-        dataset = _parsed(data, name)
-        info = ImageInfo(int(dataset.Columns), int(dataset.Rows), "DICOM", "RGB" if _is_colour(dataset) else "F")
-        if info.width * info.height > max_pixels:
-            raise too_many_pixels(info, name=name, max_pixels=max_pixels)
-        _check_pixels(dataset, name)
-        if frame is not None and frame >= _frames(dataset):
-            raise no_such_frame(name, frame, _frames(dataset))
-        return info
+        dataset = _parsed(data, name, limit=BYTES_PER_PIXEL * max_pixels + 2**20)
+        width, height = side(dataset, "Columns", name), side(dataset, "Rows", name)
+        if width * height > max_pixels:
+            raise too_many_pixels(ImageInfo(width, height, "DICOM", "F"), name=name, max_pixels=max_pixels)
+        found = _layout(dataset, name)
+        width, height = side(dataset, "Columns", name), side(dataset, "Rows", name)
+        if frame is not None and frame >= found.frames:
+            raise no_such_frame(name, frame, found.frames)
+        if not found.is_colour:
+            _in_units(np.empty((0, 0), np.int16), dataset, found, _chosen(found, frame))
+        elif found.kind == "PALETTE COLOR" and "SegmentedRedPaletteColorLookupTableData" not in dataset:
+            palette(dataset, name=name, is_little=found.is_little)
+        return ImageInfo(width, height, "DICOM", "RGB" if found.is_colour else "F", notes=tuple(found.notes))
 
 
 def read_dicom(data: bytes, *, name: str, frame: int | None) -> Pixels | Grey:
@@ -54,8 +78,11 @@ def read_dicom(data: bytes, *, name: str, frame: int | None) -> Pixels | Grey:
     """
     with _reading(name):
         dataset = _parsed(data, name)
-        frame = _frames(dataset) // 2 if frame is None else frame
-        return _colour(dataset, frame) if _is_colour(dataset) else _grey(dataset, frame)
+        found = _layout(dataset, name)
+        frame = _chosen(found, frame)
+        if found.is_colour:
+            return _colour(dataset, found, frame, name)
+        return _in_units(_stored(dataset, found, frame), dataset, found, frame)
 
 
 @contextlib.contextmanager
@@ -89,48 +116,101 @@ def _reading(name: str) -> Iterator[None]:
         except ImageError:
             raise
         except Exception as error:  # pydicom raises anything on damaged files
-            raise damaged(name, error) from error
+            raise not_understood(name, "DICOM file", _TOOL) from error
 
 
-def _parsed(data: bytes, name: str) -> FileDataset:
-    """The file, with its pixels as they are stored."""
+def _starts_with_an_element(data: bytes) -> bool:
+    """Whether the first bytes are an element that DICOM files start with, its type named or not."""
+    if data[:2] not in _FIRST_GROUPS:
+        return False
+    order: Literal["little", "big"] = "big" if data[0] == 0 else "little"
+    element, size = int.from_bytes(data[2:4], order), int.from_bytes(data[4:8], order)
+    if element > _FIRST_ELEMENTS:
+        return False
+    is_typed = data[4:6] in _FIRST_TYPES and int.from_bytes(data[6:8], order) <= _FIRST_BYTES
+    return is_typed or (order == "little" and 0 < size <= _FIRST_BYTES and size % 2 == 0 and len(data) > 16)
+
+
+def _parsed(data: bytes, name: str, *, limit: int = 0) -> FileDataset:
+    """The file, with its pixels as they are stored; what is deflated may take ``limit`` bytes (0: any number)."""
     from pydicom import dcmread
 
-    # A deflated file may unpack to any size, and pydicom unpacks it as it reads.
-    if _DEFLATED.encode() in data[132:4096]:
-        raise _unreadable(name, _DEFLATED)
-    dataset = dcmread(io.BytesIO(data))
+    if data.startswith(b"DICM"):
+        data = bytes(128) + data
+    if _DEFLATED in data[:4096]:
+        data = _inflated(data, name, limit)
+    dataset = dcmread(io.BytesIO(data), force=True)
     if "Rows" not in dataset or "Columns" not in dataset:
         if "SOPClassUID" not in dataset:  # what pydicom gives of a file that ends inside its packed pixels
             raise ImageError(
                 f"{name} is a DICOM file without an image, or cut short; copy it again, or leave the row out."
             )
-        kind = getattr(dataset.SOPClassUID, "name", dataset.SOPClassUID)
+        kind = str(getattr(dataset.SOPClassUID, "name", dataset.SOPClassUID))
+        kind = kind if kind.isprintable() else "of an unknown kind"
+        if "Image Storage" in kind:  # the elements behind one that is written wrongly are not found
+            raise not_understood(name, f"DICOM file ({kind}) in which no Rows and Columns are found", _TOOL)
         raise ImageError(f"{name} is a DICOM file without an image ({kind}); leave the row out.")
     return dataset
 
 
-def _check_pixels(dataset: FileDataset, name: str) -> None:
-    from pydicom.pixels.utils import get_expected_length
+def _inflated(data: bytes, name: str, limit: int) -> bytes:
+    """The data set of a deflated file, alone; other files are returned as they are."""
+    from pydicom.filereader import read_dataset
 
-    pixels = next((dataset[key].value for key in _PIXELS if key in dataset), None) or b""
-    is_packed = dataset.file_meta.TransferSyntaxUID.is_compressed
-    if not pixels or (not is_packed and len(pixels) < get_expected_length(dataset)):
-        raise cut_short(name, "a DICOM file without all of its pixels")
+    start = io.BytesIO(data)
+    if data[128:132] == b"DICM":
+        start.seek(132)
+    meta = read_dataset(start, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    if meta.get("TransferSyntaxUID", None) != _DEFLATED.decode():
+        return data
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        inflated = inflate.decompress(data[start.tell() :], limit)
+    except zlib.error as error:
+        raise damaged(name, error) from error
+    if inflate.unconsumed_tail:
+        raise ImageError(
+            f"{name} is a deflated DICOM file that unpacks to more than {limit:,} bytes, the most that an image of "
+            "max_pixels can need; raise max_pixels, or leave the row out."
+        )
+    if not inflate.eof:
+        raise cut_short(name, "a deflated DICOM file without its end")
+    return inflated
+
+
+def _layout(dataset: FileDataset, name: str) -> Layout:
+    """The layout of the pixels, which are packed in a way that can be read, or not packed."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    is_implicit, is_little = dataset.original_encoding
+    is_packed = any(dataset[key].is_undefined_length for key in PIXELS if key in dataset)
+    notes = []
     if is_packed:
         _check_syntax(dataset, name)
+        notes = settle(dataset, name=name)
+    else:  # whatever the meta information says: some programs unpack files and leave it as it was
+        explicit = ExplicitVRBigEndian if is_little is False else ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
+    found = layout(dataset, name=name, is_packed=is_packed, is_little=is_little is not False)
+    found.notes[:0] = notes
+    return found
 
 
 def _check_syntax(dataset: FileDataset, name: str) -> None:
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import JPEGExtended12Bit
 
-    syntax = dataset.file_meta.TransferSyntaxUID
+    syntax = dataset.file_meta.get("TransferSyntaxUID", None)
+    if syntax is None or syntax in _PLAIN:
+        raise ImageError(
+            f"{name} is a DICOM file whose pixels are packed, and its TransferSyntaxUID does not say how; correct it, "
+            "or leave the row out."
+        )
     try:
         available = get_decoder(syntax).is_available
     except NotImplementedError:
         available = False
-    twelve_bits = syntax == JPEGExtended12Bit and int(dataset.BitsStored) > 8 and _only_pillow(syntax)
+    twelve_bits = syntax == JPEGExtended12Bit and (whole(dataset, "BitsStored") or 12) > 8 and _only_pillow(syntax)
     if not available or twelve_bits:
         raise _unreadable(name, syntax)
 
@@ -151,100 +231,77 @@ def _unreadable(name: str, syntax: str) -> ImageError:
     )
 
 
-def _frames(dataset: FileDataset) -> int:
-    return int(dataset.get("NumberOfFrames", None) or 1)
+def _chosen(found: Layout, frame: int | None) -> int:
+    return found.frames // 2 if frame is None else frame
 
 
-def _is_colour(dataset: FileDataset) -> bool:
-    kind = str(dataset.get("PhotometricInterpretation", ""))
-    return kind in _COLOURS or kind.startswith("YBR")
-
-
-def _colour(dataset: FileDataset, frame: int) -> Pixels:
-    from pydicom.pixels.processing import apply_color_lut
+def _stored(dataset: FileDataset, found: Layout, frame: int) -> Values:
+    """The values of a frame as they are stored; in colour after what is luma and chroma became RGB."""
     from pydicom.pixels.utils import pixel_array
 
-    pixels_HWC = pixel_array(dataset, index=frame)  # makes RGB of YBR
-    bits = int(dataset.BitsStored)
-    if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        pixels_HWC = apply_color_lut(pixels_HWC, dataset)
-        bits = 8 * pixels_HWC.dtype.itemsize
-    if pixels_HWC.ndim != 3 or pixels_HWC.shape[2] != 3:
-        raise ValueError(f"colours of the shape {pixels_HWC.shape}")
-    if bits == 8 and pixels_HWC.dtype == np.uint8:
-        return np.ascontiguousarray(pixels_HWC)
-    scaled_HWC: Pixels = np.rint(np.clip(pixels_HWC / (2**bits - 1), 0, 1) * 255).astype(np.uint8)
-    return scaled_HWC
+    if not found.shift:
+        return pixel_array(dataset, index=frame)
+    # The values lie above the lowest bits, as in files of before 1993; or HighBit is wrong, as in more recent ones.
+    stored, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation)
+    dataset.BitsStored, dataset.PixelRepresentation = dataset.BitsAllocated, 0
+    raw: Values = pixel_array(dataset, index=frame)
+    if (raw >> stored).any():
+        raw = raw >> found.shift
+    raw = raw & np.array(2**stored - 1, raw.dtype)
+    if signed:
+        raw = raw.astype(np.int64)
+        raw -= (raw >> (stored - 1)) << stored
+    return raw
 
 
-def _grey(dataset: FileDataset, frame: int) -> Grey:
-    from pydicom.pixels.processing import apply_modality_lut
-    from pydicom.pixels.utils import pixel_array
-
-    stored_HW = pixel_array(dataset, index=frame)
+def _in_units(stored_HW: Values, dataset: FileDataset, found: Layout, frame: int) -> Grey:
     if stored_HW.ndim != 2:
         raise ValueError(f"grey values of the shape {stored_HW.shape}")
-    rescaling = _macro(dataset, frame, "PixelValueTransformationSequence", "RescaleSlope")
-    values_HW = np.array(apply_modality_lut(stored_HW, rescaling), dtype=np.float32)
-    padding_HW = _is_padding(stored_HW, dataset)
+    is_little, notes = found.is_little, found.notes
+    transformation = _macro(dataset, frame, "PixelValueTransformationSequence", "RescaleSlope")
+    values_HW = rescaled(stored_HW, transformation, is_little=is_little, notes=notes)
+    padding_HW = padding(stored_HW, dataset, notes)
     if padding_HW is not None:
         values_HW[padding_HW] = np.nan
-    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    return Grey(values_HW, _curve(_macro(dataset, frame, "FrameVOILUTSequence", "WindowCenter")), inverted=inverted)
+    place = _macro(dataset, frame, "FrameVOILUTSequence", "WindowCenter")
+    own = curve(values_HW, place, is_little=is_little, notes=notes)
+    return Grey(values_HW, own, inverted=found.kind == "MONOCHROME1")
 
 
 def _macro(dataset: Any, frame: int, sequence: str, key: str) -> Any:
-    """Where a property of a frame is told: in the file, or (enhanced files) of each frame, or of all."""
+    """Where a property of a frame is given: in the file, or (enhanced files) of each frame, or of all."""
     if key not in dataset:
         for groups, number in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
-            items = dataset.get(groups, None) or []
-            if number < len(items) and items[number].get(sequence, None):
-                return items[number][sequence].value[0]
+            groups_of_frames = items(dataset, groups)
+            found = items(groups_of_frames[number], sequence) if number < len(groups_of_frames) else []
+            if found:
+                return found[0]
     return dataset
 
 
-def _is_padding(stored_HW: np.ndarray, dataset: FileDataset) -> np.ndarray | None:
-    value = dataset.get("PixelPaddingValue", None)
-    if value is None or stored_HW.dtype.kind == "f":
-        return None
-    limit = dataset.get("PixelPaddingRangeLimit", None)
-    low, high = sorted((int(value), int(value if limit is None else limit)))
-    padding_HW: np.ndarray = (stored_HW >= low) & (stored_HW <= high)
-    return padding_HW
+def _colour(dataset: FileDataset, found: Layout, frame: int, name: str) -> Pixels:
+    pixels_HWC = _stored(dataset, found, frame)
+    highest = 2 ** int(dataset.BitsStored) - 1
+    if found.kind == "PALETTE COLOR":
+        pixels_HWC, highest = _looked_up(pixels_HWC, dataset, found, name)
+    if pixels_HWC.ndim != 3 or pixels_HWC.shape[2] != 3:
+        raise ValueError(f"colours of the shape {pixels_HWC.shape}")
+    if highest == 255 and pixels_HWC.dtype == np.uint8:
+        return np.ascontiguousarray(pixels_HWC)
+    scaled_HWC: Pixels = np.rint(np.clip(pixels_HWC / highest, 0, 1) * 255).astype(np.uint8)
+    return scaled_HWC
 
 
-def _curve(place: Any) -> Curve | None:
-    """The first window, or else the lookup table, that a file names."""
-    centre, width = (_first(place.get(key, None)) for key in ("WindowCenter", "WindowWidth"))
-    function = str(place.get("VOILUTFunction", None) or "LINEAR")
-    if centre is not None and width is not None and math.isfinite(centre) and math.isfinite(width):
-        if function == "SIGMOID" and width > 0:
-            steps = np.linspace(-2.5, 2.5, 1025)
-            return Curve(tuple(centre + width * steps), tuple(1 / (1 + np.exp(-4 * steps))))
-        if function == "LINEAR_EXACT" and width > 0:
-            return Curve((centre - width / 2, centre + width / 2), (0.0, 1.0))
-        if function == "LINEAR" and width >= 1:
-            return Curve((centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2), (0.0, 1.0))
-    if place.get("VOILUTSequence", None):
-        return _table(place.VOILUTSequence[0])
-    return None
+def _looked_up(stored_HW: Values, dataset: FileDataset, found: Layout, name: str) -> tuple[Values, int]:
+    """The colours of a palette, and their highest value."""
+    from pydicom.pixels.processing import apply_color_lut
 
-
-def _table(item: Any) -> Curve:
-    count, first, bits = (int(value) for value in item.LUTDescriptor)
-    count = count or 2**16
-    data = item.LUTData
-    if isinstance(data, bytes):
-        data = np.frombuffer(data, np.uint8 if len(data) <= count + 1 else np.dtype("<u2"))
-    levels = np.asarray(data, dtype=np.float64)[:count] / (2**bits - 1)
-    return Curve(tuple(float(value) for value in first + np.arange(len(levels))), tuple(levels.tolist()))
-
-
-def _first(value: Any) -> float | None:
-    """The first of one or several numbers; None where there is none."""
-    if value is None or value == "":
-        return None
-    try:
-        return float(value)
-    except TypeError:
-        return float(value[0])
+    if "SegmentedRedPaletteColorLookupTableData" in dataset:
+        colours_HWC = apply_color_lut(stored_HW, dataset)[..., :3]
+        return colours_HWC, 2 ** (8 * colours_HWC.dtype.itemsize) - 1
+    low, high = float(stored_HW.min()), float(stored_HW.max())
+    tables = [table.meeting(low, high) for table in palette(dataset, name=name, is_little=found.is_little)]
+    highest = max(table.highest for table in tables)
+    if all(table.entries.max() <= 255 for table in tables):  # 8 bits, whatever the palette says
+        highest = 255
+    return np.dstack([table(stored_HW) for table in tables]), highest

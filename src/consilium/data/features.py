@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from consilium.core.contracts import Batch
-from consilium.core.errors import StoreError
+from consilium.core.errors import ImageError, StoreError
 from consilium.core.files import write_json
 from consilium.data.loader import Loaded, Request
 from consilium.data.store import CaseTable
@@ -139,17 +139,34 @@ class FeatureLoader:
     """Batches of cached features for lists of requests, as ``Loader`` gives batches of images."""
 
     def __init__(
-        self, cache: FeatureCache, views: CachedViews, *, targets: np.ndarray | None, dtype: torch.dtype
+        self,
+        cache: FeatureCache,
+        views: CachedViews,
+        *,
+        targets: np.ndarray | None,
+        dtype: torch.dtype,
+        unread: Mapping[bytes, str],
     ) -> None:
+        """``unread``: images that have no features, and why."""
         self._cache, self._views, self._targets, self._dtype = cache, views, targets, dtype
+        self._unread = unread
 
     def load(self, requests: Sequence[Request]) -> Iterator[Loaded]:
-        """One Loaded per request, in order; the features of all its cases must be there."""
+        """One Loaded per request, in order; the features of all other images must be there."""
         for request in requests:
-            yield Loaded(self._batch(request), [])
+            errors = self._errors(request.rows) if self._unread else {}
+            kept = [number for number, row in enumerate(request.rows) if row not in errors]
+            batch = self._batch(request, kept) if kept else None
+            yield Loaded(batch, list(errors.items()))
 
-    def _batch(self, request: Request) -> Batch:
-        rows, starts = request.rows, self._views.starts
+    def _errors(self, rows: Sequence[int]) -> dict[int, ImageError]:
+        """The rows with an image that could not be read."""
+        digests = [(row, self._views.digests[view]) for row in rows for view in self._views.of([row])]
+        return {row: ImageError(self._unread[digest]) for row, digest in digests if digest in self._unread}
+
+    def _batch(self, request: Request, kept: Sequence[int]) -> Batch:
+        rows, draws = [request.rows[number] for number in kept], [request.draws[number] for number in kept]
+        starts = self._views.starts
         counts_B = np.array([starts[row + 1] - starts[row] for row in rows])
         mask_BV = np.arange(counts_B.max()) < counts_B[:, None]
         features_BVF = np.zeros((*mask_BV.shape, self._cache.width), dtype=np.float32)
@@ -159,7 +176,7 @@ class FeatureLoader:
             features_BVF=torch.from_numpy(features_BVF).to(self._dtype),
             view_mask_BV=torch.from_numpy(mask_BV),
             rows_B=torch.tensor(rows),
-            draws_B=torch.tensor(request.draws),
+            draws_B=torch.tensor(draws),
             targets=None if self._targets is None else torch.from_numpy(self._targets[rows]),
             global_cases=request.global_cases,
             share=request.share,

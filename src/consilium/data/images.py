@@ -6,7 +6,9 @@ Colour profiles are ignored, as in torchvision and timm, whose weights were trai
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -16,13 +18,25 @@ import numpy.typing as npt
 import simplejpeg
 
 from consilium.core import places
-from consilium.core.errors import ImageError
+from consilium.core.errors import ConsiliumError, ImageError
 from consilium.data.config import ImageConfig
 from consilium.data.dicom import is_dicom, probe_dicom, read_dicom
 from consilium.data.jpeg_header import probe_jpeg
 from consilium.data.nifti import is_nifti, probe_nifti, read_nifti
 from consilium.data.pillow_images import lossless, probe_pillow, read_pillow
-from consilium.data.pixels import Grey, ImageInfo, Pixels, damaged, no_such_frame, shown, too_many_pixels, with_curve
+from consilium.data.pixels import (
+    Grey,
+    ImageInfo,
+    Pixels,
+    damaged,
+    no_such_frame,
+    not_understood,
+    shown,
+    too_many_pixels,
+    upright,
+    with_curve,
+)
+from consilium.data.tiff import is_tiff, probe_tiff, read_tiff
 
 Kind = TypeVar("Kind", np.uint8, np.float32)
 
@@ -67,17 +81,8 @@ def read_bytes(image: str | Path | bytes) -> bytes:
 
 def probe(data: bytes, *, name: str, max_pixels: int) -> ImageInfo:
     """What the header says, without decoding; an image that is too large, cut short or no image is an ImageError."""
-    frame, data = _unwrapped(data)
-    if data.startswith(b"\xff\xd8\xff"):
-        if frame:
-            raise no_such_frame(name, frame, 1)
-        info = probe_jpeg(data, name=name)
-    elif is_dicom(data):
-        info = probe_dicom(data, name=name, frame=frame, max_pixels=max_pixels)
-    elif is_nifti(data):
-        info = probe_nifti(data, name=name, frame=frame, max_pixels=max_pixels)
-    else:
-        info = probe_pillow(data, name=name, frame=frame)
+    with _image_errors(name):
+        info = _probe(data, name, max_pixels)
     if info.width * info.height > max_pixels:
         raise too_many_pixels(info, name=name, max_pixels=max_pixels)
     return info
@@ -172,6 +177,31 @@ def _unwrapped(data: bytes) -> tuple[int | None, bytes]:
     return int.from_bytes(data[len(_FRAME) : start], "big"), data[start:]
 
 
+@contextlib.contextmanager
+def _image_errors(name: str) -> Iterator[None]:
+    """No other error leaves a reader, whatever the bytes are."""
+    try:
+        yield
+    except ConsiliumError:
+        raise
+    except Exception as error:
+        raise not_understood(name, "file", "as PNG or TIFF") from error
+
+
+def _probe(data: bytes, name: str, max_pixels: int) -> ImageInfo:
+    frame, data = _unwrapped(data)
+    if data.startswith(b"\xff\xd8\xff"):
+        if frame:
+            raise no_such_frame(name, frame, 1)
+        return probe_jpeg(data, name=name)
+    if is_dicom(data):
+        return probe_dicom(data, name=name, frame=frame, max_pixels=max_pixels)
+    if is_nifti(data):
+        return probe_nifti(data, name=name, frame=frame, max_pixels=max_pixels)
+    ours = probe_tiff(data, name=name, frame=frame) if is_tiff(data) else None
+    return ours or probe_pillow(data, name=name, frame=frame)
+
+
 def _decode(
     data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None, window: tuple[float, float] | None
 ) -> Pixels:
@@ -180,6 +210,11 @@ def _decode(
 
 
 def _read(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None) -> Pixels | Grey:
+    with _image_errors(name):
+        return _read_by_kind(data, info, name, needed)
+
+
+def _read_by_kind(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None) -> Pixels | Grey:
     frame, data = _unwrapped(data)
     if info.format == "JPEG":
         return _decode_jpeg(data, info, name, needed)
@@ -187,7 +222,10 @@ def _read(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | Non
         return read_dicom(data, name=name, frame=frame)
     if info.format == "NIfTI":
         return read_nifti(data, name=name, frame=frame)
-    return read_pillow(data, name=name, frame=frame)
+    image = read_tiff(data, name=name, frame=frame, orientation=info.orientation) if is_tiff(data) else None
+    if image is None:
+        image = read_pillow(data, name=name, frame=frame, orientation=info.orientation)
+    return image
 
 
 def _decode_jpeg(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int] | None) -> Pixels | Grey:
@@ -203,33 +241,16 @@ def _decode_jpeg(data: bytes, info: ImageInfo, name: str, needed: tuple[int, int
         pixels_HWC = simplejpeg.decode_jpeg(data, colours, min_height=rows, min_width=columns)
     except ValueError as error:
         if any(sign in str(error) for sign in _JPEG_DAMAGE):
-            raise damaged(name, error) from error
-        return _jpeg_by_pillow(data, info, name)
+            raise damaged(name, str(error)) from error
+        return read_pillow(data, name=name, frame=None, orientation=info.orientation)
     if colours == "CMYK":
         # Pillow knows the colours; decoding first finds the damage that Pillow would fill with grey.
-        return _jpeg_by_pillow(data, info, name)
-    return _oriented(pixels_HWC, info.orientation)
-
-
-def _jpeg_by_pillow(data: bytes, info: ImageInfo, name: str) -> Pixels | Grey:
-    image = read_pillow(data, name=name, frame=None, upright=False)
-    # By the orientation that was probed: of damaged EXIF Pillow may read another one.
-    return image if isinstance(image, Grey) else _oriented(image, info.orientation)
+        return read_pillow(data, name=name, frame=None, orientation=info.orientation)
+    return upright(pixels_HWC, info.orientation)
 
 
 def _is_enough(info: ImageInfo, eighths: int, needed: tuple[int, int]) -> bool:
     return info.height * eighths >= 8 * MARGIN * needed[0] and info.width * eighths >= 8 * MARGIN * needed[1]
-
-
-def _oriented(pixels_HWC: Pixels, orientation: int) -> Pixels:
-    """Turned upright (EXIF: 2 to 4 mirror and turn by half, 5 to 8 also exchange rows and columns)."""
-    if orientation >= 5:
-        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels_HWC = pixels_HWC[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels_HWC = pixels_HWC[:, ::-1]
-    return np.ascontiguousarray(pixels_HWC)
 
 
 def _centred(info: ImageInfo, shape: float) -> Box:

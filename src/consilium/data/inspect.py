@@ -11,7 +11,7 @@ import numpy as np
 
 from consilium.core.errors import DataError
 from consilium.core.files import write_json
-from consilium.core.labels import ROOT, indented, with_ancestors
+from consilium.core.labels import ROOT, indented, reading_order, with_ancestors
 from consilium.core.places import facts_of
 from consilium.core.reporter import Reporter, Silent, counted, format_table
 from consilium.data.case import SPLITS
@@ -135,7 +135,7 @@ def inspect(
         used=len(found.table),
         left_out=found.notes,
         findings=findings,
-        warnings=_warnings(found, table),
+        warnings=_warnings(found, table, nested=nested),
         near_duplicates=None if pairs is None else str(pairs),
     )
     write_json(out / "inspection.json", _tree(inspection, found.table))
@@ -157,10 +157,12 @@ def _counts(table: CaseTable) -> list[dict[str, Any]]:
     for source, split, labels in zip(table.sources, table.splits, table.labels, strict=True):
         found.update((source, split, label) for label in labels or ("",))
     keys = ("source", "split", "label", "cases")
-    return [dict(zip(keys, (*key, found[key]), strict=True)) for key in sorted(found)]
+    place = {label: number for number, label in enumerate(reading_order(sorted({label for *_, label in found})))}
+    ordered = sorted(found, key=lambda key: (*key[:2], place[key[2]]))
+    return [dict(zip(keys, (*key, found[key]), strict=True)) for key in ordered]
 
 
-def _warnings(found: Filtered, table: CaseTable) -> list[str]:
+def _warnings(found: Filtered, table: CaseTable, *, nested: bool) -> list[str]:
     """What is odd about the splits of the cases that were ``found`` to be of use in a table."""
     if len(table.rows("train")) and not len(found.table.rows("train")):
         return [
@@ -168,7 +170,7 @@ def _warnings(found: Filtered, table: CaseTable) -> list[str]:
             "see that columns.image and columns.label, or the folders, name them, and that data.filters keep some."
         ]
     try:
-        return check_splits(found.table)
+        return check_splits(found.table, nested=nested)
     except DataError as error:  # looking at data must work where training cannot
         return [str(error)]
 
@@ -180,7 +182,8 @@ def _balance(counts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     train = sum(of_label["train"] for of_label in cases.values())
     return [
         {"label": label or "(none)", **of_label, "share of train": of_label["train"] / train if train else None}
-        for label, of_label in sorted(cases.items())
+        for label in reading_order(sorted(cases))
+        for of_label in [cases[label]]
     ]
 
 

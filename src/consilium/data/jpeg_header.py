@@ -5,10 +5,13 @@ from __future__ import annotations
 import struct
 from typing import Literal
 
+from consilium.core.errors import ImageError
 from consilium.data.pixels import ImageInfo, cut_short
 
 ORIENTATION_TAG = 0x0112
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_LOSSLESS_LS = 0xF7  # the frame marker of JPEG-LS
+_HIERARCHICAL = (0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF)
 _BARE_MARKERS = frozenset((0x01, *range(0xD0, 0xD9)))
 
 
@@ -24,8 +27,9 @@ def probe_jpeg(data: bytes, *, name: str) -> ImageInfo:
             position += 1 if marker == 0xFF else 2
             continue
         body, position = position + 4, position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker in _FRAME_MARKERS:
+        if marker in _FRAME_MARKERS or marker == _LOSSLESS_LS:
             frame = data[body : body + 6]
+            _check_kind(marker, frame, name)
         elif marker == 0xE1 and data.startswith(b"Exif\0\0", body):
             orientation = _exif_orientation(data[body + 6 : position])
         elif marker == 0xDA or marker == 0xD9:
@@ -42,6 +46,18 @@ def probe_jpeg(data: bytes, *, name: str) -> ImageInfo:
     if orientation >= 5:
         height, width = width, height
     return ImageInfo(width, height, "JPEG", {1: "L", 4: "CMYK"}.get(components, "RGB"), orientation)
+
+
+def _check_kind(marker: int, frame: bytes, name: str) -> None:
+    """Refuse the kinds of JPEG that the decoder does not know, by the marker of the frame and the bits of a value."""
+    bits = frame[0] if frame else 8
+    kind = "JPEG-LS image" if marker == _LOSSLESS_LS else "hierarchical JPEG" if marker in _HIERARCHICAL else ""
+    if not kind and bits != 8 and 2 <= bits <= 16:
+        kind = f"JPEG of {bits} bits a value"
+    if kind:
+        raise ImageError(
+            f"{name} is a {kind}, which is not read; convert it to a JPEG of 8 bits, PNG or TIFF, or leave the row out."
+        )
 
 
 def _exif_orientation(exif: bytes) -> int:

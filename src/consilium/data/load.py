@@ -10,13 +10,17 @@ import numpy as np
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter, counted
+from consilium.data import workers
 from consilium.data.config import DataConfig, FilterConfig, ImageConfig
 from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
 from consilium.data.filters import Filtered, filtered, usable
 from consilium.data.folds import resplit, seen_in_training
+from consilium.data.groups import one_group
 from consilium.data.guards.check import WHERE, Findings, check, look_up
 from consilium.data.guards.leaks import drop_leaks, find_leaks
 from consilium.data.prepare import prepare
+from consilium.data.sources.config import Source
+from consilium.data.splits import missing_values
 from consilium.data.store import CaseTable, Store
 
 SHOWN_LEAKS = 10
@@ -51,17 +55,16 @@ def load_data(
     them, in their order. ``uses_text`` says that the model reads the texts, so that a label named in its own text is a
     leak.
     """
+    if training and workers.worker_count(config.loader):
+        workers.warm_up()
     prepared = prepare(config, reporter=reporter)
     store = prepared.store
     reporter.line(f"store {store.path}: {store.manifest.cases} cases" + ("" if prepared.created else " (unchanged)"))
-    if prepared.bad_rows:
-        reporter.line(
-            f"note: {counted(len(prepared.bad_rows), 'bad row')} left out; {store.path / 'quarantine.csv'} lists them."
-        )
     cases = take_cases(
         store.table, config=config, multi_label=multi_label, labels=labels, nested=nested, known=known, limit=limit
     )
     used = cases.table.select(np.sort(np.concatenate(list(cases.rows.values()))))
+    _refuse_large(used, config.image.max_pixels)
     findings = (
         check(store, used, config, uses_text=uses_text, images=limit is None, reporter=reporter)
         if training
@@ -75,27 +78,60 @@ def load_data(
         fixed = labels if len(used) == len(cases.table) else cases.labels
         cases = labelled_cases(left, multi_label=multi_label, labels=fixed, nested=nested, known=known)
         findings = replace(findings, leaks=find_leaks(left.table))
-    cases.notes.extend(findings.short())
+    cases.notes.extend([*prepared.notes(), *findings.short()])
     if training:
-        cases.notes.extend(rare_class_warnings(cases))
-        if not len(cases.rows["test"]):
-            cases.notes.append(
-                "no case is in the test split: validation will choose the weights, and nothing judges them."
-            )
+        cases.notes.extend(
+            [*_unchecked(config), *missing_values(cases.labels.names), *rare_class_warnings(cases), *_unjudged(cases)]
+        )
     for note in cases.notes:
         reporter.line(f"note: {note}")
-    _refuse_empty(cases, needs)
+    _refuse_empty(cases, needs, config.sources)
     return LoadedData(store, cases, measured(config.image, store, cases, reporter) if training else config.image)
 
 
-def _refuse_empty(cases: LabelledCases, needs: Sequence[str]) -> None:
+def _unchecked(config: DataConfig) -> list[str]:
+    """What is not promised where images were not decoded."""
+    if config.store.check_images == "decode":
+        return []
+    return [
+        "images were not decoded before the training (data.store.check_images: header): one with damaged pixels in "
+        "train will end it, one in val or test will be left out of the figures."
+    ]
+
+
+def _unjudged(cases: LabelledCases) -> list[str]:
+    if len(cases.rows["test"]):
+        return []
+    return ["no case is in the test split: validation will choose the weights, and nothing judges them."]
+
+
+def _refuse_large(table: CaseTable, max_pixels: int) -> None:
+    """Images that the store took and the loader will not are a DataError, before any of them is needed."""
+    rows, widths = table.view_column("width")
+    pixels = np.array(widths, dtype=np.int64) * np.array(table.view_column("height")[1], dtype=np.int64)
+    large = np.flatnonzero(pixels > max_pixels)
+    if len(large):
+        raise DataError(
+            f"{counted(len(large), 'image')} with more pixels than data.image.max_pixels ({max_pixels:,}): the first, "
+            f"of case {table.ids[int(rows[large[0]])]}, has {pixels[large[0]]:,}. Raise it, or give "
+            "data.store.max_pixels the same value: such images are then bad rows."
+        )
+
+
+def _refuse_empty(cases: LabelledCases, needs: Sequence[str], sources: Sequence[Source]) -> None:
     """A split that is needed and has no case is a DataError."""
     for split in needs:
         if not len(cases.rows[split]):
             counts = ", ".join(f"{name} {len(rows)}" for name, rows in cases.rows.items())
+            found = f"the {split} split is empty (cases: {counts})"
+            if (reason := one_group(cases.table.groups, sources)) is not None:
+                raise DataError(
+                    f"{found}: {reason} Name the column of the patient in columns.group (null: each image is a group "
+                    "of its own), or give rows a split."
+                )
             raise DataError(
-                f"the {split} split is empty (cases: {counts}). Raise data.split.{split}, or give rows the split "
-                f"'{split}'; `consilium data inspect` shows what is where."
+                f"{found}. Raise data.split.{split}, or give rows the split '{split}'; `consilium data inspect` shows "
+                "what is where."
             )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError, ConsiliumError, DataError, ImageError, MissingExtraError
+from consilium.data import workers
 from consilium.data.acquisition import recompressed
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.images import load_view, probe, read_bytes
@@ -21,7 +20,6 @@ from consilium.data.mixture import Mixture
 from consilium.data.transforms import sample_box, sample_quality
 
 NO_DRAW = -1  # the draw number of an image that nothing random happens to
-GRACE = 10  # seconds that a worker goes on after SIGTERM
 EPOCH_SHIFT = 32  # draw number = epoch << 32 | slot
 
 
@@ -54,8 +52,17 @@ class Loaded:
         """The batch of a training, which leaves no image out; ``case_id`` names a row that cannot be read."""
         if self.errors or self.batch is None:
             row, error = self.errors[0]
-            raise DataError(f"case {case_id(row)} cannot be used in training: {error}")
+            raise unusable(case_id(row), str(error))
         return self.batch
+
+
+def unusable(case: str, reason: str) -> DataError:
+    """The error of a training case whose image cannot be read."""
+    return DataError(
+        f"case {case} cannot be used in training: {reason} Its image changed since the data was prepared, or was not "
+        "decoded then (data.store.check_images: header). Put the image back and give the same command with --resume; "
+        "without it, begin a new run."
+    )
 
 
 class Batches(Protocol):
@@ -66,8 +73,35 @@ class Batches(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Decoded:
+    """What a worker sends: only images go through shared memory, and there is a way without it."""
+
+    request: Request
+    errors: Sequence[tuple[int, ConsiliumError]]
+    images_BVHWC: Any = None  # a tensor in shared memory, or an array; None: no image could be read
+    mask_BV: np.ndarray | None = None
+    rows: Sequence[int] = ()
+    draws: Sequence[int] = ()
+    targets: np.ndarray | None = None
+
+    def loaded(self) -> Loaded:
+        if self.images_BVHWC is None:
+            return Loaded(None, self.errors)
+        batch = Batch(
+            images_BVCHW=torch.as_tensor(self.images_BVHWC).permute(0, 1, 4, 2, 3),
+            view_mask_BV=torch.as_tensor(self.mask_BV),
+            rows_B=torch.tensor(self.rows),
+            draws_B=torch.tensor(self.draws),
+            targets=None if self.targets is None else torch.as_tensor(self.targets),
+            global_cases=self.request.global_cases,
+            share=self.request.share,
+        )
+        return Loaded(batch, self.errors)
+
+
 class _Decoder(Dataset[Any]):
-    """Turns a Request into uint8 views; runs in the workers."""
+    """Turns a Request into uint8 views; runs in the workers, which may share their memory if ``share`` is true."""
 
     def __init__(
         self,
@@ -79,8 +113,9 @@ class _Decoder(Dataset[Any]):
         seed: int,
     ) -> None:
         self.table, self.targets, self.image, self.augmentation, self.seed = table, targets, image, augmentation, seed
+        self.share = False
 
-    def __getitem__(self, request: Request) -> Loaded:
+    def __getitem__(self, request: Request) -> _Decoded:
         rows, draws, cases, errors = [], [], [], []
         for row, draw in zip(request.rows, request.draws, strict=True):
             try:
@@ -94,23 +129,17 @@ class _Decoder(Dataset[Any]):
             draws.append(draw)
             cases.append(views)
         if not cases:
-            return Loaded(None, errors)
+            return _Decoded(request, errors)
         height, width = self.image.size
-        images_BVHWC = np.zeros((len(cases), max(map(len, cases)), height, width, 3), dtype=np.uint8)
-        mask_BV = np.zeros(images_BVHWC.shape[:2], dtype=bool)
+        size = (len(cases), max(map(len, cases)), height, width, 3)
+        images = workers.shared(size) if self.share else None
+        images_BVHWC = np.zeros(size, dtype=np.uint8) if images is None else images.numpy()
+        mask_BV = np.zeros(size[:2], dtype=bool)
         for number, views in enumerate(cases):
             images_BVHWC[number, : len(views)] = views
             mask_BV[number, : len(views)] = True
-        batch = Batch(
-            images_BVCHW=torch.from_numpy(images_BVHWC).permute(0, 1, 4, 2, 3),
-            view_mask_BV=torch.from_numpy(mask_BV),
-            rows_B=torch.tensor(rows),
-            draws_B=torch.tensor(draws),
-            targets=None if self.targets is None else torch.from_numpy(self.targets[rows]),
-            global_cases=request.global_cases,
-            share=request.share,
-        )
-        return Loaded(batch, errors)
+        targets = None if self.targets is None else self.targets[rows]
+        return _Decoded(request, errors, images_BVHWC if images is None else images, mask_BV, rows, draws, targets)
 
     def _view(self, image: str | bytes, draw: int, view: int) -> np.ndarray:
         name = image if isinstance(image, str) else "embedded image"
@@ -142,7 +171,10 @@ class _Requests:
 
 
 class Loader:
-    """Decoded batches for lists of requests; its workers live as long as it does."""
+    """Decoded batches for lists of requests; its workers live as long as it does.
+
+    ``note`` receives a line where surroundings make it work in another way than asked.
+    """
 
     def __init__(
         self,
@@ -153,42 +185,64 @@ class Loader:
         augmentation: AugmentationConfig,
         config: LoaderConfig,
         seed: int = 0,
+        note: Callable[[str], None] | None = None,
     ) -> None:
-        workers = worker_count(config)
+        self._decoder = _Decoder(table, targets=targets, image=image, augmentation=augmentation, seed=seed)
+        self._config, self._seed, self._note = config, seed, note or (lambda _: None)
         self._sampler = _Requests()
-        self._loader = DataLoader(
-            _Decoder(table, targets=targets, image=image, augmentation=augmentation, seed=seed),
-            batch_size=None,
-            sampler=self._sampler,
-            num_workers=workers,
-            prefetch_factor=config.prefetch_factor if workers else None,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # The order is fixed by the requests; torch's own generator must not move with the number of loaders.
-            generator=torch.Generator().manual_seed(seed),
-            worker_init_fn=_start_worker,
-        )
+        self._loader: DataLoader[Any] | None = None
 
     def load(self, requests: Sequence[Request]) -> Iterator[Loaded]:
-        """One Loaded per request, in order."""
+        """One Loaded per request, in order; a worker that dies is a MemoryExhaustedError."""
         self._sampler.requests = list(requests)
-        yield from self._loader
+        with workers.deaths_explained():
+            for decoded in self._started():
+                yield decoded.loaded()
 
+    def _started(self) -> Iterator[_Decoded]:
+        """The batches of the sampler's requests; the first call starts the workers."""
+        if self._loader is None:
+            count = workers.worker_count(self._config)
+            if count:
+                self._choose_transport(count)
+            self._loader = self._build(count)
+        try:
+            with workers.starting():
+                return iter(self._loader)
+        except OSError as error:  # no room or no permission for locks and pipes
+            self._note(f"note: no process could be started to decode images ({error}); they are decoded in this one.")
+            self._decoder.share = False
+            self._loader = self._build(0)
+            return iter(self._loader)
 
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    # Ctrl-C and a cluster's SIGTERM reach every process of the group, and the main one still needs the batch that this
-    # worker is on to end its step and save. It says itself when it is done; only SIGTERM may also come from its exit.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    def _choose_transport(self, count: int) -> None:
+        """Batches wait in shared memory if all of them fit there, else in the workers, and come through a pipe."""
+        workers.warm_up()
+        height, width = self._decoder.image.size
+        cases = max((len(request.rows) for request in self._sampler.requests), default=0)
+        waiting = count * self._config.prefetch_factor + 2  # one is used, one is on its way
+        reason = workers.why_not_shared(waiting * cases * height * width * 3)
+        self._decoder.share = reason is None
+        if reason is not None:
+            self._note(
+                f"note: {reason}; batches come through pipes instead, which is a little slower. Lower "
+                "data.loader.workers, prefetch_factor or batch_size, or give the run more (containers: --shm-size)."
+            )
 
-
-def worker_count(config: LoaderConfig) -> int:
-    """The number of decoding processes; auto leaves one core to the training."""
-    if config.workers != "auto":
-        return config.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores - 1, 8)
+    def _build(self, count: int) -> DataLoader[Any]:
+        return DataLoader(
+            self._decoder,
+            batch_size=None,
+            sampler=self._sampler,
+            num_workers=count,
+            prefetch_factor=self._config.prefetch_factor if count else None,
+            persistent_workers=count > 0,
+            pin_memory=torch.cuda.is_available(),
+            # The order is fixed by the requests; torch's own generator must not move with the number of loaders.
+            generator=torch.Generator().manual_seed(self._seed),
+            worker_init_fn=workers.prepare_worker,
+            multiprocessing_context=workers.start_method() if count else None,
+        )
 
 
 def training_requests(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,43 +12,45 @@ from typing import Any
 
 from consilium.core.files import atomic_file, write_json
 from consilium.data.case import BadRow, Case
+from consilium.data.guards.digests import DigestCollector
+from consilium.data.image_check import BadImage, CheckedImages
 from consilium.data.store import schema
 
 PART_ROWS = 2048
 PART_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class BadImage:
-    """An image that cannot be used: its file as found (null: there is none), and why."""
-
-    path: str
-    size: int | None
-    modified_ns: int | None
-    reason: str
+_VARYING = re.compile(r"'[^']*'|\d[\d.,e+-]*")
+DIGESTS = ".npz"  # the ending of the digests of a part
 
 
 class PartWriter:
     """Collects cases and writes them as parts; the name of a part says which cases are done with it.
 
-    The bad rows of a part are written before it, so a part that exists is complete.
+    The bad rows of a part, the notes on its images and their digests are written before it, so a part that exists is
+    complete.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, digests: bool) -> None:
         self.folder = folder
+        self._digests = DigestCollector() if digests else None
         finished = parts(folder)
         self.start = self.stop = part_range(finished[-1])[1] if finished else 0
         self._rows: list[dict[str, Any]] = []
         self._bad: list[list[Any]] = []
+        self._notes: list[list[Any]] = []
         self._bytes = 0
 
-    def add(self, case: Case, views: list[dict[str, Any]] | BadImage, *, split: str) -> None:
+    def add(self, case: Case, images: CheckedImages | BadImage, *, split: str) -> None:
         """Add the next case; a full part is written."""
         self.stop += 1
-        if isinstance(views, BadImage):
-            row = BadRow(case.source, case.file, case.line, views.reason)
-            self._bad.append([list(row), [views.path, views.size, views.modified_ns]])
+        if isinstance(images, BadImage):
+            row = BadRow(case.source, case.file, case.line, images.reason)
+            self._bad.append([list(row), [images.path, images.size, images.modified_ns]])
         else:
+            views = images.views
+            self._notes += [[case.source, note, case.views[0].image] for note in images.notes]
+            if self._digests is not None:
+                for pixels_HWC in images.pixels:
+                    self._digests.add(pixels_HWC)
             self._bytes += sum(len(view["bytes"]) for view in views if view["bytes"] is not None)
             self._rows.append(
                 {
@@ -75,6 +78,10 @@ class PartWriter:
         stem = f"part-{self.start:09d}-{self.stop:09d}"
         if self._bad:
             write_json(self.folder / f"{stem}.bad.json", self._bad)
+        if self._notes:
+            write_json(self.folder / f"{stem}.notes.json", self._notes)
+        if self._digests is not None:
+            self._digests.write(self.folder / f"{stem}{DIGESTS}")
         table = pa.Table.from_pylist(self._rows, schema=schema())
         with (
             atomic_file(self.folder / f"{stem}.arrow") as path,
@@ -82,7 +89,7 @@ class PartWriter:
             pa.ipc.new_stream(file, table.schema) as stream,
         ):
             stream.write_table(table)
-        self._rows, self._bad, self._bytes, self.start = [], [], 0, self.stop
+        self._rows, self._bad, self._notes, self._bytes, self.start = [], [], [], 0, self.stop
 
 
 def part_range(part: Path) -> tuple[int, int]:
@@ -111,6 +118,18 @@ def bad_images(folder: Path) -> Iterator[tuple[BadRow, list[Any]]]:
         if listing.exists():
             for row, file in json.loads(listing.read_text(encoding="utf-8")):
                 yield BadRow(*row), file
+
+
+def image_notes(folder: Path) -> dict[str, Counter[str]]:
+    """How many images of each source have a note; notes that differ in a value only count as the first of them."""
+    counts: dict[str, Counter[str]] = {}
+    first: dict[tuple[str, str], str] = {}
+    for path in parts(folder):
+        listing = path.with_suffix(".notes.json")
+        for source, note, image in json.loads(listing.read_text(encoding="utf-8")) if listing.exists() else []:
+            text = first.setdefault((source, _VARYING.sub("", note)), f"{note} (first: {image or 'an embedded image'})")
+            counts.setdefault(source, Counter())[text] += 1
+    return counts
 
 
 def remove_leavings(folder: Path) -> None:

@@ -6,6 +6,7 @@ Axes in names: H height, W width, C channel.
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,17 +21,24 @@ Values = npt.NDArray[Any]
 # No uncompressed image takes more (four channels of 16 bits); a larger file is not read into memory.
 BYTES_PER_PIXEL = 8
 _NOTE = "consilium curve "
+# Decoders speak in sentences when they raise these; other exceptions hold what Python says.
+_OF_PROGRAMMERS = ("decoder error", "decoder object", "codec configuration")
+_OF_DECODERS = (str, OSError, SyntaxError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What an image's header says; ``width`` and ``height`` are those after ``orientation`` (EXIF, 1 to 8)."""
+    """What an image's header says; ``width`` and ``height`` are those after ``orientation`` (EXIF, 1 to 8).
+
+    ``notes`` says what is odd in the file and how it is read all the same.
+    """
 
     width: int
     height: int
     format: str
     mode: str
     orientation: int = 1
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,33 @@ def noted(values_HW: Values, note: object) -> Grey | None:
     return Grey(values_HW, curve, inverted=bool(inverted))
 
 
+def upright(array_HW: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Pixels or values turned upright (EXIF: 2 to 4 mirror and turn by half, 5 to 8 also exchange rows and columns)."""
+    if orientation >= 5:
+        array_HW = array_HW.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array_HW = array_HW[::-1]
+    if orientation in (2, 3, 6, 7):
+        array_HW = array_HW[:, ::-1]
+    return np.ascontiguousarray(array_HW)
+
+
+def on_white(grey: Grey, is_clear_HW: npt.NDArray[np.bool_]) -> Grey:
+    """Grey values whose transparent pixels are white under every window; the others are shown as without them."""
+    if not is_clear_HW.any():
+        return grey
+    opaque = grey.values_HW[~is_clear_HW].astype(np.float64)
+    opaque = opaque[np.isfinite(opaque)]
+    low, high = (float(opaque.min()), float(opaque.max())) if opaque.size else (0.0, 0.0)
+    dtype = grey.values_HW.dtype
+    ends = (2 * low - high - 1, 2 * high - low + 1) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    white = float(ends[0] if grey.inverted else ends[1])
+    if low == high:  # what is not transparent is black, as an image of one value is
+        low, high = min(low, white), max(low, white)
+    values_HW = np.where(is_clear_HW, white, grey.values_HW).astype(np.float32)
+    return replace(grey, values_HW=values_HW, curve=grey.curve or Curve((low, high), (0.0, 1.0)))
+
+
 def too_many_pixels(info: ImageInfo, *, name: str, max_pixels: int) -> ImageError:
     """The error of an image that is larger than allowed."""
     return ImageError(
@@ -133,7 +168,20 @@ def cut_short(name: str, what: str) -> ImageError:
     return ImageError(f"{name} is {what}: it was cut short; copy or download it again, or leave the row out.")
 
 
-def damaged(name: str, error: Exception) -> ImageError:
-    """The error of a file that its decoder does not understand."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ImageError(f"{name} is damaged and cannot be decoded ({reason}); copy it again, or leave the row out.")
+def damaged(name: str, error: Exception | str) -> ImageError:
+    """The error of a file whose decoder finds it damaged and may say why; what Python itself says is left out."""
+    said = " ".join(str(error).split()) if isinstance(error, _OF_DECODERS) else ""
+    if isinstance(error, zlib.error):
+        said = "its compressed data cannot be unpacked"
+    elif any(words in said for words in _OF_PROGRAMMERS):
+        said = ""
+    reason = f" ({said})" if said else ""
+    return ImageError(f"{name} is damaged and cannot be decoded{reason}; copy it again, or leave the row out.")
+
+
+def not_understood(name: str, kind: str, tool: str) -> ImageError:
+    """The error of a file in which a reader meets what it does not know, which need not be damage."""
+    return ImageError(
+        f"{name} is a {kind} that cannot be read: something in it is not as the standard says, or it is damaged. Copy "
+        f"it again; if that does not help, write it anew with another program ({tool}), or leave the row out."
+    )

@@ -8,34 +8,37 @@ import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from consilium.core.errors import DataError, ImageError, StoreError
+from consilium.core.errors import DataError, StoreError
 from consilium.core.files import atomic_file, fingerprint, locked
-from consilium.core.places import FileFacts, absolute, facts, facts_of, is_remote, reading_threads
-from consilium.core.reporter import Reporter, Silent
+from consilium.core.places import FileFacts, absolute, facts_of, is_remote, reading_threads
+from consilium.core.reporter import Reporter, Silent, counted
+from consilium.core.surroundings import require_utf8
 from consilium.data.bad_rows import bad_rows_error
-from consilium.data.case import SPLITS, BadRow, Case, View
-from consilium.data.config import DataConfig, StoreConfig
-from consilium.data.images import alone, probe, read_bytes, resize_once
-from consilium.data.parts import BadImage, PartWriter, bad_images, count, parts, remove_leavings
-from consilium.data.pixels import BYTES_PER_PIXEL
+from consilium.data.case import SPLITS, BadRow, Case
+from consilium.data.config import DataConfig
+from consilium.data.groups import one_group
+from consilium.data.guards.digests import all_decoded, keep_digests
+from consilium.data.image_check import check_ahead
+from consilium.data.parts import DIGESTS, PartWriter, bad_images, count, image_notes, parts, remove_leavings
 from consilium.data.renames import renamed
 from consilium.data.sources.config import FolderSource, HubSource, RetClipCsvSource, Source
 from consilium.data.sources.files import Inputs, counted_reasons, list_inputs
 from consilium.data.sources.packed import unpacked
 from consilium.data.sources.reading import read_source
-from consilium.data.splits import SplitRule, assign_split, split_rule
+from consilium.data.splits import GroupSurvey, SplitRule, assign_split, fill_splits, split_rule
 from consilium.data.store import FORMAT_VERSION, Manifest, Store, write_dataset_files
 
 QUARANTINE = "quarantine.csv"
-BATCH = 64
+MOST_NOTES = 20  # of one source that are kept
+BATCH = 64  # cases between two steps of the bar
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,29 @@ class Prepared:
     """What ``prepare`` did; ``created`` is False when the store was there already.
 
     ``summary`` has a row per source: cases per split, different labels, rows that were bad, files that were skipped.
+    ``grouped`` says that all cases are of one group, where they are.
     """
 
     store: Store
     created: bool
     bad_rows: list[BadRow]
     summary: list[dict[str, str | int]]
+    grouped: list[str] = field(default_factory=list)
 
-    def skipped(self) -> list[str]:
-        """A line for each source that files were skipped of: how many, and why."""
-        found = self.store.manifest.skipped
-        return [f"{source}: skipped {counted_reasons(reasons)}" for source, reasons in found.items() if reasons]
+    def __repr__(self) -> str:
+        state = "prepared" if self.created else "unchanged"
+        return f"<Prepared: {state}, {counted(len(self.bad_rows), 'bad row')}, {self.store!r}>"
+
+    def notes(self) -> list[str]:
+        """What a person should know: which files were skipped, what is odd about rows, and which rows are left out."""
+        manifest = self.store.manifest
+        lines = [f"{name}: skipped {counted_reasons(reasons)}" for name, reasons in manifest.skipped.items() if reasons]
+        notes = [(name, note, rows) for name, found in manifest.notes.items() for note, rows in found.items()]
+        lines += [f"{name}: {counted(rows, 'row')}: {note}" for name, note, rows in notes] + self.grouped
+        if self.bad_rows:
+            listing = self.store.path / QUARANTINE
+            lines.append(f"{counted(len(self.bad_rows), 'bad row')} left out; {listing} lists them.")
+        return lines
 
 
 def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared:
@@ -63,6 +78,7 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     stopped when it is started again. Bad rows stop it with a BadRowsError that summarises all, or are set aside, as
     the config says. The table of the store has the labels renamed, as the config says; the store's files do not.
     """
+    require_utf8()
     reporter = reporter or Silent()
     stores = Path(config.store.root).expanduser().absolute()
     config = config.model_copy(update={"sources": [unpacked(source, stores) for source in config.sources]})
@@ -70,8 +86,13 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     key = _fingerprint(config, inputs)
     names = "+".join(source.name for source in config.sources)[:60]
     target = stores / f"{names}-{key}"
+    # What an earlier version divided by the hash alone stays as it is, for the runs that began with it.
+    earlier = stores / f"{names}-{_fingerprint(_by_hash_alone(config), inputs)}"
     with _lock(target):
-        store = _unchanged_store(target, config)
+        store = _unchanged_store(target, config) or _unchanged_store(earlier, config)
+        if store is not None and config.store.check_images == "decode":
+            # One that was prepared by headers alone; where all is sound its cases are the same.
+            store = store if all_decoded(store, progress=partial(reporter.progress, "look at images")) else None
         created = store is None
         if store is None:
             _fetch(config, inputs, reporter)
@@ -82,7 +103,9 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     if bad_rows and config.on_bad_row == "stop":
         listing = store.path / QUARANTINE
         raise bad_rows_error(bad_rows, listing=listing, sources=config.sources, splits=store.manifest.splits)
-    return Prepared(store, created, bad_rows, _summary(config.sources, store.manifest, bad_rows))
+    grouped = one_group(store.table.groups, config.sources)
+    summary = _summary(config.sources, store.manifest, bad_rows)
+    return Prepared(store, created, bad_rows, summary, [] if grouped is None else [grouped])
 
 
 def _fetch(config: DataConfig, inputs: Sequence[Inputs], reporter: Reporter) -> None:
@@ -104,19 +127,27 @@ def _fingerprint(config: DataConfig, inputs: Sequence[Inputs]) -> str:
     return fingerprint([FORMAT_VERSION, _relevant(config), files.hexdigest()])
 
 
+def _by_hash_alone(config: DataConfig) -> DataConfig:
+    return config.model_copy(update={"split": config.split.model_copy(update={"every_class": False})})
+
+
 def _relevant(config: DataConfig) -> dict[str, Any]:
     """The part of the config that decides what is in a store; paths are absolute."""
     sources = []
     for source in config.sources:
         gently = {"delay": True, "retries": True}  # how rows come says nothing about them
-        tree = source.model_dump(mode="json", exclude={"weight": True, **gently, "images": gently})
+        fields = type(source).model_fields
+        new = {key: True for key in source.later if getattr(source, key) == fields[key].default}
+        tree = source.model_dump(mode="json", exclude={"weight": True, **gently, "images": gently, **new})
         keys = ("image_root",) if isinstance(source, HubSource) else ("path", "image_root", "texts")
         paths = {key: absolute(tree[key]) for key in keys if tree.get(key)}
         sources.append({**tree, **paths})
     return {
         "sources": sources,
-        "split": config.split.model_dump(mode="json", include={"val", "test", "seed"}),
-        "store": config.store.model_dump(mode="json", exclude={"root", "workers"}),
+        "split": config.split.model_dump(
+            mode="json", include={"val", "test", "seed", *(["every_class"] if config.split.every_class else [])}
+        ),
+        "store": config.store.model_dump(mode="json", exclude={"root", "workers", "check_images"}),
     }
 
 
@@ -173,10 +204,11 @@ class _Survey:
     cases: int = 0
     bad_rows: list[BadRow] = field(default_factory=list)
     rules: dict[str, SplitRule] = field(default_factory=dict)
+    notes: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
-    survey = _Survey()
+    survey, groups = _Survey(), GroupSurvey()
 
     def given(source: Source, files: Inputs) -> Iterator[tuple[str, str | None]]:
         for item in read_source(source, inputs=files):
@@ -189,6 +221,9 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
                     "to; set data.store.images: embed."
                 )
             survey.cases += 1
+            if item.labels and item.is_gt:
+                groups.add(item.group, source=item.source, split=item.split, labels=item.labels)
+            survey.notes.setdefault(source.name, Counter()).update(item.notes)
             yield item.group, item.split
 
     for source, files in zip(config.sources, inputs, strict=True):
@@ -197,15 +232,21 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
         for source in config.sources:
             if source.split is not None:
                 survey.rules[source.name] = replace(survey.rules[source.name], val_from_train=False)
+    if config.split.every_class:
+        moved = fill_splits(groups, rules=survey.rules, config=config.split)
+        survey.rules = {name: replace(rule, moved=moved) for name, rule in survey.rules.items()}
     return survey
 
 
 def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str, reporter: Reporter) -> Store:
     survey = _survey(config, inputs)
+    decodes = config.store.check_images == "decode"
     work = target.with_name(f"{target.name}.partial")
     with _writing(target):
+        if decodes and any(not path.with_suffix(DIGESTS).is_file() for path in parts(work)):
+            shutil.rmtree(work)  # begun by headers alone
         work.mkdir(exist_ok=True)
-        writer = PartWriter(work)
+        writer = PartWriter(work, digests=decodes)
     cases = (
         item
         for source, files in zip(config.sources, inputs, strict=True)
@@ -213,13 +254,11 @@ def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str,
         if isinstance(item, Case)
     )
     remaining = islice(cases, writer.start, None)
-    with ThreadPoolExecutor(_workers(config)) as pool:
-        while batch := list(islice(remaining, BATCH)):
-            checked = list(pool.map(lambda case: _check_images(case, config.store), batch))
-            with _writing(target):
-                for case, views in zip(batch, checked, strict=True):
-                    split = assign_split(case.group, case.split, rule=survey.rules[case.source], config=config.split)
-                    writer.add(case, views, split=split)
+    for case, images in check_ahead(remaining, config=config.store, threads=_workers(config)):
+        split = assign_split(case.group, case.split, rule=survey.rules[case.source], config=config.split)
+        with _writing(target):
+            writer.add(case, images, split=split)
+        if writer.stop % BATCH == 0 or writer.stop == survey.cases:
             reporter.progress("prepare", writer.stop, survey.cases)
     with _writing(target):
         writer.flush()
@@ -232,56 +271,19 @@ def _workers(config: DataConfig) -> int:
     return reading_threads(remote=any(is_remote(source.path) for source in config.sources))
 
 
-def _check_images(case: Case, config: StoreConfig) -> list[dict[str, Any]] | BadImage:
-    """The stored form of a case's views."""
-    views = []
-    for view in case.views:
-        found = None
-        try:
-            found = facts(view.image) if view.data is None else None
-            views.append(_check_image(view, found, config))
-        except (ImageError, OSError) as error:
-            size, time = (None, None) if found is None else (found.size, found.version)
-            return BadImage(view.image if view.data is None else "", size, time, str(error))
-    return views
-
-
-def _check_image(view: View, found: FileFacts | None, config: StoreConfig) -> dict[str, Any]:
-    name = view.image or "the embedded image"
-    if found is not None:
-        if not found.is_file:
-            raise ImageError(f"{name} is a folder or device; an image file was expected.")
-        if found.size > BYTES_PER_PIXEL * config.max_pixels + 2**20:
-            raise ImageError(
-                f"{name} has {found.size:,} bytes, more than an image of max_pixels: {config.max_pixels:,} can need."
-            )
-    data = read_bytes(view.image if view.data is None else view.data)
-    info = probe(data, name=name, max_pixels=config.max_pixels)
-    digest = hashlib.sha256(data).hexdigest()
-    if config.images == "embed":
-        data = alone(data, name=name, max_pixels=config.max_pixels)
-    if config.resize is not None and min(info.width, info.height) > config.resize:
-        data = resize_once(data, name=name, shorter=config.resize, max_pixels=config.max_pixels)
-        info = probe(data, name=name, max_pixels=config.max_pixels)
-    return {
-        "image": view.image,
-        "bytes": data if config.images == "embed" else None,
-        "name": view.name,
-        "width": info.width,
-        "height": info.height,
-        "sha256": digest,
-        "file_size": None if found is None else found.size,
-        "modified_ns": None if found is None else found.version,
-    }
-
-
 def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str, survey: _Survey) -> Store:
-    """Make the parts a store, or say what is bad about the rows."""
+    """Make the parts a store, or say what is bad about the rows.
+
+    Where bad rows stop what asked for the store, it is made all the same, since every image has been looked at by
+    then; but it does not take the place of one that was made before an image went bad.
+    """
     unreadable = list(bad_images(work))
+    for name, found in image_notes(work).items():
+        survey.notes.setdefault(name, Counter()).update(found)
     bad_rows = _in_order(config.sources, survey.bad_rows + [row for row, _ in unreadable])
     data_files = parts(work)
     counts = count(data_files)
-    if bad_rows and (config.on_bad_row == "stop" or not counts.cases):
+    if bad_rows and (not counts.cases or (config.on_bad_row == "stop" and target.exists())):
         listing = target.with_name(f"{target.name}.bad_rows.csv")
         _write_bad_rows(listing, bad_rows)
         shutil.rmtree(work)
@@ -302,8 +304,11 @@ def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Input
         counts=counts.labels,
         skipped={source.name: dict(files.skipped) for source, files in zip(config.sources, inputs, strict=True)},
         unreadable=[file for _, file in unreadable],
+        notes={name: dict(found.most_common(MOST_NOTES)) for name, found in survey.notes.items() if found},
     )
     write_dataset_files(work, data_files=[path.name for path in data_files], manifest=manifest)
+    if config.store.check_images == "decode":
+        keep_digests(Store.open(work), [path.with_suffix(DIGESTS) for path in data_files])
     _replace(work, target)
     remove_leavings(target)
     return Store.open(target)

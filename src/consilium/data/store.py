@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from consilium.core.errors import MissingExtraError, StoreError
-from consilium.core.files import write_json
+from consilium.core.files import fingerprint, write_json
 from consilium.core.places import is_remote, reading_threads
+from consilium.core.reporter import counted, some
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,22 +31,24 @@ class Manifest:
     ``splits`` has the cases per source and split, ``counts`` a row {source, split, label, cases} for each
     combination ('' : no label), ``skipped`` the files that were left aside per source and reason.
     ``unreadable`` are the images of quarantined rows, as [path, size, modified_ns] (null: there was none);
-    when one changes the store is prepared again.
+    when one changes the store is prepared again. ``notes`` count, per source, what was read otherwise than it stands in
+    the file.
     """
 
     format_version: int
     consilium_version: str
     created: str
     fingerprint: str
-    config: dict[str, Any]
+    config: dict[str, Any] = field(repr=False)
     images: str
     max_pixels: int
     cases: int
     bad_rows: int
     splits: dict[str, dict[str, int]]
-    counts: list[dict[str, Any]]
+    counts: list[dict[str, Any]] = field(repr=False)
     skipped: dict[str, dict[str, int]]
-    unreadable: list[list[Any]] = field(default_factory=list)
+    unreadable: list[list[Any]] = field(default_factory=list, repr=False)
+    notes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def schema() -> pa.Schema:
@@ -95,6 +99,9 @@ class Store:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
 
+    def __repr__(self) -> str:
+        return f"<Store {self.path}: {counted(self.manifest.cases, 'case')} of {some(list(self.manifest.splits), 5)}>"
+
     @classmethod
     def open(cls, path: str | Path) -> Store:
         """The store in a folder; one that is missing, incomplete, damaged or newer is a StoreError."""
@@ -116,10 +123,16 @@ class Store:
                 f"the store {path} has format {version}, made by Consilium {tree.get('consilium_version')}; this "
                 f"version reads up to {FORMAT_VERSION}. Update Consilium, or prepare the data again."
             )
+        tree.setdefault("notes", {})  # a store that was made before there were any
         missing = sorted({item.name for item in fields(Manifest)} - set(tree))
         if missing:
             raise StoreError(f"{path / MANIFEST} lacks {', '.join(missing)}; remove the folder and {again}")
         return cls(path, Manifest(**{item.name: tree[item.name] for item in fields(Manifest)}))
+
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """What a run remembers its data by: the content of the cases; and, as runs once did, the files read."""
+        return self.table.content, self.manifest.fingerprint
 
     @cached_property
     def table(self) -> CaseTable:
@@ -146,6 +159,9 @@ class CaseTable:
 
     def __init__(self, folder: Path, *, rows: np.ndarray | None = None) -> None:
         self._folder, self._rows = folder, rows
+
+    def __repr__(self) -> str:
+        return f"<CaseTable of {counted(len(self), 'case')} in {self._folder}>"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_folder": self._folder, "_rows": self._rows}  # workers only read images
@@ -217,6 +233,24 @@ class CaseTable:
     def metas(self) -> list[dict[str, str]]:
         """The metadata of each case."""
         return [json.loads(meta) if meta != "{}" else {} for meta in self._column("meta")]
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 of all cases of the files: their fields and the bytes of their images, wherever those files lie.
+
+        Two stores with the same content hold the same cases in the same order, so a run of one can go on with the
+        other. Labels are those of the files: ``with_labels`` does not change it.
+        """
+        names = ("id", "source", "group", "split", "text", "labels", "mask", "is_gt", "meta")
+        digests = {name: hashlib.sha256() for name in (*names, "views", "name", "sha256")}
+        for batch in self._arrow.to_batches():
+            views = batch.column("views")
+            columns = {name: batch.column(name) for name in names}
+            columns |= {name: views.flatten().field(name) for name in ("name", "sha256")}
+            columns["views"] = views.value_lengths()
+            for name, column in columns.items():  # each value ends with a zero, so where a batch ends is no matter
+                digests[name].update("".join(f"{value}\0" for value in column.to_pylist()).encode())
+        return fingerprint({name: digest.hexdigest() for name, digest in digests.items()})
 
     def columns(self) -> dict[str, list[str]]:
         """``source`` and every metadata key, '' where a case has none; a key 'source' is called 'meta.source'."""

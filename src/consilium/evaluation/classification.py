@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from consilium.core.answers import answer
 from consilium.core.contracts import Evaluation, Interval, Outputs
 from consilium.core.errors import ConfigError, DataError
-from consilium.core.labels import LabelTree
+from consilium.core.labels import LabelTree, class_order, reading_order
 from consilium.evaluation import metrics as m
 from consilium.evaluation.checks import check_outputs
 from consilium.evaluation.config import EvaluationConfig
@@ -60,12 +61,17 @@ class ClassificationEvaluator:
     """Judges ``probabilities`` [N, K] against targets: int64 [N], or float [N, K] with ``multi_label``.
 
     Cases without a label (a target of -1, or nan in a multi-label row) are left out and counted in a note. Of a
-    nested label tree the leaves are the classes; cases whose label stops above them are left out, too.
+    nested label tree the leaves are the classes; cases whose label stops above them are left out, too. ``order`` has
+    the labels from the lowest to the highest grade, where somebody gave it.
     """
 
-    def __init__(self, labels: LabelTree, *, multi_label: bool, config: EvaluationConfig) -> None:
+    def __init__(
+        self, labels: LabelTree, *, multi_label: bool, config: EvaluationConfig, order: Sequence[str] = ()
+    ) -> None:
         self._tree = labels
         self._labels = labels.leaves
+        self._order = None if multi_label else class_order(self._labels, given=order)
+        self._listed = [self._labels.index(label) for label in self._order or reading_order(self._labels)]
         self._multi_label = multi_label
         self._config = config
         self._names = _MULTI if multi_label else _SINGLE
@@ -88,8 +94,9 @@ class ClassificationEvaluator:
     def evaluate(self, outputs: Outputs, *, split: str) -> Evaluation:
         """Figures, bootstrap intervals of the headline ones, and tables.
 
-        Tables: ``per_class``, ``confusion`` (single label; pairs that occur), ``calibration`` (bins),
-        ``per_<column>``, ``worst`` (most confidently wrong first), ``least_certain``, ``notes``.
+        Tables: ``per_class``, ``confusion`` (single label; pairs that occur), ``calibration`` (bins), ``order`` (of the
+        classes, lowest first; where it is known), ``per_<column>``, ``worst`` (most confidently wrong first),
+        ``least_certain``, ``notes``.
         """
         cases = self._check(outputs)
         headline = self._headline(cases, None)
@@ -101,8 +108,9 @@ class ClassificationEvaluator:
             notes.append(f"{left_out} of {len(outputs.ids)} cases have {why} and are left out{of}.")
         tables = {
             "per_class": self._per_class(cases, headline, draws),
-            "confusion": [] if self._multi_label else confusion_rows(*self._named(cases), names=self._labels),
+            "confusion": [] if self._multi_label else self._confusion(cases),
             "calibration": calibration_rows(*self._statements(cases), bins=self._config.calibration_bins),
+            "order": [{"label": label} for label in self._order or ()],
             "worst": self._worst(cases),
             "least_certain": self._least_certain(cases),
         }
@@ -171,10 +179,9 @@ class ClassificationEvaluator:
             values["log_loss"] = m.binary_log_loss(truth, probabilities)
             values["brier"] = m.binary_brier(truth, probabilities)
         else:
-            confusion = m.confusion_matrix(*self._named(cases), classes=len(self._labels))
             values["accuracy"] = m.accuracy(counts)
             values["balanced_accuracy"] = m.balanced_accuracy(counts)
-            values["quadratic_kappa"] = m.quadratic_weighted_kappa(confusion)
+            values["quadratic_kappa"] = self._quadratic_kappa(cases)
             values["log_loss"] = m.log_loss(truth, probabilities)
             values["brier"] = m.brier(truth, probabilities)
         return {name: m.defined(values[name]) for name in self._names}
@@ -216,9 +223,16 @@ class ClassificationEvaluator:
         named_N = (cases.probabilities_NK * cases.predicted_NK).sum(axis=1)
         return named_N, np.asarray((cases.truth_NK & cases.predicted_NK).any(axis=1))
 
-    def _named(self, cases: _Cases) -> tuple[Ints, Ints]:
-        """The true and the named class of each case; one label a case."""
-        return cases.truth_NK.argmax(axis=1), cases.predicted_NK.argmax(axis=1)
+    def _places(self, cases: _Cases) -> tuple[Ints, Ints]:
+        """Of the true and the named class of each case the place among the listed classes; one label a case."""
+        place_K = np.argsort(self._listed)
+        return place_K[cases.truth_NK.argmax(axis=1)], place_K[cases.predicted_NK.argmax(axis=1)]
+
+    def _quadratic_kappa(self, cases: _Cases) -> float:
+        """Agreement of grades; nan where their order is not known, which two classes do not need."""
+        if self._order is None and len(self._labels) > 2:
+            return math.nan
+        return m.quadratic_weighted_kappa(m.confusion_matrix(*self._places(cases), classes=len(self._labels)))
 
     # -- Intervals ----------------------------------------------------------------------------------------------
 
@@ -263,8 +277,8 @@ class ClassificationEvaluator:
             key = f"sensitivity_at_specificity_{level:.2f}"
             columns[key] = m.sensitivity_at_specificity(truth, probabilities, specificity=level)
         rows = []
-        for k, label in enumerate(self._labels):
-            row: dict[str, Any] = {"label": label}
+        for k in self._listed:
+            row: dict[str, Any] = {"label": self._labels[k]}
             for name, column in columns.items():
                 row[name] = int(column[k]) if name in ("support", "predicted") else m.defined(column[k])
                 if f"class_{name}" in draws:
@@ -281,6 +295,10 @@ class ClassificationEvaluator:
                     row[f"{name}_low"], row[f"{name}_high"] = interval.low, interval.high
             rows.append(row)
         return rows
+
+    def _confusion(self, cases: _Cases) -> list[dict[str, Any]]:
+        """The pairs that occur, in the order of the classes in other tables."""
+        return confusion_rows(*self._places(cases), names=[self._labels[k] for k in self._listed])
 
     def _per_column(self, cases: _Cases, column: str, notes: list[str]) -> list[dict[str, Any]]:
         if column not in cases.columns:

@@ -10,12 +10,14 @@ from typing import Any
 
 from consilium.core.contracts import Evaluation, Interval
 from consilium.core.files import write_json, write_text
-from consilium.core.reporter import in_common, some
+from consilium.core.reporter import counted, figures, in_common, some
 from consilium.evaluation import wording
+from consilium.evaluation.advice import advised
 from consilium.evaluation.report import HEADLINES, environment, to_csv
 from consilium.evaluation.statistics import MeanAndDeviation, mean_and_deviation
 
-_VARYING = re.compile(r"\d[\d,]*|(?<=\()[^()]*(?=\))")
+# Where notes of one kind may differ: numbers, what stands in brackets or quotes, and a list before a semicolon.
+_VARYING = re.compile(r"\d+(?:[.,]\d+)*|(?<=\()[^()]*(?=\))|'[^']*'|(?<=case of: )[^;]*(?=;)|(?<=cases of: )[^;]*(?=;)")
 PAGE, FIGURES, ROWS = "crossval.html", "crossval.json", "crossval.csv"
 
 
@@ -31,6 +33,9 @@ class FoldFigures:
     metrics: Mapping[str, float | None]
     intervals: Mapping[str, Interval]
     notes: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        return f"<FoldFigures of {self.name}: {counted(self.test, 'test case')}, {figures(self.metrics)}>"
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class CrossvalContent:
         ranked = sorted(
             (fold for fold in self.folds if fold.metrics[share] is not None), key=lambda fold: fold.metrics[share] or 0
         )
+        sentences += wording.beside_accuracy(self.pooled)
         if len(ranked) > 1:
             lowest, highest = (
                 f"{wording.figure(share, fold.metrics[share])} ({fold.name})" for fold in (ranked[0], ranked[-1])
@@ -105,6 +111,7 @@ class CrossvalContent:
             "cross-validation is unbiased (Bengio & Grandvalet, JMLR 5, 2004).",
             "The pooled figures put answers of different models into one list. Shares of right answers bear that; a "
             "rank (AUROC) or a calibration does less well, where the models are not equally sure.",
+            *wording.cautions(self.pooled),
             *(f"{value} was not tested: {reason}" for value, reason in self.skipped.items()),
             *everywhere,
             *self._fold_notes(everywhere),
@@ -181,7 +188,7 @@ def write_crossval(folder: Path, content: CrossvalContent) -> Path:
     )
     write_text(folder / ROWS, to_csv([_csv_row(fold) for fold in content.folds]))
     template = environment(escape_html=True).get_template("crossval.html.j2")
-    write_text(folder / PAGE, template.render(content=content))
+    write_text(folder / PAGE, template.render(content=content, warnings=advised(content.cautions())))
     return folder / PAGE
 
 

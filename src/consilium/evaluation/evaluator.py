@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from consilium.core.answers import UNKNOWN, Calibration
 from consilium.core.contracts import Evaluator
 from consilium.core.errors import DataError
@@ -12,10 +14,16 @@ from consilium.evaluation.tree import TreeEvaluator
 
 
 def build_evaluator(
-    labels: LabelTree, *, multi_label: bool, config: EvaluationConfig, calibration: Calibration
+    labels: LabelTree,
+    *,
+    multi_label: bool,
+    config: EvaluationConfig,
+    calibration: Calibration,
+    order: Sequence[str] = (),
 ) -> Evaluator:
     """The evaluator of a classification; ``calibration`` says when an answer of one label stops.
 
+    ``order`` has the labels from the lowest to the highest grade, where somebody gave it (``task.tree.order``).
     With a ``wanted_accuracy`` a label that is called as no answer is, "unknown", is a DataError.
     """
     if multi_label:
@@ -25,4 +33,4 @@ def build_evaluator(
             f"a label is '{UNKNOWN}', which is also what evaluation.wanted_accuracy answers where the model is not "
             f"sure. Give the label another name (data.rename_labels: {{{UNKNOWN}: other}})."
         )
-    return TreeEvaluator(labels, config=config, calibration=calibration)
+    return TreeEvaluator(labels, config=config, calibration=calibration, order=order)

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from consilium.core.contracts import Evaluation
 from consilium.core.files import write_json, write_text
+from consilium.core.labels import reading_order
 from consilium.evaluation import plots, tree_plots, wording
+from consilium.evaluation.advice import advised
 from consilium.evaluation.config import ReportConfig
 from consilium.evaluation.saliency import SaliencyMap
 from consilium.evaluation.statistics import MeanAndDeviation
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 REPORT, METRICS, CARD, TABLES = "report.html", "metrics.json", "MODEL_CARD.md", "tables"
+WARNINGS = f"{TABLES}/warnings.csv"
 HEADLINES = (
     "accuracy",
     "exact_match",
@@ -36,6 +39,7 @@ HEADLINES = (
     "coverage",
     "answered_accuracy",
 )
+_ADDED = "<!-- added later -->"  # where ``add_table`` puts its section
 _CONFUSIONS = 6  # most frequent mistakes told in words
 
 
@@ -89,16 +93,37 @@ def write_report(folder: Path, content: ReportContent) -> Path:
         intervals = {name: asdict(interval) for name, interval in evaluation.intervals.items()}
         figures[split] = {
             "cases": evaluation.cases,
+            "unread": evaluation.unread,
             "groups": evaluation.groups,
             "metrics": evaluation.metrics,
             "intervals": intervals,
+            "largest_class": wording.largest_class(evaluation),
         }
         for name, rows in evaluation.tables.items():
             write_text(folder / TABLES / f"{split}_{name}.csv", to_csv(rows))
     write_json(folder / METRICS, figures)
+    (folder / WARNINGS).unlink(missing_ok=True)  # of an earlier report
+    if content.warnings:
+        write_text(folder / WARNINGS, to_csv([{"warning": text} for text in content.warnings]))
     write_text(folder / CARD, _render("MODEL_CARD.md.j2", content, escape_html=False))
     write_text(folder / REPORT, _render("report.html.j2", content, escape_html=True))
     return folder / REPORT
+
+
+def add_table(folder: Path, *, title: str, text: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add a section with a table to the report in a folder: figures that came after it was written."""
+    section = environment(escape_html=True).get_template("added.html.j2").render(title=title, text=text, rows=rows)
+    page = (folder / REPORT).read_text(encoding="utf-8")
+    write_text(folder / REPORT, page.replace(_ADDED, section + _ADDED, 1))
+
+
+def read_warnings(folder: Path) -> list[str]:
+    """What the report in a folder warns of beside its figures; nothing where an earlier version wrote it."""
+    path = folder / WARNINGS
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row["warning"] for row in csv.DictReader(file)]
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -129,6 +154,7 @@ def environment(*, escape_html: bool) -> Environment:
         "number": wording.number,
         "md": escape_markdown,
         "soft": soft_breaks,
+        "middle": shortened,
     }
     environment.filters.update(filters)
     environment.globals |= {"words": wording, "plots": plots, "tree_plots": tree_plots, "strip": plots.interval_strip}
@@ -136,11 +162,15 @@ def environment(*, escape_html: bool) -> Environment:
 
 
 def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
+    from markupsafe import Markup
+
     main = content.main
     loaded = environment(escape_html=escape_html).get_template(template)
     return loaded.render(
         content=content,
         main=main,
+        added=Markup(_ADDED),
+        warnings=advised([*(wording.cautions(main) if main else []), *content.warnings]),
         headlines=[name for name in HEADLINES if main is not None and name in main.intervals],
         mistakes=wording.confusions(main, at_most=_CONFUSIONS) if main else [],
         columns=[name for name in main.tables if name.startswith("per_") and name != "per_class"] if main else [],
@@ -157,6 +187,14 @@ def soft_breaks(text: str) -> str:
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"([._/-])(?=\w)", r"\1<wbr>", str(escape(text))))
+
+
+def shortened(text: str, at_most: int) -> str:
+    """A text with its middle left out where it is too long: ids of one folder differ at the end, of many at both."""
+    if len(text) <= at_most:
+        return text
+    head = (at_most - 1) // 2
+    return f"{text[:head]}…{text[head + 1 - at_most :]}"
 
 
 def escape_markdown(text: Any) -> str:
@@ -176,7 +214,7 @@ def pivot(rows: Sequence[Mapping[str, Any]], *, key: str) -> list[dict[str, Any]
         line = table.setdefault(str(row[key]), {key: row[key], **dict.fromkeys(splits, 0), "all": 0})
         line[str(row["split"])] += row["cases"]
         line["all"] += row["cases"]
-    return [table[name] for name in sorted(table)]
+    return [table[name] for name in reading_order(sorted(table))]
 
 
 # -- Curves -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -95,11 +96,13 @@ class TreeEvaluator:
     ``calibration`` gives them. Labels may stop at inner nodes: such a case is judged down to its label.
     """
 
-    def __init__(self, labels: LabelTree, *, config: EvaluationConfig, calibration: Calibration) -> None:
+    def __init__(
+        self, labels: LabelTree, *, config: EvaluationConfig, calibration: Calibration, order: Sequence[str] = ()
+    ) -> None:
         self._labels = labels
         self._config = config
         self._calibration = calibration
-        self._classes = ClassificationEvaluator(labels, multi_label=False, config=config)
+        self._classes = ClassificationEvaluator(labels, multi_label=False, config=config, order=order)
         self._own = (*(HIERARCHICAL if labels.nested else ()), *ANSWERED, AURC)
 
     @property

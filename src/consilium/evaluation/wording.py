@@ -21,7 +21,7 @@ METRIC_WORDS: dict[str, tuple[str, str]] = {
     "macro_recall": ("Macro recall", "share found of each class, averaged over classes"),
     "macro_auroc": ("Macro AUROC", "how well scores rank a class above the rest; 0.5 is chance, 1 is best"),
     "macro_aupr": ("Macro AUPR", "area under the precision-recall curve, averaged over classes; 1 is best"),
-    "quadratic_kappa": ("Quadratic kappa", "agreement beyond chance; only where the order of labels means something"),
+    "quadratic_kappa": ("Quadratic kappa", "agreement beyond chance; an error costs its distance squared"),
     "calibration_error": ("Calibration error", "how far stated confidence is from the share right; 0 is best"),
     "log_loss": ("Log loss", "penalty for confident errors, in nats; 0 is best"),
     "brier": ("Brier score", "squared error of the probabilities; 0 is best"),
@@ -88,6 +88,39 @@ def with_interval(name: str, interval: Interval, *, confidence: float) -> str:
     shown = spread(name, interval.low, interval.high)
     level = f"{100 * confidence:g}\N{NO-BREAK SPACE}%"
     return figure(name, interval.value) + (f" ({level} interval {shown})" if shown else "")
+
+
+def largest_class(evaluation: Evaluation) -> dict[str, Any] | None:
+    """The ``label`` of most cases and the ``accuracy`` of a model that always names it; None with several labels."""
+    rows = evaluation.tables.get("per_class", [])
+    if "accuracy" not in evaluation.metrics or not rows:
+        return None
+    largest = max(rows, key=lambda row: row["support"])
+    return {"label": largest["label"], "accuracy": largest["support"] / sum(row["support"] for row in rows)}
+
+
+def beside_accuracy(evaluation: Evaluation) -> list[str]:
+    """What a model would reach that looks at nothing; nothing to say where a case has several labels."""
+    largest = largest_class(evaluation)
+    if largest is None:
+        return []
+    reached = percent(largest["accuracy"])
+    return [f"A model that always names the largest class, {largest['label']}, would name {reached} right."]
+
+
+def meaning(name: str, evaluation: Evaluation) -> str:
+    """What a figure means, and what it is to be compared with: the largest class, the order of the classes."""
+    words = METRIC_WORDS.get(name, ("", ""))[1]
+    if name == "accuracy" and (largest := largest_class(evaluation)) is not None:
+        return f"{words}; always naming the largest class reaches {percent(largest['accuracy'])}"
+    if name != "quadratic_kappa":
+        return words
+    order = [row["label"] for row in evaluation.tables.get("order", [])]
+    if order:
+        return f"{words}, the classes from low to high in this order: {_listed(order, at_most=30)}"
+    if len(evaluation.tables.get("per_class", [])) > 2:
+        return f"{words}; left out, since nothing says in which order the classes are (task.tree.nodes gives it)"
+    return words
 
 
 def cases_phrase(evaluation: Evaluation) -> str:
@@ -288,6 +321,9 @@ def cautions(evaluation: Evaluation) -> list[str]:
     found = [_OPTIMISTIC[evaluation.split]] if evaluation.split in _OPTIMISTIC else []
     if evaluation.groups is not None and evaluation.groups < FEW_GROUPS:
         found.append(f"Only {evaluation.groups} independent groups were judged: the intervals are rough.")
+    largest, accuracy = largest_class(evaluation), evaluation.metrics.get("accuracy")
+    if largest is not None and accuracy is not None and accuracy <= largest["accuracy"] < 1.0:
+        found.append(f"Always naming the largest class, {largest['label']}, would be right as often, or more often.")
     absent = [row["label"] for row in per_class if row["support"] == 0]
     if absent:
         found.append(f"Not judged, because no case of it was here: {_listed(absent)}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from consilium.core.config import Config
 
@@ -30,13 +30,22 @@ class FreezeConfig(Config):
         return self
 
 
+def _truth(value: object) -> object:
+    """yes, no, on and off, which are text in YAML, as what they mean."""
+    return (
+        {"yes": True, "on": True, "no": False, "off": False}.get(value.lower(), value)
+        if isinstance(value, str)
+        else value
+    )
+
+
 class VisionConfig(Config):
     """An image encoder: any timm model by name, or a short name such as resnet50 or vit_b_16."""
 
     name: str = Field(
         default="resnet50", description="A timm model, or a short name: vit_b_16, vit_b_32, vit_l_16, vit_l_32."
     )
-    pretrained: bool | str = Field(
+    pretrained: Annotated[bool | str, BeforeValidator(_truth)] = Field(
         default=True, description="true, false, or a weights file or folder, here or in a bucket."
     )
     pooling: Literal["default", "avg", "max", "concat"] = Field(

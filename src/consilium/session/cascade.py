@@ -27,8 +27,8 @@ from consilium.judge import RunFacts
 from consilium.losses.config import ClassificationLossConfig
 from consilium.manifest import MANIFEST, node_folder
 from consilium.models.weights import parameter_counts
-from consilium.session.finish import finish
-from consilium.session.seed import RunResult, Session
+from consilium.session.finish import RunResult, finish
+from consilium.session.seed import Session
 from consilium.tasks.cascade import choices
 from consilium.tasks.config import TreeConfig
 from consilium.training.hooks import RunLog
@@ -102,7 +102,7 @@ class CascadeTraining:
             self.log.line(f"{what}, {classes} classes, {counted(cases, 'training case')}")
             with _named(node):
                 self._train(node, place, precision)
-        return RunResult(folder, on_main(self.accelerator, lambda: self._finish(folder, precision)))
+        return on_main(self.accelerator, lambda: self._finish(folder, precision))
 
     def _train(self, node: _Node, place: Path, precision: str) -> None:
         place.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ class CascadeTraining:
         data = replace(self.data, cases=node.cases, image=image)
         return Session(node.experiment, data, accelerator=self.accelerator, seed=self.seed, reporter=reporter)
 
-    def _finish(self, folder: Path, precision: str) -> dict[str, dict[str, float | None]]:
+    def _finish(self, folder: Path, precision: str) -> RunResult:
         """Judge the networks as one, calibrated on validation as a whole."""
         experiment, device = self.experiment, self.accelerator.device
         cascade = load_cascade(folder, self.data.cases.labels).to(device).to(memory_format=torch.channels_last)
@@ -137,7 +137,7 @@ class CascadeTraining:
             parts=[{**asdict(part), "name": f"network of {name}"} for name, part in parts],
             warnings=list(self.data.cases.notes),
         )
-        metrics = finish(
+        result = finish(
             folder,
             experiment=experiment,
             data=self.data,
@@ -147,7 +147,7 @@ class CascadeTraining:
             reporter=self.reporter,
         )
         self.log.line(f"the cascade and its report.html are in {folder}")
-        return metrics
+        return result
 
 
 def _children(labels: LabelTree) -> dict[str, list[str]]:

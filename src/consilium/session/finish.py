@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from consilium.bundle import Predictor, recalibrated, save_bundle
 from consilium.core.answers import Calibration
 from consilium.core.config import to_yaml
 from consilium.core.contracts import Outputs
-from consilium.core.reporter import Reporter
+from consilium.core.reporter import Reporter, counted, figures
 from consilium.data.load import LoadedData
 from consilium.evaluation.calibration import choose_thresholds, fit_temperatures
 from consilium.evaluation.config import EvaluationConfig
-from consilium.evaluation.evaluator import build_evaluator
+from consilium.evaluation.report import main_split
 from consilium.evaluation.wording import rough_thresholds
 from consilium.experiment import Experiment
-from consilium.judge import RunFacts, judge, predict_splits, write_judgement
+from consilium.judge import RunFacts, evaluator_of, judge, predict_splits, set_aside, write_judgement
 from consilium.manifest import new_manifest
 from consilium.occlusion import saliency_maps
 from consilium.tasks.answering import Answering
 from consilium.training.runs import CONFIG
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run: its bundle folder, the figures of every split, and how many cases could not be judged."""
+
+    folder: Path
+    metrics: dict[str, dict[str, float | None]]
+    unread: int = 0
+
+    def __repr__(self) -> str:
+        return f"<RunResult {self.folder}: {self.headline()}>"
+
+    def headline(self) -> str:
+        """The first figures of the split that is told at length, and how many cases are missing in all."""
+        split = main_split(self.metrics)
+        missing = f", {counted(self.unread, 'case')} not judged" if self.unread else ""
+        return f"{split} {figures(self.metrics[split])}{missing}"
 
 
 def finish(
@@ -33,18 +51,16 @@ def finish(
     seed: int,
     facts: RunFacts,
     reporter: Reporter,
-) -> dict[str, dict[str, float | None]]:
+) -> RunResult:
     """Judge on validation and test, once, and write report and bundle; ``facts`` are what the training knows."""
-    cases, task = data.cases, experiment.task
-    splits = [split for split in ("val", "test") if len(cases.rows[split])]
-    warnings = list(facts.warnings)
+    task, splits = experiment.task, [split for split in ("val", "test") if len(data.cases.rows[split])]
+    outputs = predict_splits(predictor, data.cases, splits, reporter=reporter)
+    readable = set_aside(data.cases, outputs, reporter=reporter)
+    cases, warnings = readable.cases, [*facts.warnings, *readable.warnings]
     if "test" not in splits:
         warnings.append("there is no test split: the validation figures chose the weights and are too good.")
-    outputs = predict_splits(predictor, cases, splits, reporter=reporter)
     calibration, outputs = _calibrated(predictor.task, outputs, config=experiment.evaluation)
-    evaluator = build_evaluator(
-        cases.labels, multi_label=task.multi_label, config=experiment.evaluation, calibration=calibration
-    )
+    evaluator = evaluator_of(task, labels=cases.labels, config=experiment.evaluation, calibration=calibration)
     evaluations = judge(outputs, evaluator, reporter=reporter)
     if experiment.evaluation.wanted_accuracy is not None:
         rough = rough_thresholds(evaluations["val"])
@@ -62,7 +78,7 @@ def finish(
         averaging=experiment.evaluation.averaging,
         calibration=calibration,
         seed=seed,
-        data_fingerprint=data.store.manifest.fingerprint,
+        data_fingerprint=data.store.table.content,
         metrics={split: dict(evaluation.metrics) for split, evaluation in evaluations.items()},
     )
     facts = replace(
@@ -83,7 +99,7 @@ def finish(
         facts=facts,
     )
     save_bundle(folder, manifest=manifest, task=predictor.task)
-    return manifest.metrics
+    return RunResult(folder, manifest.metrics, unread=sum(len(own.unread) for own in outputs.values()))
 
 
 def _calibrated(

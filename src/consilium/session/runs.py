@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from accelerate import Accelerator
+
+from consilium.console import reporting
 from consilium.core.config import to_yaml
 from consilium.core.files import write_text
-from consilium.core.reporter import Reporter, Silent
+from consilium.core.reporter import Reporter
 from consilium.data.load import load_data
-from consilium.experiment import Experiment
+from consilium.experiment import Experiment, check_experiment
 from consilium.judge import write_summary
 from consilium.manifest import MANIFEST, read_manifest
 from consilium.session.cascade import CascadeTraining
+from consilium.session.finish import RunResult
 from consilium.session.growth import read_growth
-from consilium.session.seed import RunResult, Session
+from consilium.session.seed import Session
 from consilium.training.processes import build_accelerator, on_main
 from consilium.training.runs import CONFIG, copy_run, find_run, new_run, read_state, remove_others, try_copy, working_in
 from consilium.training.tracking import check_wandb
@@ -28,6 +32,15 @@ class TrainResult:
 
     folder: Path
     runs: list[RunResult]
+
+    def __repr__(self) -> str:
+        several = f"{len(self.runs)} runs, the first: " if len(self.runs) > 1 else ""
+        return f"<TrainResult {self.folder}: {several}{self.runs[0].headline()}>"
+
+    @property
+    def unread(self) -> int:
+        """Validation and test cases that were not judged, since an image of theirs could not be read."""
+        return sum(run.unread for run in self.runs)
 
     @property
     def bundle(self) -> Path:
@@ -41,16 +54,32 @@ def train(
     limit: int | None = None,
     dry_run: bool = False,
     resume: bool = False,
+    quiet: bool = False,
     reporter: Reporter | None = None,
 ) -> TrainResult | None:
     """Prepare, train, evaluate and report; returns the bundles, or None after a dry run.
 
-    ``limit`` keeps so many cases of each split. ``resume`` goes on with the latest unfinished run.
+    ``limit`` keeps so many cases of each split. ``resume`` goes on with the latest unfinished run. How far it is shows
+    on the screen, unless ``quiet``, or goes to ``reporter``. Ctrl-C leaves a checkpoint and raises a KeyboardInterrupt
+    that says where it is.
     """
+    check_experiment(experiment)
     if experiment.trainer.wandb:
         check_wandb()
     accelerator = build_accelerator(experiment.trainer.device)
-    reporter = reporter if reporter is not None and accelerator.is_main_process else Silent()
+    with reporting(reporter, quiet=quiet or not accelerator.is_main_process) as shown:
+        return _train(experiment, accelerator, limit=limit, dry_run=dry_run, resume=resume, reporter=shown)
+
+
+def _train(
+    experiment: Experiment,
+    accelerator: Accelerator,
+    *,
+    limit: int | None,
+    dry_run: bool,
+    resume: bool,
+    reporter: Reporter,
+) -> TrainResult | None:
     growth = None if experiment.task.add_to is None else read_growth(experiment.task.add_to)
     if growth is not None:
         experiment = growth.adopted(experiment)
@@ -74,15 +103,14 @@ def train(
     first = session(experiment, data, accelerator=accelerator, seed=experiment.seed, reporter=reporter)
     find = partial(find_run, experiment.output, name=experiment.name, config=experiment, limit=limit, resume=resume)
     make = partial(new_run, experiment.output, name=experiment.name, config=experiment, limit=limit)
-    fingerprint = data.store.manifest.fingerprint
-    found = on_main(accelerator, lambda: find(data_fingerprint=fingerprint))
+    found = on_main(accelerator, lambda: find(data_fingerprints=data.store.fingerprints))
     # Whatever is wrong with the config or the data shows before a folder is made.
     precision = first.try_out(precision=None if found is None else read_state(found).precision)
     if dry_run:
         if found is not None:
             reporter.line(f"this would go on with {found}")
         return None
-    folder = found or on_main(accelerator, lambda: make(data_fingerprint=fingerprint, precision=precision))
+    folder = found or on_main(accelerator, lambda: make(data_fingerprint=data.store.table.content, precision=precision))
     with working_in(folder) if accelerator.is_main_process else contextlib.nullcontext():
         if experiment.output.copy_to is not None:
             on_main(accelerator, lambda: try_copy(folder, experiment.output, name=experiment.name))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from accelerate.utils import set_seed
 
 from consilium.bundle import Predictor, case_outputs
 from consilium.core.answers import Calibration
-from consilium.core.contracts import Evaluator, Hook, Progress
+from consilium.core.contracts import Evaluator, Hook, Outputs, Progress
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.files import remove_leavings
+from consilium.core.labels import class_order
 from consilium.core.reporter import Reporter, format_table
 from consilium.data.config import ImageConfig
 from consilium.data.load import LoadedData
@@ -24,14 +24,13 @@ from consilium.data.loader import batch_count, fewest_cases
 from consilium.data.mixture import build_mixture, coverage_warnings, mixture_table
 from consilium.data.transforms import DeviceTransform
 from consilium.evaluation.config import AveragingConfig
-from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.tree import ANSWERED
 from consilium.experiment import Experiment
-from consilium.judge import RunFacts
+from consilium.judge import RunFacts, evaluator_of
 from consilium.manifest import weights_file
 from consilium.models.parts import first_names
 from consilium.models.weights import load_state, load_strict, parameter_counts
-from consilium.session.finish import finish
+from consilium.session.finish import RunResult, finish
 from consilium.tasks.classify import Classify, build_classify, grown_classify
 from consilium.training.dryrun import dry_run, memory_advice
 from consilium.training.feed import Feed
@@ -44,14 +43,6 @@ from consilium.training.processes import on_main
 from consilium.training.state import MODEL, checkpoints, load_checkpoint, remove_weights, set_random_state
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """One finished run: its bundle folder and the figures of every split."""
-
-    folder: Path
-    metrics: dict[str, dict[str, float | None]]
-
-
 class Session:
     """Everything of one seed: builds the parts, lets ``fit`` train them, judges and writes the bundle."""
 
@@ -62,6 +53,7 @@ class Session:
         self.accelerator, self.device = accelerator, accelerator.device
         self.runs = experiment.trainer.num_runs
         self.log = RunLog(echo=reporter.line)
+        self.unread: set[str] = set()
         self._configure_torch()
         set_seed(seed)
         self.task = self._build_task()
@@ -83,9 +75,8 @@ class Session:
         torch.backends.cudnn.benchmark = not trainer.deterministic
 
     def _evaluator(self) -> Evaluator:
-        labels, multi_label = self.data.cases.labels, self.experiment.task.multi_label
-        config = self.experiment.evaluation
-        return build_evaluator(labels, multi_label=multi_label, config=config, calibration=Calibration())
+        labels, config = self.data.cases.labels, self.experiment.evaluation
+        return evaluator_of(self.experiment.task, labels=labels, config=config, calibration=Calibration())
 
     def _monitor(self) -> Monitor:
         """What chooses the best weights; a metric that cannot is a ConfigError."""
@@ -94,6 +85,16 @@ class Session:
             raise ConfigError(
                 f"trainer.monitor is {name}, which depends on thresholds that are chosen after the training; "
                 "accuracy, macro_f1 or aurc can choose the weights."
+            )
+        labels = self.data.cases.labels.leaves
+        if (
+            name == "quadratic_kappa"
+            and len(labels) > 2
+            and not class_order(labels, given=self.experiment.task.tree.order)
+        ):
+            raise ConfigError(
+                "trainer.monitor is quadratic_kappa, which needs the order of the labels, and nothing says which that "
+                f"is. Give it as task.tree.nodes, from the lowest to the highest: [{', '.join(labels)}], rearranged."
             )
         higher = self.evaluator.higher_is_better(name)
         return Monitor(name, higher_is_better=higher, tie_breaker=None if name == TIE_BREAKER else TIE_BREAKER)
@@ -200,7 +201,7 @@ class Session:
             self.feed.fill()
         progress = self._fit(folder, precision)
         self.feed.close()
-        return RunResult(folder, on_main(self.accelerator, lambda: self._finish(folder, progress, precision)))
+        return on_main(self.accelerator, lambda: self._finish(folder, progress, precision))
 
     def _predictor(self, averaging: AveragingConfig) -> Predictor:
         return Predictor(
@@ -258,8 +259,15 @@ class Session:
 
     def _validate(self, checkpoints: Path) -> dict[str, float | None]:
         outputs = case_outputs(self._predictor(AveragingConfig()), self.data.cases, "val")
+        self._warn_of_unread(outputs)
         refuse_non_finite(outputs, folder=checkpoints)
         return self.evaluator.quick(outputs)
+
+    def _warn_of_unread(self, outputs: Outputs) -> None:
+        """Say once of each validation case that it is not judged."""
+        for name in outputs.unread.keys() - self.unread:
+            self.log.line(f"warning: case {name} is not judged: {outputs.unread[name]}")
+        self.unread.update(outputs.unread)
 
     def _hooks(self, folder: Path, resume_step: int) -> list[Hook]:
         if not self.accelerator.is_main_process:
@@ -279,7 +287,7 @@ class Session:
             else None,
         )
 
-    def _finish(self, folder: Path, progress: Progress, precision: str) -> dict[str, dict[str, float | None]]:
+    def _finish(self, folder: Path, progress: Progress, precision: str) -> RunResult:
         """Judge the best weights, once, and write report and bundle."""
         best = best_folder(folder / "checkpoints", progress) / MODEL
         load_strict(self.task, load_state(best), origin=str(best))
@@ -295,7 +303,7 @@ class Session:
             mixture=self.mixture_rows,
             warnings=self.warnings,
         )
-        metrics = finish(
+        result = finish(
             folder,
             experiment=self.experiment,
             data=self.data,
@@ -305,7 +313,7 @@ class Session:
             reporter=self.reporter,
         )
         self.log.line(f"bundle and report.html are in {folder}")
-        return metrics
+        return result
 
     def _memory_advice(self) -> contextlib.AbstractContextManager[None]:
         batch_size, accumulate = self.experiment.data.loader.batch_size, self.experiment.trainer.accumulate

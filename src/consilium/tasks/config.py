@@ -31,7 +31,8 @@ class TreeConfig(Config):
     head: Literal["flat", "joint", "cascade"] = Field(default="flat", description="flat, joint or cascade.")
     nodes: list[str] | dict[str, Any] | None = Field(
         default=None,
-        description="The labels, as dot paths or as a mapping of names to subtrees; null: those of the training cases.",
+        description="The labels, as dot paths or as a mapping of names to subtrees; null: those of the training cases. "
+        "Of one level, the list is also the order of grades, from the lowest to the highest.",
     )
     statistics: dict[str, NodeStatistics] = Field(
         default={},
@@ -63,6 +64,12 @@ class TreeConfig(Config):
                 "data.image.mean and std, or head: cascade"
             )
         return self
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The labels from the lowest to the highest, where they are given and have one level; else none."""
+        names = paths_of(self.nodes or [])
+        return () if any("." in name for name in names) else tuple(names)
 
     def labels(self) -> LabelTree | None:
         """The labels that are given, None where the training cases give them. A flat head knows the leaves alone."""

@@ -133,10 +133,3 @@ def memory_advice(
             "or choose "
             "a smaller data.image.size or task.vision.name."
         ) from error
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # torch has no error of its own for this
-            raise
-        raise MemoryExhaustedError(
-            f"a process that decodes images died: {error} Most often memory or shared memory (/dev/shm) ran out: lower "
-            "data.loader.workers or prefetch_factor, give the run more of it, and give the same command with --resume."
-        ) from error

@@ -69,6 +69,7 @@ class Feed:
         if self.frozen is not None:
             for precision, rows in self._needs(self.frozen).items():
                 self.frozen.fill(rows, precision=precision)
+            self.frozen.refuse_unread(self._drawn())
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from number ``start`` on."""
@@ -103,18 +104,21 @@ class Feed:
             augmentation=self.config.augmentation,
             config=self.config.loader,
             seed=self.seed,
+            note=self.log.line,
         )
 
     def _needs(self, frozen: FrozenFeatures) -> dict[str, np.ndarray]:
         """The rows whose features are read, by precision."""
-        drawn, judged = (np.zeros(len(self.cases.table), dtype=bool) for _ in range(2))
-        for epoch, count in enumerate(self.plan.batches):
-            drawn[self.mixture.epoch(epoch)[: count * self.config.loader.batch_size]] = True
-        for split in ("val", "test"):
-            judged[self.cases.rows[split]] = True
+        drawn, judged = self._drawn(), np.concatenate([self.cases.rows[split] for split in ("val", "test")])
         if frozen.precision == "fp32":
-            return {"fp32": np.flatnonzero(drawn | judged)}
-        return {frozen.precision: np.flatnonzero(drawn), "fp32": np.flatnonzero(judged)}
+            return {"fp32": np.union1d(drawn, judged)}
+        return {frozen.precision: drawn, "fp32": np.unique(judged)}
+
+    def _drawn(self) -> np.ndarray:
+        """The rows that the training draws."""
+        size = self.config.loader.batch_size
+        own = [self.mixture.epoch(epoch)[: count * size] for epoch, count in enumerate(self.plan.batches)]
+        return np.unique(np.concatenate(own))
 
     def _tell(self, frozen: FrozenFeatures) -> None:
         for precision, rows in self._needs(frozen).items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,12 +12,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from consilium.core.errors import ConsiliumError, DataError
+from consilium.core.errors import ConsiliumError, DataError, ImageError
 from consilium.core.files import fingerprint
 from consilium.core.reporter import Reporter
 from consilium.data.config import AugmentationConfig, DataConfig, ImageConfig
 from consilium.data.features import CachedViews, FeatureCache, FeatureLoader
-from consilium.data.loader import Loader, evaluation_requests
+from consilium.data.loader import Loader, evaluation_requests, unusable
+from consilium.data.rows import SingleViews
 from consilium.data.store import CaseTable
 from consilium.data.transforms import DeviceTransform
 from consilium.models.weights import weights_hash
@@ -28,18 +28,6 @@ from consilium.training.processes import from_all, on_main
 
 VERSION = 1
 SAVE_EVERY = 30.0  # seconds of computing that a kill may cost
-
-
-@dataclass(frozen=True)
-class _Views:
-    """Single views of cases as rows of images."""
-
-    table: CaseTable
-    cases: np.ndarray
-    numbers: np.ndarray  # which view of its case each is
-
-    def images(self, row: int) -> list[str | bytes]:
-        return [self.table.images(int(self.cases[row]))[int(self.numbers[row])]]
 
 
 class FrozenFeatures:
@@ -78,6 +66,7 @@ class FrozenFeatures:
             "device": accelerator.device.type,
         }
         self._caches = {name: self._cache(name) for name in {precision, "fp32"}}
+        self.unread: dict[bytes, str] = {}  # images that have no features, since they cannot be read, and why
         self.images_a_second: float | None = None
 
     def _cache(self, precision: str) -> FeatureCache:
@@ -92,7 +81,7 @@ class FrozenFeatures:
             blank_1CHW = torch.zeros(1, 3, *self.image.size, device=self.accelerator.device)
             with self._evaluating(precision):
                 dtype = self.task.tower(blank_1CHW).dtype
-        return FeatureLoader(self._caches[precision], self.views, targets=targets, dtype=dtype)
+        return FeatureLoader(self._caches[precision], self.views, targets=targets, dtype=dtype, unread=self.unread)
 
     def missing(self, rows: np.ndarray, *, precision: str) -> list[int]:
         """One view of every image of these cases that has no features yet."""
@@ -106,7 +95,10 @@ class FrozenFeatures:
         return self._caches[precision].folder
 
     def fill(self, rows: np.ndarray, *, precision: str) -> None:
-        """Compute what is missing for these cases; the processes of a training share the work."""
+        """Compute what is missing for these cases; the processes of a training share the work.
+
+        An image that cannot be read gets no features; it is in ``unread``.
+        """
         accelerator, cache = self.accelerator, self._caches[precision]
         if not on_main(accelerator, lambda: bool(self.missing(rows, precision=precision))):
             cache.refresh()
@@ -118,12 +110,14 @@ class FrozenFeatures:
                 return self.missing(rows, precision=precision)
 
             missing, start = on_main(accelerator, begin), time.perf_counter()
-            problem = None
+            problem, unread = None, {}
             try:
-                self._compute(missing[accelerator.process_index :: accelerator.num_processes], precision)
+                unread = self._compute(missing[accelerator.process_index :: accelerator.num_processes], precision)
             except ConsiliumError as error:
                 problem = error
-            others = [told for told in from_all(accelerator, None if problem is None else str(problem)) if told]
+            others = [found for found in from_all(accelerator, None if problem is None else str(problem)) if found]
+            for found in from_all(accelerator, unread):
+                self.unread |= found
         if problem is not None:
             raise problem
         if others:
@@ -132,42 +126,65 @@ class FrozenFeatures:
         if missing:
             self.images_a_second = len(missing) / (time.perf_counter() - start)
 
+    def refuse_unread(self, rows: np.ndarray) -> None:
+        """One of these cases without features is a DataError: a training leaves no case out."""
+        for view in self.views.of(rows.tolist()) if self.unread else []:
+            if reason := self.unread.get(self.views.digests[view]):
+                raise unusable(self.table.ids[int(self.views.rows[view])], reason)
+
     def _wait(self) -> None:
         self.log.line("another training computes features of the same tower; waiting for it")
 
-    def _compute(self, views: Sequence[int], precision: str) -> None:
-        """Run images through the tower and append what it gives to this process's shard."""
+    def _compute(self, views: Sequence[int], precision: str) -> dict[bytes, str]:
+        """Run images through the tower and append what it gives to this process's shard.
+
+        Returns the images that cannot be read, and why.
+        """
         cache, config = self._caches[precision], self.config.loader
         cases = self.views.rows[list(views)]
-        source = _Views(self.table, cases, np.array(views) - np.array(self.views.starts)[cases])
+        source = SingleViews(self.table, cases, np.array(views) - np.array(self.views.starts)[cases])
         requests = evaluation_requests(range(len(views)), config=config)
         if len(requests) <= 1:
             config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
-        loader = Loader(source, targets=None, image=self.image, augmentation=AugmentationConfig(), config=config)
+        loader = Loader(
+            source,
+            targets=None,
+            image=self.image,
+            augmentation=AugmentationConfig(),
+            config=config,
+            note=self.log.line,
+        )
         transform = DeviceTransform(self.image, augmentation=None, seed=0)
-        waiting: list[np.ndarray] = []
+        unread: dict[bytes, str] = {}
+        waiting: list[tuple[list[bytes], np.ndarray]] = []
         done, saved = 0, time.monotonic()
 
         def save() -> None:
             if waiting:
-                digests = [self.views.digests[view] for view in views[done - sum(map(len, waiting)) : done]]
-                cache.append(digests, np.concatenate(waiting), shard=self.accelerator.process_index)
+                digests = [digest for own, _ in waiting for digest in own]
+                cache.append(digests, np.concatenate([own for _, own in waiting]), shard=self.accelerator.process_index)
                 waiting.clear()
 
         try:
             for loaded in loader.load(requests):
-                whole = loaded.whole(lambda row: self.table.ids[int(cases[row])])
-                batch = transform(whole.to(self.accelerator.device), train=False)
-                with self._evaluating(precision):
-                    features_NF = self.task.view_features(batch)
-                waiting.append(features_NF.float().cpu().numpy())
-                done += len(features_NF)
+                for number, error in loaded.errors:
+                    if not isinstance(error, ImageError):
+                        raise error
+                    unread[self.views.digests[views[number]]] = str(error)
+                if loaded.batch is not None:
+                    batch = transform(loaded.batch.to(self.accelerator.device), train=False)
+                    with self._evaluating(precision):
+                        features_NF = self.task.view_features(batch)
+                    digests = [self.views.digests[views[number]] for number in batch.rows_B.tolist()]
+                    waiting.append((digests, features_NF.float().cpu().numpy()))
+                done += len(loaded.errors) + (0 if loaded.batch is None else len(loaded.batch))
                 self.reporter.progress("features", done, len(views))
                 if time.monotonic() - saved > SAVE_EVERY:
                     save()
                     saved = time.monotonic()
         finally:
             save()
+        return unread
 
     @contextlib.contextmanager
     def _evaluating(self, precision: str) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch.optim import Optimizer
 from consilium.core.contracts import Batch, Hook, Outputs, Progress, StepLog
 from consilium.core.errors import InterruptedRunError, NonFiniteLossError
 from consilium.training.config import TrainerConfig
+from consilium.training.interrupts import Interruption, StoppedWaiting, interruptible
 from consilium.training.monitor import Monitor
 from consilium.training.optim import Schedule
 from consilium.training.plan import Plan
@@ -35,7 +35,6 @@ from consilium.training.state import (
 )
 
 Metrics = Mapping[str, float | None]
-AGAIN = 2.0  # seconds; torchrun and Slurm pass on a signal that the terminal has sent already
 ADVICE = "Lower optimizer.learning_rate, set trainer.clip_norm: 1.0 or trainer.precision: fp32"
 
 
@@ -66,46 +65,67 @@ class Training:
 
 def fit(training: Training, *, progress: Progress) -> Progress:
     """Train from ``progress`` to the end of the plan; leaves resumable checkpoints and the best weights."""
-    task, plan, accelerator = training.task, training.plan, training.accelerator
-    progress.total_steps = plan.total_steps
-    model, optimizer = task, training.optimizer
-    learning: list[bool] = []
-    with _interruptible() as interrupted:
-        while progress.step < plan.total_steps and progress.stop_reason is None:
-            task.set_epoch(progress.epoch)
-            task.train()
-            if learning != (now := [parameter.requires_grad for parameter in task.parameters()]):
-                # DDP averages the gradients of what learns when it is built, so it is built anew when that changes.
-                accelerator.free_memory()
-                model, optimizer = accelerator.prepare(task, training.optimizer)
-                learning = now
-            stream = training.batches(progress.epoch, progress.batch)
-            for window in _windows(stream, size=training.config.accumulate):
-                log = _optimizer_step(training, model=model, optimizer=optimizer, window=window)
-                _advance(progress, plan=plan, window=window)
-                progress.seconds += log.data_seconds + log.step_seconds
-                progress.loss_sum += log.loss * log.cases
-                progress.loss_cases += log.cases
-                for hook in training.hooks:
-                    hook.on_step(progress, log)
-                if progress.step in plan.validate_after:
-                    _validate(training, progress)
-                    task.train()
-                came = anywhere(accelerator, bool(interrupted))
-                stops = progress.step >= plan.total_steps or progress.stop_reason is not None or came
-                if stops or progress.step in plan.save_after:
-                    _save(training, progress)
-                if came:
-                    raise InterruptedRunError(
-                        f"stopped by {interrupted[0] if interrupted else 'a signal to another process'} after step "
-                        f"{progress.step} of {plan.total_steps}; a checkpoint is in {training.checkpoints}. Give the "
-                        "same command with --resume to go on exactly there."
-                    )
-                if stops or progress.batch == 0:
-                    break
+    progress.total_steps = training.plan.total_steps
+    with interruptible(alone=training.accelerator.num_processes == 1) as interruption:
+        try:
+            _train(training, progress, interruption)
+        except StoppedWaiting:
+            _save(training, progress)
+            raise _interrupted(training, progress, interruption) from None
     for hook in training.hooks:
         hook.on_end(progress)
     return progress
+
+
+def _train(training: Training, progress: Progress, interruption: Interruption) -> None:
+    task, plan, accelerator = training.task, training.plan, training.accelerator
+    model, optimizer = task, training.optimizer
+    learning: list[bool] = []
+    if progress.validation_due:
+        _after_step(training, progress, interruption)
+    while progress.step < plan.total_steps and progress.stop_reason is None:
+        task.set_epoch(progress.epoch)
+        task.train()
+        if learning != (now := [parameter.requires_grad for parameter in task.parameters()]):
+            # DDP averages the gradients of what learns when it is built, so it is built anew when that changes.
+            accelerator.free_memory()
+            model, optimizer = accelerator.prepare(task, training.optimizer)
+            learning = now
+        stream = training.batches(progress.epoch, progress.batch)
+        for window in _windows(stream, size=training.config.accumulate, interruption=interruption):
+            log = _optimizer_step(training, model=model, optimizer=optimizer, window=window)
+            _advance(progress, plan=plan, window=window)
+            progress.seconds += log.data_seconds + log.step_seconds
+            progress.loss_sum += log.loss * log.cases
+            progress.loss_cases += log.cases
+            for hook in training.hooks:
+                hook.on_step(progress, log)
+            progress.validation_due = progress.step in plan.validate_after
+            if _after_step(training, progress, interruption) or progress.batch == 0:
+                break
+
+
+def _after_step(training: Training, progress: Progress, interruption: Interruption) -> bool:
+    """Validate and save where that is due; whether the training is over."""
+    plan = training.plan
+    if progress.validation_due:
+        _validate(training, progress, interruption)
+        training.task.train()
+    came = anywhere(training.accelerator, interruption.name is not None)
+    stops = progress.step >= plan.total_steps or progress.stop_reason is not None or came
+    if stops or progress.step in plan.save_after:
+        _save(training, progress)
+    if came:
+        raise _interrupted(training, progress, interruption)
+    return stops
+
+
+def _interrupted(training: Training, progress: Progress, interruption: Interruption) -> InterruptedRunError:
+    return InterruptedRunError(
+        f"stopped by {interruption.name or 'a signal to another process'} after step {progress.step} of "
+        f"{training.plan.total_steps}; a checkpoint is in {training.checkpoints}. Give the same command with --resume "
+        "to go on exactly there."
+    )
 
 
 @dataclass(frozen=True)
@@ -116,10 +136,11 @@ class _Window:
     seconds: float
 
 
-def _windows(stream: Iterator[Batch], *, size: int) -> Iterator[_Window]:
+def _windows(stream: Iterator[Batch], *, size: int, interruption: Interruption) -> Iterator[_Window]:
     while True:
         start = time.perf_counter()
-        batches = list(islice(stream, size))
+        with interruption.waiting():
+            batches = list(islice(stream, size))
         if not batches:
             return
         yield _Window(batches, time.perf_counter() - start)
@@ -209,10 +230,12 @@ def _advance(progress: Progress, *, plan: Plan, window: _Window) -> None:
         progress.epoch, progress.batch = progress.epoch + 1, 0
 
 
-def _validate(training: Training, progress: Progress) -> None:
+def _validate(training: Training, progress: Progress, interruption: Interruption) -> None:
     accelerator = training.accelerator
     _refuse_weights(training, progress)
-    metrics = on_main(accelerator, training.validate)
+    with interruption.waiting():
+        metrics = on_main(accelerator, training.validate)
+    progress.validation_due = False
     gained = training.monitor.record(progress, metrics)
     if progress.best_step == progress.step:
         on_main(accelerator, lambda: save_weights(best_folder(training.checkpoints, progress), training.task))
@@ -249,28 +272,3 @@ def _save(training: Training, progress: Progress) -> None:
         remove_weights(training.checkpoints, keep=progress.best_step)
 
     on_main(training.accelerator, write)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[list[str]]:
-    """A list that holds the name of SIGINT or SIGTERM once one came; one that comes later interrupts at once."""
-    came: list[str] = []
-    first = 0.0
-
-    def note(number: int, _: Any) -> None:
-        nonlocal first
-        if not came:
-            first = time.monotonic()
-            came.append(signal.Signals(number).name)
-        elif time.monotonic() - first > AGAIN:
-            raise KeyboardInterrupt
-
-    try:
-        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: signals are somebody else's
-        old = {}
-    try:
-        yield came
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from consilium.core.reporter import Reporter
 from consilium.core.transfer import send
 from consilium.manifest import MANIFEST
 from consilium.training.config import OutputConfig
+from consilium.training.state import MODEL, checkpoints
 
 STATE, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
 OWN_VARIATION = "give the new run an `output.variation` of its own"
@@ -43,7 +44,13 @@ class RunState(Config):
 
 
 def find_run(
-    output: OutputConfig, *, name: str, config: Config, limit: int | None, data_fingerprint: str, resume: bool
+    output: OutputConfig,
+    *,
+    name: str,
+    config: Config,
+    limit: int | None,
+    data_fingerprints: Collection[str],
+    resume: bool,
 ) -> Path | None:
     """The unfinished run to go on with, as ``resume`` or ``output.if_exists`` says; None: start a new one."""
     parent = Path(output.root) / name
@@ -52,7 +59,7 @@ def find_run(
         unfinished = _by_start([path for path in existing if read_state(path).status != "finished"])
         if unfinished:
             other = "start a new run, without --resume" if resume else OWN_VARIATION
-            _check_same(unfinished[-1], config, limit=limit, data_fingerprint=data_fingerprint, other=other)
+            _check_same(unfinished[-1], config, limit=limit, data_fingerprints=data_fingerprints, other=other)
             return unfinished[-1]
         if resume:
             raise RunFolderError(
@@ -67,14 +74,14 @@ def find_run(
 
 
 def finished_run(
-    output: OutputConfig, *, name: str, config: Config, limit: int | None, data_fingerprint: str
+    output: OutputConfig, *, name: str, config: Config, limit: int | None, data_fingerprints: Collection[str]
 ) -> Path | None:
     """The latest finished run of the variation; one of another config or of other data is a RunFolderError."""
     found = _runs(Path(output.root) / name, output.variation)
     finished = _by_start([path for path in found if read_state(path).status == "finished"])
     if not finished:
         return None
-    _check_same(finished[-1], config, limit=limit, data_fingerprint=data_fingerprint, other=OWN_VARIATION)
+    _check_same(finished[-1], config, limit=limit, data_fingerprints=data_fingerprints, other=OWN_VARIATION)
     return finished[-1]
 
 
@@ -212,7 +219,9 @@ def _by_start(runs: list[Path]) -> list[Path]:
     return sorted(runs, key=moment)
 
 
-def _check_same(folder: Path, config: Config, *, limit: int | None, data_fingerprint: str, other: str) -> None:
+def _check_same(
+    folder: Path, config: Config, *, limit: int | None, data_fingerprints: Collection[str], other: str
+) -> None:
     """A run that cannot be gone on with is a RunFolderError; ``other`` is what one may do instead."""
     state, path = read_state(folder), folder / CONFIG
     try:
@@ -233,10 +242,13 @@ def _check_same(folder: Path, config: Config, *, limit: int | None, data_fingerp
             f"{folder} was started with another config: {'; '.join(changed[:8])}{more}. Go on with the config it was "
             f"started with, {path}, or {other}."
         )
-    if state.data_fingerprint not in (None, data_fingerprint):
+    if state.data_fingerprint is not None and state.data_fingerprint not in data_fingerprints:
+        saved = checkpoints(folder / "checkpoints")
+        begin = f" trainer.init_from: {saved[-1] / MODEL} begins it with what this one has learned." if saved else ""
         raise RunFolderError(
-            f"the data changed since {folder} was started (fingerprint {state.data_fingerprint}, now "
-            f"{data_fingerprint}), and a run cannot go on with other data. Put the files back as they were, or {other}."
+            f"the data changed since {folder} was started: rows, labels, splits or the bytes of images are not the "
+            "same, and a run cannot go on with other data. Put the files back as they were (their dates do not "
+            f"matter), or {other}.{begin}"
         )
 
 

@@ -32,7 +32,9 @@ def encoded(image: Image.Image, *, quality: int = 90, format: str = "JPEG") -> b
     return stream.getvalue()
 
 
-def store_of(folder: Path, files: Mapping[str, bytes], rows: Sequence[Mapping[str, str]]) -> Store:
+def store_of(
+    folder: Path, files: Mapping[str, bytes], rows: Sequence[Mapping[str, str]], *, check_images: str = "decode"
+) -> Store:
     """A store of these files and the rows of a table that names them."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
@@ -41,4 +43,8 @@ def store_of(folder: Path, files: Mapping[str, bytes], rows: Sequence[Mapping[st
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
-    return prepare(data_config(folder, {"kind": "csv", "name": "s", "path": str(folder / "table.csv")})).store
+    source = {"kind": "csv", "name": "s", "path": str(folder / "table.csv")}
+    config = data_config(folder, source)
+    return prepare(
+        config.model_copy(update={"store": config.store.model_copy(update={"check_images": check_images})})
+    ).store

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
+from consilium.data import parts
 from consilium.data.guards import digests as digests_module
 from consilium.data.guards.digests import FILE, STATISTICS, Digests, image_digests
 from consilium.data.prepare import prepare
@@ -80,7 +81,7 @@ def test_statistics(tmp_path: Path) -> None:
 def test_they_are_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int | None]] = []
     files = {f"{number}.jpg": encoded(picture(number)) for number in range(3)}
-    store = store_of(tmp_path, files, [{"image": name, "split": "train"} for name in files])
+    store = store_of(tmp_path, files, [{"image": name, "split": "train"} for name in files], check_images="header")
     first = image_digests(store, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(3, 3)]
     assert [path.name for path in store.path.glob("*.npz")] == [FILE]
@@ -89,6 +90,20 @@ def test_they_are_kept_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in ("rows", "hashes", "statistics", "readable"):
         assert np.array_equal(getattr(first, name), getattr(again, name))
     assert again.names == STATISTICS
+
+
+def test_those_of_prepare_are_those_of_a_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"{number}.jpg": encoded(picture(number)) for number in range(9)}
+    rows = [{"image": name, "split": "train"} for name in files]
+    monkeypatch.setattr(digests_module, "COLLECTED", 4)
+    monkeypatch.setattr(parts, "PART_ROWS", 5)
+    prepared = store_of(tmp_path / "decode", files, rows)
+    passed = image_digests(store_of(tmp_path / "header", files, rows, check_images="header"))
+    monkeypatch.setattr(digests_module, "_look", lambda *_: pytest.fail("looked again"))
+    found = image_digests(prepared)
+    for name in ("rows", "hashes", "statistics", "readable"):
+        assert np.array_equal(getattr(found, name), getattr(passed, name))
+    assert [path.name for path in prepared.path.glob("*.npz")] == [FILE]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", None])
@@ -108,7 +123,7 @@ def test_a_damaged_or_foreign_file_is_made_again(tmp_path: Path, damage: bytes |
 
 def test_an_interrupted_pass_leaves_no_file(tmp_path: Path) -> None:
     files = {f"{number}.jpg": encoded(picture(number)) for number in range(2)}
-    store = store_of(tmp_path, files, [{"image": name, "split": "train"} for name in files])
+    store = store_of(tmp_path, files, [{"image": name, "split": "train"} for name in files], check_images="header")
 
     def interrupt(done: int, total: int | None) -> None:
         raise KeyboardInterrupt
@@ -133,7 +148,8 @@ def test_a_write_that_fails_is_no_failure(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    store = store_of(tmp_path, {"0.jpg": encoded(picture(0))}, [{"image": "0.jpg", "split": "train"}])
+    rows = [{"image": "0.jpg", "split": "train"}]
+    store = store_of(tmp_path, {"0.jpg": encoded(picture(0))}, rows, check_images="header")
     monkeypatch.setattr(digests_module, "atomic_file", full)
     assert image_digests(store).readable.all()
     assert not (store.path / FILE).exists()
@@ -142,9 +158,8 @@ def test_a_write_that_fails_is_no_failure(tmp_path: Path, monkeypatch: pytest.Mo
 def test_damaged_data_is_noted(tmp_path: Path) -> None:
     good = encoded(picture(0))
     broken = good[: len(good) // 2] + b"\xff\xd9"  # the header and the end are whole
-    store = store_of(
-        tmp_path, {"a.jpg": good, "b.jpg": broken}, [{"image": n, "split": "train"} for n in ("a.jpg", "b.jpg")]
-    )
+    rows = [{"image": name, "split": "train"} for name in ("a.jpg", "b.jpg")]
+    store = store_of(tmp_path, {"a.jpg": good, "b.jpg": broken}, rows, check_images="header")
     for digests in (image_digests(store), image_digests(store)):  # made, and read back
         assert digests.readable.tolist() == [True, False]
         assert len(digests.problems) == 1

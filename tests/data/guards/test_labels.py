@@ -106,3 +106,15 @@ def test_one_data_set_in_two_vocabularies(first: str, second: str, other_labels:
             "have no label in common (bcc, mel; melanoma, nevus)" in found[0]
             or "(melanoma, nevus; bcc, mel)" in found[0]
         )
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["Z\u0061\u0308hne", "Z\u00e4hne\u00a0", "Z\u00e4\u200bhne", "\u0396\u00e4hne", "\uff3a\u00e4hne"],
+    ids=["decomposed", "no-break space", "zero width", "another alphabet", "full width"],
+)
+def test_labels_that_look_the_same_are_written_out(other: str) -> None:
+    (message,) = label_spellings(["Z\u00e4hne", other])
+    assert ascii("Z\u00e4hne") in message
+    assert ascii(other) in message
+    assert message.count("written") == 2

@@ -136,9 +136,8 @@ def test_many_that_look_alike_are_bounded_and_told(tmp_path: Path, monkeypatch: 
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     good = encoded(IMAGE)
     files = {"a.jpg": good, "b.jpg": good[: len(good) // 2] + b"\xff\xd9", "c.jpg": encoded(IMAGE, quality=50)}
-    store = store_of(
-        tmp_path, files, [{"image": n, "split": s} for n, s in zip(files, ("train", "test", "val"), strict=True)]
-    )
+    rows = [{"image": n, "split": s} for n, s in zip(files, ("train", "test", "val"), strict=True)]
+    store = store_of(tmp_path, files, rows, check_images="header")
     digests = image_digests(store)
     found = find_near_duplicates(store.table, digests)
     assert named(found) == {("a.jpg", "c.jpg")}

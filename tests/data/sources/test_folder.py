@@ -89,7 +89,7 @@ def test_dicom_without_an_ending_is_read(tmp_path: Path) -> None:
     for name in names:
         (folder / name).write_bytes(dicom_bytes(dicom_dataset(np.zeros((4, 4), np.uint16))))
     (folder / "LICENSE").write_text("x" * 200)
-    (folder / "short").write_text("DICM")
+    (folder / "short").write_text("DIC")
     (folder / "dangling").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "pipe")  # opening it would wait for ever
     source = data_config(tmp_path, {"kind": "folder", "name": "s", "path": str(tmp_path / "d")}).sources[0]

@@ -15,6 +15,7 @@ from consilium.core.files import fingerprint, locked, write_json
 from consilium.core.reporter import Reporter
 from consilium.data.config import DataConfig
 from consilium.data.guards.digests import Digests, image_digests
+from consilium.data.guards.folders import folder_warnings
 from consilium.data.guards.labels import LabelConflict, label_conflicts, label_spellings, label_vocabularies
 from consilium.data.guards.leaks import Leak, find_leaks
 from consilium.data.guards.near_duplicates import NearDuplicates, Pair, find_near_duplicates
@@ -84,7 +85,7 @@ def check(
     """
     guards = config.guards
     across, within = NearDuplicates([]), NearDuplicates([])
-    warnings: dict[str, list[str]] = {}
+    warnings = folder_warnings(store, table, config, headers=images, reporter=reporter)
     looks = guards.near_duplicates or guards.shortcuts
     if looks and images and len(table.view_column("name")[0]):
         with _alone(store):

@@ -1,4 +1,7 @@
-"""One pass over all images of a store: a perceptual hash and a few plain statistics of each.
+"""What one decoding of every image gives: a perceptual hash and a few plain statistics of each.
+
+``prepare`` decodes each image anyway and keeps its digest; of a store that was prepared without, the digests are made
+in a pass of their own.
 
 Axes in names: V views (images) of the store, F statistics, H height, W width, C channel.
 """
@@ -6,7 +9,7 @@ Axes in names: V views (images) of the store, F statistics, H height, W width, C
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +28,8 @@ FILE = "digests.npz"
 VERSION = 1
 SIDE = 64  # each image is looked at as SIDE x SIDE pixels
 HASH_SIDE = 16  # frequencies in each direction that make the hash
-BATCH = 256
+BATCH = 256  # images that one pass looks at together
+COLLECTED = 64  # images whose digests are made together while others are decoded
 SIDES = ("top", "bottom", "left", "right")
 STATISTICS = (
     "width", "height",
@@ -37,7 +41,9 @@ STATISTICS = (
 )  # fmt: skip
 BLACK = 12  # levels of 255; JPEG leaves a black border so bright
 MARGIN_RANGE = 10  # levels of 255 within which a line counts as empty margin
+_NO_HASHES, _NO_STATISTICS = np.zeros((0, 4), np.uint64), np.zeros((0, len(STATISTICS) - 2), np.float32)
 Progress = Callable[[int, int | None], None]
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # of a file that is not there, or in part
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,67 @@ class Digests:
         )  # fmt: skip
 
 
+def small(data: bytes, *, name: str, max_pixels: int) -> np.ndarray:
+    """The whole image, decoded and reduced to uint8 [SIDE, SIDE, 3]; damaged data is an ImageError."""
+    return load_view(data, name=name, image=ImageConfig(size=(SIDE, SIDE), max_pixels=max_pixels), box=None)
+
+
+class DigestCollector:
+    """Makes digests of images that are decoded one after another, and keeps them until they are written."""
+
+    def __init__(self) -> None:
+        self._waiting: list[np.ndarray] = []
+        self._hashes, self._statistics = [_NO_HASHES], [_NO_STATISTICS]
+
+    def add(self, pixels_HWC: np.ndarray) -> None:
+        """Add the next image, as ``small`` gives it."""
+        self._waiting.append(pixels_HWC)
+        if len(self._waiting) == COLLECTED:
+            self._digest()
+
+    def write(self, path: Path) -> None:
+        """Write the digests of the images added since the last time."""
+        self._digest()
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, hashes=np.concatenate(self._hashes), statistics=np.concatenate(self._statistics))
+        self._hashes, self._statistics = [_NO_HASHES], [_NO_STATISTICS]
+
+    def _digest(self) -> None:
+        if self._waiting:
+            pixels_BHWC = np.stack(self._waiting)
+            self._hashes.append(_hashes(pixels_BHWC))
+            self._statistics.append(_statistics(pixels_BHWC))
+            self._waiting = []
+
+
+def keep_digests(store: Store, paths: Sequence[Path]) -> None:
+    """Write the digests of a new store, all of whose images were decoded: what was collected in ``paths``, in order."""
+    rows, widths = store.table.view_column("width")
+    heights = store.table.view_column("height")[1]
+    hashes, statistics = [_NO_HASHES], [_NO_STATISTICS]
+    for path in paths:
+        with np.load(path, allow_pickle=False) as saved:
+            hashes.append(saved["hashes"])
+            statistics.append(saved["statistics"])
+    sizes_V2 = np.array([widths, heights], dtype=np.float32).T
+    statistics_VF = np.concatenate([sizes_V2, np.concatenate(statistics)], axis=1)
+    everywhere = np.ones(len(rows), dtype=bool)
+    max_pixels = store.manifest.max_pixels
+    found = Digests(rows, np.concatenate(hashes), statistics_VF, everywhere, STATISTICS, [], max_pixels)
+    _write(store.path / FILE, _key(store), found)
+
+
+def all_decoded(store: Store, *, progress: Progress | None = None) -> bool:
+    """Whether every image of a store could be decoded when its digests were made; makes them where there are none."""
+    try:
+        with (store.path / FILE).open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            if saved["key"].item() == _key(store):
+                return bool(saved["readable"].all())
+    except _DAMAGED:
+        pass
+    return bool(image_digests(store, progress=progress).readable.all())
+
+
 def image_digests(store: Store, *, progress: Progress | None = None) -> Digests:
     """The digests of all images of a store, kept in its folder as ``digests.npz`` and read back from there.
 
@@ -85,12 +152,15 @@ def image_digests(store: Store, *, progress: Progress | None = None) -> Digests:
     ``progress`` is called with (images done, all). An image whose data is damaged is noted in ``problems``. A store
     in a folder that cannot be written is looked through each time.
     """
-    key = f"{VERSION} {store.manifest.fingerprint} {store.manifest.created}"
-    found = _read(store.path / FILE, key, store.manifest.max_pixels)
+    found = _read(store.path / FILE, _key(store), store.manifest.max_pixels)
     if found is None:
         found = _look(store, progress)
-        _write(store.path / FILE, key, found)
+        _write(store.path / FILE, _key(store), found)
     return found
+
+
+def _key(store: Store) -> str:
+    return f"{VERSION} {store.manifest.fingerprint} {store.manifest.created}"
 
 
 def _read(path: Path, key: str, max_pixels: int) -> Digests | None:
@@ -101,7 +171,7 @@ def _read(path: Path, key: str, max_pixels: int) -> Digests | None:
                 return None
             problems = saved["problems"].tolist()
             arrays = [saved[name] for name in ("rows", "hashes", "statistics", "readable")]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except _DAMAGED:
         return None
     rows, hashes_V4, statistics_VF, readable = arrays
     return Digests(rows, hashes_V4, statistics_VF, readable, STATISTICS, problems, max_pixels)
@@ -125,11 +195,10 @@ def _look(store: Store, progress: Progress | None) -> Digests:
     statistics_VF = np.full((len(rows), len(STATISTICS)), np.nan, dtype=np.float32)
     readable = np.zeros(len(rows), dtype=bool)
     problems: list[str] = []
-    image = ImageConfig(size=(SIDE, SIDE), max_pixels=max_pixels)
 
-    def small(item: tuple[str | bytes, str]) -> np.ndarray | str:
+    def look(item: tuple[str | bytes, str]) -> np.ndarray | str:
         try:
-            return load_view(read_bytes(item[0]), name=item[1], image=image, box=None)
+            return small(read_bytes(item[0]), name=item[1], max_pixels=max_pixels)
         except ImageError as error:
             return str(error)
 
@@ -137,7 +206,7 @@ def _look(store: Store, progress: Progress | None) -> Digests:
     start = 0
     with ThreadPoolExecutor(store.reading_threads()) as pool:
         while batch := list(islice(views, BATCH)):
-            found = list(pool.map(small, batch))
+            found = list(pool.map(look, batch))
             seen = [number for number, pixels in enumerate(found, start) if not isinstance(pixels, str)]
             problems += [pixels for pixels in found if isinstance(pixels, str)]
             if seen:

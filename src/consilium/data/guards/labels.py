@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -17,6 +18,11 @@ COMMON_PARTS = {"background", "healthy", "misc", "none", "normal", "oth", "other
 # What tells the parts of one data set from each other, in the names of sources.
 PART_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing", "part", "fold", "v", "version"}
 _SEPARATOR = re.compile(r"(?<=[^\W_])[\s_.-]+(?=[^\W_])")
+# Letters of the Cyrillic and the Greek alphabet that look like Latin ones.
+_LOOK_ALIKE = str.maketrans(
+    "АВЕЅІЈКМНОРСТХУаеѕіјорсхуΑΒΕΖΗΙΚΜΝΟΡΤΥΧοιν",
+    "ABESIJKMHOPCTXYaesijopcxyABEZHIKMNOPTYXoiv",
+)
 _NO_LETTERS = re.compile(r"[\W\d_]+")
 
 
@@ -72,7 +78,8 @@ def _conflict(table: CaseTable, rows: Sequence[int], what: str) -> LabelConflict
 
 
 def label_spellings(labels: Iterable[str]) -> list[str]:
-    """Labels that may be one: they differ only in case, spaces, dashes, underscores, dots or a plural.
+    """Labels that may be one: they differ only in case, spaces, dashes, underscores, dots, accents or a plural, or in
+    what is not seen: the Unicode form of a letter, a letter of another alphabet, a space without width.
 
     A label that is the end of another's path (``melanoma`` and ``skin.melanoma``) may be the same one too, unless it
     is one of ``COMMON_PARTS``; ``ct.head`` and ``mri.head`` are two.
@@ -89,16 +96,35 @@ def label_spellings(labels: Iterable[str]) -> list[str]:
             end = _key(".".join(parts[start:]))
             if end not in COMMON_PARTS:
                 links += [[number, other] for other in by_key.get(end, []) if other != number]
-    told = [f"'{name}' ({counts[name]})" for name in names]
     return [
-        f"the labels {some([told[number] for number in found], 5)} may be spellings of one; if so, write them alike."
+        f"the labels {some(_told([names[number] for number in found], counts), 5)} may be spellings of one; if so, "
+        "write them alike."
         for found in clusters(links)
     ]
 
 
+def spelled_alike(label: str, labels: Iterable[str]) -> list[str]:
+    """Those of the labels that may be another spelling of one; see ``label_spellings``."""
+    key = _key(label)
+    return [other for other in labels if _key(other) == key]
+
+
+def _told(names: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+    """Labels with their cases; those that look the same also with their letters written out."""
+    looks = Counter(map(_look, names))
+    return [f"'{name}' ({counts[name]}" + (f", written {name!a})" if looks[_look(name)] > 1 else ")") for name in names]
+
+
+def _look(label: str) -> str:
+    """What a label looks like on a screen."""
+    plain = unicodedata.normalize("NFKC", label).translate(_LOOK_ALIKE)
+    return " ".join("".join(sign for sign in plain if unicodedata.category(sign) != "Cf").split())
+
+
 def _key(label: str) -> str:
     """What spellings of one label have in common; digits that were apart stay apart."""
-    words = [_singular(word) for word in _SEPARATOR.split(label.casefold().strip())]
+    letters = (sign for sign in unicodedata.normalize("NFKD", _look(label)) if not unicodedata.combining(sign))
+    words = [_singular(word) for word in _SEPARATOR.split("".join(letters).casefold())]
     key = words[0]
     for word in words[1:]:
         key += f" {word}" if key[-1:].isdigit() and word[:1].isdigit() else word

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from consilium.core.config import Config
 
@@ -12,7 +12,11 @@ from consilium.core.config import Config
 class SourceBase(Config):
     """What every source has: a name (unique), a root or file, a weight in the mixture."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="Its name in tables and reports.")
+    later: ClassVar[tuple[str, ...]] = ()  # keys that came after the first stores; a default is as if it were not there
+
+    name: str = Field(
+        min_length=1, pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="Its name in tables and reports."
+    )
     path: str = Field(
         description="Folder or file, here (relative: to the working directory) or in a bucket (gs://, s3://, hf://)."
     )
@@ -26,13 +30,61 @@ class SourceBase(Config):
 
 
 class FolderSource(SourceBase):
-    """``{path}/{train,val,test}/{label}/...`` or plain ``{path}/{label}/...``; group = file unless mapped."""
+    """``{path}/{train,val,test}/{label}/...``, ``{path}/{label}/...`` or ``{path}/{label}/{train,val,test}/...``.
+
+    Each image is a group of its own unless ``group_by`` or ``group_pattern`` says otherwise; a mask or thumbnail is in
+    the group of its image. A pattern of names is a glob: without a slash it stands for files and folders of that name
+    at any depth, with one for a path below ``path``, in which ``**`` stands for any folders.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("split_folders", "group_by", "include", "exclude")
 
     kind: Literal["folder"] = "folder"
     label_levels: int = Field(default=1, ge=0, description="How many folder levels make the label; 0: no label.")
-    group_pattern: str | None = Field(
-        default=None, description="Regular expression on the file name; its first bracket is the group (patient)."
+    split_folders: Literal["above", "below", "none"] | None = Field(
+        default=None,
+        description="Where folders called train, val and test lie: above or below the labels, or none (they are "
+        "labels); null: above where all folders are called so, else none, and an error where that looks wrong.",
     )
+    group_by: Literal["file", "folder", "PatientID", "StudyInstanceUID"] = Field(
+        default="file",
+        description="What makes a group (patient): each file, the first folder below the label, or what a DICOM "
+        "header says.",
+    )
+    group_pattern: str | None = Field(
+        default=None,
+        description="Regular expression on the file name or, where it finds nothing there, on the path below path; "
+        "its first bracket is the group (patient).",
+    )
+    include: list[str] | None = Field(
+        default=None, min_length=1, description="Patterns of names, as in ['*.dcm']; only these are read. null: all."
+    )
+    exclude: list[str] = Field(default=[], description="Patterns of names left out, as in ['*_mask.*', thumbs].")
+
+    @model_validator(mode="after")
+    def _one_group(self) -> FolderSource:
+        if self.group_pattern is not None and self.group_by != "file":
+            raise ValueError(f"group_pattern and group_by: {self.group_by} both name the group; give one")
+        return self
+
+
+class Findings(Config):
+    """One column per finding, as chest collections have them: 1 is there, 0 or empty is not, -1 is uncertain."""
+
+    columns: list[str] = Field(
+        min_length=1,
+        description="The columns, whose names are the labels; of a pattern such as finding_* what * stands for.",
+    )
+    uncertain: Literal["positive", "negative", "ignore"] | None = Field(
+        default=None,
+        description="-1 as 1 (U-Ones), as 0 (U-Zeros), or the case unlabelled (U-Ignore); null: such a row is bad.",
+    )
+    none: str | None = Field(default=None, min_length=1, description="Label of a row without any finding; null: none.")
+
+
+def _short_findings(value: object) -> object:
+    """Columns or a pattern alone stand for the section."""
+    return {"columns": [value] if isinstance(value, str) else value} if isinstance(value, (str, list)) else value
 
 
 class Columns(Config):
@@ -47,16 +99,36 @@ class Columns(Config):
     mask: str | None = Field(default="mask", description="Path of the mask.")
     is_gt: str | None = Field(default="is_gt", description="true or false; false marks a pseudo-label.")
     label_separator: str | None = Field(default=None, description="Splits a label cell into several (multi-label).")
+    findings: Annotated[
+        Findings | None,
+        BeforeValidator(_short_findings, json_schema_input_type=Findings | list[str] | str | None),
+    ] = Field(
+        default=None,
+        description="One column per finding, in place of label: their names, a pattern, or a section.",
+    )
     meta: list[str] | None = Field(default=None, description="Columns kept as metadata; null keeps all others.")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without ``findings`` where there are none: stores are called after their config, and it came later."""
+        tree: dict[str, Any] = write(self)
+        return {key: value for key, value in tree.items() if key != "findings" or value is not None}
 
 
 class RowSource(SourceBase):
     """A file of rows whose columns have names."""
 
+    later: ClassVar[tuple[str, ...]] = ("image_template",)  # came after the first stores; as if absent where it is null
     required: ClassVar[tuple[str, ...]] = ()  # the keys of ``columns`` that a ready-made mapping cannot do without
     kind: str
     columns: Columns = Columns()
     image_root: str | None = Field(default=None, description="Folder of relative image paths; null: the file's own.")
+    image_template: str | None = Field(
+        default=None,
+        pattern=r"\{(:0?\d+)?\}",
+        description='Path of an image, as in "{}.png": {} is the cell of columns.image, {:06} its number with zeros in '
+        "front, {patient} another column.",
+    )
 
 
 class TableSource(RowSource):
@@ -104,7 +176,10 @@ class JsonlSource(RowSource):
     """MultiMediset form: one object a line, ``text`` or ``conversations``, ``modalities: [{type, value}]``."""
 
     kind: Literal["jsonl", "multimediset"] = "jsonl"
-    attachment_token: str = Field(default="<|reserved_special_token_0|>", description="Removed from text, counted.")
+    attachment_token: str = Field(
+        default="<|reserved_special_token_0|>",
+        description="Removed from text and counted, as are <image> and its like; '': keep all.",
+    )
 
 
 class HubDataset(Config):

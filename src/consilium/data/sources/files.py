@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from consilium.core.errors import DataError
-from consilium.core.places import FileFacts, absolute, facts, find, is_remote
+from consilium.core.nearby import looked_for
+from consilium.core.places import FileFacts, absolute, facts, find, is_remote, join
 from consilium.core.reporter import Reporter, some
 from consilium.data.case import printable
 from consilium.data.dicom import is_dicom
@@ -21,13 +22,23 @@ from consilium.data.sources.config import (
     RetClipCsvSource,
     RetClipTsvSource,
     Source,
+    TableSource,
 )
+from consilium.data.sources.layout import has_splits_on_top
+from consilium.data.sources.names import Glob, left_by_storage
+from consilium.data.sources.parquet import is_parquet, parquet_files
 
 if TYPE_CHECKING:
+    from consilium.data.sources.companions import Companion
     from consilium.data.sources.hub import HubCache
 
+# The endings of every kind of image that is read, whoever lists files: a source, or `predict`.
 IMAGE_EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm", ".dicom", ".nii", ".nii.gz"}
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".tif", ".tiff", ".webp", ".bmp", ".dib", ".gif"),
+        *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".pbm", ".pgm", ".ppm", ".pnm"),
+        *(".dcm", ".dicom", ".dic", ".ima", ".nii", ".nii.gz"),
+    }
 )
 
 DICOMDIR = "DICOMDIR"  # DICOM itself, but a table of contents
@@ -44,11 +55,15 @@ class InputFile:
 
 @dataclass
 class Inputs:
-    """All files of a source in a fixed order, how many were left aside, by reason, and its rows of a hub dataset."""
+    """All files of a source in a fixed order, how many were left aside, by reason, and its rows of a hub dataset.
+
+    ``companions`` are the masks and thumbnails among the files of a folder, once they were looked for.
+    """
 
     files: list[InputFile]
     skipped: Counter[str] = field(default_factory=Counter)
     hub: HubCache | None = None
+    companions: list[Companion] | None = None
 
 
 def extension_of(name: str) -> str:
@@ -92,26 +107,43 @@ def list_inputs(source: Source, *, root: str = "stores", reporter: Reporter | No
     return inputs
 
 
-def _list_folder(source: FolderSource) -> Inputs:
+def images_under(folder: str) -> Inputs:
+    """The images under a folder, here or in a bucket, and what was left aside; there may be none."""
+    return _listed(FolderSource(kind="folder", name="images", path=folder)).inputs
+
+
+def _listed(source: FolderSource) -> _Listing:
     root = absolute(source.path)
-    inputs = Inputs([])
+    listing = _Listing(source)
     if is_remote(root):
         for name, found in find(root).items():
-            _add(name, found, inputs, is_image=extension_of(name) in IMAGE_EXTENSIONS)
+            listing.add(name, found, is_image=extension_of(name) in IMAGE_EXTENSIONS)
     elif os.path.isdir(root):
-        _walk(root, "", inputs, ())
+        listing.walk(root, "", ())
     else:
-        raise DataError(f"source '{source.name}': the folder {source.path} does not exist; correct its path.")
+        raise DataError(
+            f"source '{source.name}': the folder {source.path} does not exist; correct its path."
+            f"{looked_for(source.path)}"
+        )
+    return listing
+
+
+def _list_folder(source: FolderSource) -> Inputs:
+    listing = _listed(source)
+    inputs = listing.inputs
     if not inputs.files:
         skipped = f" ({counted_reasons(inputs.skipped)} skipped)" if inputs.skipped else ""
         raise DataError(
             f"source '{source.name}': the folder {source.path} holds no image{skipped}; "
             f"expected files ending in {', '.join(sorted(IMAGE_EXTENSIONS))}, or DICOM files without an ending."
         )
+    inputs.skipped.update(listing.empty_label_folders())
     return inputs
 
 
 def _list_file(source: Source) -> Inputs:
+    if isinstance(source, TableSource) and is_parquet(source) and os.path.isdir(absolute(source.path)):
+        return Inputs([_input_file(source, name, join(absolute(source.path), name)) for name in parquet_files(source)])
     inputs = Inputs([_input_file(source, ".", source.path)])
     if isinstance(source, RetClipTsvSource) and source.texts is not None:
         inputs.files.append(_input_file(source, "texts", source.texts))
@@ -130,22 +162,16 @@ def _list_hub(
 
 def _input_file(source: Source, name: str, path: str) -> InputFile:
     found = facts(absolute(path))
-    if found is None or not found.is_file:
-        raise DataError(f"source '{source.name}': the file {path} does not exist; correct its path.")
+    if found is None:
+        raise DataError(f"source '{source.name}': the file {path} does not exist{looked_for(path)}; correct its path.")
+    if not found.is_file:
+        raise DataError(
+            f"source '{source.name}': {path} is a folder, but kind {source.kind} reads a file; give the file's path "
+            "(a folder of images is kind: folder, one of parquet files kind: parquet)."
+        )
     if not found.size:
         raise DataError(f"source '{source.name}': the file {path} is empty.")
     return InputFile(name, found.size, found.version)
-
-
-def _add(name: str, found: FileFacts, inputs: Inputs, *, is_image: bool) -> None:
-    if any(part.startswith(".") for part in name.split("/")):
-        inputs.skipped["hidden"] += 1
-    elif name.rpartition("/")[2] == DICOMDIR:
-        inputs.skipped[DICOMDIR] += 1
-    elif is_image:
-        inputs.files.append(InputFile(name, found.size, found.version))
-    else:
-        inputs.skipped[f"{printable(extension_of(name)) or 'no extension'} file"] += 1
 
 
 def counted_reasons(counts: Mapping[str, int]) -> str:
@@ -153,21 +179,73 @@ def counted_reasons(counts: Mapping[str, int]) -> str:
     return some([f"{count:,} x {reason}" for reason, count in Counter(counts).most_common()], 5)
 
 
-def _walk(folder: str, relative: str, inputs: Inputs, parents: tuple[tuple[int, int], ...]) -> None:
-    """Add the images under a folder, sorted; links to folders are followed, except back to a parent."""
-    stat = os.stat(folder)
-    identity = (stat.st_dev, stat.st_ino)
-    if identity in parents:
-        inputs.skipped["link to a parent folder"] += 1
-        return
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        name = f"{relative}/{entry.name}" if relative else entry.name
-        if entry.is_dir() and not entry.name.startswith("."):
-            _walk(entry.path, name, inputs, (*parents, identity))
+class _Listing:
+    """What is found under the folder of a source: its images, and what was left aside, by reason."""
+
+    def __init__(self, source: FolderSource) -> None:
+        self.inputs = Inputs([])
+        self._source = source
+        self._include = None if source.include is None else [Glob(pattern) for pattern in source.include]
+        self._exclude = [Glob(pattern) for pattern in source.exclude]
+        self._folders: list[str] = []
+        self._unwanted: list[str] = []  # images that include or exclude leaves out
+
+    def add(self, name: str, found: FileFacts, *, is_image: bool) -> None:
+        """Take a file, or count why it is left aside."""
+        reason = self._reason(name, is_image=is_image)
+        if reason is None:
+            self.inputs.files.append(InputFile(name, found.size, found.version))
         else:
-            # A dangling link stays in the list: its row is reported when the image cannot be read.
-            found = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)
-            is_image = extension_of(name) in IMAGE_EXTENSIONS or is_image_file(entry.path)
-            _add(name, FileFacts(found.st_size, found.st_mtime_ns, is_file=True), inputs, is_image=is_image)
+            self.inputs.skipped[reason] += 1
+
+    def _reason(self, name: str, *, is_image: bool) -> str | None:
+        if (left := left_by_storage(name)) is not None:
+            return f"{left} (left by a storage system)"
+        if any(part.startswith(".") for part in name.split("/")):
+            return "hidden"
+        if name.rpartition("/")[2] == DICOMDIR:
+            return DICOMDIR
+        if not is_image:
+            return f"{printable(extension_of(name)) or 'no extension'} file"
+        reason = None
+        if self._include is not None and not any(glob.matches(name) for glob in self._include):
+            reason = "file that include does not name"
+        elif (excluded := next((glob.pattern for glob in self._exclude if glob.matches(name)), None)) is not None:
+            reason = f"file that exclude names ('{excluded}')"
+        if reason is not None:
+            self._unwanted.append(name)
+        return reason
+
+    def walk(self, folder: str, relative: str, parents: tuple[tuple[int, int], ...]) -> None:
+        """Add the images under a folder, sorted; links to folders are followed, except back to a parent."""
+        stat = os.stat(folder)
+        identity = (stat.st_dev, stat.st_ino)
+        if identity in parents:
+            self.inputs.skipped["link to a parent folder"] += 1
+            return
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            name = f"{relative}/{entry.name}" if relative else entry.name
+            if entry.is_dir() and not entry.name.startswith(".") and left_by_storage(entry.name) is None:
+                self._folders.append(name)
+                self.walk(entry.path, name, (*parents, identity))
+            else:
+                # A dangling link stays in the list: its row is reported when the image cannot be read.
+                found = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)
+                is_image = extension_of(name) in IMAGE_EXTENSIONS or is_image_file(entry.path)
+                self.add(name, FileFacts(found.st_size, found.st_mtime_ns, is_file=True), is_image=is_image)
+
+    def empty_label_folders(self) -> list[str]:
+        """Folders where a label is expected and no image lies, as reasons."""
+        names = [file.name for file in self.inputs.files]
+        levels = self._source.label_levels
+        depth = levels + has_splits_on_top(self._source, names) if levels else 0
+        filled = {"/".join(name.split("/")[:depth]) for name in (*names, *self._unwanted)}
+        return [
+            f"label folder without an image ({printable(folder)})"
+            for folder in self._folders
+            if folder.count("/") + 1 == depth
+            and folder not in filled
+            and not any(glob.matches(folder) for glob in self._exclude)
+        ]

@@ -3,50 +3,59 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from consilium.core.errors import DataError
-from consilium.core.places import open_binary
 from consilium.data.case import BadRow, Case, RowError, View, scalar_text
 from consilium.data.sources.config import JsonlSource
+from consilium.data.sources.lines import numbered_lines, open_unpacked, short
 from consilium.data.sources.rows import RowReader
 
-_MULTIMEDISET_KEYS = frozenset({"conversations", "modalities"})
+_TURNS = ("conversations", "messages")
+_MULTIMEDISET_KEYS = frozenset({*_TURNS, "modalities"})
+# LLaVA, InternVL, Phi, Qwen-VL, Gemma, DeepSeek-VL, InternLM-XComposer, Idefics and others.
+_PLACEHOLDERS = (
+    r"<\|?image[ _-]?\d*\|?>|<\|vision_start\|><\|(?:image|vision)_pad\|><\|vision_end\|>|<\|image_pad\|>|<ImageHere>|"
+    r"<image_placeholder>|<start_of_image>|<image_soft_token>|<\|attachment\|>|<img></img>|<__media__>|\[IMG\]"
+)
 
 
 def read_jsonl(source: JsonlSource) -> Iterator[Case | BadRow]:
     """The objects of a jsonl file in MultiMediset form.
 
-    Purpose: each line is an object with ``text`` or else ``conversations: [{role or from, content or value}]``
-    (the turns are joined by newlines) and ``modalities: [{type: image, value: path}]``; without
-    ``modalities`` the image column is read. Several images are several views. Every attachment token
-    is removed from the text; where a row has any, their number must be that of its images. Other keys
-    become metadata. Errors: each bad line is a BadRow; blank lines are passed over.
+    Purpose: each line is an object with ``text`` or else ``conversations`` (or ``messages``), a list of
+    ``{role or from, content or value}`` (the turns are joined by newlines), and
+    ``modalities: [{type: image, value: path}]``; without ``modalities`` the image column is read. Several images are
+    several views. Every attachment token, and every placeholder of an image that vision-language models use
+    (``<image>``, ``<|image_1|>`` ...), is removed from the text; where a row has any, their number must be that of its
+    images. Other keys become metadata. A file may be packed with gzip. Errors: each bad line is a BadRow; blank lines
+    are passed over.
     """
     reader = RowReader(source, also_used=_MULTIMEDISET_KEYS)
     present: dict[str, None] = {}
-    with open_binary(reader.file) as stream:
-        for line, raw in enumerate(stream, start=1):
-            raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
-            if not raw.strip():
+    with open_unpacked(reader.file) as stream:
+        for line, raw in numbered_lines(stream):
+            content = b"..." if raw is None else raw.strip()
+            if not content:
                 continue
-            if not present and raw.strip() == b"[":
+            if not present and content == b"[":
                 raise DataError(
                     f"source '{source.name}': {reader.file} is one JSON list; write one object a line, without "
                     "brackets and commas around them (pandas: to_json(..., orient='records', lines=True))."
                 )
             try:
-                row = json_object(raw)
+                row = json_object(short(raw))
                 present.update(dict.fromkeys(row))
                 views = _modalities(reader, row["modalities"]) if "modalities" in row else reader.views(row)
                 yield reader.case(row, line, views=views, text=_jsonl_text(source, row, images=len(views)))
             except RowError as error:
                 yield reader.bad(line, str(error))
     if present:
-        # ``modalities`` stands for the image columns, ``conversations`` for the text.
+        # ``modalities`` stands for the image columns, a conversation for the text.
         stands_for = reader.image_columns if "modalities" in present else []
-        text = [source.columns.text] if "conversations" in present and source.columns.text else []
+        text = [source.columns.text] if present.keys() & set(_TURNS) and source.columns.text else []
         reader.check_columns([*present, *stands_for, *text])
 
 
@@ -89,19 +98,22 @@ def _jsonl_text(source: JsonlSource, row: Mapping[str, Any], *, images: int) -> 
     column = source.columns.text
     if column is None:
         return None
-    if row.get(column) is None and "conversations" in row:
-        turns = row["conversations"]
+    key = next((key for key in _TURNS if key in row), None)
+    if row.get(column) is None and key is not None:
+        turns = row[key]
         if not isinstance(turns, list):
-            raise RowError(f"conversations is a {type(turns).__name__}; expected a list of turns")
+            raise RowError(f"{key} is a {type(turns).__name__}; expected a list of turns")
         text = "\n".join(map(_turn, turns))
     else:
         text = scalar_text(row.get(column), column)
-    token = source.attachment_token
-    count = text.count(token) if token else 0
+    if not source.attachment_token:
+        return text or None
+    placeholder = re.compile(f"{re.escape(source.attachment_token)}|(?i:{_PLACEHOLDERS})")
+    without, count = placeholder.subn(" ", text)
     if count and count != images:
         raise RowError(f"the text has {count} attachment tokens, the row {images} images")
     if count:
-        lines = (" ".join(line.replace(token, " ").split()) for line in text.split("\n"))
+        lines = (" ".join(line.split()) for line in without.split("\n"))
         text = "\n".join(line for line in lines if line)
     return text or None
 
@@ -110,6 +122,9 @@ def _turn(turn: Any) -> str:
     if not isinstance(turn, dict):
         raise RowError(f"conversations holds a {type(turn).__name__}; expected objects {{role, content}}")
     for key in ("content", "value"):
+        if isinstance(turn.get(key), list):  # parts, of which those of images stand for what the row names elsewhere
+            texts = [part.get("text") if isinstance(part, dict) else part for part in turn[key]]
+            return "\n".join(text for part in texts if (text := scalar_text(part, "conversation content")))
         if key in turn:
             return scalar_text(turn[key], "conversation content")
     raise RowError("a conversation turn has neither content nor value")

@@ -46,6 +46,8 @@ def _checked(case: Case, first_line: dict[str, tuple[str, int | None]]) -> Case 
     """The case, or what is wrong with it; ``first_line`` is where each id was first."""
     try:
         check_encodable(case)
+        if case.id in (".", ".."):
+            raise RowError(f"the id '{case.id}' means a folder in paths; give another")
         # Files of a folder have ids of their own.
         place = (case.file, case.line)
         if case.line is not None and first_line.setdefault(case.id, place) != place:
@@ -69,7 +71,7 @@ def _rows(source: Source, inputs: Inputs) -> Iterator[Case | BadRow]:
         case TableSource():
             from consilium.data.sources.tables import read_table
 
-            return read_table(source)
+            return read_table(source, inputs)
         case RetClipTsvSource():
             from consilium.data.sources.ret_clip_tsv import read_ret_clip_tsv
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import binascii
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any, cast
+from typing import Any
 
-from consilium.core.places import open_binary
 from consilium.data.case import BadRow, Case, RowError, View, printable, scalar_text
 from consilium.data.sources.config import JsonlSource, RetClipTsvSource
 from consilium.data.sources.jsonl import json_object
+from consilium.data.sources.lines import numbered_lines, open_unpacked, short
 from consilium.data.sources.rows import RowReader
 
-MAX_LINE = 256 * 2**20
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
@@ -34,8 +32,8 @@ def read_ret_clip_tsv(source: RetClipTsvSource) -> Iterator[Case | BadRow]:
     if source.texts is not None:
         yield from texts.read(_reader(source, source.texts))
     first_line: dict[str, int] = {}
-    with open_binary(images.file) as stream:
-        for line, raw in _lines(stream):
+    with open_unpacked(images.file) as stream:
+        for line, raw in numbered_lines(stream):
             if raw is not None and not raw.strip():
                 continue
             try:
@@ -77,11 +75,11 @@ class _Texts:
     def read(self, reader: RowReader) -> Iterator[BadRow]:
         """Collect the texts of a JSONL; its bad lines come back."""
         first_line: dict[str, int] = {}
-        with open_binary(reader.file) as stream:
-            for line, raw in _lines(stream):
+        with open_unpacked(reader.file) as stream:
+            for line, raw in numbered_lines(stream):
                 try:
                     if raw is None or raw.strip():
-                        self._add(reader, line, json_object(_short(raw)), first_line)
+                        self._add(reader, line, json_object(short(raw)), first_line)
                 except RowError as error:
                     yield reader.bad(line, str(error))
 
@@ -122,28 +120,9 @@ def _pair(text: _Text, image_id: str, views: list[View], *, file: str, line: int
     return case
 
 
-def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """The lines of a file with their numbers, one in memory at a time; None for one that is too long to be held."""
-    line = 0
-    # The readline of a file in a bucket takes no limit.
-    with io.BufferedReader(cast(io.RawIOBase, stream), 2**20) as buffered:
-        while raw := buffered.readline(MAX_LINE):
-            line += 1
-            too_long = False
-            while not raw.endswith(b"\n") and (more := buffered.readline(MAX_LINE)):
-                raw, too_long = more, True
-            yield line, None if too_long else raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
-
-
-def _short(raw: bytes | None) -> bytes:
-    if raw is None:
-        raise RowError(f"the line has more than {MAX_LINE:,} bytes")
-    return raw
-
-
 def _image_row(raw: bytes | None) -> tuple[str, list[View]]:
     """The id and the images of a TSV line."""
-    head, *cells = _short(raw).rstrip(b"\r\n").split(b"\t")
+    head, *cells = short(raw).rstrip(b"\r\n").split(b"\t")
     try:
         image_id = head.decode().strip()
     except UnicodeDecodeError:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from consilium.core.config import nearest
 from consilium.core.errors import ConfigError
-from consilium.core.places import FileFacts, absolute, exists, is_bucket, is_remote, join, names_in, parent, split_frame
+from consilium.core.places import (
+    FileFacts,
+    absolute,
+    exists,
+    is_bucket,
+    is_remote,
+    join,
+    local_path,
+    names_in,
+    parent,
+    split_frame,
+)
 from consilium.data.case import (
     BadRow,
     Case,
@@ -16,14 +28,24 @@ from consilium.data.case import (
     View,
     flag,
     label_paths,
+    looks_missing,
     meta_text,
     printable,
     scalar_text,
     split_name,
 )
 from consilium.data.sources.config import Columns, RowSource
+from consilium.data.sources.findings import IGNORED, FindingReader
 
 _OPTIONAL = ("text", "label", "split", "group", "id", "mask", "is_gt")
+# What a cell that says nan, NA or None is read as, by key; a label stays what it is, for "none" may be a class.
+_MISSING = {
+    "group": "each of these images is a group of its own",
+    "id": "the line is the id",
+    "split": "read as no split",
+    "is_gt": "read as true",
+}
+_PLACE = re.compile(r"\{(?P<column>[^{}:]*)(?::0?(?P<width>\d+))?\}")
 
 
 class RowReader:
@@ -34,6 +56,7 @@ class RowReader:
         self.columns = source.columns
         self.file = absolute(source.path)
         self.row_name = source.name
+        self._examples: dict[str, str] = {}
         self._listings: dict[str, dict[str, FileFacts]] = {}  # folders of buckets, each asked for once
         root = source.image_root
         self.root = parent(self.file) if root is None else absolute(root)
@@ -41,6 +64,8 @@ class RowReader:
         self.image_columns = [image] if isinstance(image, str) else list(image)
         named = [getattr(self.columns, name) for name in _OPTIONAL]
         self.used = also_used.union(self.image_columns, (name for name in named if name is not None))
+        findings = self.columns.findings
+        self.findings = None if findings is None else FindingReader(findings, used=self.used)
 
     def check_columns(self, present: Sequence[str]) -> None:
         """Refuse a column that the config names and the file lacks, and a file of neither images nor texts.
@@ -54,17 +79,32 @@ class RowReader:
         if self.columns.image != default.image:
             named += [("image", name) for name in self.image_columns]
         named += [("meta", name) for name in self.columns.meta or []]
-        for key, name in named:
+        keys = [(f"columns.{key} is", name) for key, name in named]
+        keys += [("image_template names", match["column"]) for match in self._places() if match["column"]]
+        for key, name in keys:
             if name is not None and name not in present:
-                raise ConfigError(
-                    f"source '{self.source.name}': columns.{key} is '{name}', {self._absent(name, present)}"
-                )
+                raise ConfigError(f"source '{self.source.name}': {key} '{name}', {self._absent(name, present)}")
+        self._check_findings(present)
         self._check_spelling(present)
         if self.columns.text not in present and not set(self.image_columns) & set(present):
             raise ConfigError(
                 f"source '{self.source.name}': neither an image nor a text column was found; name one in columns.image "
                 f"or columns.text. The image column is '{self.image_columns[0]}', "
                 f"{self._absent(self.image_columns[0], present)}"
+            )
+
+    def _check_findings(self, present: Sequence[str]) -> None:
+        """Refuse findings that the file lacks, and a label beside them."""
+        if self.findings is None:
+            return
+        if (name := self.findings.absent(present)) is not None:
+            raise ConfigError(
+                f"source '{self.source.name}': columns.findings has '{name}', {self._absent(name, present)}"
+            )
+        if self.columns.label in present:
+            raise ConfigError(
+                f"source '{self.source.name}': both columns.findings and the column '{self.columns.label}' "
+                "(columns.label) give labels; set columns.label: null, or leave out columns.findings."
             )
 
     def _check_spelling(self, present: Sequence[str]) -> None:
@@ -106,6 +146,7 @@ class RowReader:
 
     def path(self, value: str) -> str:
         """The absolute path of an image or mask as a row gives it."""
+        value = local_path(value)
         if is_remote(value) and not is_bucket(value):
             raise RowError(f"'{value}' is an address; download the file and give its path")
         if "\0" in value:
@@ -118,8 +159,29 @@ class RowReader:
         return [
             view
             for column in self.image_columns
-            for view in self.cell_views(row.get(column), name=column if several else "")
+            for view in self.cell_views(self._filled(row.get(column), row), name=column if several else "")
         ]
+
+    def _places(self) -> Iterator[re.Match[str]]:
+        """The places of ``image_template`` that are filled."""
+        return _PLACE.finditer(self.source.image_template or "")
+
+    def _filled(self, cell: Any, row: Mapping[str, Any]) -> Any:
+        """The path of an image that a bare cell stands for, by ``image_template``."""
+        if self.source.image_template is None or cell is None or isinstance(cell, (dict, bytes, bytearray)):
+            return cell
+        if isinstance(cell, (list, tuple)):
+            return [self._filled(item, row) for item in cell]
+        own = scalar_text(cell, "image")
+
+        def text(place: re.Match[str]) -> str:
+            name = place["column"]
+            value = scalar_text(row.get(name), name) if name else own
+            if not value:
+                raise RowError(f"image_template needs the column '{name}', which is empty here")
+            return value.zfill(int(place["width"] or 0))
+
+        return _PLACE.sub(text, self.source.image_template) if own else ""
 
     def cell_views(self, cell: Any, *, name: str = "") -> list[View]:
         """The images of a cell: paths, bytes, Hugging Face structs, or a list of them."""
@@ -139,26 +201,66 @@ class RowReader:
 
     def case(self, row: Mapping[str, Any], line: int, *, views: list[View], text: str | None) -> Case:
         """The case of a row whose images and text are known already."""
-        columns, source = self.columns, self.source
+        source = self.source
         if not views and not text:
             raise RowError("the row has neither an image nor a text")
-        found = {key: row.get(column) if (column := getattr(columns, key)) is not None else None for key in _OPTIONAL}
+        notes: list[str] = []
+        found = {key: self._value(row, key, notes) for key in _OPTIONAL}
         identity = scalar_text(found["id"], "id")
-        wanted = columns.meta if columns.meta is not None else (key for key in row if key not in self.used)
+        labels, split = self._labels(found["label"], row, notes), split_name(found["split"]) or source.split
         return Case(
             id=identity or f"{self.row_name}:{line}",
             source=source.name,
             group=scalar_text(found["group"], "group") or self._own_group(views, text, identity),
-            split=split_name(found["split"]) or source.split,
+            split="unlabelled" if IGNORED in notes else split,
             views=tuple(views),
             text=text,
-            labels=label_paths(found["label"], separator=columns.label_separator, prefix=source.label_prefix),
+            labels=labels,
             mask=self._mask(found["mask"]),
             is_gt=flag(found["is_gt"], "is_gt"),
             file=self.file,
             line=line,
-            meta={key: value for key in wanted if (value := meta_text(row.get(key)))},
+            meta={key: value for key in self._wanted(row) if (value := meta_text(row.get(key)))},
+            notes=tuple(notes),
         )
+
+    def _value(self, row: Mapping[str, Any], key: str, notes: list[str]) -> Any:
+        """The cell of a column; None where it only says in words that it has no value."""
+        column = getattr(self.columns, key)
+        cell = None if column is None else row.get(column)
+        if key in _MISSING and isinstance(cell, str) and looks_missing(cell):
+            notes.append(f"'{cell.strip()}' in the column '{column}' looks like a missing value: {_MISSING[key]}")
+            return None
+        return cell
+
+    def _labels(self, cell: Any, row: Mapping[str, Any], notes: list[str]) -> tuple[str, ...]:
+        """The labels of a row, out of its label cell or its findings."""
+        prefix = self.source.label_prefix
+        if self.findings is not None:
+            found, ignored = self.findings.labels(row)
+            notes += [IGNORED] * ignored
+            return label_paths(found, prefix=prefix)
+        labels = label_paths(cell, separator=self.columns.label_separator, prefix=prefix)
+        for label in labels:
+            if looks_missing(label.rpartition(".")[2]):
+                notes.append(f"the label '{label}' looks like a missing value, and is a class: leave such cells empty")
+            elif mark := next((mark for mark in "|;" if mark in label.strip(mark)), None):
+                notes.append(
+                    f"a label with '{mark}' in it, such as '{self._example(mark, label)}', is one class: where it is "
+                    f'several labels, set columns.label_separator: "{mark}" and task.multi_label: true'
+                )
+        return labels
+
+    def _example(self, mark: str, label: str) -> str:
+        """The first label with this mark, so that all rows say the same."""
+        return self._examples.setdefault(mark, label[:80])
+
+    def _wanted(self, row: Mapping[str, Any]) -> Iterable[str]:
+        """The columns that are kept as metadata."""
+        if self.columns.meta is not None:
+            return self.columns.meta
+        findings = {} if self.findings is None else self.findings.columns(list(row))
+        return (key for key in row if key not in self.used and key not in findings)
 
     def _own_group(self, views: list[View], text: str | None, identity: str) -> str:
         """The group where none is given: rows of one image belong together. It never hangs on the row's line,

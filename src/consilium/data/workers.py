@@ -1,0 +1,123 @@
+"""Decoding processes: how they start, how their batches come back, and what is said when they end."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import types
+from collections.abc import Iterator
+from multiprocessing.forkserver import ensure_running
+from typing import TYPE_CHECKING
+
+from consilium.core.errors import MemoryExhaustedError
+from consilium.data.config import LoaderConfig
+
+if TYPE_CHECKING:
+    import torch
+
+SHARED_MEMORY = "/dev/shm"
+GRACE = 10  # seconds that a worker goes on after SIGTERM
+LONGEST_TEMPORARY = 64  # characters of the folder that sockets lie in, whose whole path may have about 100
+# A terminal that closes and a scheduler send these to every process; the main one then still needs its batches.
+_GROUP_SIGNALS = {signal.SIGHUP, signal.SIGUSR1}
+
+
+def worker_count(config: LoaderConfig) -> int:
+    """The number of decoding processes; auto leaves one core to the training."""
+    if config.workers != "auto":
+        return config.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores - 1, 8)
+
+
+def start_method() -> str:
+    """Workers are forked from a small process without threads, which imports what they need once.
+
+    A fork of this process could wait for ever for a lock that one of its threads held.
+    """
+    return "forkserver" if _sockets_work() else "spawn"
+
+
+def warm_up() -> None:
+    """Let the process that workers are forked from import what they need, while this one does something else."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["consilium.data.loader", "pyarrow", "simplejpeg"])
+    if _sockets_work():
+        with starting():
+            ensure_running()
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Where workers are started: they do not run the user's script, and keep off signals to the whole group.
+
+    Python would run the script again in every worker, and a script without ``if __name__ == "__main__":`` would train
+    there too. Workers only need what is imported from this package.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        sys.modules["__main__"] = main
+
+
+def prepare_worker(_: int) -> None:
+    """Run in a worker when it starts."""
+    import torch
+
+    torch.set_num_threads(1)
+    # Ctrl-C and a cluster's SIGTERM reach every process of the group, and the main one still needs the batch that this
+    # worker is on to end its step and save. It says itself when it is done; only SIGTERM may also come from its exit.
+    for number in (signal.SIGINT, *_GROUP_SIGNALS):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+
+
+def why_not_shared(needed: int) -> str | None:
+    """Why batches of ``needed`` bytes in all cannot wait in shared memory; None: they can."""
+    if not _sockets_work():
+        return f"the path of temporary files, {tempfile.gettempdir()}, is too long"
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    except OSError:  # a system that keeps shared memory elsewhere
+        return None
+    if needed <= free:
+        return None
+    return f"shared memory ({SHARED_MEMORY}) has {free / 2**20:,.0f} MiB free, and {needed / 2**20:,.0f} MiB may wait"
+
+
+def shared(size: tuple[int, ...]) -> torch.Tensor | None:
+    """Zeros (uint8) in shared memory; None where it is full."""
+    import torch
+
+    try:
+        found: torch.Tensor = torch.zeros(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        return found
+    except RuntimeError:  # torch has no error of its own for this
+        return None
+
+
+@contextlib.contextmanager
+def deaths_explained() -> Iterator[None]:
+    """A worker that is gone becomes an error that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):  # torch has no error of its own for this
+            raise
+        raise MemoryExhaustedError(
+            f"a process that decodes images died ({str(error).partition('. ')[0]}). Most often memory or shared memory "
+            f"({SHARED_MEMORY}) ran out: lower data.loader.workers, prefetch_factor or batch_size, or give the run "
+            "more of it; a training goes on with the same command and --resume."
+        ) from error
+
+
+def _sockets_work() -> bool:
+    return len(tempfile.gettempdir()) <= LONGEST_TEMPORARY
