@@ -107,8 +107,25 @@ def test_a_folder_is_no_config(cli: Cli, tmp_path: Path) -> None:
             ["data.loader.batch_size=1"],
             ["every batch of the training has a single case", "BatchNorm", "Set data.loader.batch_size to 2 or more"],
         ),
+        (
+            ["data.loader.batch_size=1", "data.image.size=[96, 96]"],
+            ["every batch of the training has a single case", "freeze it: task.vision.freeze.kind: tower"],
+        ),
     ],
-    ids=["warmup", "long", "drop_last", "monitor", "label", "weight", "tower", "weights", "blocks", "single", "one"],
+    ids=[
+        "warmup",
+        "long",
+        "drop_last",
+        "monitor",
+        "label",
+        "weight",
+        "tower",
+        "weights",
+        "blocks",
+        "single",
+        "one",
+        "one large",
+    ],
 )
 def test_what_only_the_data_shows_to_be_wrong(cli: Cli, recipe: Path, overrides: list[str], told: list[str]) -> None:
     overrides = ["task.loss.kind=cross_entropy", *overrides]

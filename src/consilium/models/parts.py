@@ -36,7 +36,7 @@ class Part:
                 f"those below {some([f'`{other}`' for other in self.others], _SHOWN)} fit, too, but are not used"
             )
         if self.left_out:
-            lines.append(f"{len(self.left_out)} tensors are not the tower's: {some(self.left_out, _SHOWN)}")
+            lines.append(f"left out, as not the tower's: {some(self.left_out, _SHOWN)}")
         return "; ".join(lines)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError, MemoryExhaustedError
@@ -85,18 +86,21 @@ def _try_single(task: Any, batch: Batch, *, only: bool) -> None:
     """One case alone; ``only`` where no batch has more."""
     task.set_epoch(10**9)  # what a frozen warm-up holds in evaluation mode learns by then
     try:
+        # On large images torch takes the statistics of a single case; they are not those that validation uses.
+        if only and any(isinstance(part, _BatchNorm) and part.training for part in task.modules()):
+            raise ConfigError(
+                "every batch of the training has a single case (for each process), and BatchNorm in the tower cannot "
+                "learn from one. Set data.loader.batch_size to 2 or more for each process (trainer.accumulate does not "
+                "help), take a tower without BatchNorm (convnext_tiny, vit_b_16), or freeze it: "
+                "task.vision.freeze.kind: tower."
+            )
         task.step(batch)
     except ValueError as error:
         if not str(error).startswith("Expected more than 1 value per channel"):  # torch has no error of its own
             raise
-        last = "Set data.loader.drop_last: true, or another data.loader.batch_size."
-        every = (
-            "Set data.loader.batch_size to 2 or more for each process (trainer.accumulate does not help), take a tower "
-            "without BatchNorm (convnext_tiny, vit_b_16), or freeze it: task.vision.freeze.kind: tower."
-        )
         raise ConfigError(
-            f"{'every' if only else 'a'} batch of the training has a single case (for each process), and BatchNorm in "
-            f"the tower cannot learn from one. {every if only else last}"
+            "a batch of the training has a single case (for each process), and BatchNorm in the tower cannot learn "
+            "from one. Set data.loader.drop_last: true, or another data.loader.batch_size."
         ) from error
     finally:
         task.set_epoch(0)
