@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -206,7 +207,10 @@ class Loader:
             if count:
                 self._choose_transport(count)
             self._loader = self._build(count)
+        if not self._loader.num_workers:
+            return iter(self._loader)
         try:
+            multiprocessing.Lock()  # fails where there is no room for locks, before anything is half made
             with workers.starting():
                 return iter(self._loader)
         except OSError as error:  # no room or no permission for locks and pipes

@@ -47,7 +47,7 @@ def warm_up() -> None:
     """Let the process that workers are forked from import what they need, while this one does something else."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["consilium.data.loader", "pyarrow", "simplejpeg"])
     if _sockets_work():
-        with starting():
+        with contextlib.suppress(OSError), starting():  # whoever starts a worker hears of it
             ensure_running()
 
 
