@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from consilium.core.config import build
 from consilium.core.contracts import Batch, Outputs, Prediction
 from consilium.core.errors import BundleError, ConfigError, ConsiliumError, DataError, ImageError, WeightsError
 from consilium.core.files import atomic_file, write_json
@@ -113,8 +114,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """The torch device of ``auto`` (cuda, mps, cpu, the first there is) or of its name (cuda:1: the second one)."""
+    name = str(name)
     there = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     there += ["mps"] if torch.backends.mps.is_available() else []
     there += ["cpu"]
@@ -168,9 +170,16 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, device: str = "auto", batch_size: int = 32, workers: int | None = None
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        batch_size: int = 32,
+        workers: int | None = None,
     ) -> Predictor:
         """The predictor of a bundle (a folder, here or in a bucket, or an archive); a damaged one is a BundleError."""
+        own = {"batch_size": batch_size, "workers": "auto" if workers is None else workers}
+        loader = build(LoaderConfig, own, origin="the arguments")
         folder = local_bundle(folder)
         manifest = read_manifest(folder)
         chosen = choose_device(device)
@@ -181,7 +190,7 @@ class Predictor:
             task,
             image=manifest.image,
             labels=task.labels,
-            loader=LoaderConfig(batch_size=batch_size, workers="auto" if workers is None else workers),
+            loader=loader,
             device=chosen,
             manifest=manifest,
             threshold=manifest.threshold,
@@ -292,6 +301,6 @@ def recalibrated(task: Answering, outputs: Outputs) -> Outputs:
     return replace(outputs, arrays={name: tensor.cpu().numpy() for name, tensor in arrays.items()})
 
 
-def load(bundle: str | Path, *, device: str = "auto", batch_size: int = 32) -> Predictor:
+def load(bundle: str | Path, *, device: str | torch.device = "auto", batch_size: int = 32) -> Predictor:
     """Load a bundle: ``consilium.load("runs/router/...").predict(["a.png"])``."""
     return Predictor.load(bundle, device=device, batch_size=batch_size)

@@ -109,6 +109,7 @@ def cross_validate(
     cases of each split. How far it is shows on the screen, unless ``quiet``, or goes to ``reporter``.
     """
     check_experiment(experiment)
+    leave_out = [leave_out] if isinstance(leave_out, str) else leave_out
     with reporting(reporter, quiet=quiet) as shown:
         return _cross_validate(experiment, folds=folds, leave_out=leave_out, limit=limit, reporter=_Once(shown))
 

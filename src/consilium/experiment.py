@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -66,6 +67,12 @@ class Experiment(Config):
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Experiment:
         """The experiment in a YAML file, with dotted overrides; problems are one ConfigError."""
+        if not isinstance(path, str | os.PathLike):
+            raise ConfigError(f"the experiment is of type {type(path).__name__}; expected the path of a YAML file.")
+        if isinstance(overrides, str | Mapping):
+            raise ConfigError(
+                f"overrides are {overrides!r}; expected a list, as on the command line: ['trainer.max_epochs=3']."
+            )
         tree = apply_overrides(read_tree(path), overrides, model=cls)
         return build(cls, tree, origin=str(path))
 

@@ -18,7 +18,7 @@ from consilium.core.config import Config
 from consilium.core.errors import BundleError, DataError, WeightsError
 from consilium.core.files import fingerprint
 from consilium.core.labels import LabelTree
-from consilium.core.places import exists, is_remote
+from consilium.core.places import exists, is_remote, local_path
 from consilium.core.reporter import counted
 from consilium.core.transfer import cache_folder, fetch
 from consilium.data.config import ImageConfig
@@ -100,6 +100,12 @@ def node_folder(node: str) -> str:
 
 def local_bundle(bundle: str | Path) -> Path:
     """The folder of a bundle; one in a bucket is downloaded, one in an archive unpacked, once for each content."""
+    if not isinstance(bundle, str | os.PathLike) or not os.fspath(bundle):
+        raise BundleError(
+            f"the bundle is {bundle!r}; expected the path of the folder of a finished run (of what a training "
+            "returned: result.bundle)."
+        )
+    bundle = local_path(str(bundle))
     try:
         path = fetch(bundle, names=() if is_archive(bundle) else FILES)
         if is_remote(str(bundle)) and (path / MANIFEST).is_file() and (nodes := read_manifest(path).nodes):
@@ -141,13 +147,25 @@ def refuse_links(folder: Path, names: Iterable[str] = FILES) -> None:
             )
 
 
+def _no_bundle(folder: Path) -> str:
+    """What a place without a bundle is, and what to give in its stead."""
+    if not folder.exists():
+        return "does not exist; give the folder of a finished run (consilium train prints it)."
+    if folder.is_file():
+        return "is a file; give the folder of a finished run, in which it may lie."
+    without = f"has no {MANIFEST}, so it is not a finished run; give the folder of"
+    found = sorted((*folder.glob(f"*/{MANIFEST}"), *folder.glob(f"*/*/{MANIFEST}")), key=os.path.getmtime)
+    if found:
+        return f"{without} one of those in it, {found[-1].parent} for instance, the newest."
+    return f"{without} a finished run (consilium train prints it)."
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The checked manifest of a bundle; anything wrong is a BundleError."""
     refuse_links(folder)
     path = folder / MANIFEST
     if not path.is_file():
-        what = "does not exist" if not folder.exists() else f"has no {MANIFEST}, so it is not a finished run"
-        raise BundleError(f"{folder} {what}; give the folder of a finished run (consilium train prints it).")
+        raise BundleError(f"{folder} {_no_bundle(folder)}")
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ import pytest
 
 from consilium.core.reporter import Silent
 from consilium.data.load import load_data
+from consilium.data.prepare import prepare
 from tests.data.samples import data_config, write_images
 
 
@@ -28,11 +29,12 @@ def test_what_was_left_aside_is_said_and_noted(tmp_path: Path, training: bool) -
     (tmp_path / "d/a/notes.txt").write_text("x")
     (tmp_path / "d/c").mkdir()
     source = {"kind": "folder", "name": "s", "path": str(tmp_path / "d")}
+    config = data_config(tmp_path, source)
+    prepare(config)
+    (tmp_path / "d/a/more.txt").write_text("x")  # the store stays, what is said does not
     reporter = Lines()
-    loaded = load_data(
-        data_config(tmp_path, source), multi_label=False, needs=("train",), training=training, reporter=reporter
-    )
-    expected = "s: skipped 1 x .txt file, 1 x label folder without an image (c)"
+    loaded = load_data(config, multi_label=False, needs=("train",), training=training, reporter=reporter)
+    expected = "s: skipped 2 x .txt file, 1 x label folder without an image (c)"
     assert expected in loaded.cases.notes
     assert f"note: {expected}" in reporter.lines
 

@@ -147,24 +147,68 @@ def test_deep_tiffs_are_turned_upright(orientation: int) -> None:
     np.testing.assert_array_equal(pixels(tiff(deep, photometric=2, more={274: [orientation]})), pixels(eight))
 
 
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {266: [0]},
+        {266: [99]},
+        {278: [0]},
+        {278: [65535]},
+        {274: [77]},
+        {280: [9], 281: [3]},
+        {339: [0]},
+        {339: [99]},
+        {254: [65535]},
+        {305: [0], 306: [0], 270: [0]},
+        {317: [2]},
+        {338: []},
+    ],
+)
+def test_tags_that_are_missing_or_odd_do_not_matter(dtype: str, samples: int, tags: dict[int, list[int]]) -> None:
+    values = values_of(dtype, samples)
+    photometric = 1 if samples == 1 else 2
+    plain = tiff(values, photometric=photometric)
+    np.testing.assert_array_equal(pixels(tiff(values, photometric=photometric, more=tags)), pixels(plain))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("tag", [258, 262, 278, 279, 284, 339])
+def test_tags_that_are_missing_are_what_the_others_imply(dtype: str, samples: int, tag: int) -> None:
+    values = values_of(dtype, samples)
+    plain = tiff(values, photometric=1 if samples == 1 else 2)
+    place = plain.index(struct.pack("<H", tag), 8 + values.nbytes)
+    missing = plain[:place] + struct.pack("<H", 65000) + plain[place + 2 :]
+    np.testing.assert_array_equal(pixels(missing), pixels(plain))
+
+
+def test_strips_that_libtiff_unpacks_are_those_of_pillow() -> None:
+    for compression in ("tiff_lzw", "packbits"):
+        for picture in (PICTURE, RNG.integers(0, 65536, (300, 400)).astype(np.uint16)):
+            packed, plain = (encoded(picture, "TIFF", compression=kind) for kind in (compression, None))
+            np.testing.assert_array_equal(pixels(packed), pixels(plain))
+
+
 def test_more_channels_than_colours() -> None:
     values = values_of("u1", 5)
     found = tiff(values, photometric=2, more={338: [0, 0]})
     np.testing.assert_array_equal(pixels(found), values[..., :3])
-    assert "5 values a pixel, of which the first three" in notes(found)
+    assert "5 channels, of which the first three" in notes(found)
     called_grey = tiff(values[..., :3], photometric=1)
     np.testing.assert_array_equal(pixels(called_grey), values[..., :3])
-    assert "3 values a pixel are called grey" in notes(called_grey)
+    assert "3 channels are called grey" in notes(called_grey)
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (tiff(values_of("u1", 5), photometric=1), "is a TIFF of 5 values a pixel, 8 bits each"),
-        (tiff(values_of("u2", 1), photometric=3), "is a TIFF of 1 value a pixel, 16 bits each .* interpretation 3"),
-        (tiff(values_of("u1", 3), photometric=2, more={259: [34712]}), "TIFF of 3 values .* compression 34712"),
-        (tiff(values_of("u2", 1), photometric=1, more={258: [14]}), "is a TIFF of 1 value a pixel, 14 bits each"),
-        (tiff(values_of("u2", 1), photometric=1, more={339: [6]}), "TIFF of 1 value a pixel, .*complex numbers"),
+        (tiff(values_of("u1", 5), photometric=1), "is a TIFF of 5 channels of 8 bits each"),
+        (tiff(values_of("u2", 1), photometric=3), "is a TIFF of 1 channel of 16 bits each .* interpretation 3"),
+        (tiff(values_of("u1", 3), photometric=2, more={259: [34712]}), "TIFF of 3 channels .* compression 34712"),
+        (tiff(values_of("u2", 1), photometric=1, more={258: [14]}), "is a TIFF of 1 channel of 14 bits each"),
+        (tiff(values_of("u2", 1), photometric=1, more={339: [6]}), "TIFF of 1 channel .*complex numbers"),
     ],
 )
 def test_kinds_of_tiff_that_are_not_read_are_named(data: bytes, message: str) -> None:
@@ -396,3 +440,19 @@ def test_other_files_are_named_with_what_to_do(data: bytes, what: str) -> None:
     assert f"it is {what}" in message
     assert "no image of a known kind" in message
     assert message.endswith(", or leave the row out.")
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_unused_bytes_of_a_bmp_are_not_transparency(alpha: int) -> None:
+    rows = np.dstack([PICTURE[::-1, :, ::-1], np.full((13, 11), alpha, np.uint8)]).tobytes()
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, 11, 13, 1, 32, 3, len(rows), 0, 0, 0, 0) + masks + bytes(52)
+    data = struct.pack("<2sIHHI", b"BM", 14 + 108 + len(rows), 0, 0, 14 + 108) + header + rows
+    np.testing.assert_array_equal(pixels(data), PICTURE)
+
+
+@pytest.mark.parametrize("note", ["consilium curve [[1, 2], [0]]", "consilium curve {", "consilium curve [1, 2, 3]"])
+def test_a_damaged_note_of_a_kept_copy_is_none(note: str) -> None:
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    data = encoded(Image.fromarray(values), "TIFF", tiffinfo={270: note})
+    assert np.abs(pixels(data)[..., 0] - ranged(values)).max() <= 0.6

@@ -145,8 +145,8 @@ def _parsed(data: bytes, name: str, *, limit: int = 0) -> FileDataset:
             raise ImageError(
                 f"{name} is a DICOM file without an image, or cut short; copy it again, or leave the row out."
             )
-        kind = str(getattr(dataset.SOPClassUID, "name", dataset.SOPClassUID))
-        kind = kind if kind.isprintable() else "of an unknown kind"
+        kind = str(getattr(dataset.SOPClassUID, "name", ""))
+        kind = kind if kind.isascii() and kind.isprintable() and kind else "of an unknown kind"
         if "Image Storage" in kind:  # the elements behind one that is written wrongly are not found
             raise not_understood(name, f"DICOM file ({kind}) in which no Rows and Columns are found", _TOOL)
         raise ImageError(f"{name} is a DICOM file without an image ({kind}); leave the row out.")

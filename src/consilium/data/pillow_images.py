@@ -179,6 +179,8 @@ def _rgb(file: _File) -> Pixels:
 
     if file.image.has_transparency_data:
         layered = file.image.convert("RGBA")
+        if file.image.format == "BMP" and not np.asarray(layered.getchannel("A")).any():
+            return np.array(layered.convert("RGB"))  # bytes that are not used, as in most such files
         paper = Image.new("RGB", file.image.size, "white")
         paper.paste(layered, mask=layered.getchannel("A"))
         return np.array(paper)

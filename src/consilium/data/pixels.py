@@ -112,13 +112,15 @@ def curve_note(grey: Grey) -> str:
 
 
 def noted(values_HW: Values, note: object) -> Grey | None:
-    """The image of values that ``curve_note`` was kept beside; None where ``note`` is something else."""
+    """The image of values that ``curve_note`` was kept beside; None where ``note`` is something else, or damaged."""
     if not isinstance(note, str) or not note.startswith(_NOTE):
         return None
-    values, brightness, inverted = json.loads(note.removeprefix(_NOTE).rstrip("\0"))
-    if len(values) != len(brightness):
-        raise ValueError(f"a curve of {len(values)} values and {len(brightness)} brightnesses")
-    curve = Curve(tuple(map(float, values)), tuple(map(float, brightness))) if values else None
+    try:
+        values, brightness, inverted = json.loads(note.removeprefix(_NOTE).rstrip("\0"))
+        points = sorted(zip(map(float, values), map(float, brightness), strict=True))
+    except (ValueError, TypeError):
+        return None
+    curve = Curve(tuple(value for value, _ in points), tuple(bright for _, bright in points)) if points else None
     return Grey(values_HW, curve, inverted=bool(inverted))
 
 

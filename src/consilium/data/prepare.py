@@ -97,6 +97,9 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
         if store is None:
             _fetch(config, inputs, reporter)
             store = _build(target, config, inputs, key, reporter)
+    # What a listing leaves aside is no part of the fingerprint.
+    skipped = {source.name: dict(files.skipped) for source, files in zip(config.sources, inputs, strict=True)}
+    store.manifest = replace(store.manifest, skipped=skipped)
     if config.rename_labels:
         store.table = renamed(store.table, config.rename_labels)
     bad_rows = _read_bad_rows(store.path / QUARANTINE) if store.manifest.bad_rows else []

@@ -1,4 +1,4 @@
-"""TIFFs whose pixels Pillow has no form for: more than 8 bits, signs, floats, planes, other numbers of channels.
+"""TIFFs of whole bytes: any number of bits, signs, floats, planes and channels, most of which Pillow does not read.
 
 Axes in names: H height, W width, S sample (a channel of a pixel), R row of a strip or tile.
 """
@@ -6,9 +6,10 @@ Axes in names: H height, W width, S sample (a channel of a pixel), R row of a st
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,9 +41,11 @@ _TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I
 _PLAIN, _LZW, _DEFLATE, _PACKBITS, _LZMA, _ZSTD = 1, 5, (8, 32946), 32773, 34925, 50000
 _COMPRESSIONS = (_PLAIN, _LZW, *_DEFLATE, _PACKBITS, _LZMA, _ZSTD)
 _WITH_PREDICTOR = (_LZW, *_DEFLATE, _LZMA, _ZSTD)
-_KINDS: dict[int, Literal["u", "i", "f"]] = {1: "u", 2: "i", 3: "f", 4: "u"}
+_KINDS: dict[int, Literal["u", "i", "f"]] = {0: "u", 1: "u", 2: "i", 3: "f", 4: "u"}
+_FORMS = (1, 2, 3, 4, 5, 6)
 _MOST_VALUES, _MOST_PAGES, _MOST_SAMPLES = 2**22, 2**16, 64
 _DESCRIPTION, _CMYK = 270, 5
+_AT_ONCE = 2**26  # bytes that are unpacked together
 # How else pixels may be packed that the library with Pillow unpacks: fax and JPEG.
 _OF_PILLOW = (2, 3, 4, 6, 7, 32771, 32809)
 
@@ -79,22 +82,34 @@ class _Page:
     @property
     def dtype(self) -> np.dtype[np.generic] | None:
         """The type of every sample; None where they differ or are no whole bytes."""
-        bits, forms = set(self.tags.get(258) or (1,)), set(self.tags.get(339) or (1,))
+        bits = set(self.tags.get(258) or (self._likely_bits(),))
+        forms = {form if form in _FORMS else 1 for form in self.tags.get(339) or (1,)}
         if len(bits) > 1 or len(forms) > 1:
             return None
         (size,), kind = bits, _KINDS.get(forms.pop())
         sizes = (16, 32, 64) if kind == "f" else (8, 16, 32, 64)
         return None if kind is None or size not in sizes else np.dtype(f"{self.order}{kind}{size // 8}")
 
+    def _likely_bits(self) -> int:
+        """The bits of a sample where no tag gives them: 1 as the standard says, or what strips of plain bytes hold."""
+        height, width = self.size
+        stored = sum(self.tags.get(279, ())) if self.one(259, 1) == _PLAIN else 0
+        values = height * width * self.samples
+        if not stored or not values or stored % values or stored == height * -(-width * self.samples // 8):
+            return 1
+        return 8 * (stored // values)
+
     def described(self) -> str:
         """What kind of TIFF it is."""
-        bits, form = "/".join(map(str, dict.fromkeys(self.tags.get(258) or (1,)))), self.one(339, 1)
+        form = self.one(339, 1)
+        bits = "/".join(map(str, list(dict.fromkeys(self.tags.get(258) or (1,)))[:4]))
         kind = {2: "signed whole numbers", 3: "floating point", 5: "complex whole numbers", 6: "complex numbers"}
         packed = "" if self.one(259, 1) == 1 else f", compression {self.one(259, 1)}"
-        values = "1 value" if self.samples == 1 else f"{self.samples} values"
+        channels = "1 channel" if self.samples == 1 else f"{self.samples} channels"
+        size = "1 bit" if bits == "1" else f"{bits} bits"
         return (
-            f"TIFF of {values} a pixel, {bits} bits each ({kind.get(form, 'whole numbers')}; photometric "
-            f"interpretation {self.photometric}{packed})"
+            f"TIFF of {channels} of {size} each ({kind.get(form, 'whole numbers')}; photometric interpretation "
+            f"{self.photometric}{packed})"
         )
 
 
@@ -119,16 +134,17 @@ def probe_tiff(data: bytes, *, name: str, frame: int | None) -> ImageInfo | None
         raise cut_short(name, f"a TIFF of {width} x {height} pixels")
     notes = []
     if page.samples > 4 and page.photometric == 2:
-        notes.append(f"it has {page.samples} values a pixel, of which the first three are read as red, green and blue")
+        notes.append(f"it has {page.samples} channels, of which the first three are read as red, green and blue")
     elif page.samples > 2 and page.photometric < 2:
-        notes.append(f"its {page.samples} values a pixel are called grey and are read as red, green and blue")
+        notes.append(f"its {page.samples} channels are called grey and are read as red, green and blue")
     if frame is None and page.pages > 1:
         notes.append(f"it holds {page.pages} frames, of which the first is read")
     orientation = page.one(274, 1)
     orientation = orientation if 1 <= orientation <= 8 else 1
     if orientation >= 5:
         height, width = width, height
-    mode = "RGB" if page.samples > 2 else "L" if page.dtype == np.uint8 else "F"
+    colours = "CMYK" if page.photometric == _CMYK else "RGB"
+    mode = colours if page.samples > 2 else "L" if page.dtype == np.uint8 else "F"
     return ImageInfo(width, height, "TIFF", mode, orientation, tuple(notes))
 
 
@@ -183,10 +199,7 @@ def _is_ours(page: _Page) -> bool:
     dtype = page.dtype
     if dtype is None or page.photometric not in (0, 1, 2, _CMYK) or page.one(259, 1) not in _COMPRESSIONS:
         return False
-    if page.one(266, 1) != 1 or page.samples < {2: 3, _CMYK: 4}.get(page.photometric, 1):
-        return False
-    is_eight_bits = dtype == np.uint8 and not (page.is_big and page.order == ">")
-    return not is_eight_bits or page.samples > 4 or (page.photometric < 2 and page.samples > 1)
+    return page.one(266, 1) != 2 and page.samples >= {2: 3, _CMYK: 4}.get(page.photometric, 1)
 
 
 def _page(data: bytes, name: str, frame: int | None) -> _Page | None:
@@ -246,49 +259,83 @@ def _values(page: _Page, name: str) -> Values:
     assert dtype is not None
     (height, width), samples = page.size, page.samples
     planes = samples if page.one(284, 1) == 2 else 1  # planes of their own, or all samples of a pixel together
-    tile = (page.one(323, 0), page.one(322, 0)) if 322 in page.tags else (min(page.one(278, height), height), width)
-    if min(tile) < 1:
-        raise cut_short(name, f"a TIFF in tiles of {tile[1]} x {tile[0]} pixels")
-    down, across = -(-height // tile[0]), -(-width // tile[1])
     offsets = page.tags.get(324, page.tags.get(273, ()))
     sizes = page.tags.get(325, page.tags.get(279, ()))
     if len(sizes) < len(offsets):  # some writers leave it out where nothing is compressed
         sizes = (len(page.data),) * len(offsets)
+    row = width * samples // planes * dtype.itemsize
+    tile = _tile(page, sizes, len(offsets) // planes, row)
+    if min(tile) < 1 or tile[0] * tile[1] > 4 * height * width + 2**20:
+        raise ImageError(f"{name} is a TIFF in tiles of {tile[1]} x {tile[0]} pixels; write it anew in strips.")
+    down, across = -(-height // tile[0]), -(-width // tile[1])
     if len(offsets) < down * across * planes:
         raise cut_short(name, "a TIFF without all of its strips or tiles")
     result_HWS = np.empty((height, width, samples), dtype.newbyteorder("="))
-    for number in range(down * across * planes):
-        plane, place = divmod(number, down * across)
-        top, left = place // across * tile[0], place % across * tile[1]
-        rows = tile[0] if 322 in page.tags else min(tile[0], height - top)
-        segment = page.data[offsets[number] : offsets[number] + sizes[number]]
-        segment_RWS = _unpacked(segment, page, (rows, tile[1], samples // planes), dtype, name)
-        kept_RWS = segment_RWS[: height - top, : width - left]
+    for plane in range(planes):
+        numbers = range(plane * down * across, (plane + 1) * down * across)
+        segments = [page.data[offsets[number] : offsets[number] + sizes[number]] for number in numbers]
+        tops = [place // across * tile[0] for place in range(down * across)]
+        rows = [tile[0] if 322 in page.tags else min(tile[0], height - top) for top in tops]
         channels = slice(None) if planes == 1 else slice(plane, plane + 1)
-        result_HWS[top : top + len(kept_RWS), left : left + kept_RWS.shape[1], channels] = kept_RWS
+        blocks = _unpacked(segments, rows, page, (tile[1], samples // planes), dtype, name)
+        for place, (top, block_RWS) in enumerate(zip(tops, blocks, strict=True)):
+            left = place % across * tile[1]
+            kept_RWS = block_RWS[: height - top, : width - left]
+            result_HWS[top : top + len(kept_RWS), left : left + kept_RWS.shape[1], channels] = kept_RWS
     return result_HWS
 
 
+def _tile(page: _Page, sizes: Sequence[int], strips: int, row: int) -> tuple[int, int]:
+    """Height and width of a tile; a strip is as wide as the image.
+
+    Where the rows of a strip are not given, there is one strip, or the first one says so by its size.
+    """
+    if 322 in page.tags:
+        return page.one(323, 0), page.one(322, 0)
+    height, width = page.size
+    rows = page.one(278, 0)
+    if strips > 1 and not 0 < rows < height:
+        rows = sizes[0] // row if page.one(259, 1) == _PLAIN else -(-height // strips)
+    return min(rows, height) if rows > 0 else height, width
+
+
 def _unpacked(
-    segment: bytes, page: _Page, shape: tuple[int, int, int], dtype: np.dtype[np.generic], name: str
-) -> Values:
-    """The values of a strip or tile."""
-    size = shape[0] * shape[1] * shape[2] * dtype.itemsize
+    segments: Sequence[bytes],
+    rows: Sequence[int],
+    page: _Page,
+    shape: tuple[int, int],
+    dtype: np.dtype[np.generic],
+    name: str,
+) -> Iterator[Values]:
+    """The values [R, W, S] of strips or tiles of so many rows, each of ``shape``."""
+    row = shape[0] * shape[1] * dtype.itemsize
     compression = page.one(259, 1)
-    if compression == _PLAIN:
-        plain = segment[:size]
-    elif compression in _DEFLATE:
-        plain = zlib.decompressobj().decompress(segment, size)
-    else:
-        plain = _by_libtiff(segment, compression, size)
-    if len(plain) < size:
-        raise cut_short(name, "a TIFF without all of its pixels")
-    predictor = page.one(317, 1) if compression in _WITH_PREDICTOR else 1
+    step = max(1, _AT_ONCE // (row * rows[0]))
+    for start in range(0, len(segments), step):
+        some, heights = segments[start : start + step], rows[start : start + step]
+        if compression == _PLAIN:
+            plain = [segment[: row * height] for segment, height in zip(some, heights, strict=True)]
+        elif compression in _DEFLATE:
+            plain = [
+                zlib.decompressobj().decompress(segment, row * height)
+                for segment, height in zip(some, heights, strict=True)
+            ]
+        else:
+            plain = _by_libtiff(some, heights, compression, row)
+        for block, height in zip(plain, heights, strict=True):
+            if len(block) < row * height:
+                raise damaged(name, "one of its strips or tiles is cut short")
+            predictor = page.one(317, 1) if compression in _WITH_PREDICTOR else 1
+            yield _predicted(block, (height, *shape), dtype, predictor)
+
+
+def _predicted(block: bytes, shape: tuple[int, int, int], dtype: np.dtype[np.generic], predictor: int) -> Values:
+    """The values of a block, of which a predictor may have kept differences."""
     if predictor == 3:  # of every row first all upper bytes, then the next ones; each the difference to the one before
-        bytes_RBS = np.frombuffer(plain, np.uint8).reshape(shape[0], -1, shape[2]).cumsum(axis=1, dtype=np.uint8)
+        bytes_RBS = np.frombuffer(block, np.uint8).reshape(shape[0], -1, shape[2]).cumsum(axis=1, dtype=np.uint8)
         planes_RBW = bytes_RBS.reshape(shape[0], dtype.itemsize, -1)
         return planes_RBW.transpose(0, 2, 1).copy().view(dtype.newbyteorder(">")).reshape(shape)
-    values_RWS = np.frombuffer(plain, dtype).reshape(shape)
+    values_RWS = np.frombuffer(block, dtype).reshape(shape)
     if predictor == 2:
         whole = np.dtype(f"u{dtype.itemsize}")
         values_RWS = values_RWS.astype(dtype.newbyteorder("=")).view(whole).cumsum(axis=1, dtype=whole)
@@ -296,19 +343,24 @@ def _unpacked(
     return values_RWS
 
 
-def _by_libtiff(segment: bytes, compression: int, size: int) -> bytes:
-    """A segment unpacked by the library that Pillow brings, as the one row of a TIFF of bytes."""
+def _by_libtiff(segments: Sequence[bytes], rows: Sequence[int], compression: int, row: int) -> list[bytes]:
+    """Segments unpacked by the library that Pillow brings, as the strips of one tall TIFF of bytes."""
     from PIL import Image
 
-    tags = [(256, 4, size), (257, 4, 1), (258, 3, 8), (259, 3, compression), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
-    tags += [(278, 4, 1), (279, 4, len(segment))]
-    padded = segment + bytes(len(segment) % 2)
-    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
-    head = b"II*\0" + struct.pack("<I", 8 + len(padded))
-    with Image.open(
-        io.BytesIO(head + padded + struct.pack("<H", len(tags)) + entries + bytes(4)), formats=["TIFF"]
-    ) as row:
-        return row.tobytes()
+    count, form = len(segments), "<" + "I" * len(segments)
+    body = b"".join(segment + bytes(len(segment) % 2) for segment in segments)
+    starts = list(itertools.accumulate((len(segment) + len(segment) % 2 for segment in segments), initial=8))
+    places, sizes = struct.pack(form, *starts[:-1]), struct.pack(form, *map(len, segments))
+    at, height = 8 + len(body), sum(rows)
+    offsets, lengths = (at, at + len(places)) if count > 1 else (8, len(segments[0]))
+    tags = [(256, 4, 1, row), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 1)]
+    tags += [(273, 4, count, offsets), (277, 3, 1, 1), (278, 4, 1, rows[0]), (279, 4, count, lengths)]
+    entries = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    head = b"II*\0" + struct.pack("<I", at + len(places) + len(sizes))
+    with Image.open(io.BytesIO(head + body + places + sizes + entries), formats=["TIFF"]) as image:
+        unpacked = image.tobytes()
+    ends = [row * end for end in itertools.accumulate(rows, initial=0)]
+    return [unpacked[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _from_cmyk(levels_HWC: Pixels) -> Pixels:

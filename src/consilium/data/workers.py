@@ -109,11 +109,14 @@ def deaths_explained() -> Iterator[None]:
     """A worker that is gone becomes an error that says what to change."""
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # torch has no error of its own for this
+    except (RuntimeError, ConnectionError, EOFError) as error:  # torch has no error of its own for this
+        said = str(error)
+        if isinstance(error, RuntimeError) and not said.startswith("DataLoader worker"):
+            raise
+        if "in DataLoader worker process" in said:  # one that a worker sent
             raise
         raise MemoryExhaustedError(
-            f"a process that decodes images died ({str(error).partition('. ')[0]}). Most often memory or shared memory "
+            f"a process that decodes images died ({said.partition('. ')[0]}). Most often memory or shared memory "
             f"({SHARED_MEMORY}) ran out: lower data.loader.workers, prefetch_factor or batch_size, or give the run "
             "more of it; a training goes on with the same command and --resume."
         ) from error

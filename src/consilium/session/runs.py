@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from consilium.console import reporting
 from consilium.core.config import to_yaml
+from consilium.core.errors import ConfigError
 from consilium.core.files import write_text
 from consilium.core.reporter import Reporter
 from consilium.data.load import load_data
@@ -64,6 +65,8 @@ def train(
     that says where it is.
     """
     check_experiment(experiment)
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}; expected 1 or more, the cases to keep of each split.")
     if experiment.trainer.wandb:
         check_wandb()
     accelerator = build_accelerator(experiment.trainer.device)

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from consilium.data.prepare import prepare
 from consilium.data.sources.companions import companions, pattern_of
+from consilium.data.sources.names import Glob
 from tests.data.samples import data_config, read, write_images
 
 
@@ -58,6 +61,21 @@ def test_a_folder_of_masks_beside_the_labels(tmp_path: Path) -> None:
     for name in ("ct/1.png", "mri/1.png", "mri/2.png"):
         write_mask(tmp_path / "masks" / name)
     assert found(tmp_path) == {f"masks/{name}": name for name in ("ct/1.png", "mri/1.png", "mri/2.png")}
+
+
+def test_masks_named_so_in_a_folder_of_masks(tmp_path: Path) -> None:
+    write_images(tmp_path, ["ct/ISIC_1.jpg", "mri/ISIC_2.jpg"])
+    for name in ("ISIC_1_segmentation.png", "ISIC_2_segmentation.png"):
+        write_mask(tmp_path / "GroundTruth" / name)
+    assert found(tmp_path) == {
+        "GroundTruth/ISIC_1_segmentation.png": "ct/ISIC_1.jpg",
+        "GroundTruth/ISIC_2_segmentation.png": "mri/ISIC_2.jpg",
+    }
+
+
+def test_images_and_masks_in_a_folder_that_sounds_like_masks(tmp_path: Path) -> None:
+    write_images(tmp_path, ["segmentation_data/ct/a.png", "segmentation_data/ct/a_mask.png"])
+    assert found(tmp_path) == {"segmentation_data/ct/a_mask.png": "segmentation_data/ct/a.png"}
 
 
 def test_pictures_of_two_values_named_after_another(tmp_path: Path) -> None:
@@ -111,6 +129,23 @@ def test_the_pattern_that_leaves_them_out(tmp_path: Path, masks: list[str], patt
     assert pattern_of(items, names) == pattern
     kept, _ = read("folder", tmp_path, exclude=[pattern])
     assert [case.id for case in kept] == ["s:ct/1.png", "s:mri/2.png"]
+
+
+SIGNS = [*"a1_-. ()[]*?\udcff\u00e9", "mask", "seg", "img", "thumb"]
+PART = st.lists(st.sampled_from(SIGNS), max_size=6).map("".join)
+NAMES = st.lists(st.lists(PART.filter(lambda part: part not in ("", ".", "..")), min_size=1, max_size=3), max_size=12)
+
+
+@given(names=NAMES.map(lambda found: sorted({"/".join(parts) for parts in found})))
+def test_names_of_any_kind(names: list[str]) -> None:
+    """Each companion is one of the names, has an image that is none, and a pattern leaves it out."""
+    items = companions(names, root="s3://nowhere")
+    of = {item.name: item.image for item in items}
+    assert len(of) == len(items)
+    assert of.keys() <= set(names)
+    assert not of.keys() & set(of.values())
+    for item in items:
+        assert Glob(pattern_of([item], names)).matches(item.name)
 
 
 def test_an_image_and_its_mask_are_never_on_two_sides(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.prepare import prepare
 from consilium.data.sources.files import list_inputs
-from consilium.data.sources.layout import layout_notes
+from consilium.data.sources.layout import layout_notes, layout_of
 from consilium.predictions import find_images
 from tests.data.medical_samples import dicom_bytes, dicom_dataset
 from tests.data.samples import data_config, image_bytes, read, write_images
@@ -27,7 +27,8 @@ def notes(folder: Path, **keys: object) -> list[str]:
     """What is noted about the layout of a folder."""
     source = source_of(folder, **keys)
     beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
-    return layout_notes(source, [file.name for file in list_inputs(source).files], beside=beside)
+    names = [file.name for file in list_inputs(source).files]
+    return layout_notes(source, layout_of(source, names), names, beside=beside)
 
 
 # Splits below the labels.
@@ -90,6 +91,11 @@ def test_a_root_that_is_a_label_has_patients_for_labels(tmp_path: Path) -> None:
     write_images(tmp_path / "d/ct", [f"patient_0{n}/a.png" for n in range(3)])
     (note,) = notes(tmp_path / "d/ct")
     assert "called like patients (patient_00, patient_01, patient_02); if they are, give the folder above" in note
+
+
+def test_folders_below_labels_that_look_like_splits_are_noted(tmp_path: Path) -> None:
+    write_images(tmp_path / "d", [f"{label}/{part}_set/a.png" for label in ("ct", "mri") for part in ("train", "test")])
+    assert "test_set, train_set below the labels look like splits and are not read so" in notes(tmp_path / "d")[0]
 
 
 def test_a_root_below_the_splits_is_noted(tmp_path: Path) -> None:

@@ -85,6 +85,13 @@ def test_a_long_text_is_read(tmp_path: Path, kind: str) -> None:
     assert [case.text for case in cases] == [text.strip(), "short"]
 
 
+def test_what_is_said_of_a_long_cell_is_short(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"image,split\na.png,{'x' * 100_000}\n")
+    _, bad = read("csv", tmp_path / "a.csv")
+    assert bad[0].reason.endswith("x (100,060 characters in all)")
+    assert len(bad[0].reason) < 1100
+
+
 def test_the_limits_say_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "MAX_CELL", 131_072)
     long = "a" * 140_000

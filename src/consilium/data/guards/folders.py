@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from consilium.core.errors import DataError
 from consilium.core.files import write_json
 from consilium.core.places import absolute, is_remote
 from consilium.core.reporter import Reporter, Silent, counted
@@ -67,8 +68,7 @@ def folder_warnings(
             found[kind].append(message)
         if isinstance(files.source, FolderSource):
             others = [source.path for source in config.sources if source is not files.source]
-            notes = layout_notes(files.source, files.names, beside=_beside(files.root, others))
-            found["layout"] += [f"source '{files.source.name}': {note}" for note in notes]
+            found["layout"] += _layout_messages(files.source, files, beside=_beside(files.root, others))
     return found
 
 
@@ -91,6 +91,14 @@ def _files_of(table: CaseTable, config: DataConfig) -> list[_Files]:
         if all(path.startswith(start) for path in paths_of):
             found.append(_Files(source, number, rows_of, paths_of, [path[len(start) :] for path in paths_of], root))
     return found
+
+
+def _layout_messages(source: FolderSource, files: _Files, *, beside: Sequence[str]) -> list[str]:
+    try:
+        notes = layout_notes(source, layout_of(source, files.names), files.names, beside=beside)
+    except DataError as error:  # the store of an earlier version, which read it so
+        return [str(error)]
+    return [f"source '{source.name}': {note}" for note in notes]
 
 
 def _common_folder(paths: Sequence[str]) -> str:
@@ -164,7 +172,10 @@ def _in_several_splits(table: CaseTable, keyed: Iterable[tuple[str, int]]) -> di
 
 def _by_folder(table: CaseTable, files: _Files, source: FolderSource, ungrouped: Sequence[int]) -> dict[str, list[str]]:
     """Folders below a label whose files are in several splits; a folder that holds all of its label is none."""
-    layout = layout_of(source, files.names)
+    try:
+        layout = layout_of(source, files.names)
+    except DataError:  # said as a layout
+        return {}
     folders: dict[tuple[str, ...], set[str]] = defaultdict(set)
     keyed = []
     for number in ungrouped:

@@ -67,82 +67,84 @@ def companions(names: Sequence[str], *, root: str) -> list[Companion]:
     words (``a_lesion.png`` and ``a.png``), count as masks only if their pictures are those of one: a few levels, or
     black and white. At most 16 pictures of a kind are decoded for this, and none in a bucket.
     """
-    folders: dict[str, tuple[str, str, Kind] | None] = {}
+    folders: dict[str, _Folder | None] = {}
     parsed = [_parse(name, folders) for name in names]
-    aboves = {item.above for item in parsed if item.folder is not None}
-    beside: dict[tuple[str, str], str] = {}  # the image of a folder and a key
+    aboves = {item.folder.above for item in parsed if item.folder is not None}
+    beside: dict[tuple[str, str], str] = {}  # the image in a folder, of a key
     below: dict[tuple[str, str], list[str]] = defaultdict(list)  # the images anywhere below a folder, of a key
     for item in parsed:
         if item.kind is None:
-            beside.setdefault((item.above, item.key), item.name)
-            for above in _ancestors(item.above) if aboves else ():
+            beside.setdefault((item.home, item.key), item.name)
+            for above in _ancestors(item.home) if aboves and item.folder is None else ():
                 if above in aboves:
                     below[above, item.key].append(item.name)
     found: list[Companion] = []
-    doubtful: dict[tuple[Kind, str], list[Companion]] = defaultdict(list)
+    doubtful: dict[str, list[Companion]] = defaultdict(list)
     for item in parsed:
-        if item.folder is not None:
-            image, sign = _image_below(item, below[item.above, item.key]), item.folder
-        else:
-            image, sign = _image_beside(item, beside) if item.images else (None, "")
-        if image is None:
-            continue
-        companion = Companion(item.name, image, item.kind or "mask", sign)
-        if item.kind == "thumbnail" or (item.kind == "mask" and item.folder is None):
-            found.append(companion)
-        else:
-            doubtful["mask", sign].append(companion)
+        image, sign = _image_beside(item, beside) if item.images else (None, "")
+        if image is not None and item.kind is not None:
+            found.append(Companion(item.name, image, item.kind, sign))
+        elif item.folder is not None and (lower := _image_below(item, item.folder, below)) is not None:
+            companion = Companion(item.name, lower, item.folder.kind, item.folder.name)
+            (found if companion.kind == "thumbnail" else doubtful[companion.sign]).append(companion)
+        elif image is not None:
+            doubtful[sign].append(Companion(item.name, image, "mask", sign))
     for alike in doubtful.values():
         if _are_masks(alike, root):
             found += alike
     return sorted(found, key=lambda item: item.name)
 
 
+class _Folder(NamedTuple):
+    """A folder called masks: what it holds, and the folder above, below which the images are."""
+
+    above: str
+    name: str
+    kind: Kind
+
+
 class _Name(NamedTuple):
     """A path, taken apart.
 
-    ``key`` is what it has in common with its companions; ``images`` are the keys that its own image may have, with
-    the word that makes the difference; ``folder`` is the one called masks that it is in, ``above`` the folder that its
-    image is in or below.
+    ``home`` is the folder that it is in, ``key`` what its name has in common with those of its companions; ``images``
+    are the keys that its own image may have, with the word that makes the difference; ``kind`` is what such a word
+    says; ``folder`` is the one called masks that it is in.
     """
 
     name: str
-    above: str
+    home: str
     key: str
     images: Sequence[tuple[str, str]]
     kind: Kind | None
-    folder: str | None
+    folder: _Folder | None
 
 
-def _parse(name: str, folders: dict[str, tuple[str, str, Kind] | None]) -> _Name:
+def _parse(name: str, folders: dict[str, _Folder | None]) -> _Name:
     """``folders`` keeps what is known of the folders."""
-    folder, _, file = name.rpartition("/")
+    home, _, file = name.rpartition("/")
     stem = _ENDING.sub("", file) or file
     words = [word for word in _SEPARATOR.split(stem) if word]
     small = [word.lower() for word in words]
-    key = _key(words)
-    if not _KIND_OF.keys().isdisjoint(small):
-        at = max(at for at, word in enumerate(small) if word in _KIND_OF)
-        without = [_key(words[:at] + words[at + 1 :])]
-        if all(map(_is_number, words[at + 1 :])):  # a second mask of the image
-            without.append(_key(words[:at]))
-        return _Name(name, folder, key, [(other, words[at]) for other in without], _KIND_OF[small[at]], None)
-    if folder not in folders:
-        folders[folder] = _kind_of(folder)
-    if (known := folders[folder]) is not None:
-        above, part, kind = known
-        return _Name(name, above, key, (), kind, part)
-    ends = [end for end in range(len(words) - 1, 0, -1) if not _is_number(words[end])]
-    return _Name(name, folder, key, [(_key(words[:end]), words[end]) for end in ends], None, None)
+    if home not in folders:
+        folders[home] = _kind_of(home)
+    if _KIND_OF.keys().isdisjoint(small):
+        ends = [end for end in range(len(words) - 1, 0, -1) if not _is_number(words[end])]
+        return _Name(name, home, _key(words), [(_key(words[:end]), words[end]) for end in ends], None, folders[home])
+    at = max(at for at, word in enumerate(small) if word in _KIND_OF)
+    without = [_key(words[:at] + words[at + 1 :])]
+    if all(map(_is_number, words[at + 1 :])):  # a second mask of the image
+        without.append(_key(words[:at]))
+    images = [(other, words[at]) for other in without]
+    return _Name(name, home, _key(words), images, _KIND_OF[small[at]], folders[home])
 
 
-def _kind_of(folder: str) -> tuple[str, str, Kind] | None:
-    """Of a folder that is called masks, or lies in one: the folder above, the name, and what it holds."""
+def _kind_of(folder: str) -> _Folder | None:
+    """The first folder of a path that is called masks."""
     parts = folder.split("/")
     for depth, part in enumerate(parts):
         for word in _SEPARATOR.split(part.lower()):
             if word in _KIND_OF:
-                return "/".join(parts[:depth]), part, _KIND_OF[word]
+                return _Folder("/".join(parts[:depth]), part, _KIND_OF[word])
     return None
 
 
@@ -166,18 +168,22 @@ def _ancestors(folder: str) -> Iterator[str]:
 def _image_beside(item: _Name, beside: Mapping[tuple[str, str], str]) -> tuple[str | None, str]:
     """The image of a file that lies beside it, and the word that makes the difference."""
     for key, sign in item.images:
-        image = beside.get((item.above, key), item.name)
+        image = beside.get((item.home, key), item.name)
         if image != item.name:
             return image, sign
     return None, ""
 
 
-def _image_below(item: _Name, found: Sequence[str]) -> str | None:
+def _image_below(item: _Name, folder: _Folder, below: Mapping[tuple[str, str], list[str]]) -> str | None:
     """The image of a file in a folder of masks: of several of its name the one in the like folders."""
-    if len(found) > 1:
-        own = _tail(item.name, item.above, drop=item.folder)
-        found = [name for name in found if _tail(name, item.above, drop=None) == own]
-    return found[0] if len(found) == 1 else None
+    for key in (item.key, *(key for key, _ in item.images if item.kind is not None)):
+        found = below.get((folder.above, key), [])
+        if len(found) > 1:
+            own = _tail(item.name, folder.above, drop=folder.name)
+            found = [name for name in found if _tail(name, folder.above, drop=None) == own]
+        if len(found) == 1:
+            return found[0]
+    return None
 
 
 def _tail(name: str, above: str, *, drop: str | None) -> list[str]:

@@ -39,7 +39,10 @@ def read_folder(source: FolderSource, inputs: Inputs) -> Iterator[Case | BadRow]
         try:
             placed = layout.place(name)
             label = labels.of(placed.label)
-            own_group = group(image_of.get(name, name))
+            image = name
+            while image in image_of:  # a thumbnail of a mask is of the mask's image
+                image = image_of[image]
+            own_group = group(image)
         except RowError as error:
             yield BadRow(source.name, path, None, str(error))
             continue

@@ -124,12 +124,7 @@ def _label_folders(level: int) -> str:
 
 def _refuse_parts_as_labels(source: FolderSource, labels: set[str]) -> None:
     """Refuse labels that differ in a split word alone (train_images, test_images), or that are folds."""
-    alike: dict[str, set[str]] = defaultdict(set)
-    for label in labels:
-        rest = _JOINED_SPLIT_WORD.sub(r"*\2", _SPLIT_WORD.sub("*", label))
-        if rest != label:
-            alike[rest.lower()].add(label)
-    parts = next((sorted(found) for found in alike.values() if len(found) > 1), [])
+    parts = _alike_but_for_the_split(labels)
     if parts:
         advice = "rename them to train, val and test, or give each as a source of its own with split: train and so on"
     elif len(labels) > 1 and all(_FOLD.fullmatch(label) for label in labels):
@@ -142,12 +137,23 @@ def _refuse_parts_as_labels(source: FolderSource, labels: set[str]) -> None:
         )
 
 
-def layout_notes(source: FolderSource, names: Sequence[str], *, beside: Sequence[str] = ()) -> list[str]:
+def _alike_but_for_the_split(folders: Iterable[str]) -> list[str]:
+    """Folders whose names differ in a split word alone, as train_images and test_images."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for folder in sorted(folders):
+        rest = _JOINED_SPLIT_WORD.sub(r"*\2", _SPLIT_WORD.sub("*", folder))
+        if rest != folder:
+            alike[rest.lower()].append(folder)
+    return next((found for found in alike.values() if len(found) > 1), [])
+
+
+def layout_notes(
+    source: FolderSource, layout: Layout, names: Sequence[str], *, beside: Sequence[str] = ()
+) -> list[str]:
     """What looks as if ``path`` were a level too high or too low, where it may also be right.
 
     ``beside`` are the names of the folders that lie beside the source's own.
     """
-    layout = layout_of(source, names)
     notes = []
     own = source.path.rstrip("/").rpartition("/")[2]
     other_splits = sorted(name for name in beside if is_split_name(name) and name != own)
@@ -171,6 +177,11 @@ def layout_notes(source: FolderSource, names: Sequence[str], *, beside: Sequence
             "and set group_by: folder."
         )
     named = set().union(*below.values())
+    if layout.splits == "none" and (parts := _alike_but_for_the_split(named)):
+        notes.append(
+            f"the folders {some(parts, 5)} below the labels look like splits and are not read so; name them train, val "
+            "and test, and set split_folders: below."
+        )
     # Folders of patients have numbers in their names; these look like words.
     words = sorted(folder for folder in named if not _NUMBER.search(folder))
     if len(words) > 1 and len(words) == len(named):

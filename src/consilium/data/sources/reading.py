@@ -17,6 +17,8 @@ from consilium.data.sources.config import (
 )
 from consilium.data.sources.files import Inputs, list_inputs
 
+LONGEST_REASON = 1000  # characters
+
 
 def read_source(source: Source, *, inputs: Inputs | None = None) -> Iterator[Case | BadRow]:
     """The rows of a source, in a fixed order, each either usable or with the reason why not.
@@ -34,12 +36,18 @@ def read_source(source: Source, *, inputs: Inputs | None = None) -> Iterator[Cas
             if isinstance(item, Case):
                 item = _checked(item, first_line)
             if isinstance(item, BadRow):
-                item = item._replace(file=printable(item.file), reason=printable(item.reason))
+                item = item._replace(file=printable(item.file), reason=_readable(item.reason))
             yield item
     except OSError as error:
         raise DataError(f"source '{source.name}': {source.path} cannot be read: {error}.") from error
     if not count:
         raise DataError(f"source '{source.name}': {source.path} holds no rows.")
+
+
+def _readable(reason: str) -> str:
+    """A reason as a line of a screen: a cell may hold a whole report."""
+    reason = printable(reason)
+    return reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ({len(reason):,} characters in all)"
 
 
 def _checked(case: Case, first_line: dict[str, tuple[str, int | None]]) -> Case | BadRow:
