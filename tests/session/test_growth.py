@@ -163,8 +163,12 @@ def test_a_grown_router_grows_again_from_a_part_of_the_old_cases(rows: list[Row]
 
 
 def test_thresholds_are_chosen_anew_where_an_accuracy_is_wanted(rows: list[Row], joint: Run, tmp_path: Path) -> None:
-    run = grow(tmp_path, of(rows, [*OLD, "us"]), joint.folder, "evaluation.wanted_accuracy=0.999")
-    old, new = joint.manifest["calibration"], run.manifest["calibration"]
+    router = Path(shutil.copytree(joint.folder, tmp_path / "router"))
+    manifest = joint.manifest
+    manifest["calibration"]["thresholds"] = [0.4, 0.2]  # which no choice on validation gives
+    (router / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
+    run = grow(tmp_path, of(rows, [*OLD, "us"]), router, "evaluation.wanted_accuracy=0.999")
+    old, new = manifest["calibration"], run.manifest["calibration"]
     assert new["temperatures"] == old["temperatures"]
     assert new["wanted_accuracy"] == 0.999
     assert new["thresholds"] != old["thresholds"]
