@@ -244,7 +244,7 @@ class Loader:
             pin_memory=torch.cuda.is_available(),
             # The order is fixed by the requests; torch's own generator must not move with the number of loaders.
             generator=torch.Generator().manual_seed(self._seed),
-            worker_init_fn=workers.prepare_worker,
+            worker_init_fn=workers.WorkerStart(),
             multiprocessing_context=workers.start_method() if count else None,
         )
 

@@ -10,9 +10,10 @@ import signal
 import sys
 import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.forkserver import ensure_running
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from consilium.core.errors import MemoryExhaustedError
 from consilium.data.config import LoaderConfig
@@ -68,8 +69,35 @@ def starting() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def prepare_worker(_: int) -> None:
-    """Run in a worker when it starts."""
+@dataclass(frozen=True)
+class WorkerStart:
+    """What a worker does first: it takes over what buckets are reached by in the process that wants it.
+
+    ``environment`` has its variables, ``buckets`` the settings of fsspec: the process that a worker is forked from may
+    have started before credentials were given.
+    """
+
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    buckets: Mapping[str, Any] = field(default_factory=lambda: _bucket_settings())
+
+    def __call__(self, number: int) -> None:
+        """Run in worker ``number``."""
+        os.environ.clear()
+        os.environ.update(self.environment)
+        if self.buckets:
+            import fsspec.config
+
+            fsspec.config.conf.update(self.buckets)
+        _prepare_worker()
+
+
+def _bucket_settings() -> dict[str, Any]:
+    """What a program set for buckets in Python; {} where it uses none."""
+    settings = sys.modules.get("fsspec.config")
+    return {} if settings is None else dict(settings.conf)
+
+
+def _prepare_worker() -> None:
     import torch
 
     torch.set_num_threads(1)

@@ -1,0 +1,34 @@
+"""The processes that decode images work in the surroundings of the training that wants them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
+from consilium.data.loader import Loader, evaluation_requests
+from tests.data.samples import write_images
+
+VARIABLE = "CONSILIUM_TEST_FOLDER"
+
+
+class FromEnvironment:
+    """An image in the folder that a variable names, as the credentials of a bucket are named."""
+
+    def images(self, row: int) -> list[str | bytes]:
+        return [f"{os.environ[VARIABLE]}/{row}.png"]
+
+
+@pytest.mark.parametrize("folder", ["a", "b"])
+def test_workers_have_the_environment_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    """The process that they are forked from started before the variable was set, or with another value."""
+    write_images(tmp_path / folder, ["0.png", "1.png"])
+    monkeypatch.setenv(VARIABLE, str(tmp_path / folder))
+    config = LoaderConfig(batch_size=1, workers=1)
+    options = {"image": ImageConfig(size=(16, 16)), "augmentation": AugmentationConfig(), "config": config}
+    loader = Loader(FromEnvironment(), targets=None, **options)
+    found = list(loader.load(evaluation_requests(range(2), config=config)))
+    assert [loaded.errors for loaded in found] == [[], []]
+    assert [len(loaded.batch) for loaded in found if loaded.batch is not None] == [1, 1]
