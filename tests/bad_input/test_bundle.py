@@ -130,8 +130,9 @@ def test_a_bundle_without_its_config_still_predicts(
 
 
 def test_nothing_to_predict(cli: Cli, tiny_run: Run, tiny_images: Path, tmp_path: Path) -> None:
-    for nothing in (tmp_path, tmp_path / "*.jpg"):
-        assert_refused(cli("predict", tiny_run.folder, nothing), f"no image under {nothing}; expected image files")
+    refused = cli("predict", tiny_run.folder, tmp_path)
+    assert_refused(refused, f"no image under {tmp_path}: the folder is empty. Expected")
+    assert_refused(cli("predict", tiny_run.folder, tmp_path / "*.jpg"), f"{tmp_path / '*.jpg'}")
     answer = cli("predict", tiny_run.folder, tiny_images, "--out", tmp_path / "p.txt")
     assert_refused(answer, "p.txt; expected a name that ends in .jsonl or .csv")
     assert not list(tmp_path.iterdir())

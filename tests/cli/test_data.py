@@ -135,7 +135,7 @@ def test_bad_rows_are_named(cli: Cli, recipe: Path, command: str, image_folder: 
     if command == "prepare":
         answer = cli(*arguments, "data.on_bad_row=quarantine")
         assert answer.code == 0
-        assert re.search(r"1 bad row left out: .*quarantine.csv", answer.out)
+        assert re.search(r"1 bad row left out; .*quarantine.csv lists them", answer.out)
 
 
 def test_export_writes_what_training_would_see(cli: Cli, recipe: Path, tiny_images: Path, tmp_path: Path) -> None:

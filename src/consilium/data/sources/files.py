@@ -163,7 +163,7 @@ def _list_hub(
 def _input_file(source: Source, name: str, path: str) -> InputFile:
     found = facts(absolute(path))
     if found is None:
-        raise DataError(f"source '{source.name}': the file {path} does not exist{looked_for(path)}; correct its path.")
+        raise DataError(f"source '{source.name}': the file {path} does not exist; correct its path.{looked_for(path)}")
     if not found.is_file:
         raise DataError(
             f"source '{source.name}': {path} is a folder, but kind {source.kind} reads a file; give the file's path "
