@@ -117,8 +117,10 @@ def expected() -> list[list[dict[int, Arrived]]]:
 
 
 @pytest.fixture(scope="module", params=list(product((0, 1, 4), (1, 2))), ids=lambda p: f"{p[0]} workers x {p[1]}")
-def setup(request: pytest.FixtureRequest) -> Setup:
-    return Setup(*request.param)
+def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
+    made = Setup(*request.param)
+    yield made
+    made.loaders.clear()  # ends the workers now; torch waits for each of them where garbage collection does it
 
 
 def test_the_sample_is_worth_it(expected: list[list[dict[int, Arrived]]]) -> None:
