@@ -14,12 +14,13 @@ from consilium.core.errors import ConfigError
 from consilium.training.tracking import check_wandb
 from tests.tiny import TrainTiny
 
-pytest.importorskip("wandb", reason="wandb is not installed")
+wandb = pytest.importorskip("wandb", reason="wandb is not installed")
 
 
 @pytest.fixture(autouse=True)
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key of this machine's user."""
+    """No key of this machine's user, and nothing left of what an earlier test set up: wandb does so once a process."""
+    wandb.teardown()
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
