@@ -15,7 +15,7 @@ import pytest
 
 from consilium.core.config import build
 from consilium.core.errors import ConsiliumError
-from consilium.data.case import BadRow, Case
+from consilium.data.case import BadRow, Case, looks_missing
 from consilium.data.config import DataConfig
 from consilium.data.sources.reading import read_source
 from tests.fuzz.mutate import Mutator, change_value, fuzz
@@ -124,6 +124,12 @@ def expected_of(row: Mapping[str, Any], *, folder: Path, line: int, text: str) -
         "is_gt": flag not in ("false", "0", "no", "n", "f"),
         "meta": {key for key in row if key not in known},
     }
+
+
+def without_gaps(row: Mapping[str, str]) -> dict[str, str]:
+    """A row of a csv in which words for a missing value are empty cells, where the guide says that they are."""
+    columns = ("id", "group_id", "split", "is_gt")
+    return {key: "" if key in columns and looks_missing(cell) else cell for key, cell in row.items()}
 
 
 def assert_justified(case: Case, row: Mapping[str, Any], *, folder: Path, text: str) -> None:
@@ -433,7 +439,7 @@ def test_damaged_csv(tmp_path: Path, count: int) -> None:
             case = used.get(line)
             if case is not None:
                 assert cells is not None
-                row = dict(zip(columns, cells, strict=True))
+                row = without_gaps(dict(zip(columns, cells, strict=True)))
                 assert_justified(case, row, folder=tmp_path, text=plain(row.get("text")))
             if stopped is None and columns == header and tuple(cells or ()) in good:
                 kept += 1
