@@ -29,7 +29,7 @@ def test_where_a_relative_path_was_looked_for_and_what_is_there(start: Path) -> 
 
 
 def test_an_absolute_path_is_named_up_to_where_it_breaks_off(start: Path) -> None:
-    assert looked_for(f"{start}/work/data/none") == ""
+    assert looked_for(str(start / "work" / "data" / "none")) == ""
     assert looked_for(f"{start}/xyz/data/b.csv") == f" {start} has no 'xyz'."
     assert looked_for(f"{start}/wrok/data/b.csv") == f" {start} has no 'wrok'; did you mean 'work'?"
     assert looked_for("gs://bucket/none") == ""

@@ -83,11 +83,12 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     stores = Path(config.store.root).expanduser().absolute()
     config = config.model_copy(update={"sources": [unpacked(source, stores) for source in config.sources]})
     inputs = [list_inputs(source, root=config.store.root, reporter=reporter) for source in config.sources]
-    key = _fingerprint(config, inputs)
+    files = _files(inputs)
+    key = _fingerprint(config, files)
     names = "+".join(source.name for source in config.sources)[:60]
     target = stores / f"{names}-{key}"
     # What an earlier version divided by the hash alone stays as it is, for the runs that began with it.
-    earlier = stores / f"{names}-{_fingerprint(_by_hash_alone(config), inputs)}"
+    earlier = stores / f"{names}-{_fingerprint(_by_hash_alone(config), files)}"
     with _lock(target):
         store = _unchanged_store(target, config) or _unchanged_store(earlier, config)
         if store is not None and config.store.check_images == "decode":
@@ -120,14 +121,19 @@ def _fetch(config: DataConfig, inputs: Sequence[Inputs], reporter: Reporter) -> 
             fetch_source(source, files.hub, embed=config.store.images == "embed", reporter=reporter)
 
 
-def _fingerprint(config: DataConfig, inputs: Sequence[Inputs]) -> str:
-    """What a store depends on: its format, sources, splits and images, and the files the sources are read from."""
+def _fingerprint(config: DataConfig, files: str) -> str:
+    """What a store depends on: its format, sources, splits and images, and the ``files`` the sources are read from."""
+    return fingerprint([FORMAT_VERSION, _relevant(config), files])
+
+
+def _files(inputs: Sequence[Inputs]) -> str:
+    """SHA-256 of the names, sizes and versions of all files that the sources are read from."""
     files = hashlib.sha256()
     for source_inputs in inputs:
         for file in source_inputs.files:
             files.update(f"{file.name}\0{file.size}\0{file.version}\n".encode(errors="surrogateescape"))
         files.update(b"\0")
-    return fingerprint([FORMAT_VERSION, _relevant(config), files.hexdigest()])
+    return files.hexdigest()
 
 
 def _by_hash_alone(config: DataConfig) -> DataConfig:
@@ -226,7 +232,8 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
             survey.cases += 1
             if item.labels and item.is_gt:
                 groups.add(item.group, source=item.source, split=item.split, labels=item.labels)
-            survey.notes.setdefault(source.name, Counter()).update(item.notes)
+            if item.notes:  # few rows have any
+                survey.notes.setdefault(source.name, Counter()).update(item.notes)
             yield item.group, item.split
 
     for source, files in zip(config.sources, inputs, strict=True):
