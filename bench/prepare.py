@@ -1,11 +1,12 @@
 """Preparing many small images: images a second, going on after a kill, and opening a store of a million rows.
 
-    python bench/prepare.py [--images 100000] [--rows 1000000]
+    python bench/prepare.py [--images 100000] [--rows 1000000] [--check-images header]
 
 Writes small JPEG files (64 pixels, about 2 KiB; every one different) and a table of them, and prepares a store that
 refers to them, in a process of its own. A second store of the same files is prepared by a process that is killed in
-the middle and by one that goes on; both stores must hold the same rows. Last, a store is made large by naming copies
-of its parts, and opened: the time until its last row is read, and the memory of its own that this takes.
+the middle and by one that goes on; both stores must hold the same rows. Each image is decoded once, as usual;
+``--check-images header`` reads headers alone, as versions before that check did. Last, a store is made large by naming
+copies of its parts, and opened: the time until its last row is read, and the memory of its own that this takes.
 """
 
 from __future__ import annotations
@@ -46,18 +47,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--check-images", choices=("decode", "header"), default="decode")
     parser.add_argument("--only", type=Path, default=None, help=argparse.SUPPRESS)  # the process that prepares
     arguments = parser.parse_args()
     if arguments.only is not None:
-        run(arguments.only)
+        run(arguments.only, arguments.check_images)
         return
     print(f"machine: {describe_machine()}\n")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write(folder, images=arguments.images)
         print("| what | figure | goal |\n|---|---|---|")
-        whole = prepared(folder, images=arguments.images)
-        resumed(folder, whole, images=arguments.images)
+        whole = prepared(folder, arguments.check_images, images=arguments.images)
+        resumed(folder, whole, arguments.check_images, images=arguments.images)
         opened(whole, rows=arguments.rows)
 
 
@@ -78,11 +80,11 @@ def write(folder: Path, *, images: int) -> None:
             table.write(f"{name},label{number % 7},patient{number // 3}\n")
 
 
-def config(folder: Path, root: Path) -> DataConfig:
+def config(folder: Path, root: Path, check_images: str) -> DataConfig:
     """The data section that prepares the files into a folder of stores."""
     tree = {
         "sources": [{"kind": "csv", "name": "s", "path": str(folder / "images.csv")}],
-        "store": {"root": str(root)},
+        "store": {"root": str(root), "check_images": check_images},
     }
     return build(DataConfig, tree, origin="bench")
 
@@ -94,21 +96,21 @@ class Times(Silent):
         print(done, time.perf_counter(), flush=True)
 
 
-def run(root: Path) -> None:
+def run(root: Path, check_images: str) -> None:
     """Prepare, and say at every step how many cases are done and when."""
-    prepare(config(root.parent, root), reporter=Times())
+    prepare(config(root.parent, root, check_images), reporter=Times())
 
 
-def start(root: Path) -> subprocess.Popen[str]:
+def start(root: Path, check_images: str) -> subprocess.Popen[str]:
     """A process that prepares."""
-    command = [sys.executable, __file__, "--only", str(root)]
+    command = [sys.executable, __file__, "--only", str(root), "--check-images", check_images]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def prepared(folder: Path, *, images: int) -> Store:
+def prepared(folder: Path, check_images: str, *, images: int) -> Store:
     """Prepare at once."""
     began = time.perf_counter()
-    process = start(folder / "whole")
+    process = start(folder / "whole", check_images)
     steps = process.communicate()[0].splitlines()
     seconds = time.perf_counter() - began
     assert process.returncode == 0
@@ -119,15 +121,15 @@ def prepared(folder: Path, *, images: int) -> Store:
     return Store.open(next(path for path in (folder / "whole").iterdir() if path.is_dir()))
 
 
-def resumed(folder: Path, whole: Store, *, images: int) -> None:
+def resumed(folder: Path, whole: Store, check_images: str, *, images: int) -> None:
     """Prepare until the middle, kill, go on, and compare."""
-    process = start(folder / "killed")
+    process = start(folder / "killed", check_images)
     assert process.stdout is not None
     done = next(done for done in (int(line.split()[0]) for line in process.stdout) if done >= images // 2)
     process.kill()
     process.wait()
     process.stdout.close()
-    again = start(folder / "killed")
+    again = start(folder / "killed", check_images)
     steps = again.communicate()[0].splitlines()
     assert again.returncode == 0
     store = Store.open(next(path for path in (folder / "killed").iterdir() if path.is_dir()))

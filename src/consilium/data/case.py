@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 SPLITS = ("train", "val", "test", "unlabelled")
@@ -128,10 +130,17 @@ def flag(value: Any, what: str) -> bool:
 def label_paths(value: Any, *, separator: str | None = None, prefix: str = "") -> tuple[str, ...]:
     """The dot paths of a label cell (a list, or text that ``separator`` divides), each once, in their order."""
     if isinstance(value, (list, tuple)):
-        items = [_label_text(item) for item in value]
-    else:
-        text = _label_text(value)
-        items = [_label_text(item) for item in text.split(separator)] if separator and text else [text]
+        return _unique_paths([_label_text(item) for item in value], prefix)
+    return _text_paths(_label_text(value), separator, prefix)
+
+
+@lru_cache(maxsize=4096)  # a table repeats a few cells in all its rows
+def _text_paths(text: str, separator: str | None, prefix: str) -> tuple[str, ...]:
+    items = [_label_text(item) for item in text.split(separator)] if separator and text else [text]
+    return _unique_paths(items, prefix)
+
+
+def _unique_paths(items: Sequence[str], prefix: str) -> tuple[str, ...]:
     labels = dict.fromkeys(f"{prefix}.{item}" if prefix else item for item in items if item)
     for label in labels:
         if not all(part.strip() for part in label.split(".")):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -46,15 +47,27 @@ def check_ahead(
     cases: Iterable[Case], *, config: StoreConfig, threads: int
 ) -> Iterator[tuple[Case, CheckedImages | BadImage]]:
     """Each case in its order with its images checked; the threads are at work on the next ones while it is taken."""
-    waiting: deque[tuple[Case, Future[CheckedImages | BadImage]]] = deque()
+    cases = iter(cases)
+    together = max(1, AHEAD // (2 * threads))  # cases that a thread takes at once
+    waiting: deque[tuple[list[Case], Future[list[CheckedImages | BadImage]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for case in cases:
-            waiting.append((case, pool.submit(_check_images, case, config)))
-            if len(waiting) > AHEAD:
-                done, found = waiting.popleft()
-                yield done, found.result()
-        for done, found in waiting:
-            yield done, found.result()
+        while taken := list(islice(cases, together)):
+            waiting.append((taken, pool.submit(_check_all, taken, config)))
+            if len(waiting) * together > AHEAD:
+                yield from _first_done(waiting)
+        while waiting:
+            yield from _first_done(waiting)
+
+
+def _first_done(
+    waiting: deque[tuple[list[Case], Future[list[CheckedImages | BadImage]]]],
+) -> Iterator[tuple[Case, CheckedImages | BadImage]]:
+    cases, checked = waiting.popleft()
+    return zip(cases, checked.result(), strict=True)
+
+
+def _check_all(cases: Sequence[Case], config: StoreConfig) -> list[CheckedImages | BadImage]:
+    return [_check_images(case, config) for case in cases]
 
 
 def _check_images(case: Case, config: StoreConfig) -> CheckedImages | BadImage:

@@ -40,7 +40,7 @@ class PartWriter:
         self._bytes = 0
 
     def add(self, case: Case, images: CheckedImages | BadImage, *, split: str) -> None:
-        """Add the next case; a full part is written."""
+        """Add the next case."""
         self.stop += 1
         if isinstance(images, BadImage):
             row = BadRow(case.source, case.file, case.line, images.reason)
@@ -66,8 +66,11 @@ class PartWriter:
                     "meta": json.dumps(case.meta, ensure_ascii=False),
                 }
             )
-        if self.stop - self.start >= PART_ROWS or self._bytes >= PART_BYTES:
-            self.flush()
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to write what is collected."""
+        return self.stop - self.start >= PART_ROWS or self._bytes >= PART_BYTES
 
     def flush(self) -> None:
         """Write what is collected."""

@@ -266,8 +266,10 @@ def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str,
     remaining = islice(cases, writer.start, None)
     for case, images in check_ahead(remaining, config=config.store, threads=_workers(config)):
         split = assign_split(case.group, case.split, rule=survey.rules[case.source], config=config.split)
-        with _writing(target):
-            writer.add(case, images, split=split)
+        writer.add(case, images, split=split)
+        if writer.full:
+            with _writing(target):
+                writer.flush()
         if writer.stop % BATCH == 0 or writer.stop == survey.cases:
             reporter.progress("prepare", writer.stop, survey.cases)
     with _writing(target):

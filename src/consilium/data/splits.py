@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -53,6 +54,7 @@ def split_rule(given: Iterable[tuple[str, str | None]]) -> SplitRule:
     return SplitRule(val_from_train="train" in found and "val" not in found, given_by_group=by_group if mixed else {})
 
 
+@lru_cache(maxsize=2**16)  # it is asked for each row of a group, before and after the groups are divided
 def position(group: str, *, seed: int) -> float:
     """Where a group falls in [0, 1); depends on nothing but the group and the seed."""
     digest = hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest()
@@ -93,11 +95,12 @@ class GroupSurvey:
 
     def __init__(self) -> None:
         self.groups: dict[str, tuple[_Rows, ...]] = {}
-        self._known: dict[_Rows, _Rows] = {}  # millions of groups share a few
+        self._known: dict[tuple[str, str | None, tuple[str, ...]], _Rows] = {}  # millions of groups share a few
 
     def add(self, group: str, *, source: str, split: str | None, labels: tuple[str, ...]) -> None:
         """Take a row with a true label."""
-        rows = self._known.setdefault(found := _Rows(source, split, labels), found)
+        found = (source, split, labels)
+        rows = self._known.get(found) or self._known.setdefault(found, _Rows(*found))
         before = self.groups.get(group, ())
         if rows not in before:
             self.groups[group] = (*before, rows)

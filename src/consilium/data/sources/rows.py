@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from consilium.core.config import nearest
@@ -49,6 +50,14 @@ _MISSING = {
 _PLACE = re.compile(r"\{(?P<column>[^{}:]*)(?::0?(?P<width>\d+))?\}")
 
 
+@lru_cache(maxsize=4096)  # a table repeats a few labels in all its rows
+def _oddity(label: str) -> str:
+    """What is odd about a label: 'missing' where it looks like a missing value, a mark that divides others, or ''."""
+    if looks_missing(label.rpartition(".")[2]):
+        return "missing"
+    return next((mark for mark in "|;" if mark in label.strip(mark)), "")
+
+
 class RowReader:
     """Turns the rows of one file, as mappings, into cases by the configured columns."""
 
@@ -64,8 +73,8 @@ class RowReader:
         self.root = parent(self.file) if root is None else absolute(root)
         image = self.columns.image
         self.image_columns = [image] if isinstance(image, str) else list(image)
-        named = [getattr(self.columns, name) for name in _OPTIONAL]
-        self.used = also_used.union(self.image_columns, (name for name in named if name is not None))
+        self._named = {key: name for key in _OPTIONAL if (name := getattr(self.columns, key)) is not None}
+        self.used = also_used.union(self.image_columns, self._named.values())
         findings = self.columns.findings
         self.findings = None if findings is None else FindingReader(findings, used=self.used)
 
@@ -207,35 +216,35 @@ class RowReader:
         if not views and not text:
             raise RowError("the row has neither an image nor a text")
         notes: list[str] = []
-        found = {key: self._value(row, key, notes) for key in _OPTIONAL}
-        identity = scalar_text(found["id"], "id")
-        labels, split = self._labels(found["label"], row, notes), split_name(found["split"]) or source.split
+        found = {key: row.get(column) for key, column in self._named.items()}
+        for key in _MISSING:
+            if isinstance(cell := found.get(key), str) and looks_missing(cell):
+                found[key] = self._missing(cell, key, notes)
+        identity = scalar_text(found.get("id"), "id")
+        labels, split = self._labels(found.get("label"), row, notes), split_name(found.get("split")) or source.split
         return Case(
             id=identity or f"{self.row_name}:{line}",
             source=source.name,
-            group=scalar_text(found["group"], "group") or self._own_group(views, text, identity),
+            group=scalar_text(found.get("group"), "group") or self._own_group(views, text, identity),
             split="unlabelled" if IGNORED in notes else split,
             views=tuple(views),
             text=text,
             labels=labels,
-            mask=self._mask(found["mask"]),
-            is_gt=flag(found["is_gt"], "is_gt"),
+            mask=self._mask(found.get("mask")),
+            is_gt=flag(found.get("is_gt"), "is_gt"),
             file=self.file,
             line=line,
             meta={key: value for key in self._wanted(row) if (value := meta_text(row.get(key)))},
             notes=tuple(notes),
         )
 
-    def _value(self, row: Mapping[str, Any], key: str, notes: list[str]) -> Any:
-        """The cell of a column; None where it only says in words that it has no value."""
-        column = getattr(self.columns, key)
-        cell = None if column is None else row.get(column)
-        if key in _MISSING and isinstance(cell, str) and looks_missing(cell):
-            missing = is_missing(cell, has_null=self.has_null)
-            read = _MISSING[key] if missing else f"it is the {key} as it stands; write null where there is none"
-            notes.append(f"'{cell.strip()}' in the column '{column}' looks like a missing value: {read}")
-            return None if missing else cell
-        return cell
+    def _missing(self, cell: str, key: str, notes: list[str]) -> str | None:
+        """The cell of a column that says in words that it has no value: None, or as it stands in a file with nulls."""
+        missing = is_missing(cell, has_null=self.has_null)
+        read = _MISSING[key] if missing else f"it is the {key} as it stands; write null where there is none"
+        column = self._named[key]
+        notes.append(f"'{cell.strip()}' in the column '{column}' looks like a missing value: {read}")
+        return None if missing else cell
 
     def _labels(self, cell: Any, row: Mapping[str, Any], notes: list[str]) -> tuple[str, ...]:
         """The labels of a row, out of its label cell or its findings."""
@@ -246,12 +255,12 @@ class RowReader:
             return label_paths(found, prefix=prefix)
         labels = label_paths(cell, separator=self.columns.label_separator, prefix=prefix)
         for label in labels:
-            if looks_missing(label.rpartition(".")[2]):
+            if (odd := _oddity(label)) == "missing":
                 notes.append(f"the label '{label}' looks like a missing value, and is a class: leave such cells empty")
-            elif mark := next((mark for mark in "|;" if mark in label.strip(mark)), None):
+            elif odd:
                 notes.append(
-                    f"a label with '{mark}' in it, such as '{self._example(mark, label)}', is one class: where it is "
-                    f'several labels, set columns.label_separator: "{mark}" and task.multi_label: true'
+                    f"a label with '{odd}' in it, such as '{self._example(odd, label)}', is one class: where it is "
+                    f'several labels, set columns.label_separator: "{odd}" and task.multi_label: true'
                 )
         return labels
 
