@@ -20,6 +20,7 @@ _SPELLINGS = {
 # What tables write into a cell that has no value.
 _NO_VALUE = frozenset({"nan", "-nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "null", "none", "nil"})
 _NO_VALUE_AS_TEXT = frozenset({"nan", "None", "<NA>", "NaT"})  # what turning a column into text makes of its gaps
+MISSING_LABEL = "looks like a missing value, and is a class"  # in the note of a row with such a label
 _WHOLE_NUMBER = re.compile(r"-?\d+\.0")
 _FLAGS = {
     **dict.fromkeys(("true", "1", "1.0", "yes", "y", "t"), True),

@@ -11,6 +11,7 @@ from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter, counted
 from consilium.data import workers
+from consilium.data.case import MISSING_LABEL
 from consilium.data.config import DataConfig, FilterConfig, ImageConfig
 from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
 from consilium.data.filters import Filtered, filtered, usable
@@ -78,7 +79,9 @@ def load_data(
         fixed = labels if len(used) == len(cases.table) else cases.labels
         cases = labelled_cases(left, multi_label=multi_label, labels=fixed, nested=nested, known=known)
         findings = replace(findings, leaks=find_leaks(left.table))
-    cases.notes.extend([*prepared.notes(), *findings.short()])
+    # What rows say of such a label, a training says below of the classes that are left, and an evaluation does not.
+    said = [note for note in prepared.notes() if not (training and MISSING_LABEL in note)]
+    cases.notes.extend([*said, *findings.short()])
     if training:
         cases.notes.extend(
             [*_unchecked(config), *missing_values(cases.labels.names), *rare_class_warnings(cases), *_unjudged(cases)]

@@ -23,6 +23,7 @@ from consilium.core.places import (
     split_frame,
 )
 from consilium.data.case import (
+    MISSING_LABEL,
     BadRow,
     Case,
     RowError,
@@ -256,7 +257,7 @@ class RowReader:
         labels = label_paths(cell, separator=self.columns.label_separator, prefix=prefix)
         for label in labels:
             if (odd := _oddity(label)) == "missing":
-                notes.append(f"the label '{label}' looks like a missing value, and is a class: leave such cells empty")
+                notes.append(f"the label '{label}' {MISSING_LABEL}: leave such cells empty")
             elif odd:
                 notes.append(
                     f"a label with '{odd}' in it, such as '{self._example(odd, label)}', is one class: where it is "
