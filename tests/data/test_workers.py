@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 
+from consilium.data import workers
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.loader import Loader, evaluation_requests
 from tests.data.samples import write_images
@@ -19,6 +22,23 @@ class FromEnvironment:
 
     def images(self, row: int) -> list[str | bytes]:
         return [f"{os.environ[VARIABLE]}/{row}.png"]
+
+
+def test_more_workers_than_cores_are_said_once_and_in_our_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    few, many = LoaderConfig(workers=1), LoaderConfig(workers=2)
+    assert workers.more_than_cores(LoaderConfig(workers="auto")) is None
+    assert workers.more_than_cores(few) is None
+    said = workers.more_than_cores(many) or ""
+    assert said.startswith("data.loader.workers is 2, and this process may use 1 core: ")
+    with pytest.warns(UserWarning, match="This DataLoader will create 2 worker processes"):
+        DataLoader([0], num_workers=2)
+    loader = Loader(
+        FromEnvironment(), targets=None, image=ImageConfig(), augmentation=AugmentationConfig(), config=many
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loader._build(2)
 
 
 @pytest.mark.parametrize("folder", ["a", "b"])

@@ -58,6 +58,8 @@ def load_data(
     """
     if training and workers.worker_count(config.loader):
         workers.warm_up()
+        if (crowded := workers.more_than_cores(config.loader)) is not None:
+            reporter.line(f"note: {crowded}")
     prepared = prepare(config, reporter=reporter)
     store = prepared.store
     reporter.line(f"store {store.path}: {store.manifest.cases} cases" + ("" if prepared.created else " (unchanged)"))

@@ -171,6 +171,13 @@ class _Requests:
         return len(self.requests)
 
 
+class _Quiet(DataLoader[Any]):
+    """Torch's loader without its warning of more workers than cores, which a training says once in its own words."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Say nothing."""
+
+
 class Loader:
     """Decoded batches for lists of requests; its workers live as long as it does.
 
@@ -234,7 +241,7 @@ class Loader:
             )
 
     def _build(self, count: int) -> DataLoader[Any]:
-        return DataLoader(
+        return _Quiet(
             self._decoder,
             batch_size=None,
             sampler=self._sampler,

@@ -16,6 +16,7 @@ from multiprocessing.forkserver import ensure_running
 from typing import TYPE_CHECKING, Any
 
 from consilium.core.errors import MemoryExhaustedError
+from consilium.core.reporter import counted
 from consilium.data.config import LoaderConfig
 
 if TYPE_CHECKING:
@@ -32,8 +33,23 @@ def worker_count(config: LoaderConfig) -> int:
     """The number of decoding processes; auto leaves one core to the training."""
     if config.workers != "auto":
         return config.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores - 1, 8)
+    return min(_cores() - 1, 8)
+
+
+def more_than_cores(config: LoaderConfig) -> str | None:
+    """What to say of more decoding processes than there are cores; None where each may have one."""
+    count, cores = worker_count(config), _cores()
+    if count <= cores:
+        return None
+    return (
+        f"data.loader.workers is {count}, and this process may use {counted(cores, 'core')}: the workers wait for each "
+        "other, which may be slower than fewer of them."
+    )
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_method() -> str:
