@@ -99,6 +99,7 @@ def crossval(
     with Console() as console:
         result = cross_validate(experiment, folds=folds, leave_out=columns, limit=limit, reporter=console)
         console.line(f"finished: {result.folder}")
+    _refuse_unread(result.unread)
 
 
 @app.command()

@@ -32,7 +32,7 @@ from consilium.data.prepare import prepare
 from consilium.data.store import Store
 from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.crossval_report import CrossvalContent, FoldFigures, write_crossval
-from consilium.evaluation.report import METRICS, read_warnings
+from consilium.evaluation.report import METRICS, read_unread, read_warnings
 from consilium.evaluation.wording import FEW_CASES
 from consilium.experiment import Experiment, check_experiment
 from consilium.manifest import read_manifest
@@ -46,13 +46,15 @@ GUARDS_OFF = {name: False for name, field in GuardConfig.model_fields.items() if
 class CrossvalResult:
     """A finished cross-validation: its folder, the figures of every fold, and those of all tested cases at once.
 
-    ``skipped`` gives the reason for each value that could not be left out.
+    ``skipped`` gives the reason for each value that could not be left out; ``unread`` counts the cases that were not
+    judged, since an image of theirs could not be read.
     """
 
     folder: Path
     folds: list[FoldFigures]
     pooled: Evaluation
     skipped: dict[str, str]
+    unread: int = 0
 
     def __repr__(self) -> str:
         left = f", {len(self.skipped)} skipped" if self.skipped else ""
@@ -75,6 +77,7 @@ class _Tested:
     figures: FoldFigures
     outputs: Outputs
     labels: LabelTree
+    unread: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ def _cross_validate(
     for text in content.cautions():
         reporter.line(f"note: {text}")
     reporter.line(f"report: {write_crossval(folder, content)}")
-    return CrossvalResult(folder, list(content.folds), content.pooled, planner.skipped)
+    unread = frozenset[str]().union(*(one.unread for one in tested))
+    return CrossvalResult(folder, list(content.folds), content.pooled, planner.skipped, len(unread))
 
 
 def _check(experiment: Experiment, *, folds: int | None, leave_out: Sequence[str]) -> None:
@@ -337,7 +341,7 @@ def _test(fold: _Fold, store: Store, *, limit: int | None, reporter: Reporter) -
         intervals={name: Interval(**interval) for name, interval in judged["test"]["intervals"].items()},
         notes=list(dict.fromkeys([*cases.notes, *read_warnings(folder), *_few(cases)])),
     )
-    return _Tested(figures, outputs, predictor.labels)
+    return _Tested(figures, outputs, predictor.labels, frozenset({*outputs.unread, *read_unread(folder)}))
 
 
 def _few(cases: LabelledCases) -> list[str]:

@@ -19,6 +19,7 @@ from consilium.data import parts
 from consilium.data.guards.digests import FILE
 from consilium.data.images import probe
 from consilium.data.prepare import QUARANTINE, prepare
+from consilium.evaluation.report import read_unread
 from tests.cli.conftest import Cli, cli, recipe
 from tests.data.samples import data_config
 from tests.tiny import Recorder, TrainTiny, same, train_tiny
@@ -123,6 +124,20 @@ def test_a_training_ends_in_its_bundle_though_images_of_val_and_test_are_damaged
     with (run / "tables" / "test_unread.csv").open(encoding="utf-8", newline="") as file:
         assert [row["id"] for row in csv.DictReader(file)] == ["images:test/mri/002.jpg", "images:test/xray/003.jpg"]
     assert "2 cases of test could not be read" in (run / "report.html").read_text(encoding="utf-8")
+    assert len(read_unread(run)) == 3
+
+
+def test_a_cross_validation_exits_1_where_a_case_is_not_judged(cli: Cli, recipe: Path, images: Path) -> None:
+    command = ("crossval", recipe, "--folds", 2, f"data.sources.0.path={images}", "trainer.max_steps=1")
+    assert cli(*command).code == 0
+    victim = images / "test" / "ct" / "001.jpg"
+    data, found = victim.read_bytes(), victim.stat()
+    victim.write_bytes(bytes(len(data)))  # a disk that rots: neither size nor date tell
+    os.utime(victim, ns=(found.st_atime_ns, found.st_mtime_ns))
+    answer = cli(*command)
+    assert answer.out.count("is finished: ") == 2
+    assert answer.code == 1
+    assert "not judged, since an image cannot be read: 1 of the cases" in answer.err
 
 
 @pytest.mark.parametrize("cached", [True, False])

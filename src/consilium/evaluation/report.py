@@ -119,11 +119,20 @@ def add_table(folder: Path, *, title: str, text: str, rows: Sequence[Mapping[str
 
 def read_warnings(folder: Path) -> list[str]:
     """What the report in a folder warns of beside its figures; nothing where an earlier version wrote it."""
-    path = folder / WARNINGS
+    return _column(folder / WARNINGS, "warning")
+
+
+def read_unread(folder: Path) -> set[str]:
+    """The cases that the report in a folder does not judge, since an image of theirs could not be read."""
+    return {name for path in (folder / TABLES).glob("*_unread.csv") for name in _column(path, "id")}
+
+
+def _column(path: Path, name: str) -> list[str]:
+    """A column of a table that a report wrote; nothing where it wrote none."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return [row["warning"] for row in csv.DictReader(file)]
+        return [row[name] for row in csv.DictReader(file)]
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from consilium.core.errors import ConfigError
 from consilium.core.files import write_text
 from consilium.core.reporter import Reporter
 from consilium.data.load import load_data
+from consilium.evaluation.report import read_unread
 from consilium.experiment import Experiment, check_experiment
 from consilium.judge import write_summary
 from consilium.manifest import MANIFEST, read_manifest
@@ -138,7 +139,7 @@ def _run_seed(first: Session | CascadeTraining, *, folder: Path, number: int, pr
             own = first.experiment.model_copy(update={"seed": seed, "trainer": trainer})
             write_text(folder / CONFIG, to_yaml(own))
     if (folder / MANIFEST).is_file():
-        return RunResult(folder, read_manifest(folder).metrics)
+        return RunResult(folder, read_manifest(folder).metrics, unread=len(read_unread(folder)))
     run = first
     if number:
         session = type(first)
