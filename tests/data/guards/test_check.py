@@ -195,7 +195,7 @@ def test_drop_of_a_part_of_the_cases_keeps_the_labels_of_all(tmp_path: Path) -> 
         row["label"] = f"label{number % 4}"
     rows[0]["group_id"] = rows[4]["group_id"] = rows[12]["group_id"] = "p1"
     loaded = load(config_of(tmp_path, rows, on_leak="drop", filters={"max_train_samples": 4}))
-    assert "data.on_leak: drop takes out 1 case that leak: train label0 (1)." in loaded.cases.notes
+    assert "data.on_leak: drop takes out 1 case that leaks: train label0 (1)." in loaded.cases.notes
     assert len(ids(loaded, "train")) == 3
     assert loaded.cases.labels.leaves == ("label0", "label1", "label2", "label3")
 

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilium.core.reporter import counted
 from consilium.data.guards.leaks import clusters, drop_leaks, find_leaks
 from tests.data.samples import case_table
 
@@ -82,7 +81,8 @@ def test_dropping_keeps_the_side_that_judges(splits: tuple[str, ...], kept: str)
     assert dropped.keep.tolist() == [*(split == kept for split in splits), True]
     told = ", ".join(f"{split} ct (1)" for split in sorted(splits) if split != kept)
     (note,) = dropped.notes
-    assert note == f"data.on_leak: drop takes out {counted(len(set(splits) - {kept}), 'case')} that leak: {told}."
+    what = {1: "1 case that leaks", 2: "2 cases that leak"}[len(set(splits) - {kept})]
+    assert note == f"data.on_leak: drop takes out {what}: {told}."
 
 
 def test_clusters() -> None:

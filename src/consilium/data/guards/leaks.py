@@ -139,4 +139,5 @@ def drop_leaks(table: CaseTable, leaks: Sequence[Leak]) -> Dropped:
     if not gone:
         return Dropped(keep, [])
     told = [f"{split} {label} ({count})" for (split, label), count in sorted(gone.items())]
-    return Dropped(keep, [f"data.on_leak: drop takes out {counted(gone.total(), 'case')} that leak: {some(told, 8)}."])
+    what = f"{counted(gone.total(), 'case')} that {'leaks' if gone.total() == 1 else 'leak'}"
+    return Dropped(keep, [f"data.on_leak: drop takes out {what}: {some(told, 8)}."])
