@@ -32,7 +32,7 @@ from consilium.evaluation.evaluator import build_evaluator
 from consilium.evaluation.report import ReportContent, write_report
 from consilium.evaluation.saliency import SaliencyMap
 from consilium.evaluation.statistics import mean_and_deviation
-from consilium.evaluation.wording import beside_accuracy
+from consilium.evaluation.wording import beside_accuracy, number
 from consilium.manifest import Manifest, local_bundle, read_manifest
 from consilium.occlusion import saliency_maps
 from consilium.tasks.config import TaskConfig
@@ -66,7 +66,9 @@ class RunFacts:
         if self.steps is not None:
             facts["Steps"] = f"{self.steps} (best at {self.best_step} by {self.monitor})"
         for part in self.parts:
-            facts[f"Parameters of the {part['name']}"] = f"{part['total']:,} ({part['trainable']:,} trained)"
+            facts[f"Parameters of the {part['name']}"] = (
+                f"{number(part['total'])} ({number(part['trainable'])} trained)"
+            )
         return {name: value for name, value in facts.items() if value}
 
 

@@ -202,12 +202,14 @@ def test_warnings_are_kept_for_whoever_sums_up_several_reports(tmp_path: Path) -
 def test_a_table_can_be_added_later(tmp_path: Path) -> None:
     write_report(tmp_path, content())
     for title in (NASTY, "Second"):
-        add_table(tmp_path, title=title, text="They came later.", rows=[{"a source": NASTY, "named right": 0.5}])
+        rows = [{"a source": NASTY, "label": "ct", "named right": 0.5}]
+        add_table(tmp_path, title=title, text="They came later.", rows=rows)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     parsed = Page(text)
     assert NASTY not in text
     assert parsed.text.index(NASTY) < parsed.text.index("Second") < parsed.text.index("How training went")
     assert parsed.text.count("They came later.") == 2
+    assert '<td>ct</td><td class="n">0.500</td>' in text  # words begin on the left, figures end on the right
 
 
 def test_what_users_wrote_is_escaped(tmp_path: Path) -> None:
