@@ -26,6 +26,7 @@ from consilium.bundle import Predictor
 from consilium.core.config import to_yaml
 from consilium.core.errors import BundleError, ConfigError, DataError
 from consilium.crossval import cross_validate
+from consilium.evaluation.wording import number
 from consilium.experiment import Experiment
 from consilium.judge import evaluate
 from consilium.manifest import node_folder, read_manifest
@@ -183,9 +184,9 @@ def test_a_source_may_have_nothing_below_a_node(tmp_path: Path, few_rows: list[R
     assert "ct " in mixture
     assert "xray" not in mixture
     report = (found.folder / "report.html").read_text(encoding="utf-8")
-    counts = re.findall(r"Parameters of the network of \w+</dt><dd>([\d,]+) \(([\d,]+) trained\)", report)
+    counts = re.findall(r"Parameters of the network of \w+</dt><dd>([^ <]+) \(([^ <]+) trained\)", report)
     heads = [load_file(node(found, name) / "model.safetensors")["head.1.weight"].numel() + 2 for name in ("root", "ct")]
-    assert [trained for _, trained in counts] == [f"{count:,}" for count in heads]
+    assert [trained for _, trained in counts] == [number(count) for count in heads]
 
 
 def test_an_only_child_needs_no_network(tmp_path: Path, few_rows: list[Row], images: list[str]) -> None:
