@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from consilium.evaluation.tree import ANSWERED, AURC, HIERARCHICAL
 from consilium.experiment import Experiment
 from tests.conftest import write_images
 from tests.docs.guides import DOCS, GUIDES, blocks, prose, script
+from tests.docs.warm import warm_command
 
 sys.path.insert(0, str(DOCS))
 import key_reference
@@ -57,9 +60,18 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def follow(page: str, folder: Path) -> str:
-    """Do all that a page says, in ``folder``; what was printed."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Path]:
+    """A folder with a ``consilium`` that starts at once."""
+    with tempfile.TemporaryDirectory() as folder, warm_command(Path(folder)) as commands:
+        yield commands
+
+
+def follow(page: str, folder: Path, commands: Path | None = None) -> str:
+    """Do all that a page says, in ``folder``, with what is in ``commands`` first; what was printed."""
+    path = os.pathsep.join(
+        [*([str(commands)] if commands else []), str(Path(sys.executable).parent), os.environ["PATH"]]
+    )
     done = subprocess.run(
         ["bash", "-c", script(page)],
         cwd=folder,
@@ -80,21 +92,21 @@ def follow(page: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_configuration_guide_runs(world: Path) -> None:
-    printed = follow("configuration", world)
+def test_configuration_guide_runs(world: Path, warm: Path) -> None:
+    printed = follow("configuration", world, warm)
     assert "path: /data/atlas" in printed
     assert "exit code 2" in printed
 
 
-def test_data_guide_runs(world: Path) -> None:
-    printed = follow("data", world)
+def test_data_guide_runs(world: Path, warm: Path) -> None:
+    printed = follow("data", world, warm)
     assert "exit code 2" in printed
     assert "missing.png does not exist" in printed
     assert len(list(world.glob("stores/pairs-*/store.json"))) == 1
 
 
-def test_tables_guide_runs(world: Path) -> None:
-    printed = follow("tables", world)
+def test_tables_guide_runs(world: Path, warm: Path) -> None:
+    printed = follow("tables", world, warm)
     (said,) = re.findall(r"^    (cases: .*)$", prose("tables"), re.MULTILINE)
     assert said in printed
     assert printed.count("prepared: ") == 3
