@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ import pytest
 from PIL import Image
 
 from consilium.core.errors import BadRowsError, DataError, StoreError
-from consilium.data import image_check, parts
+from consilium.data import image_check, parts, workers
 from consilium.data import prepare as module
 from consilium.data.config import DataConfig
 from consilium.data.prepare import prepare
@@ -140,31 +144,37 @@ def test_an_image_that_a_table_points_to_changes(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- kill and resume
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from consilium.data import parts, prepare
-from tests.data.samples import Bars
-from tests.data.test_prepare import folder_config
-parts.PART_ROWS, prepare.BATCH = 8, 4
-when, root = int(sys.argv[1]), Path(sys.argv[2])
-def die(): os.kill(os.getpid(), signal.SIGKILL)
-if when < 0:  # while the part -when is being written
-    import contextlib
+
+def start(target: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """A process of its own, forked from one that has imported what it needs."""
+    workers.warm_up()
+    process = multiprocessing.get_context("forkserver").Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def _killed(when: int, root: Path) -> None:
+    """Prepare in a process of its own, which dies: after so many cases, or while the part -``when`` is written."""
+    parts.PART_ROWS, module.BATCH = 8, 4
     written, original = [], parts.atomic_file
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
     @contextlib.contextmanager
-    def atomic_file(path):
+    def atomic_file(path: Path) -> Iterator[Path]:
         written.append(path)
         with original(path) as temporary:
             yield temporary
             if len(written) == -when:
                 die()
-    parts.atomic_file = atomic_file
-def progress(done, total):
-    if done == when:
-        die()
-prepare.prepare(folder_config(root), reporter=Bars(progress))
-"""
+
+    def progress(done: int, total: int | None) -> None:
+        if done == when:
+            die()
+
+    parts.atomic_file = atomic_file  # type: ignore[assignment]
+    prepare(folder_config(root), reporter=Bars(progress))
 
 
 def test_killed_at_any_time_it_goes_on_without_losing_or_repeating(
@@ -173,8 +183,9 @@ def test_killed_at_any_time_it_goes_on_without_losing_or_repeating(
     write_images(tmp_path / "images", [f"{label}/{n:02}.png" for label in "ab" for n in range(25)])
     unbroken = prepare(folder_config(tmp_path, store={"root": str(tmp_path / "unbroken")}))
     for when in (4, 20, -1, -2, 48):
-        done = subprocess.run([sys.executable, "-c", KILLED, str(when), str(tmp_path)], timeout=60, check=False)
-        assert done.returncode == -9
+        process = start(_killed, when, tmp_path)
+        process.join(timeout=60)
+        assert process.exitcode == -signal.SIGKILL
         (work,) = (tmp_path / "stores").glob("*.partial")
         with pytest.raises(StoreError):
             Store.open(work)
@@ -373,16 +384,16 @@ def test_store_root_that_is_a_file(tmp_path: Path) -> None:
         prepare(folder_config(tmp_path))
 
 
+def _exit_with_created(root: Path) -> None:
+    sys.exit(prepare(folder_config(root)).created)
+
+
 def test_two_processes_prepare_it_once(tmp_path: Path) -> None:
     write_images(tmp_path / "images", [f"a/{n:02}.png" for n in range(40)])
-    script = (
-        "import sys; from pathlib import Path; from consilium.data.prepare import prepare; "
-        "from tests.data.test_prepare import folder_config; "
-        "print(prepare(folder_config(Path(sys.argv[1]))).created)"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert sorted(process.communicate(timeout=60)[0].strip() for process in both) == ["False", "True"]
+    both = [start(_exit_with_created, tmp_path) for _ in range(2)]
+    for process in both:
+        process.join(timeout=60)
+    assert sorted(process.exitcode or 0 for process in both) == [False, True]
 
 
 # ---------------------------------------------------------------- embedded images of a table
