@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.policy.source import MODULES, imports
+from tests.policy.source import MODULES, Module, imports
 
 # From below to above; neighbours in a row do not import each other.
 LAYERS = (
@@ -72,20 +73,22 @@ def only_the_version(node: ast.stmt) -> bool:
     return isinstance(node, ast.ImportFrom) and [alias.name for alias in node.names] == ["__version__"]
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_point_down(name: str) -> None:
-    module = MODULES[name]
-    importer = part_of(name)
+def upward(module: Module) -> Iterator[str]:
+    """The imports of a module that do not point down."""
+    importer = part_of(module.name)
     if importer in FRONT_DOORS or importer not in HEIGHT:  # the test above names a part without a layer
         return
-    wrong = []
     for imported, node in imports(module):
         if imported.split(".")[0] != "consilium":
             continue
         if imported == "consilium" and not only_the_version(node):
-            wrong.append(f"{module.place(node)}: import names from their home, not from `consilium`")
+            yield f"{module.place(node)}: import names from their home, not from `consilium`"
         elif imported != "consilium" and not may_import(importer, part_of(imported)):
-            wrong.append(f"{module.place(node)}: {importer} must not import {imported}")
+            yield f"{module.place(node)}: {importer} must not import {imported}"
+
+
+def test_imports_point_down() -> None:
+    wrong = [line for module in MODULES.values() for line in upward(module)]
     assert not wrong, "\n".join(wrong)
 
 
@@ -109,11 +112,10 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         visit(name, ())
 
 
-@pytest.mark.parametrize("name", CONFIG_FILES)
-def test_config_files_need_pydantic_and_configs_only(name: str) -> None:
-    module = MODULES[name]
+def test_config_files_need_pydantic_and_configs_only() -> None:
     wrong = [
         f"{module.place(node)}: {imported}"
+        for module in map(MODULES.__getitem__, CONFIG_FILES)
         for imported, node in imports(module)
         if imported.split(".")[0] not in {*sys.stdlib_module_names, "pydantic", "yaml"}
         and imported not in CONFIG_FILES
