@@ -28,10 +28,10 @@ demo: $(STAMP)  ## train, judge and use the modality router on the embedded demo
 	@$(BIN)/consilium demo
 
 test: $(STAMP)  ## the fast tests
-	$(PYTEST) -n 2 -m "not slow"
+	$(PYTEST) -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(STAMP)  ## the long proofs
-	$(PYTEST) -n 2 -m slow
+	$(PYTEST) -n 2 --dist worksteal -m slow
 
 check: $(STAMP)  ## format, lint, strict types, import layers, public names, budgets
 	$(BIN)/ruff format --check
