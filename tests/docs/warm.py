@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -17,11 +18,11 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-_CLIENT = """#!{python} -IS
+_CLIENT = """
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
-    server.connect({address!r})
-    words = [sys.argv[1:], os.getcwd(), dict(os.environ)]
+    server.connect(sys.argv[1])
+    words = [sys.argv[2:], os.getcwd(), dict(os.environ)]
     socket.send_fds(server, [b"f"], [0, 1, 2])
     server.sendall(json.dumps(words).encode())
     server.shutdown(socket.SHUT_WR)
@@ -33,13 +34,14 @@ with socket.socket(socket.AF_UNIX) as server:
 def warm_command(folder: Path) -> Iterator[Path]:
     """A folder for the PATH with the command, which works until the end of the block; ``folder`` is a short path."""
     address, command = str(folder / "socket"), folder / "consilium"
-    command.write_text(_CLIENT.format(python=sys.executable, address=address), encoding="utf-8")
+    words = shlex.join([sys.executable, "-IS", "-c", _CLIENT, address])
+    command.write_text(f'#!/bin/sh\nexec {words} "$@"\n', encoding="utf-8")
     command.chmod(0o755)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
         listening.listen()
-        words = [sys.executable, __file__, str(listening.fileno())]
-        server = subprocess.Popen(words, pass_fds=[listening.fileno()])
+        serve = [sys.executable, __file__, str(listening.fileno())]
+        server = subprocess.Popen(serve, pass_fds=[listening.fileno()])
     try:
         yield folder
     finally:
