@@ -212,6 +212,34 @@ def test_unknown_blocks_are_refused_and_only_when_asked_for() -> None:
         built.blocks()
 
 
+@pytest.mark.parametrize(
+    ("name", "depths"),
+    [
+        (
+            VIT,
+            {
+                "patch_embed.proj.weight": 12,
+                "blocks.0.attn.qkv.weight": 11,
+                "blocks.11.mlp.fc2.bias": 0,
+                "norm.bias": 0,
+            },
+        ),
+        ("resnet18", {"conv1.weight": 8, "layer1.0.conv1.weight": 7, "layer4.1.conv2.weight": 0}),
+    ],
+)
+def test_depths_count_the_layers_above(name: str, depths: dict[str, int]) -> None:
+    built = tower(name)
+    found = built.depths()
+    names = [name for name, _ in built.model.named_parameters()]
+    assert set(found) == set(range(max(found) + 1))
+    assert depths.items() <= dict(zip(names, found, strict=True)).items()
+
+
+def test_layers_that_timm_does_not_know_have_no_depths() -> None:
+    with pytest.raises(ConfigError, match=r"timm does not know the layers of pit_ti_224; leave layer_decay out"):
+        tower("pit_ti_224", size=(224, 224)).depths()
+
+
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 

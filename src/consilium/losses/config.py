@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from consilium.core.config import Config
 
@@ -35,3 +35,28 @@ class FocalConfig(Config):
 
 
 ClassificationLossConfig = Annotated[CrossEntropyConfig | FocalConfig, Field(discriminator="kind")]
+
+
+class ContrastiveConfig(Config):
+    """Symmetric softmax loss of CLIP (Radford et al., 2021, arXiv:2103.00020).
+
+    Every pair of a batch is the others' negative, over all processes. ``trainer.accumulate`` does not make this batch
+    larger: it adds up the gradients of several.
+    """
+
+    kind: Literal["softmax"] = Field(default="softmax", description="The loss.")
+    temperature: float = Field(
+        default=0.07, gt=0.0, le=1.0, description="Similarities are divided by it; where it is learned, the first one."
+    )
+    learn_temperature: bool = Field(default=True, description="false: the temperature stays as it is.")
+    max_scale: float = Field(default=100.0, ge=1.0, description="1 / temperature never learns to be more.")
+    same_texts: bool = Field(
+        default=True,
+        description="Cases with the same text are right answers for each other; false: they are negatives.",
+    )
+
+    @model_validator(mode="after")
+    def _starts_within(self) -> ContrastiveConfig:
+        if self.temperature * self.max_scale < 1.0:
+            raise ValueError(f"temperature {self.temperature} is below 1 / max_scale, {1 / self.max_scale:g}")
+        return self

@@ -55,6 +55,52 @@ class VisionConfig(Config):
     freeze: FreezeConfig = FreezeConfig()
 
 
+FROM_SCRATCH = ("tiny", "small")  # BERT encoders that start from random weights and learn their own vocabulary
+VOCABULARY_SIZE = 8192  # of these, where the config names no other
+
+
+class TextConfig(Config):
+    """A text encoder: any Hugging Face encoder by name or folder, or a small BERT from scratch.
+
+    ``tiny`` has 2 layers of 128 features, ``small`` 4 of 256. Their WordPiece vocabulary is learned from the training
+    texts; every other encoder brings its own tokenizer.
+    """
+
+    name: str = Field(
+        default="microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+        description="A Hugging Face encoder: its name on the hub, or a folder here or in a bucket; tiny and small are "
+        "BERT encoders from scratch.",
+    )
+    pretrained: Annotated[bool | str, BeforeValidator(_truth)] = Field(
+        default=True, description="true: the weights of `name`; false: random; or a weights file or folder."
+    )
+    pooling: Literal["cls", "mean", "pooler"] = Field(
+        default="cls", description="One vector of a text: its first token, the mean of its tokens, or the model's own."
+    )
+    context_length: int = Field(default=256, ge=3, description="Tokens of a text that are read; longer ones are cut.")
+    vocabulary_size: int | None = Field(
+        default=None, ge=256, description=f"tiny and small only: tokens that are learned; null: {VOCABULARY_SIZE}."
+    )
+    freeze: FreezeConfig = FreezeConfig()
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the encoder and its tokenizer start from nothing."""
+        return self.name in FROM_SCRATCH
+
+    @model_validator(mode="after")
+    def _scratch_brings_nothing(self) -> TextConfig:
+        if self.from_scratch and self.pretrained is not False:
+            raise ValueError(
+                f"{self.name} has no pretrained weights: set pretrained: false, or name a Hugging Face encoder"
+            )
+        if not self.from_scratch and self.vocabulary_size is not None:
+            raise ValueError(
+                f"vocabulary_size is for {' and '.join(FROM_SCRATCH)} only; {self.name} brings its tokenizer"
+            )
+        return self
+
+
 class LinearHeadConfig(Config):
     """Dropout, then one linear layer."""
 
@@ -74,3 +120,25 @@ class MLPHeadConfig(Config):
 
 
 HeadConfig = Annotated[LinearHeadConfig | MLPHeadConfig, Field(discriminator="kind")]
+
+
+class LinearProjectionConfig(Config):
+    """One linear layer, as in CLIP."""
+
+    kind: Literal["linear"] = "linear"
+    bias: bool = Field(default=False, description="Whether the layer adds a bias.")
+
+
+class MLPProjectionConfig(Config):
+    """Linear, activation, dropout, linear; as in BiomedCLIP with the defaults."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden_size: int | None = Field(
+        default=None, ge=1, description="Width of the hidden layer; null: halfway between features and embedding."
+    )
+    activation: Literal["relu", "gelu", "silu", "tanh"] = Field(default="gelu", description="Of the hidden layer.")
+    dropout: Dropout = Field(default=0.0, description="After the hidden layer, in training.")
+    bias: bool = Field(default=False, description="Whether the layers add a bias.")
+
+
+ProjectionConfig = Annotated[LinearProjectionConfig | MLPProjectionConfig, Field(discriminator="kind")]

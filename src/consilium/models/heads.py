@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from consilium.models.config import HeadConfig, LinearHeadConfig
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 _TENSORS = ("weight", "bias")  # of a linear layer
 
 
@@ -23,7 +23,7 @@ def build_head(config: HeadConfig, *, in_features: int, classes: int) -> nn.Modu
         return nn.Sequential(nn.Dropout(config.dropout), nn.Linear(in_features, classes))
     layers: list[nn.Module] = []
     for size in config.hidden_sizes:
-        layers += [nn.Linear(in_features, size), _ACTIVATIONS[config.activation](), nn.Dropout(config.dropout)]
+        layers += [nn.Linear(in_features, size), ACTIVATIONS[config.activation](), nn.Dropout(config.dropout)]
         in_features = size
     return nn.Sequential(*layers, nn.Linear(in_features, classes))
 

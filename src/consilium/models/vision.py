@@ -95,11 +95,28 @@ class VisionTower(nn.Module):
 
         A block is a stage of a ResNet, a layer of a ViT; a trailing norm belongs to the block before it.
         """
-        try:
-            groups = group_parameters(self.model, self.model.group_matcher(coarse=True), return_values=True)
-        except (AttributeError, AssertionError):
+        if not (blocks := self._grouped(coarse=True)):
             name = self.model.pretrained_cfg["architecture"]
-            raise ConfigError(f"timm does not know the blocks of {name}; set freeze.kind to none or tower.") from None
+            raise ConfigError(f"timm does not know the blocks of {name}; set freeze.kind to none or tower.")
+        return blocks
+
+    def depths(self) -> list[int]:
+        """How many layers lie above that of each parameter; a tower whose layers timm does not know is a ConfigError.
+
+        A layer is what timm calls one for layer-wise rates: a block of a ResNet, a layer of a ViT.
+        """
+        if not (layers := self._grouped(coarse=False)):
+            name = self.model.pretrained_cfg["architecture"]
+            raise ConfigError(f"timm does not know the layers of {name}; leave layer_decay out.")
+        above = {parameter: len(layers) - 1 - n for n, layer in enumerate(layers) for parameter in layer}
+        return [above[parameter] for parameter in self.parameters()]
+
+    def _grouped(self, *, coarse: bool) -> list[list[nn.Parameter]]:
+        """All parameters as timm groups them, from input to output; empty where it does not know how."""
+        try:
+            groups = group_parameters(self.model, self.model.group_matcher(coarse=coarse), return_values=True)
+        except (AttributeError, AssertionError):
+            return []
         blocks: list[list[nn.Parameter]] = []
         for number in sorted(groups):
             parameters = list(groups[number])

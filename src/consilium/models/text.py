@@ -1,0 +1,207 @@
+"""Text towers: any Hugging Face encoder, or a small BERT from scratch, as tokens in, features out.
+
+Axes in names: B text in a batch, T token, F feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from consilium.core.errors import ConfigError, WeightsError
+from consilium.core.reporter import some
+from consilium.models.config import VOCABULARY_SIZE, TextConfig
+from consilium.models.encoders import HubEncoder, LoadedEncoder, architecture_of, encoder_of, new_encoder
+from consilium.models.tokenizer import Padded, Tokenizer, train_tokenizer
+
+_SIZES: dict[str, dict[str, Any]] = {  # of the encoders from scratch
+    "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512},
+    "small": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+}
+_PROBE = ("", "a a a")  # the first is padded beside the second
+_SAME = 1e-3  # differences of features that padding may make, relative to their size
+_SHOWN = 5
+
+
+class TextTower(nn.Module):
+    """A Hugging Face encoder without its heads; build it with ``build_text``.
+
+    The features of a text do not depend on padding, nor on the other texts of its batch. ``architecture`` describes
+    the encoder as JSON, from which ``build_text`` makes it again without asking the hub; ``weights_note`` is what a
+    person should know of the file of its weights.
+    """
+
+    def __init__(self, model: nn.Module, *, pooling: str, probe: Padded, weights_note: str = "") -> None:
+        """``probe`` is a short and a longer text, from the tower's own tokenizer."""
+        super().__init__()
+        self.model: Any = model
+        self.pooling = pooling
+        self.weights_note = weights_note
+        self.architecture = architecture_of(self.model.config)
+        training = self.training
+        self.eval()
+        self._drop_unused(probe)
+        self.num_features = self._read_out(probe)
+        self.train(training)
+
+    def forward(self, tokens_BT: Tensor, attention_BT: Tensor) -> Tensor:
+        """Features [B, num_features] of tokens int64 [B, T]; ``attention_BT`` is 1 for tokens and 0 for padding."""
+        found = self.model(input_ids=tokens_BT, attention_mask=attention_BT)
+        if self.pooling == "pooler":
+            features_BF: Tensor = found.pooler_output
+            return features_BF
+        hidden_BTF: Tensor = found.last_hidden_state
+        if self.pooling == "cls":
+            return hidden_BTF[:, 0]
+        weights_BT = attention_BT[:, :, None].to(hidden_BTF.dtype)
+        return (hidden_BTF * weights_BT).sum(1) / weights_BT.sum(1)
+
+    def blocks(self) -> list[list[nn.Parameter]]:
+        """All parameters in blocks from input to output: the embeddings, then each layer; a last norm joins it."""
+        count = getattr(self.model.config, "num_hidden_layers", None)
+        lists = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == count
+        }
+        if not lists:
+            kind = self.model.config.model_type
+            raise ConfigError(
+                f"the layers of this text encoder ({kind}) cannot be told apart; set freeze.kind to none or tower."
+            )
+        stem = next(iter(lists))
+        blocks: list[list[nn.Parameter]] = [[]]
+        for name, parameter in self.model.named_parameters():
+            number = name.removeprefix(f"{stem}.").partition(".")[0] if name.startswith(f"{stem}.") else None
+            place = len(blocks) - 1 if number is None else int(number) + 1
+            while len(blocks) <= place:
+                blocks.append([])
+            blocks[place].append(parameter)
+        return blocks
+
+    def _drop_unused(self, probe: Padded) -> None:
+        """Take out modules that this pooling passes by, so that every parameter gets a gradient."""
+        try:
+            with torch.enable_grad():
+                self(probe.tokens_BT, probe.attention_BT).sum().backward()
+        except AttributeError as error:
+            raise self._odd(f"has no output for pooling '{self.pooling}'; use cls or mean") from error
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise self._odd(f"does not take tokens alone ({error}); name another one") from error
+        unused = {parameter for parameter in self.model.parameters() if parameter.grad is None}
+        self.model.zero_grad(set_to_none=True)
+        for name, module in list(self.model.named_modules()):
+            parameters = set(module.parameters())
+            if name and parameters and parameters <= unused:
+                unused -= parameters
+                self.model.set_submodule(name, nn.Identity())
+
+    def _read_out(self, probe: Padded) -> int:
+        """The number of features, which must depend on the whole text and not on padding."""
+        tokens_BT, attention_BT = probe.tokens_BT, probe.attention_BT
+        other_BT, middle = tokens_BT.clone(), tokens_BT.shape[1] // 2
+        other_BT[1, middle] = (tokens_BT[1, middle] + 1) % self.model.get_input_embeddings().num_embeddings
+        short = int(attention_BT[0].sum())
+        with torch.no_grad():
+            own_BF, other_BF = self(tokens_BT, attention_BT), self(other_BT, attention_BT)
+            alone_F = self(tokens_BT[:1, :short], attention_BT[:1, :short])[0]
+        if float((own_BF[0] - alone_F).abs().max()) > _SAME * float(alone_F.abs().max()):
+            raise self._odd("gives a text that is padded other features, although padding is masked; name another one")
+        if torch.equal(own_BF[1], other_BF[1]):
+            raise self._odd(f"reads with pooling '{self.pooling}' only a part of the text; use mean")
+        return int(own_BF.shape[1])
+
+    def _odd(self, what: str) -> ConfigError:
+        return ConfigError(f"the text encoder (a {self.model.config.model_type}) {what}.")
+
+
+def build_tokenizer(config: TextConfig, *, texts: Sequence[str] = ()) -> Tokenizer:
+    """The tokenizer of the tower that ``config`` describes; ``tiny`` and ``small`` learn theirs from ``texts``.
+
+    Texts that teach nothing are a DataError; a tokenizer that cannot be had or read is a WeightsError.
+    """
+    if config.from_scratch:
+        size = config.vocabulary_size or VOCABULARY_SIZE
+        return train_tokenizer(texts, vocabulary_size=size, context_length=config.context_length)
+    definition, pad_id = HubEncoder(config.name).tokenizer()
+    return Tokenizer.made_of(definition, context_length=config.context_length, pad_id=pad_id)
+
+
+def build_text(config: TextConfig, *, tokenizer: Tokenizer, architecture: Mapping[str, Any] | None = None) -> TextTower:
+    """The tower that ``config`` describes, for the tokens of ``tokenizer``.
+
+    With ``architecture``, which a bundle keeps, nothing is fetched and the weights are random: the bundle fills in
+    its own. A tokenizer that does not fit, or an encoder that does not give each text one vector, is a ConfigError;
+    weights that cannot be had or do not fit are a WeightsError.
+    """
+    if architecture is not None:
+        loaded = LoadedEncoder(encoder_of(architecture))
+    elif config.from_scratch:
+        loaded = LoadedEncoder(_from_scratch(config, tokenizer))
+    else:
+        encoder = HubEncoder(config.name)
+        if config.pretrained is True:
+            loaded = encoder.pretrained()
+        elif config.pretrained is False:
+            loaded = LoadedEncoder(new_encoder(encoder.config))
+        else:
+            loaded = encoder.with_weights_of(config.pretrained)
+    _refuse_misfit(loaded.model, tokenizer, name=config.name)
+    probe = tokenizer.pad(tokenizer.encode(_PROBE))
+    tower = TextTower(loaded.model, pooling=config.pooling, probe=probe, weights_note=loaded.note)
+    _refuse_missing(tower, loaded, name=config.name)
+    return tower
+
+
+def _from_scratch(config: TextConfig, tokenizer: Tokenizer) -> Any:
+    from transformers import BertConfig
+
+    size: dict[str, Any] = {
+        "vocab_size": tokenizer.vocabulary_size,
+        "max_position_embeddings": tokenizer.context_length,
+    }
+    return new_encoder(BertConfig(**_SIZES[config.name], **size, pad_token_id=tokenizer.pad_id))
+
+
+def _refuse_misfit(model: Any, tokenizer: Tokenizer, *, name: str) -> None:
+    table = model.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        raise ConfigError(f"text.name '{name}' is a model of type {model.config.model_type}, which takes no tokens.")
+    rows = table.num_embeddings
+    if tokenizer.vocabulary_size > rows:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocabulary_size:,} tokens, but the text encoder {name} has embeddings of "
+            f"{rows:,}; take tokenizer and encoder from the same folder."
+        )
+    positions = _positions(model)
+    if positions is not None and tokenizer.context_length > positions:
+        raise ConfigError(
+            f"text.context_length is {tokenizer.context_length}, but the text encoder {name} has positions for "
+            f"{positions} tokens; set at most that."
+        )
+
+
+def _positions(model: Any) -> int | None:
+    """The most tokens of a text; None where there is no limit. RoBERTa's positions begin after its padding id."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "position_embedding")):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    found: int | None = getattr(model.config, "max_position_embeddings", None)
+    return found
+
+
+def _refuse_missing(tower: TextTower, loaded: LoadedEncoder, *, name: str) -> None:
+    """A tensor that is used must come from the file: what the library makes up at random would go unnoticed."""
+    missing = sorted(loaded.missing & tower.model.state_dict().keys())
+    if missing and all(key.startswith("pooler.") for key in missing):
+        raise WeightsError(
+            f"text.pooling is pooler, but the weights of {name} have none (it was never trained); use cls or mean."
+        )
+    if missing:
+        raise WeightsError(
+            f"the weights of {name} lack {len(missing)} tensors of the text encoder: {some(missing, _SHOWN)}. "
+            "They are of another model, or of a part of it."
+        )

@@ -1,0 +1,215 @@
+"""The contrastive loss against plain numpy, finite differences, and one process against several."""
+
+from __future__ import annotations
+
+import math
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from consilium.core.errors import ConfigError
+from consilium.losses.config import ContrastiveConfig
+from consilium.losses.contrastive import ContrastiveLoss
+
+
+def pairs(count: int, *, width: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    images, texts = (functional.normalize(torch.randn(count, width, generator=random), dim=1) for _ in range(2))
+    return images, texts
+
+
+def plain(images: np.ndarray, texts: np.ndarray, same: list[int], *, scale: float) -> float:
+    """The same by its words, one pair after the other."""
+    total = 0.0
+    for queries, answers in ((images, texts), (texts, images)):
+        for row, query in enumerate(queries):
+            scores = [scale * float(np.dot(query, answer)) for answer in answers]
+            top = max(scores)
+            whole = top + math.log(sum(math.exp(score - top) for score in scores))
+            right = [whole - score for score, other in zip(scores, same, strict=True) if other == same[row]]
+            total += sum(right) / len(right)
+    return total / (2 * len(images))
+
+
+# -- Value and gradient -------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.integers(1, 9), st.floats(0.02, 1.0), st.booleans())
+def test_it_is_what_its_words_say(same: list[int], width: int, temperature: float, merged: bool) -> None:
+    images, texts = pairs(len(same), width=width, seed=len(same))
+    loss = ContrastiveLoss(ContrastiveConfig(temperature=temperature, same_texts=merged))
+    found = loss(images, texts, same_B=torch.tensor(same))
+    numbers = same if merged else list(range(len(same)))
+    expected = plain(images.double().numpy(), texts.double().numpy(), numbers, scale=1 / temperature)
+    assert found.shape == ()
+    assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert loss(texts, images, same_B=torch.tensor(same)).item() == pytest.approx(found.item(), rel=1e-4)
+
+
+def test_it_is_that_of_clip_where_all_texts_differ() -> None:
+    images, texts = pairs(8)
+    logits, truth = images @ texts.T / 0.07, torch.arange(8)
+    clip = (functional.cross_entropy(logits, truth) + functional.cross_entropy(logits.T, truth)) / 2
+    for same_B in (None, torch.arange(8) * 5):
+        torch.testing.assert_close(ContrastiveLoss(ContrastiveConfig())(images, texts, same_B=same_B), clip)
+
+
+def test_the_lowest_value_is_the_logarithm_of_how_many_are_right() -> None:
+    axes = torch.eye(3)[[0, 0, 1, 2]]
+    found = ContrastiveLoss(ContrastiveConfig(temperature=0.01))(axes, axes, same_B=torch.tensor([7, 7, 8, 9]))
+    assert found.item() == pytest.approx(math.log(2) * 2 / 4, abs=1e-4)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    loss = ContrastiveLoss(ContrastiveConfig(temperature=0.5))
+    same = [4, 2, 4]
+    images, texts = (part.requires_grad_() for part in pairs(3, width=2))
+    loss(images, texts, same_B=torch.tensor(same)).backward()
+    arrays = [images.detach().double().numpy(), texts.detach().double().numpy()]
+    scale, step = 2.0, 1e-6
+
+    def shifted(side: int, row: int, column: int, by: float) -> float:
+        moved = [array.copy() for array in arrays]
+        moved[side][row, column] += by
+        return plain(*moved, same, scale=scale)
+
+    for side, tensor in enumerate((images, texts)):
+        for row in range(3):
+            for column in range(2):
+                slope = (shifted(side, row, column, step) - shifted(side, row, column, -step)) / (2 * step)
+                assert tensor.grad is not None
+                assert tensor.grad[row, column].item() == pytest.approx(slope, abs=1e-5)
+    up, down = (plain(*arrays, same, scale=scale * math.exp(by)) for by in (step, -step))
+    assert loss.log_scale.grad is not None
+    assert loss.log_scale.grad.item() == pytest.approx((up - down) / (2 * step), abs=1e-5)
+
+
+def test_everything_inside_is_float32() -> None:
+    images, texts = (part.bfloat16() for part in pairs(6))
+    loss = ContrastiveLoss(ContrastiveConfig())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(images, texts)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, loss(images.float(), texts.float()))
+
+
+# -- Temperature --------------------------------------------------------------------------------------------------
+
+
+def test_the_temperature_starts_at_its_value_learns_and_stays_within_its_range() -> None:
+    loss = ContrastiveLoss(ContrastiveConfig())
+    assert loss.scale.item() == pytest.approx(1 / 0.07)
+    images, _ = pairs(4)  # of equal pairs, which ask for a lower and lower temperature
+    optimizer = torch.optim.SGD(loss.parameters(), lr=100.0)
+    loss(images, images).backward()
+    optimizer.step()
+    assert loss.scale.item() == pytest.approx(100)
+    optimizer.zero_grad()
+    loss(images, -images).backward()  # and now for a higher one: it has a gradient at the border
+    assert loss.log_scale.item() == pytest.approx(math.log(100))
+    assert loss.log_scale.grad is not None
+    assert loss.log_scale.grad.item() > 0
+    optimizer.step()
+    assert loss.scale.item() == 1
+
+
+def test_a_fixed_temperature_has_no_gradient() -> None:
+    loss = ContrastiveLoss(ContrastiveConfig(learn_temperature=False, temperature=0.1))
+    assert [parameter for parameter in loss.parameters() if parameter.requires_grad] == []
+    assert loss.scale.item() == pytest.approx(10)
+
+
+def test_a_temperature_out_of_range_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"temperature 0.005 is below 1 / max_scale, 0.01"):
+        ContrastiveConfig(temperature=0.005)
+
+
+def test_a_batch_of_one_pair_is_an_error_that_says_what_to_set() -> None:
+    with pytest.raises(ConfigError, match=r"this batch has one. Set data.loader.drop_last: true, or another data"):
+        ContrastiveLoss(ContrastiveConfig())(*pairs(1))
+
+
+# -- Several processes --------------------------------------------------------------------------------------------
+
+BATCHES = (8, 7, 2)  # cases of a whole batch; of two, a third process gets none
+
+
+def towers() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    parts = {"image": nn.Linear(5, 4), "text": nn.Linear(3, 4), "loss": ContrastiveLoss(ContrastiveConfig())}
+    return nn.ModuleDict(parts)
+
+
+class Step(nn.Module):
+    """What a task does with a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = towers()
+
+    def forward(self, images: Tensor, texts: Tensor, same_B: Tensor, repeated: bool) -> Tensor:
+        image, text = self.parts["image"](images), self.parts["text"](texts)
+        embeddings = functional.normalize(image, dim=1), functional.normalize(text, dim=1)
+        found: Tensor = self.parts["loss"](*embeddings, same_B=same_B, repeated=repeated)
+        return found
+
+
+def cases(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(count)
+    same_B = torch.tensor([3, 9, 3, 4, 9, 9, 1, 0])[:count]
+    return torch.randn(count, 5, generator=random), torch.randn(count, 3, generator=random), same_B
+
+
+def alone(count: int) -> dict[str, Any]:
+    step = Step()
+    loss = step(*cases(count), False)
+    loss.backward()
+    return {"loss": loss.detach(), **{name: one.grad for name, one in step.named_parameters()}}
+
+
+def one_of_several(process: int, processes: int, folder: str) -> None:
+    """The same steps as one of several processes, as ``data.loader`` and ``training.loop`` make them."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=process, world_size=processes, timeout=timedelta(seconds=60)
+    )
+    for count in BATCHES:
+        torch.save(part_of_a_step(count, process, processes), Path(folder) / f"{count}-{process}.pt")
+    distributed.barrier()
+    os._exit(0)  # all is saved; taking the group's threads down has aborted a process now and then
+
+
+def part_of_a_step(count: int, process: int, processes: int) -> dict[str, Any]:
+    own = list(range(count))[process::processes]
+    share = len(own) * processes / count
+    step = DistributedDataParallel(Step())
+    rows = own or [0]  # who gets nothing repeats the first row
+    loss = step(*(part[rows] for part in cases(count)), share == 0)
+    (loss * share).backward()
+    mean = loss.detach() * share / processes
+    distributed.all_reduce(mean)
+    return {"loss": mean, **{name.removeprefix("module."): one.grad for name, one in step.named_parameters()}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_are_one_with_all_pairs(processes: int, tmp_path: Path) -> None:
+    multiprocessing.spawn(one_of_several, args=(processes, str(tmp_path)), nprocs=processes)
+    for count in BATCHES:
+        expected = alone(count)
+        for process in range(processes):
+            found = torch.load(tmp_path / f"{count}-{process}.pt", weights_only=True)
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}")
