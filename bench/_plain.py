@@ -38,7 +38,12 @@ def same(vision: dict[str, Any], *, size: int, statistics: str, rate: float) -> 
             "image": {"size": [size, size], "statistics": statistics},
             "loader": {"batch_size": BATCH, "workers": 1},
         },
-        "optimizer": {"kind": "adamw", "learning_rate": rate, "head_learning_rate": None, "weight_decay": DECAY},
+        "optimizer": {
+            "kind": "adamw",
+            "learning_rate": rate,
+            "weight_decay": DECAY,
+            "groups": {"head": {"learning_rate": None}},  # as the tower's, whatever a recipe says
+        },
         "schedule": {"kind": "cosine", "warmup": 0.1},
     }
 

@@ -19,7 +19,7 @@ import timm
 import torch
 
 from bench._machine import describe_machine
-from consilium.core.contracts import Batch
+from consilium.core.contracts import Batch, Views
 from consilium.core.reporter import format_table
 from consilium.data.acquisition import recompressed
 from consilium.data.config import AugmentationConfig, ImageConfig
@@ -61,8 +61,7 @@ def costs(size: int, *, rounds: int) -> dict[str, float]:
     count = max(8, 64 * 64 * 64 // size**2)
     images_BVHWC = np.random.default_rng(0).integers(0, 256, (count, 1, size, size, 3), dtype=np.uint8)
     batch = Batch(
-        images_BVCHW=torch.from_numpy(images_BVHWC).permute(0, 1, 4, 2, 3),
-        view_mask_BV=torch.ones(count, 1, dtype=torch.bool),
+        images=Views(torch.ones(count, 1, dtype=torch.bool), torch.from_numpy(images_BVHWC).permute(0, 1, 4, 2, 3)),
         rows_B=torch.arange(count),
         draws_B=torch.arange(count),
     )
@@ -78,7 +77,7 @@ def costs(size: int, *, rounds: int) -> dict[str, float]:
         name: lambda transform=transform: transform(batch, train=True) for name, transform in transforms.items()
     }
     actions["compression"] = lambda: [recompressed(image, quality=70) for image in images_BVHWC[:, 0]]
-    ready = transforms["normalisation"](batch, train=False).images_BVCHW[:, 0]
+    ready = transforms["normalisation"](batch, train=False).views.pixels[:, 0]
     actions |= {f"step, {name}": step_of(ready, bf16=name == "bf16") for name in ("fp32", "bf16")}
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):  # in turn, so that a busy neighbour disturbs all alike

@@ -98,6 +98,8 @@ def prepare(folder: Path) -> float:
     from consilium.core.reporter import Silent
     from consilium.data.config import DataConfig
     from consilium.data.load import load_data
+    from consilium.tasks.classify.config import ClassifyConfig
+    from consilium.tasks.family import studying
 
     tree = {
         "sources": [{"kind": "folder", "name": "s", "path": str(folder / "images")}],
@@ -105,7 +107,9 @@ def prepare(folder: Path) -> float:
     }
     config = build(DataConfig, tree, origin="bench")
     began = time.perf_counter()
-    load_data(config, multi_label=False, needs=("train", "val"), training=True, reporter=Silent())
+    task = ClassifyConfig()
+    study, splits = studying(task, learns=True), ("train", "val")
+    load_data(config, needs=task.needs, study=study, splits=splits, training=True, reporter=Silent())
     return time.perf_counter() - began
 
 

@@ -41,6 +41,7 @@ from bench._pictures import synthetic
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.images import Box, decode, load_view, resize_once
 from consilium.data.loader import Loader, Request
+from consilium.data.readers import ImageReader, Readers
 from consilium.data.transforms import DeviceTransform, sample_box
 
 SIZE, BATCH, STORED = 224, 32, 256
@@ -105,18 +106,19 @@ class Files:
 def ours(folder: Path) -> Callable[[int], int]:
     """An epoch through our loader and device transform; returns how many images it gave."""
     files = Files(folder)
-    loader = Loader(files, targets=None, image=IMAGE, augmentation=AUGMENTATION, config=LoaderConfig(workers=0), seed=0)
+    reader = ImageReader(files, image=IMAGE, augmentation=AUGMENTATION)
+    loader = Loader(Readers(images=reader), config=LoaderConfig(workers=0))
     transform = DeviceTransform(IMAGE, augmentation=AUGMENTATION, seed=0)
 
     def epoch(number: int) -> int:
         rows = np.random.default_rng(number).permutation(len(files.paths)).tolist()
         draws = range(number * len(rows), (number + 1) * len(rows))
         parts = [slice(start, start + BATCH) for start in range(0, len(rows), BATCH)]
-        requests = [Request(rows[part], list(draws[part]), len(rows[part]), 1.0) for part in parts]
+        requests = [Request(rows[part], list(draws[part]), {"cases": len(rows[part])}, 1.0) for part in parts]
         given = 0
         for loaded in loader.load(requests):
             assert loaded.batch is not None
-            given += transform(loaded.batch, train=True).images_BVCHW.shape[0]
+            given += transform(loaded.batch, train=True).views.pixels.shape[0]
         return given
 
     return epoch

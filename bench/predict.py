@@ -32,21 +32,22 @@ import torch
 
 from bench._machine import describe_machine
 from bench._pictures import synthetic
-from consilium.bundle import Predictor, save_bundle
-from consilium.core.answers import Calibration
-from consilium.core.contracts import Batch
-from consilium.core.labels import LabelTree
+from consilium.bundle import save_bundle
+from consilium.core.contracts import Batch, Views
 from consilium.core.reporter import Silent
-from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
+from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.data.loader import Loader, evaluation_requests
+from consilium.data.readers import ImageReader, Readers
 from consilium.evaluation.config import AveragingConfig
 from consilium.manifest import new_manifest
 from consilium.predictions import predict_files
-from consilium.tasks.classify import build_classify
-from consilium.tasks.config import ClassifyConfig
+from consilium.predictor import Predictor
+from consilium.tasks.answers.targets import LabelKnowledge
+from consilium.tasks.classify.config import ClassifyConfig
+from consilium.tasks.classify.task import build_classify
 
 BATCH, DIFFERENT = 32, 16  # images a batch, and different files
-LABELS = LabelTree([f"label_{number:02d}" for number in range(30)])
+LABELS = [f"label_{number:02d}" for number in range(30)]
 
 
 @dataclass(frozen=True)
@@ -110,20 +111,15 @@ def main() -> None:
 def write_bundle(folder: Path, case: Case) -> Path:
     """A bundle with random weights."""
     config = ClassifyConfig.model_validate({"vision": {"name": case.model, "pretrained": False}})
-    image, counts = ImageConfig(size=(case.size, case.size)), [1] * len(LABELS)
-    task = build_classify(
-        config, labels=LABELS, image_size=image.size, class_counts=counts, training_cases=len(LABELS), weights=False
-    )
+    image = ImageConfig(size=(case.size, case.size))
+    knowledge = LabelKnowledge(labels=LABELS, class_counts=[1] * len(LABELS), training_cases=len(LABELS))
+    task = build_classify(config, knowledge, image_size=image.size, weights=False)
     manifest = new_manifest(
+        config,
+        knowledge,
         name="bench",
-        task=config,
         image=image,
-        labels=LABELS,
-        class_counts=counts,
-        training_cases=len(LABELS),
-        threshold=0.5,
-        averaging=AveragingConfig(),
-        calibration=Calibration(),
+        looks=AveragingConfig(),
         seed=0,
         data_fingerprint="",
         metrics={},
@@ -139,13 +135,11 @@ def measurements(bundle: Path, paths: list[str], *, device: str) -> dict[str, Ca
     size = predictor.image.size
     images = torch.randn(BATCH, 3, *size).to(predictor.device, memory_format=torch.channels_last)
     rows, mask = torch.arange(BATCH), torch.ones(BATCH, 1, dtype=torch.bool, device=predictor.device)
-    batch = Batch(images_BVCHW=images[:, None], view_mask_BV=mask, rows_B=rows, draws_B=rows)
+    batch = Batch(images=Views(mask, images[:, None]), rows_B=rows, draws_B=rows)
     cores = len(os.sched_getaffinity(0))
 
     def decode(config: LoaderConfig) -> None:
-        loader = Loader(
-            Files(paths), targets=None, image=predictor.image, augmentation=AugmentationConfig(), config=config
-        )
+        loader = Loader(Readers(images=ImageReader(Files(paths), image=predictor.image)), config=config)
         for loaded in loader.load(evaluation_requests(range(len(paths)), config=config)):
             assert not loaded.errors
 

@@ -31,7 +31,8 @@ from consilium.core.config import build
 from consilium.core.reporter import Silent
 from consilium.data.config import DataConfig
 from consilium.data.prepare import prepare
-from consilium.data.store import Store, write_dataset_files
+from consilium.data.store import Store
+from consilium.data.store_files import write_dataset_files
 
 SIDE = 64
 OPEN = (

@@ -45,14 +45,15 @@ from sklearn.metrics import f1_score
 from bench._imagenet import imagenet_weights
 from bench._machine import describe_machine
 from bench._plain import SAME, Cases, Probe, plain, same_probe
-from consilium.bundle import Predictor, case_outputs
 from consilium.core.config import apply_overrides, build, merge, read_tree
 from consilium.core.reporter import Silent, format_table
 from consilium.crossval import GUARDS_OFF
-from consilium.data.dataset import LabelledCases
 from consilium.data.load import load_data
+from consilium.data.store import CaseTable
 from consilium.experiment import Experiment
+from consilium.predictor import Predictor, case_outputs
 from consilium.session import train
+from consilium.tasks.family import studying
 
 SOURCE = "meta.source"  # the column of the table
 FOLDS: dict[int, list[dict[str, list[str]]]] = {
@@ -192,7 +193,15 @@ def ours(recipe: dict[str, Any], start: Start, folder: Path, *, fold: int, seed:
 
 def measure(experiment: Experiment, start: Start) -> dict[str, Score]:
     """Both sides, trained on the same cases and asked about the same others."""
-    cases = load_data(experiment.data, multi_label=False, needs=("train", "val", "test"), reporter=Silent()).cases
+    task = experiment.task
+    loaded = load_data(
+        experiment.data,
+        needs=task.needs,
+        study=studying(task, learns=True),
+        splits=("train", "val", "test"),
+        reporter=Silent(),
+    )
+    studied, cases = loaded.studied, loaded.cases
     parts = {
         split: [(str(cases.table.images(row)[0]), cases.table.labels[row][0]) for row in rows.tolist()]
         for split, rows in cases.rows.items()
@@ -203,10 +212,11 @@ def measure(experiment: Experiment, start: Start) -> dict[str, Score]:
     result = train(experiment, quiet=True)
     assert result is not None
     predictor = Predictor.load(result.bundle, device=experiment.trainer.device, batch_size=256)
-    assert predictor.labels.leaves == cases.labels.leaves
-    probabilities_NK = case_outputs(predictor, cases, "test").arrays["probabilities"]
-    answers["ours"] = [predictor.labels.leaves[number] for number in probabilities_NK.argmax(1).tolist()]
-    scores = {side: score(cases, own) for side, own in answers.items()}
+    assert predictor.task.labels.leaves == studied.knowledge.tree.leaves
+    probabilities_NK = case_outputs(predictor, studied, "test").arrays["probabilities"]
+    answers["ours"] = [predictor.task.labels.leaves[number] for number in probabilities_NK.argmax(1).tolist()]
+    rows = cases.rows["test"].tolist()
+    scores = {side: score(cases.table, rows, own) for side, own in answers.items()}
     counts = ", ".join(f"{split} {len(rows)}" for split, rows in parts.items())
     print(
         f"{experiment.name}, seed {seed} ({counts}): plain {scores['plain'].macro_f1:.3f} in {middle - began:.0f} s, "
@@ -216,11 +226,10 @@ def measure(experiment: Experiment, start: Start) -> dict[str, Score]:
     return scores
 
 
-def score(cases: LabelledCases, answers: list[str]) -> Score:
+def score(table: CaseTable, rows: list[int], answers: list[str]) -> Score:
     """How good the answers to the test cases are."""
-    rows = cases.rows["test"].tolist()
-    truth = [cases.table.labels[row][0] for row in rows]
-    sources = cases.table.columns()[SOURCE]
+    truth = [table.labels[row][0] for row in rows]
+    sources = table.columns()[SOURCE]
     right = defaultdict(list)
     for row, label, answer in zip(rows, truth, answers, strict=True):
         right[sources[row], label].append(answer == label)

@@ -227,7 +227,7 @@ def test_archives_in_the_bucket(bucket: str, tiny_images: Path, tiny_run: Run, t
     assert not prepare(experiment.data).created
     bundle = shutil.make_archive(str(tmp_path / "bundle"), "zip", tiny_run.folder)
     places.filesystem(bucket).put_file(bundle, f"{bucket}/bundle.zip")
-    assert consilium.load(f"{bucket}/bundle.zip").labels.leaves == ("ct", "mri", "xray")
+    assert consilium.load(f"{bucket}/bundle.zip").task.labels.leaves == ("ct", "mri", "xray")
 
 
 def test_a_cascade_in_the_bucket_brings_its_networks(bucket: str, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_cascade_in_the_bucket_brings_its_networks(bucket: str, tmp_path: Path
     assert consilium.load(there).predict(image) == consilium.load(result.folder).predict(image)
     for name, message in {
         "ct/model.safetensors": r"nodes/ct/model\.safetensors is missing",
-        "root/bundle.json": r"lacks \S+bundle\.json, the network of 'root'",
+        "root/bundle.json": r"nodes/root/bundle\.json is missing",
     }.items():
         (result.folder / "nodes" / name).unlink()
         upload(result.folder, f"{bucket}/{name}")

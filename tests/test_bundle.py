@@ -16,16 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import consilium
-from consilium.bundle import Predictor, case_outputs
 from consilium.core.contracts import Outputs
 from consilium.core.errors import BundleError, ImageError
-from consilium.core.reporter import Silent
-from consilium.data.load import load_data
 from consilium.evaluation.config import AveragingConfig
-from consilium.evaluation.evaluator import build_evaluator
 from consilium.experiment import Experiment
 from consilium.manifest import read_manifest
+from consilium.predictor import Predictor, case_outputs
+from consilium.tasks.family import family_of
 from tests.conftest import write_images
+from tests.labelled import load_labelled
 from tests.tiny import Run, TrainTiny, same
 
 
@@ -45,11 +44,11 @@ def bundle(tiny_run: Run, tmp_path: Path) -> Path:
 
 def test_a_loaded_bundle_answers_as_training_was_judged(tiny_run: Run, predictor: Predictor) -> None:
     experiment = Experiment.load(tiny_run.folder / "config.yaml")
-    cases = load_data(experiment.data, multi_label=False, needs=("test",), reporter=Silent()).cases
-    config, calibration = experiment.evaluation, read_manifest(tiny_run.folder).calibration
-    evaluator = build_evaluator(cases.labels, multi_label=False, config=config, calibration=calibration)
+    studied = load_labelled(experiment.data, splits=("test",)).studied
+    cases, task = studied.cases, experiment.task
+    evaluator = family_of(task).evaluator(task, predictor.knowledge, evaluation=experiment.evaluation)
     for split in ("val", "test"):
-        outputs = case_outputs(predictor, cases, split)
+        outputs = case_outputs(predictor, studied, split)
         assert evaluator.quick(outputs) == tiny_run.metrics[split]
         files = [cases.table.images(row)[0] for row in cases.rows[split].tolist()]
         records = predictor.predict(files)
@@ -105,12 +104,12 @@ def test_an_unreadable_image_is_left_out_of_an_evaluation(tiny_run: Run, predict
         tiny_run.folder / "config.yaml",
         overrides=[f"data.sources.0.path={images}", f"data.store.root={tmp_path / 'stores'}"],
     )
-    cases = load_data(experiment.data, multi_label=False, needs=("test",), reporter=Silent()).cases
+    cases = load_labelled(experiment.data, splits=("test",)).studied
     (images / "test" / "ct" / "000.jpg").unlink()
     outputs = case_outputs(predictor, cases, "test")
     assert "does not exist" in outputs.unread.pop("images:test/ct/000.jpg")
     assert not outputs.unread
-    assert len(outputs.ids) == len(outputs.targets) == len(outputs.arrays["probabilities"]) == 11
+    assert len(outputs.ids) == len(outputs.known_targets) == len(outputs.arrays["probabilities"]) == 11
     shutil.rmtree(images / "test")
     with pytest.raises(ImageError, match=r"does not exist"):
         case_outputs(predictor, cases, "test")
@@ -119,9 +118,9 @@ def test_an_unreadable_image_is_left_out_of_an_evaluation(tiny_run: Run, predict
 def test_an_embedded_image_is_read_from_its_store(tiny: TrainTiny) -> None:
     run = tiny("data.store.images=embed")
     experiment = Experiment.load(run.folder / "config.yaml")
-    cases = load_data(experiment.data, multi_label=False, needs=("test",), reporter=Silent()).cases
+    cases = load_labelled(experiment.data, splits=("test",)).studied
     outputs: Outputs = case_outputs(consilium.load(run.folder), cases, "test")
-    assert isinstance(cases.table.images(0)[0], bytes)
+    assert isinstance(cases.cases.table.images(0)[0], bytes)
     assert outputs.arrays["probabilities"].shape == (12, 3)
 
 
@@ -146,11 +145,11 @@ def test_a_bundle_of_given_weights_and_options_comes_back(tiny: TrainTiny, tiny_
         "task.multi_label=true",
         "data.image.size=[64, 32]",
         "data.image.statistics=data",
-        "evaluation.threshold=0.3",
+        "task.answers.threshold=0.3",
     )
     predictor = consilium.load(run.folder)
     assert predictor.image.size == (64, 32)
-    assert predictor.threshold == 0.3
+    assert predictor.task.threshold == 0.3
     (record,) = predictor.predict(tiny_images / "test" / "ct" / "000.jpg")
     assert record["labels"] == [label for label, value in record["probabilities"].items() if value >= 0.3]
 
@@ -163,7 +162,7 @@ def averaged(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the tiny run, as if its config had asked for a mirror image and two centres."""
     folder = Path(shutil.copytree(tiny_run.folder, tmp_path_factory.mktemp("averaged") / "bundle"))
     manifest = read_manifest(folder)
-    chosen = {"averaging": AveragingConfig(mirror=True, crops=[0.75, 0.5])}
+    chosen = {"looks": AveragingConfig(mirror=True, crops=[0.75, 0.5])}
     (folder / "bundle.json").write_text(manifest.model_copy(update=chosen).model_dump_json(), encoding="utf-8")
     return folder
 
@@ -197,16 +196,16 @@ def test_averaging_judges_and_is_saved_but_trains_and_validates_as_ever(
     assert not any("sees each image" in line for line in tiny_run.reporter.lines)
     assert run.metrics["test"]["log_loss"] != pytest.approx(tiny_run.metrics["test"]["log_loss"], abs=1e-6)
     predictor = consilium.load(run.folder)
-    assert predictor.averaging == AveragingConfig(mirror=True, crops=[0.8])
+    assert predictor.looks == AveragingConfig(mirror=True, crops=[0.8])
     evaluation = consilium.evaluate(run.folder, split="test", out=run.folder / "again")
     assert evaluation.metrics == pytest.approx(run.metrics["test"], abs=1e-6)
 
 
 def test_a_bundle_from_before_averaging_is_read(bundle: Path, tiny_run: Run) -> None:
     tree = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-    del tree["averaging"]
+    del tree["looks"]
     (bundle / "bundle.json").write_text(json.dumps(tree), encoding="utf-8")
-    assert consilium.load(bundle).averaging.looks == 1
+    assert consilium.load(bundle).looks.looks == 1
 
 
 # -- What is in it ------------------------------------------------------------------------------------------------
@@ -233,15 +232,16 @@ def test_nothing_in_a_bundle_needs_unpickling(tiny_run: Run, tmp_path: Path) -> 
     needed.mkdir()
     for name in ("bundle.json", "model.safetensors"):
         shutil.copy(tiny_run.folder / name, needed / name)
-    assert consilium.load(needed).labels.leaves == ("ct", "mri", "xray")
+    assert consilium.load(needed).task.labels.leaves == ("ct", "mri", "xray")
 
 
 def test_the_manifest_says_what_was_trained(tiny_run: Run) -> None:
     manifest = read_manifest(tiny_run.folder)
     assert manifest.consilium_version == consilium.__version__
-    assert manifest.labels == ["ct", "mri", "xray"]
-    assert manifest.class_counts == [8, 8, 8]
-    assert manifest.training_cases == 24
+    assert manifest.knowledge["labels"] == ["ct", "mri", "xray"]
+    assert manifest.knowledge["class_counts"] == [8, 8, 8]
+    assert manifest.knowledge["training_cases"] == 24
+    assert (manifest.reads, manifest.gives[0]) == (["image"], "label")
     assert manifest.metrics == tiny_run.metrics
     assert manifest.task.vision.name == "test_resnet"
 
@@ -286,16 +286,19 @@ def test_a_damaged_manifest(bundle: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["consilium_version", "task", "image", "labels", "class_counts", "threshold", "metrics"]
+    "key", ["consilium_version", "task", "image", "knowledge", "knowledge.labels", "knowledge.class_counts", "metrics"]
 )
 def test_a_manifest_without_a_key_names_it(bundle: Path, key: str) -> None:
-    edit_manifest(bundle, lambda tree: tree.pop(key))
+    *section, name = key.split(".")
+    edit_manifest(bundle, lambda tree: (tree[section[0]] if section else tree).pop(name))
     with pytest.raises(BundleError, match=rf"bundle.json is damaged: {key}: "):
         consilium.load(bundle)
 
 
 def test_a_manifest_of_another_model(bundle: Path) -> None:
-    edit_manifest(bundle, lambda tree: tree.update(labels=["ct", "mri", "pet", "xray"], class_counts=[8, 8, 8, 8]))
+    edit_manifest(
+        bundle, lambda tree: tree["knowledge"].update(labels=["ct", "mri", "pet", "xray"], class_counts=[8] * 4)
+    )
     with pytest.raises(BundleError, match=r"cannot be loaded: the weights in .* do not fit the model"):
         consilium.load(bundle)
 
@@ -308,5 +311,5 @@ def test_a_tower_that_this_timm_does_not_know(bundle: Path) -> None:
 
 def test_a_bundle_of_a_newer_version(bundle: Path) -> None:
     edit_manifest(bundle, lambda tree: tree.update(format_version=99, consilium_version="9.0", unheard_of=True))
-    with pytest.raises(BundleError, match=r"written by Consilium 9.0 in bundle format 99; .*reads up to 2. Update"):
+    with pytest.raises(BundleError, match=r"written by Consilium 9.0 in bundle format 99; .*reads up to 3. Update"):
         consilium.load(bundle)

@@ -19,11 +19,8 @@ import pytest
 from PIL import Image
 
 from consilium.core.config import to_yaml
-from consilium.core.contracts import Outputs
 from consilium.core.errors import ConfigError, DataError, InterruptedRunError, NonFiniteLossError, RunFolderError
-from consilium.core.labels import LabelTree
-from consilium.crossval import CrossvalResult, _pool, _Tested, cross_validate
-from consilium.evaluation.crossval_report import FoldFigures
+from consilium.crossval import CrossvalResult, cross_validate
 from consilium.experiment import Experiment
 from consilium.judge import evaluate
 from tests.conftest import write_images
@@ -220,7 +217,7 @@ def test_another_config_does_not_mix_with_finished_folds(tiny_images: Path, whol
         ([], {}, "crossval needs --folds K or --leave-out"),
         ([], {"folds": 2, "leave_out": ["source"]}, "give one of them"),
         (["trainer.num_runs=2"], {"folds": 2}, "trainer.num_runs is 2"),
-        (["task.add_to=runs/old"], {"folds": 2}, "task.add_to is runs/old, a router that may have learned"),
+        (["task.add_to=runs/old"], {"folds": 2}, "the task goes on from runs/old, which may have learned"),
         (["data.split={folds: 2, fold: 0}"], {"folds": 2}, "take them out of the config"),
         ([], {"leave_out": ["sorce"]}, "'sorce'; did you mean `source`"),
         ([], {"leave_out": ["label"]}, "--leave-out source,label"),
@@ -306,25 +303,6 @@ def test_each_label_of_each_source_left_out(tiny_images: Path, tmp_path: Path, s
     assert sorted(result.skipped) == ["first, xray", "own, pet"]
 
 
-def test_a_label_that_a_fold_never_learned_has_no_probability_in_the_pool() -> None:
-    rng = np.random.default_rng(0)
-
-    def tested(leaves: list[str], targets: list[int], **columns: list[str]) -> _Tested:
-        ids = [f"{leaves}{n}" for n in range(len(targets))]
-        probabilities = rng.dirichlet(np.ones(len(leaves)), size=len(targets))
-        outputs = Outputs({"probabilities": probabilities}, np.array(targets), ids, ids, columns)
-        figures = FoldFigures("f", "f", 1, 1, len(ids), {}, {})
-        return _Tested(figures, outputs, LabelTree(leaves))
-
-    parts = [tested(["a", "c"], [0, 1, 1], source=["s"] * 3), tested(["a", "b", "c"], [1, 2], sex=["f", "m"])]
-    labels, pooled = _pool(parts, multi_label=False)
-    assert labels.leaves == ("a", "b", "c")
-    assert pooled.targets.tolist() == [0, 2, 2, 1, 2]
-    assert (pooled.arrays["probabilities"][:3, 1] == 0).all()
-    np.testing.assert_array_equal(pooled.arrays["probabilities"][:3, [0, 2]], parts[0].outputs.arrays["probabilities"])
-    assert pooled.columns == {"sex": ["", "", "", "f", "m"], "source": ["s", "s", "s", "", ""]}
-
-
 def test_multi_label_folds_are_pooled_too(tmp_path: Path, tiny_images: Path) -> None:
     overrides = [*SECONDS, "task.multi_label=true", "trainer.max_steps=1"]
     result = cross_validate(tiny_experiment(tiny_images, tmp_path / "runs", *overrides), folds=2)
@@ -334,7 +312,7 @@ def test_multi_label_folds_are_pooled_too(tmp_path: Path, tiny_images: Path) -> 
 
 def test_how_often_each_fold_answers_is_told_but_not_pooled(tmp_path: Path, tiny_images: Path) -> None:
     recorder = Recorder()
-    overrides = [*SECONDS, "evaluation.wanted_accuracy=0.3"]
+    overrides = [*SECONDS, "task.answers.wanted_accuracy=0.3"]
     result = cross_validate(tiny_experiment(tiny_images, tmp_path / "runs", *overrides), folds=2, reporter=recorder)
     (table,) = (line for line in recorder.lines if line.startswith("over all folds"))
     (row,) = (line.split() for line in table.splitlines() if line.split()[0] == "coverage")

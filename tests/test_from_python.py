@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 
 import consilium
-from consilium.bundle import Predictor, case_outputs
 from consilium.core.contracts import Evaluation
 from consilium.core.errors import BundleError, ConfigError, ConsiliumError, InterruptedRunError
 from consilium.core.reporter import Silent
 from consilium.crossval import CrossvalResult
-from consilium.data.load import load_data
 from consilium.data.prepare import prepare
 from consilium.evaluation.crossval_report import FoldFigures
+from consilium.predictor import Predictor, case_outputs
 from consilium.session import RunResult, TrainResult
+from tests.labelled import load_labelled
 from tests.test_bundle import predictor as predictor
 from tests.tiny import Recorder, Run, tiny_experiment
 
@@ -181,7 +181,7 @@ def test_what_a_call_cannot_take_is_named(
 
 def test_addresses_of_this_machine_and_devices_of_torch(tiny_run: Run) -> None:
     folder = tiny_run.folder.absolute()
-    assert consilium.load(folder.as_uri(), device=torch.device("cpu")).labels.names == ("ct", "mri", "xray")
+    assert consilium.load(folder.as_uri(), device=torch.device("cpu")).task.labels.names == ("ct", "mri", "xray")
 
 
 def test_a_limit_of_no_case_is_refused(tiny_images: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_limit_of_no_case_is_refused(tiny_images: Path, tmp_path: Path) -> Non
 def test_objects_say_in_one_line_what_they_are(tiny_run: Run, predictor: Predictor) -> None:
     experiment = consilium.Experiment.load(tiny_run.folder / "config.yaml")
     prepared = prepare(experiment.data)
-    data = load_data(experiment.data, multi_label=False, needs=(), reporter=Silent())
+    data = load_labelled(experiment.data, splits=(), reporter=Silent())
     figures = {"accuracy": 0.91234, "macro_auroc": None, "macro_f1": 0.5}
     evaluation = Evaluation(split="test", cases=1234, metrics=figures, tables={"per_class": [{"a": 1}] * 99})
     run = RunResult(Path("runs/a"), {"val": {"accuracy": 0.1}, "test": figures})
@@ -205,10 +205,10 @@ def test_objects_say_in_one_line_what_they_are(tiny_run: Run, predictor: Predict
     for found, expected in (
         (experiment, "<Experiment 'tiny': classify by test_resnet on images, seed 0>"),
         (predictor, "<Predictor 'tiny': <LabelTree of 3 labels: ct, mri, xray>, images of 32 x 32 pixels, on cpu>"),
-        (predictor.manifest, f"<Manifest of 'tiny', {tiny_run.manifest['created']}: 3 labels>"),
+        (predictor.manifest, f"<Manifest of 'tiny', {tiny_run.manifest['created']}: classify>"),
         (store, f"<Store {store.path}: 48 cases of images>"),
         (store.table, f"<CaseTable of 48 cases in {store.path}>"),
-        (data.cases, "<LabelledCases: train 24, val 12, test 12; <LabelTree of 3 labels: ct, mri, xray>>"),
+        (data.cases, "<Cases: train 24, val 12, test 12>"),
         (evaluation, "<Evaluation of test: 1,234 cases, accuracy 0.912, macro_f1 0.500>"),
         (run, "<RunResult runs/a: test accuracy 0.912, macro_f1 0.500>"),
         (TrainResult(Path("runs/a"), [run]), "<TrainResult runs/a: test accuracy 0.912, macro_f1 0.500>"),
@@ -221,6 +221,6 @@ def test_objects_say_in_one_line_what_they_are(tiny_run: Run, predictor: Predict
     ):
         assert repr(found) == str(found) == expected
     assert repr(prepared).startswith("<Prepared: unchanged, 0 bad rows, <Store")
-    assert repr(case_outputs(predictor, data.cases, "test")).startswith("<Outputs of 12 cases: logits [12, 3], ")
+    assert repr(case_outputs(predictor, data.studied, "test")).startswith("<Outputs of 12 cases: logits [12, 3], ")
     for shown in (data, store.manifest):
         assert len(repr(shown)) < 800

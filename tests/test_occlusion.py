@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +14,42 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from consilium.bundle import Predictor, case_outputs
 from consilium.core.config import build
-from consilium.core.contracts import Batch, Outputs
+from consilium.core.contracts import Batch, Outputs, ParameterGroup, StepOutput
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Silent
+from consilium.data.cases import Studied
 from consilium.data.config import DataConfig, ImageConfig, LoaderConfig
-from consilium.data.dataset import LabelledCases
-from consilium.data.load import load_data
-from consilium.data.loader import Loaded, Request
 from consilium.evaluation.config import AveragingConfig, ReportConfig
 from consilium.evaluation.saliency import SaliencyMap
 from consilium.experiment import Experiment
-from consilium.occlusion import PLACES, saliency_maps
-from consilium.tasks.answering import Answering
+from consilium.judge import pictures
+from consilium.predictor import Predictor, case_outputs
+from consilium.tasks.answers.answering import Answering
+from consilium.tasks.answers.occlusion import PLACES
+from consilium.tasks.answers.targets import LabelKnowledge
+from consilium.tasks.classify.config import ClassifyConfig
+from tests.labelled import load_labelled
 from tests.tiny import Recorder, Run
 
 CELL = 8  # pixels of a place
 IMAGE = ImageConfig(size=(PLACES * CELL, PLACES * CELL), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 SHOWN = ReportConfig(saliency=4)
+maps = partial(pictures, section=ClassifyConfig())
+KNOWN = LabelKnowledge(labels=["a", "b"], class_counts=[1, 1], training_cases=2)
 
 
-class Spots(Answering):
+class Untrained(Answering):
+    """Answers, and never learns."""
+
+    def step(self, batch: Batch) -> StepOutput:
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return []
+
+
+class Spots(Untrained):
     """Gives each label the brightness of one cell of the first image, and nothing else."""
 
     def __init__(self, places: Sequence[tuple[int, int]], *, labels: LabelTree, multi_label: bool = False) -> None:
@@ -43,12 +58,14 @@ class Spots(Answering):
         self.seen: list[Tensor] = []
 
     def logits(self, batch: Batch) -> Tensor:
-        self.seen.append(batch.images_BVCHW)
-        cells = batch.images_BVCHW[:, 0].unflatten(2, (PLACES, CELL)).unflatten(4, (PLACES, CELL)).mean((1, 3, 5))
+        self.seen.append(batch.views.pixels)
+        cells = batch.views.pixels[:, 0].unflatten(2, (PLACES, CELL)).unflatten(4, (PLACES, CELL)).mean((1, 3, 5))
         return 6 * torch.stack([cells[:, row, column] for row, column in self.places], 1) - 2
 
 
-def write_cases(folder: Path, bright: Sequence[Sequence[tuple[int, int]]], labels: Sequence[str]) -> LabelledCases:
+def write_cases(
+    folder: Path, bright: Sequence[Sequence[tuple[int, int]]], labels: Sequence[str]
+) -> Studied[LabelKnowledge]:
     """A test case for each item of ``bright``: views of dark noise with a bright cell; labels in order."""
     random = np.random.default_rng(0)
     rows = []
@@ -69,24 +86,25 @@ def write_cases(folder: Path, bright: Sequence[Sequence[tuple[int, int]]], label
     config = build(DataConfig, {"sources": [source], "store": {"root": str(folder / "stores")}}, origin="tests")
     names = LabelTree(["a", "b"])
     many = any("|" in label for label in labels)
-    return load_data(config, multi_label=many, labels=names, needs=("test",), reporter=Silent()).cases
+    options = {"given": names}
+    return load_labelled(config, multi_label=many, options=options, splits=("test",)).studied
 
 
 def predictor_of(task: Answering, *, size: tuple[int, int] = IMAGE.size) -> Predictor:
     image, loader = IMAGE.model_copy(update={"size": size}), LoaderConfig(batch_size=16, workers=0)
-    return Predictor(task, image=image, labels=task.labels, loader=loader, device=torch.device("cpu"))
+    return Predictor(task, KNOWN, image=image, loader=loader, device=torch.device("cpu"))
 
 
-def maps_of(task: Answering, cases: LabelledCases) -> list[SaliencyMap]:
+def maps_of(task: Answering, cases: Studied[LabelKnowledge]) -> list[SaliencyMap]:
     predictor = predictor_of(task)
     outputs = {"test": case_outputs(predictor, cases, "test")}
-    return saliency_maps(predictor, cases, outputs, report=SHOWN, reporter=Silent())
+    return maps(predictor, studied=cases, outputs=outputs, report=SHOWN, reporter=Silent())
 
 
 @pytest.mark.parametrize("place", [(0, 0), (0, 5), (5, 2), (3, 3)], ids=lambda p: f"{p[0]}-{p[1]}")
 def test_the_map_finds_the_one_place_that_a_model_looks_at(tmp_path: Path, place: tuple[int, int]) -> None:
     cases = write_cases(tmp_path, [[place], [place]], ["a", "b"])
-    found = maps_of(Spots([place, (1, 4)], labels=cases.labels), cases)
+    found = maps_of(Spots([place, (1, 4)], labels=cases.knowledge.tree), cases)
     assert [(own.label, own.right, own.truth) for own in found] == [("a", False, "b"), ("a", True, "a")]
     for own in found:
         assert np.unravel_index(own.drops_PP.argmax(), own.drops_PP.shape) == place
@@ -101,7 +119,7 @@ def test_the_map_finds_the_one_place_that_a_model_looks_at(tmp_path: Path, place
 def test_of_many_labels_each_map_is_about_the_one_it_names(tmp_path: Path) -> None:
     places = [(0, 0), (5, 5)]
     cases = write_cases(tmp_path, [[places[0]], [places[1]], [places[1]]], ["a", "b", "a|b"])
-    found = maps_of(Spots(places, labels=cases.labels, multi_label=True), cases)
+    found = maps_of(Spots(places, labels=cases.knowledge.tree, multi_label=True), cases)
     assert {own.label for own in found} == {"a", "b"}
     for own in found:
         assert np.unravel_index(own.drops_PP.argmax(), own.drops_PP.shape) == places["ab".index(own.label)]
@@ -109,14 +127,14 @@ def test_of_many_labels_each_map_is_about_the_one_it_names(tmp_path: Path) -> No
 
 def test_of_several_views_the_first_is_covered(tmp_path: Path) -> None:
     cases = write_cases(tmp_path, [[(0, 0), (2, 2)]], ["a"])
-    task = Spots([(0, 0), (5, 0)], labels=cases.labels)
+    task = Spots([(0, 0), (5, 0)], labels=cases.knowledge.tree)
     predictor = predictor_of(task)
     outputs = {"test": case_outputs(predictor, cases, "test")}
     task.seen.clear()
-    found = saliency_maps(predictor, cases, outputs, report=ReportConfig(saliency=1), reporter=Silent())
-    with Image.open(cases.table.images(0)[0]) as first:
+    found = maps(predictor, studied=cases, outputs=outputs, report=ReportConfig(saliency=1), reporter=Silent())
+    with Image.open(cases.cases.table.images(0)[0]) as first:
         assert (found[0].image_HWC == np.asarray(first)).all()
-    with Image.open(cases.table.images(0)[1]) as second:
+    with Image.open(cases.cases.table.images(0)[1]) as second:
         expected = torch.from_numpy(np.array(second)).permute(2, 0, 1) / 255
     views_NVCHW = torch.cat(task.seen)
     assert len(views_NVCHW) == 1 + PLACES**2
@@ -143,11 +161,11 @@ def covered_by_hand(image: Image.Image, row: int, column: int) -> bytes:
     return out.getvalue()
 
 
-class AllPixels(Answering):
+class AllPixels(Untrained):
     """Scores that every pixel has a share in."""
 
     def logits(self, batch: Batch) -> Tensor:
-        pixels_BD = batch.images_BVCHW[:, 0].flatten(1)
+        pixels_BD = batch.views.pixels[:, 0].flatten(1)
         weights_DK = torch.randn(pixels_BD.shape[1], len(self.labels), generator=torch.Generator().manual_seed(0))
         return pixels_BD @ weights_DK / 10
 
@@ -155,13 +173,13 @@ class AllPixels(Answering):
 @pytest.mark.parametrize("place", [(0, 0), (0, 5), (3, 1)], ids=lambda p: f"{p[0]}-{p[1]}")
 def test_a_fall_is_that_of_an_image_covered_by_hand(tmp_path: Path, place: tuple[int, int]) -> None:
     cases = write_cases(tmp_path, [[(0, 5)], [(3, 2)]], ["a", "b"])
-    task = AllPixels(cases.labels, multi_label=False)
+    task = AllPixels(cases.knowledge.tree, multi_label=False)
     predictor = predictor_of(task, size=(32, 32))  # a place has no whole number of pixels
     outputs = {"test": case_outputs(predictor, cases, "test")}
-    found = saliency_maps(predictor, cases, outputs, report=SHOWN, reporter=Silent())
+    found = maps(predictor, studied=cases, outputs=outputs, report=SHOWN, reporter=Silent())
     assert found
     for own in found:
-        file = cases.table.images(cases.table.ids.index(own.id))[0]
+        file = cases.cases.table.images(cases.cases.table.ids.index(own.id))[0]
         by_hand = covered_by_hand(Image.fromarray(own.image_HWC), *place)
         whole, covered = (record["probabilities"][own.label] for record in predictor.predict([file, by_hand]))
         assert own.probability == pytest.approx(whole, abs=1e-5)
@@ -173,38 +191,38 @@ def test_a_fall_is_that_of_an_image_covered_by_hand(tmp_path: Path, place: tuple
 
 
 @pytest.fixture(scope="module")
-def judged(tiny_run: Run) -> tuple[Predictor, LabelledCases, dict[str, Outputs]]:
+def judged(tiny_run: Run) -> tuple[Predictor, Studied[LabelKnowledge], dict[str, Outputs]]:
     experiment = Experiment.load(tiny_run.folder / "config.yaml")
-    cases = load_data(experiment.data, multi_label=False, needs=("test",), reporter=Silent()).cases
+    cases = load_labelled(experiment.data, splits=("test",)).studied
     predictor = Predictor.load(tiny_run.folder, device="cpu")
     return predictor, cases, {split: case_outputs(predictor, cases, split) for split in ("val", "test")}
 
 
 class Unasked:
-    """Batches of features that nobody may ask for."""
+    """Features that nobody may ask for."""
 
-    def load(self, requests: Sequence[Request]) -> Iterator[Loaded]:
+    def read(self, row: int, draw: int) -> list[bytes]:
         raise AssertionError("the images are to be read")
 
 
 def test_images_are_read_and_seen_once_and_nothing_changes(
-    judged: tuple[Predictor, LabelledCases, dict[str, Outputs]],
+    judged: tuple[Predictor, Studied[LabelKnowledge], dict[str, Outputs]],
 ) -> None:
     predictor, cases, outputs = judged
-    expected = saliency_maps(predictor, cases, outputs, report=SHOWN, reporter=Silent())
+    expected = maps(predictor, studied=cases, outputs=outputs, report=SHOWN, reporter=Silent())
     frozen = Predictor(
         predictor.task,
+        predictor.knowledge,
         image=predictor.image,
-        labels=predictor.labels,
         loader=predictor.loader,
         device=predictor.device,
-        averaging=AveragingConfig(mirror=True),
-        cached=Unasked(),
+        looks=AveragingConfig(mirror=True),
+        cached=Unasked(),  # type: ignore[arg-type]
     )
     before = {name: tensor.clone() for name, tensor in predictor.task.state_dict().items()}
     random, reporter = torch.get_rng_state(), Recorder()
     predictor.task.train()
-    found = saliency_maps(frozen, cases, outputs, report=SHOWN, reporter=reporter)
+    found = maps(frozen, studied=cases, outputs=outputs, report=SHOWN, reporter=reporter)
     assert predictor.task.training
     predictor.task.eval()
     assert all(torch.equal(tensor, before[name]) for name, tensor in predictor.task.state_dict().items())
@@ -221,26 +239,26 @@ def test_images_are_read_and_seen_once_and_nothing_changes(
 @pytest.mark.parametrize("report", [ReportConfig(images=False), ReportConfig(saliency=0)], ids=["images", "saliency"])
 def test_maps_that_nobody_wants_cost_nothing(tmp_path: Path, report: ReportConfig) -> None:
     cases = write_cases(tmp_path, [[(0, 0)], [(0, 0)]], ["a", "b"])
-    task = Spots([(0, 0), (1, 4)], labels=cases.labels)
+    task = Spots([(0, 0), (1, 4)], labels=cases.knowledge.tree)
     predictor = predictor_of(task)
     outputs = {"test": case_outputs(predictor, cases, "test")}
     task.seen.clear()
-    assert saliency_maps(predictor, cases, outputs, report=report, reporter=Silent()) == []
+    assert maps(predictor, studied=cases, outputs=outputs, report=report, reporter=Silent()) == []
     assert not task.seen
 
 
 def test_an_image_that_cannot_be_read_is_told_and_left_out(tmp_path: Path) -> None:
     cases = write_cases(tmp_path, [[(0, 0)], [(0, 0)]], ["a", "b"])
-    predictor = predictor_of(Spots([(0, 0), (1, 4)], labels=cases.labels))
+    predictor = predictor_of(Spots([(0, 0), (1, 4)], labels=cases.knowledge.tree))
     outputs = {"test": case_outputs(predictor, cases, "test")}
-    gone = Path(str(cases.table.images(1)[0]))
+    gone = Path(str(cases.cases.table.images(1)[0]))
     gone.unlink()
     reporter = Recorder()
-    found = saliency_maps(predictor, cases, outputs, report=SHOWN, reporter=reporter)
-    assert [own.id for own in found] == [cases.table.ids[0]]
+    found = maps(predictor, studied=cases, outputs=outputs, report=SHOWN, reporter=reporter)
+    assert [own.id for own in found] == [cases.cases.table.ids[0]]
     assert reporter.lines == [
-        f"note: the report has no map of case {cases.table.ids[1]}: {gone} does not exist; correct the path, or leave "
-        "the row out."
+        f"note: the report has no map of case {cases.cases.table.ids[1]}: {gone} does not exist; correct the path, or "
+        "leave the row out."
     ]
-    Path(str(cases.table.images(0)[0])).unlink()
-    assert saliency_maps(predictor, cases, outputs, report=SHOWN, reporter=reporter) == []
+    Path(str(cases.cases.table.images(0)[0])).unlink()
+    assert maps(predictor, studied=cases, outputs=outputs, report=SHOWN, reporter=reporter) == []

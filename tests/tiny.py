@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from consilium.core.config import apply_overrides, build
 from consilium.experiment import Experiment
 from consilium.session import TrainResult, train
 from consilium.training.hooks import read_history
+
+SESSION = import_module("consilium.session.train")  # the name in the package is the function
 
 # A training ends with gc.collect(), which need not look through all that the libraries above loaded.
 gc.freeze()
@@ -95,6 +98,10 @@ class Run:
     @property
     def manifest(self) -> dict[str, Any]:
         return dict(json.loads((self.folder / "bundle.json").read_text(encoding="utf-8")))
+
+    @property
+    def knowledge(self) -> dict[str, Any]:
+        return dict(self.manifest["knowledge"])
 
     @property
     def log(self) -> str:

@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from consilium.bundle import Predictor, load
     from consilium.core.errors import ConsiliumError
     from consilium.crossval import CrossvalResult, cross_validate
+    from consilium.data.rows import Query
     from consilium.experiment import Experiment
     from consilium.judge import evaluate
+    from consilium.predictor import Predictor, load
     from consilium.session import TrainResult, train
 
     __version__: str
@@ -23,6 +24,7 @@ __all__ = [
     "CrossvalResult",
     "Experiment",
     "Predictor",
+    "Query",
     "TrainResult",
     "__version__",
     "cross_validate",
@@ -35,11 +37,12 @@ _HOMES = {
     "ConsiliumError": "consilium.core.errors",
     "CrossvalResult": "consilium.crossval",
     "Experiment": "consilium.experiment",
-    "Predictor": "consilium.bundle",
+    "Predictor": "consilium.predictor",
+    "Query": "consilium.data.rows",
     "TrainResult": "consilium.session",
     "cross_validate": "consilium.crossval",
     "evaluate": "consilium.judge",
-    "load": "consilium.bundle",
+    "load": "consilium.predictor",
     "train": "consilium.session",
 }
 

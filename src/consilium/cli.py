@@ -134,7 +134,11 @@ def predict(
     paths: Annotated[list[str], typer.Argument(help="Image files, folders, globs or a store.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option(help="predictions.jsonl or .csv; default: print JSON lines.", parser=_on_disk, metavar="PATH"),
+        typer.Option(
+            help="A .jsonl or .csv file, of embeddings also .npz or .parquet; default: print JSON lines.",
+            parser=_on_disk,
+            metavar="PATH",
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     device: Device = "auto",
@@ -207,8 +211,7 @@ def data_inspect(
         found = inspect(
             prepared.store,
             config=experiment.data,
-            multi_label=experiment.task.multi_label,
-            nested=experiment.task.tree.nested,
+            needs=experiment.task.needs,
             out=out,
             reporter=console,
         )
@@ -234,7 +237,7 @@ def data_stats(
     task, window = experiment.task, experiment.data.image.window
     with Console() as console:
         store = prepare(experiment.data, reporter=console).store
-        used = used_cases(store.table, config=experiment.data, multi_label=task.multi_label, nested=task.tree.nested)
+        used = used_cases(store.table, config=experiment.data, needs=task.needs)
 
         def progress(done: int, total: int | None) -> None:
             console.progress("pixels", done, total)

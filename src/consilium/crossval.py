@@ -13,30 +13,27 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from consilium.bundle import Predictor, case_outputs
 from consilium.console import reporting
 from consilium.core.config import build, merge, nearest, to_yaml
 from consilium.core.contracts import Evaluation, Interval, Outputs
 from consilium.core.errors import ConfigError, ConsiliumError, DataError
 from consilium.core.files import write_text
-from consilium.core.labels import LabelTree, class_order, reading_order
 from consilium.core.reporter import Reporter, counted, figures, format_table
+from consilium.core.section import Knowledge
+from consilium.data.cases import Studied
 from consilium.data.config import GuardConfig
-from consilium.data.dataset import LabelledCases
 from consilium.data.filters import filtered, usable, your_column
 from consilium.data.folds import columns_of
-from consilium.data.load import take_cases
+from consilium.data.load import studied_cases
 from consilium.data.prepare import prepare
 from consilium.data.store import Store
-from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.crossval_report import CrossvalContent, FoldFigures, write_crossval
 from consilium.evaluation.report import METRICS, read_unread, read_warnings
 from consilium.evaluation.wording import FEW_CASES
 from consilium.experiment import Experiment, check_experiment
-from consilium.manifest import read_manifest
+from consilium.predictor import Predictor, case_outputs
 from consilium.session import train
+from consilium.tasks.family import Family, Pooled, family_of, studying
 from consilium.training.runs import CONFIG, finished_run
 
 GUARDS_OFF = {name: False for name, field in GuardConfig.model_fields.items() if field.annotation is bool}
@@ -67,7 +64,7 @@ class _Fold:
 
     name: str
     experiment: Experiment
-    cases: LabelledCases
+    studied: Studied[Any]
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class _Tested:
 
     figures: FoldFigures
     outputs: Outputs
-    labels: LabelTree
+    knowledge: Knowledge
     unread: frozenset[str] = frozenset()
 
 
@@ -124,7 +121,9 @@ def _cross_validate(
     store = prepare(experiment.data, reporter=reporter).store
     planner = _Planner(experiment, store, limit=limit)
     plan = planner.folds(folds) if folds is not None else planner.leave_out(leave_out)
-    counts = [{"fold": fold.name, **{split: len(rows) for split, rows in fold.cases.rows.items()}} for fold in plan]
+    counts = [
+        {"fold": fold.name, **{split: len(rows) for split, rows in fold.studied.cases.rows.items()}} for fold in plan
+    ]
     reporter.line(format_table(counts, title=f"{len(plan)} trainings"))
     for name, reason in planner.skipped.items():
         reporter.line(f"note: {name} is not tested: {reason}")
@@ -136,12 +135,10 @@ def _cross_validate(
     for fold in plan:
         with _named(fold):
             tested.append(_test(fold, store, limit=limit, reporter=reporter))
-    labels, outputs = _pool(tested, multi_label=experiment.task.multi_label)
-    evaluator = ClassificationEvaluator(
-        labels,
-        multi_label=experiment.task.multi_label,
-        config=experiment.evaluation,
-        order=experiment.task.tree.order,
+    task, family = experiment.task, family_of(experiment.task)
+    answers = [(one.knowledge, one.outputs) for one in tested]
+    pooled = family.pooled(task, answers, evaluation=experiment.evaluation) or Pooled(
+        tested[0].knowledge, Evaluation(split="crossval", cases=sum(one.figures.test for one in tested), metrics={})
     )
     folder = _folder(plan[0].experiment)
     option = f"--folds {folds}" if folds is not None else f"--leave-out {','.join(leave_out)}"
@@ -150,8 +147,8 @@ def _cross_validate(
         what=f"{folds} folds" if folds is not None else f"each {' and '.join(leave_out)} left out",
         by_value=folds is None,
         folds=[one.figures for one in tested],
-        pooled=evaluator.evaluate(outputs, split="crossval"),
-        labels=class_order(labels.leaves, given=experiment.task.tree.order) or reading_order(labels.leaves),
+        pooled=pooled.evaluation,
+        parts=family.report(task, pooled.knowledge),
         skipped=planner.skipped,
         notes=planner.notes,
         confidence=experiment.evaluation.confidence,
@@ -174,9 +171,9 @@ def _check(experiment: Experiment, *, folds: int | None, leave_out: Sequence[str
         raise ConfigError("crossval needs --folds K or --leave-out source (or another column); give one of them.")
     if split.anew:
         raise ConfigError("crossval sets data.split.folds, fold and leave_out itself; take them out of the config.")
-    if experiment.task.add_to is not None:
+    if experiment.task.origin is not None:
         raise ConfigError(
-            f"task.add_to is {experiment.task.add_to}, a router that may have learned from the very cases that a fold "
+            f"the task goes on from {experiment.task.origin}, which may have learned from the very cases that a fold "
             "tests; leave it out, so that every fold is trained anew."
         )
     if experiment.trainer.num_runs > 1:
@@ -221,9 +218,9 @@ class _Planner:
             except DataError as error:
                 self.skipped[name] = str(error)
                 continue
-            if not len(fold.cases.rows["test"]):
+            if not len(fold.studied.cases.rows["test"]):
                 self.skipped[name] = f"none of its {cases} cases has a label that the others have."
-            elif not len(fold.cases.rows["val"]):
+            elif not len(fold.studied.cases.rows["val"]):
                 self.skipped[name] = "the others leave no case for validation; raise data.split.val."
             else:
                 plan.append(fold)
@@ -234,14 +231,14 @@ class _Planner:
 
     def _values(self, columns: Sequence[str]) -> Counter[tuple[str, ...]]:
         """The combinations of values that occur, and the cases of each."""
-        data, multi_label = self.experiment.data, self.experiment.task.multi_label
-        found = usable(self.store.table, multi_label=multi_label, pseudo_labels=False)
+        data, needs = self.experiment.data, self.experiment.task.needs
+        found = usable(self.store.table, needs=needs, pseudo_labels=False)
         table = filtered(found, config=data.filters, seed=data.split.seed).table
         known = columns_of(table)
         for column in columns:
             if column not in known:
                 raise ConfigError(f"--leave-out names the column '{column}'{nearest(column, sorted(known))}")
-        if "label" in columns and (len(columns) == 1 or multi_label):
+        if "label" in columns and (len(columns) == 1 or needs.label == "many"):
             raise ConfigError(
                 "a label that is left out everywhere is one that the model cannot name; leave it out of one source at "
                 "a time: --leave-out source,label (and only where a case has one label)."
@@ -267,16 +264,14 @@ class _Planner:
             "output": {"root": str(Path(output.root) / own.name), "variation": place, "if_exists": "resume"},
         }
         experiment = _changed(own, change)
-        task = own.task
-        cases = take_cases(
+        studied = studied_cases(
             self.store.table,
             config=experiment.data,
-            multi_label=task.multi_label,
-            labels=task.tree.labels(),
-            nested=task.tree.nested,
+            needs=own.task.needs,
+            study=studying(own.task, learns=True),
             limit=self.limit,
         )
-        return _Fold(name, experiment, cases)
+        return _Fold(name, experiment, studied)
 
 
 def _changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
@@ -325,62 +320,32 @@ def _test(fold: _Fold, store: Store, *, limit: int | None, reporter: Reporter) -
     predictor = Predictor.load(
         folder, device=experiment.trainer.device, batch_size=experiment.data.loader.eval_batch_size or 32
     )
-    multi_label = experiment.task.multi_label
-    cases = take_cases(
-        store.table, config=experiment.data, multi_label=multi_label, labels=predictor.labels, limit=limit
+    task = experiment.task
+    studied = studied_cases(
+        store.table,
+        config=experiment.data,
+        needs=task.needs,
+        study=studying(task, learns=False),
+        known=predictor.knowledge,
+        limit=limit,
     )
-    outputs = case_outputs(predictor, cases, "test")
+    outputs = case_outputs(predictor, studied, "test")
     judged = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     figures = FoldFigures(
         name=fold.name,
         folder=str(folder),
-        train=read_manifest(folder).training_cases,
+        train=predictor.knowledge.training_cases,
         val=judged["val"]["cases"],
         test=len(outputs.ids),
         metrics=judged["test"]["metrics"],
         intervals={name: Interval(**interval) for name, interval in judged["test"]["intervals"].items()},
-        notes=list(dict.fromkeys([*cases.notes, *read_warnings(folder), *_few(cases)])),
+        notes=list(dict.fromkeys([*studied.cases.notes, *read_warnings(folder), *_few(family_of(task), studied)])),
     )
-    return _Tested(figures, outputs, predictor.labels, frozenset({*outputs.unread, *read_unread(folder)}))
+    return _Tested(figures, outputs, studied.knowledge, frozenset({*outputs.unread, *read_unread(folder)}))
 
 
-def _few(cases: LabelledCases) -> list[str]:
+def _few(family: Family[Any, Any, Any], studied: Studied[Any]) -> list[str]:
     """What makes the figures of a fold say little."""
-    targets = cases.targets[cases.rows["test"]]
-    notes = (
-        [f"only {counted(len(targets), 'case')} tested: the figures say little."] if len(targets) < FEW_CASES else []
-    )
-    if targets.ndim == 1 and len(present := np.unique(targets)) == 1:
-        notes.append(
-            f"all cases tested have one label ({cases.labels.names[present[0]]}): only how many are found can be "
-            "measured."
-        )
-    return notes
-
-
-def _pool(tested: Sequence[_Tested], *, multi_label: bool) -> tuple[LabelTree, Outputs]:
-    """The answers of all folds in one list, over all labels; one that a fold's training lacked has probability 0."""
-    labels = LabelTree.from_labels([one.labels.names for one in tested], nested=tested[0].labels.nested)
-    probabilities, targets = [], []
-    for one in tested:
-        places = np.array([labels.index(leaf) for leaf in one.labels.names])
-        probabilities.append(_spread(one.outputs.arrays["probabilities"], places, len(labels)))
-        own = one.outputs.targets
-        targets.append(_spread(own, places, len(labels)) if multi_label else places[own])
-    columns = sorted({name for one in tested for name in one.outputs.columns})
-    return labels, Outputs(
-        arrays={"probabilities": np.concatenate(probabilities)},
-        targets=np.concatenate(targets),
-        ids=[name for one in tested for name in one.outputs.ids],
-        groups=[group for one in tested for group in one.outputs.groups],
-        columns={
-            name: [value for one in tested for value in one.outputs.columns.get(name, [""] * len(one.outputs.ids))]
-            for name in columns
-        },
-    )
-
-
-def _spread(array_NL: np.ndarray, places: np.ndarray, classes: int) -> np.ndarray:
-    spread_NK = np.zeros((len(array_NL), classes), dtype=array_NL.dtype)
-    spread_NK[:, places] = array_NL
-    return spread_NK
+    cases = len(studied.cases.rows["test"])
+    few = [f"only {counted(cases, 'case')} tested: the figures say little."] if cases < FEW_CASES else []
+    return [*few, *family.says_little(studied)]

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from consilium.core.config import Config, apply_overrides, build, read_tree
+from consilium.core.config import Config, apply_overrides, build, nearest, read_tree
 from consilium.core.errors import ConfigError
 from consilium.core.reporter import some
 from consilium.data.config import DataConfig
@@ -40,29 +40,46 @@ class Experiment(Config):
     report: ReportConfig = ReportConfig()
     output: OutputConfig = OutputConfig()
 
+    @field_validator("optimizer")
+    @classmethod
+    def _groups_are_the_tasks(cls, optimizer: OptimizerConfig, info: ValidationInfo) -> OptimizerConfig:
+        known = info.data["task"].groups if "task" in info.data else optimizer.groups  # absent where it is wrong itself
+        for name in optimizer.groups:
+            if name not in known:
+                raise ValueError(f"groups: the task has no group '{name}'{nearest(name, list(known))}")
+        return optimizer
+
+    @field_validator("schedule")
+    @classmethod
+    def _groups_have_a_schedule_with_floor(cls, schedule: ScheduleConfig, info: ValidationInfo) -> ScheduleConfig:
+        floors = info.data["optimizer"].floors if "optimizer" in info.data else {}
+        if floors and "floor" not in type(schedule).model_fields:
+            raise ValueError(
+                f"kind {schedule.kind} has no floor, but optimizer.groups.{next(iter(floors))}.floor is given; leave "
+                "it out, or choose cosine or plateau"
+            )
+        return schedule
+
     @field_validator("trainer")
     @classmethod
     def _task_chooses_the_monitor(cls, trainer: TrainerConfig, info: ValidationInfo) -> TrainerConfig:
         task = info.data.get("task")  # absent where it is wrong itself
-        if trainer.monitor != "auto" or task is None:
+        if trainer.monitor is not None or task is None:
             return trainer
-        return trainer.model_copy(update={"monitor": task.default_monitor})
+        return trainer.model_copy(update={"monitor": task.monitor})
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric that chooses the best weights."""
+        return self.trainer.monitor or self.task.monitor
 
     def __repr__(self) -> str:
         sources = some([source.name for source in self.data.sources], 5)
-        return f"<Experiment '{self.name}': {self.task.kind} by {self.task.vision.name} on {sources}, seed {self.seed}>"
+        towers = ", ".join(self.task.towers.values())
+        what = f"{self.task.kind} by {towers}" if towers else self.task.kind
+        return f"<Experiment '{self.name}': {what} on {sources}, seed {self.seed}>"
 
     __str__ = __repr__
-
-    @model_validator(mode="after")
-    def _answers_have_one_label(self) -> Experiment:
-        wanted = self.evaluation.wanted_accuracy
-        if self.task.multi_label and wanted is not None:
-            raise ValueError(
-                f"evaluation.wanted_accuracy is {wanted}, but with task.multi_label nothing is left unanswered: every "
-                "label is given from evaluation.threshold on; leave wanted_accuracy out"
-            )
-        return self
 
     @classmethod
     def load(cls, path: str | Path, *, overrides: Sequence[str] = ()) -> Experiment:

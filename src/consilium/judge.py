@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,29 +13,30 @@ from typing import Any, Literal
 
 import numpy as np
 
-from consilium.bundle import Predictor, case_outputs
 from consilium.console import reporting
 from consilium.core import places
-from consilium.core.answers import Calibration
 from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, ConfigError, DataError, ImageError
 from consilium.core.files import write_json
-from consilium.core.labels import ROOT, LabelTree, class_order, indented, reading_order
+from consilium.core.moved import up_to_date
 from consilium.core.reporter import Reporter, counted, format_table
+from consilium.core.section import TaskSection
+from consilium.data.cases import SPLITS, Cases, Studied
 from consilium.data.config import DataConfig, ImageConfig
-from consilium.data.dataset import SPLITS, LabelledCases
 from consilium.data.load import load_data
+from consilium.data.readers import Images
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
-from consilium.evaluation.evaluator import build_evaluator
+from consilium.evaluation.parts import ReportParts
 from consilium.evaluation.report import ReportContent, write_report
 from consilium.evaluation.saliency import SaliencyMap
 from consilium.evaluation.statistics import mean_and_deviation
-from consilium.evaluation.wording import beside_accuracy, number
+from consilium.evaluation.wording import number
 from consilium.manifest import Manifest, local_bundle, read_manifest
-from consilium.occlusion import saliency_maps
-from consilium.tasks.config import TaskConfig
+from consilium.predictor import Predictor, case_outputs
+from consilium.tasks.config import OneTask
+from consilium.tasks.family import family_of, studying
 from consilium.training.hooks import read_history
 
 YAML = (".yaml", ".yml")
@@ -72,35 +73,27 @@ class RunFacts:
         return {name: value for name, value in facts.items() if value}
 
 
-def evaluator_of(
-    task: TaskConfig, *, labels: LabelTree, config: EvaluationConfig, calibration: Calibration
-) -> Evaluator:
-    """The evaluator of a task with these labels."""
-    order, multi_label = task.tree.order, task.multi_label
-    return build_evaluator(labels, multi_label=multi_label, config=config, calibration=calibration, order=order)
-
-
 @dataclass(frozen=True)
 class Judgeable:
     """Cases whose images could be read, and what a report says of the others."""
 
-    cases: LabelledCases
+    studied: Studied[Any]
     warnings: list[str]
 
 
 def predict_splits(
-    predictor: Predictor, cases: LabelledCases, splits: Sequence[str], *, reporter: Reporter
+    predictor: Predictor, studied: Studied[Any], splits: Sequence[str], *, reporter: Reporter
 ) -> dict[str, Outputs]:
     """The predictor's outputs over each split."""
-    if predictor.averaging.looks > 1:
-        reporter.line(f"evaluation.averaging: the model sees each image {predictor.averaging.looks} times")
+    if predictor.looks.looks > 1:
+        reporter.line(f"evaluation.averaging: the model sees each image {predictor.looks.looks} times")
     return {
-        split: case_outputs(predictor, cases, split, progress=partial(reporter.progress, f"judge {split}"))
+        split: case_outputs(predictor, studied, split, progress=partial(reporter.progress, f"judge {split}"))
         for split in splits
     }
 
 
-def set_aside(cases: LabelledCases, outputs: Mapping[str, Outputs], *, reporter: Reporter) -> Judgeable:
+def set_aside(studied: Studied[Any], outputs: Mapping[str, Outputs], *, reporter: Reporter) -> Judgeable:
     """The cases that have outputs, and a warning for each split in which images could not be read."""
     warnings = []
     for split, own in outputs.items():
@@ -111,10 +104,12 @@ def set_aside(cases: LabelledCases, outputs: Mapping[str, Outputs], *, reporter:
                 f"tables/{split}_unread.csv); the first is {name}: {reason}"
             )
             reporter.line(f"warning: {warnings[-1]}")
-    return Judgeable(cases.without({name for own in outputs.values() for name in own.unread}), warnings)
+    return Judgeable(studied.without({name for own in outputs.values() for name in own.unread}), warnings)
 
 
-def judge(outputs: Mapping[str, Outputs], evaluator: Evaluator, *, reporter: Reporter) -> dict[str, Evaluation]:
+def judge(
+    outputs: Mapping[str, Outputs], evaluator: Evaluator, *, parts: ReportParts, reporter: Reporter
+) -> dict[str, Evaluation]:
     """Everything the evaluator says about each split; the headline is printed."""
     evaluations = {}
     for split, own in outputs.items():
@@ -122,10 +117,8 @@ def judge(outputs: Mapping[str, Outputs], evaluator: Evaluator, *, reporter: Rep
         unread = [{"id": name, "reason": reason} for name, reason in own.unread.items()]
         evaluations[split] = replace(found, tables={**found.tables, "unread": unread}) if unread else found
         reporter.line(format_table(headline(evaluations[split]), title=f"{split}: {len(own.ids)} cases"))
-        for sentence in beside_accuracy(evaluations[split]):
-            reporter.line(sentence)
-        if tree := tree_rows(evaluations[split]):
-            reporter.line(format_table(tree, title=f"{split}: the label tree"))
+        for text in parts.console(evaluations[split]):
+            reporter.line(text)
     return evaluations
 
 
@@ -135,33 +128,6 @@ def headline(evaluation: Evaluation) -> list[dict[str, Any]]:
         {"metric": name, "value": interval.value, "from": interval.low, "to": interval.high}
         for name, interval in evaluation.intervals.items()
     ]
-
-
-def tree_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The label tree as rows for a table: of every node its cases, how many are found, and the choice below it."""
-    choices = {row["node"]: row for row in evaluation.tables.get("decisions", [])}
-    nodes = evaluation.tables.get("nodes", [])
-    cases = sum(row["cases"] for row in nodes if row["parent"] == ROOT)
-    top = [{"node": ROOT, "cases": cases, "recall": None, "precision": None}] if nodes else []
-    return [
-        {
-            "node": indented(row["node"]),
-            "cases": row["cases"],
-            "recall": row["recall"],
-            "precision": row["precision"],
-            "right child": choices.get(row["node"], {}).get("accuracy"),
-            "temperature": choices.get(row["node"], {}).get("temperature"),
-        }
-        for row in [*top, *_depth_first(nodes, above=ROOT)]
-    ]
-
-
-def _depth_first(nodes: Sequence[Mapping[str, Any]], *, above: str) -> Iterator[Mapping[str, Any]]:
-    """The rows below a node, each followed by those below it; what was added to a router is last among the ids."""
-    for row in nodes:
-        if row["parent"] == above:
-            yield row
-            yield from _depth_first(nodes, above=row["node"])
 
 
 def evaluate(
@@ -208,17 +174,15 @@ def _evaluate(
     if split not in (*SPLITS, "all"):
         raise ConfigError(f"split is '{split}'; expected {', '.join(SPLITS)} or all.")
     evaluation_config = build(EvaluationConfig, tree.get("evaluation", {}), origin=str(folder))
+    section: TaskSection = build(OneTask, {"task": tree["task"]}, origin=str(folder)).task
     predictor = Predictor.load(folder, device=device)
-    cases = _cases(
-        config, split=split, manifest=manifest, labels=predictor.labels, is_own=data is None, reporter=reporter
-    )
-    evaluator = evaluator_of(
-        manifest.task, labels=predictor.labels, config=evaluation_config, calibration=manifest.calibration
-    )
-    outputs = predict_splits(predictor, cases, [split], reporter=reporter)
-    readable = set_aside(cases, outputs, reporter=reporter)
-    cases = readable.cases
-    evaluations = judge(outputs, evaluator, reporter=reporter)
+    studied = _studied(config, predictor, split=split, manifest=manifest, is_own=data is None, reporter=reporter)
+    evaluator = family_of(section).evaluator(section, predictor.knowledge, evaluation=evaluation_config)
+    outputs = predict_splits(predictor, studied, [split], reporter=reporter)
+    readable = set_aside(studied, outputs, reporter=reporter)
+    studied = readable.studied
+    parts = family_of(section).report(section, predictor.knowledge)
+    evaluations = judge(outputs, evaluator, parts=parts, reporter=reporter)
     name = split if data is None else f"{Path(data).stem}-{split}"
     beside = folder if folder == Path(bundle).expanduser() else Path()  # what is in the cache may be deleted
     target = Path(out) if out is not None else beside / f"evaluation-{name}"
@@ -227,12 +191,12 @@ def _evaluate(
         target,
         manifest=manifest,
         evaluations=evaluations,
-        cases=cases,
-        maps=saliency_maps(predictor, cases, outputs, report=report, reporter=reporter),
+        studied=studied,
+        maps=pictures(predictor, section, studied, outputs, report=report, reporter=reporter),
         report=report,
         facts=RunFacts(
             confidence=evaluation_config.confidence,
-            warnings=[*cases.notes, *readable.warnings],
+            warnings=[*studied.cases.notes, *readable.warnings],
             command=f"consilium evaluate {folder} --split {split}" + ("" if data is None else f" --data {data}"),
         ),
     )
@@ -240,13 +204,19 @@ def _evaluate(
     return evaluations[split]
 
 
-def _cases(
-    config: DataConfig, *, split: str, manifest: Manifest, labels: LabelTree, is_own: bool, reporter: Reporter
-) -> LabelledCases:
+def _studied(
+    config: DataConfig, predictor: Predictor, *, split: str, manifest: Manifest, is_own: bool, reporter: Reporter
+) -> Studied[Any]:
     """The cases to judge; of the bundle's own data it is noted when they changed since the training."""
-    needs = () if split == "all" else (split,)
-    loaded = load_data(config, multi_label=manifest.task.multi_label, needs=needs, labels=labels, reporter=reporter)
-    cases = loaded.cases
+    loaded = load_data(
+        config,
+        needs=manifest.task.needs,
+        study=studying(manifest.task, learns=False),
+        known=predictor.knowledge,
+        splits=() if split == "all" else (split,),
+        reporter=reporter,
+    )
+    studied, cases = loaded.studied, loaded.cases
     if not len(cases.table):
         raise DataError(
             "none of these cases has a label that can be judged. Say where labels are (columns.label of a source in a "
@@ -255,18 +225,21 @@ def _cases(
     if is_own and manifest.data_fingerprint not in loaded.store.fingerprints:
         cases.notes.append("the data changed since the training; this may be another test set.")
         reporter.line(f"note: {cases.notes[-1]}")
-    return cases if split != "all" else replace(cases, rows={"all": np.arange(len(cases.table))})
+    if split != "all":
+        return studied
+    return replace(studied, cases=replace(cases, rows={"all": np.arange(len(cases.table))}))
 
 
 def _bundle_config(folder: Path) -> dict[str, Any]:
-    """The config that a bundle was trained with."""
+    """The config that a bundle was trained with, by this version or an earlier one."""
     path = folder / "config.yaml"
     try:
-        tree = read_tree(path)
+        tree = up_to_date(read_tree(path))
     except ConfigError as error:
         raise BundleError(f"bundle {folder} cannot be judged: {error} Copy the bundle again.") from error
-    if not isinstance(tree.get("data"), dict):
-        raise BundleError(f"{path} is damaged: it has no `data` section. Copy the bundle again.")
+    for section in ("task", "data"):
+        if not isinstance(tree.get(section), dict):
+            raise BundleError(f"{path} is damaged: it has no `{section}` section. Copy the bundle again.")
     return tree
 
 
@@ -298,17 +271,18 @@ def write_judgement(
     *,
     manifest: Manifest,
     evaluations: Mapping[str, Evaluation],
-    cases: LabelledCases,
+    studied: Studied[Any],
     maps: Sequence[SaliencyMap],
     report: ReportConfig,
     facts: RunFacts,
 ) -> Path:
     """Write report.html, metrics.json, tables and the model card into ``folder``; the path of the HTML."""
-    labels = cases.labels
+    cases = studied.cases
+    parts = family_of(manifest.task).report(manifest.task, studied.knowledge)
     content = ReportContent(
-        title=f"{manifest.name}: {len(labels.leaves)} classes",
+        title=f"{manifest.name}: {parts.about}",
         name=manifest.name,
-        labels=class_order(labels.leaves, given=manifest.task.tree.order) or reading_order(labels.leaves),
+        parts=parts,
         evaluations=evaluations,
         config=report,
         confidence=facts.confidence,
@@ -321,10 +295,33 @@ def write_judgement(
         warnings=facts.warnings,
         config_yaml=facts.config_yaml,
         command=facts.command,
+        text=_texts(cases),
         thumbnail=_thumbnails(cases, size=report.thumbnail_size, window=manifest.image.window),
         maps=maps,
     )
     return write_report(folder, content)
+
+
+def pictures(
+    predictor: Predictor,
+    section: TaskSection,
+    studied: Studied[Any],
+    outputs: Mapping[str, Outputs],
+    *,
+    report: ReportConfig,
+    reporter: Reporter,
+) -> list[SaliencyMap]:
+    """What the family shows of its answers; images are read and seen once, whatever the predictor does else."""
+    plain = Predictor(
+        predictor.task, predictor.knowledge, image=predictor.image, loader=predictor.loader, device=predictor.device
+    )
+
+    def ask(source: Images, rows: np.ndarray, *, progress: Callable[[int, int], None]) -> Mapping[str, np.ndarray]:
+        return plain.arrays(source, rows, progress=progress).by_name
+
+    return family_of(section).pictures(
+        predictor.task, studied, outputs, image=predictor.image, ask=ask, report=report, reporter=reporter
+    )
 
 
 def _origin(manifest: Manifest) -> dict[str, str]:
@@ -332,30 +329,36 @@ def _origin(manifest: Manifest) -> dict[str, str]:
     return {
         "Date": manifest.created,
         "Consilium": manifest.consilium_version,
-        "Tower": manifest.task.vision.name,
+        **manifest.task.towers,
         "Image size": f"{height} x {width} pixels",
-        "Looks at an image": str(manifest.averaging.looks),
+        "Looks at an image": str(manifest.looks.looks),
         "Seed": str(manifest.seed),
-        "Training cases": str(manifest.training_cases),
+        "Training cases": str(manifest.knowledge["training_cases"]),
         "Data fingerprint": manifest.data_fingerprint,
     }
 
 
-def _data_rows(cases: LabelledCases) -> list[dict[str, Any]]:
-    """Cases per source, split and label."""
+def _data_rows(cases: Cases) -> list[dict[str, Any]]:
+    """Cases per source, split and label; without a label per source and split."""
     table = cases.table
     counts = Counter(
         (table.sources[row], split, label)
         for split, rows in cases.rows.items()
         for row in rows.tolist()
-        for label in table.labels[row]
+        for label in table.labels[row] or [""]
     )
-    return [{"source": s, "split": p, "label": k, "cases": n} for (s, p, k), n in sorted(counts.items())]
+    return [
+        {"source": source, "split": split, **({"label": label} if label else {}), "cases": count}
+        for (source, split, label), count in sorted(counts.items())
+    ]
 
 
-def _thumbnails(
-    cases: LabelledCases, *, size: int, window: tuple[float, float] | None
-) -> Callable[[str], bytes | None]:
+def _texts(cases: Cases) -> Callable[[str], str | None]:
+    row_of = {name: row for row, name in enumerate(cases.table.ids)}
+    return lambda case: cases.table.text(row_of[case])
+
+
+def _thumbnails(cases: Cases, *, size: int, window: tuple[float, float] | None) -> Callable[[str], bytes | None]:
     """JPEG thumbnails by case id, made when asked for."""
     row_of = {name: row for row, name in enumerate(cases.table.ids)}
 

@@ -6,33 +6,36 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
-from consilium.core.answers import Calibration
 from consilium.core.archives import is_archive, unpack_once
 from consilium.core.config import Config
 from consilium.core.errors import BundleError, DataError, WeightsError
-from consilium.core.files import fingerprint
-from consilium.core.labels import LabelTree
+from consilium.core.files import BUNDLE, folder_name
 from consilium.core.places import exists, is_remote, local_path
 from consilium.core.reporter import counted
+from consilium.core.section import Knowledge, TaskSection
 from consilium.core.transfer import cache_folder, fetch
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import AveragingConfig
-from consilium.tasks.config import TaskConfig
+from consilium.tasks.config import KINDS, OneTask, TaskConfig
 
-FORMAT_VERSION = 2
-MANIFEST, WEIGHTS = "bundle.json", "model.safetensors"
-NODES = "nodes"  # where a cascade has its networks
-FILES = (MANIFEST, WEIGHTS, "config.yaml", "history.csv")  # that others read of a bundle
+FORMAT_VERSION = 3
+MANIFEST, WEIGHTS = BUNDLE, "model.safetensors"
+_PLACE = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
+OTHERS = ("config.yaml", "history.csv")  # that are read beside what the manifest names
 
 
 class Manifest(Config):
-    """``bundle.json``: all that is needed to rebuild the task, and where it came from."""
+    """``bundle.json``: a header that every reader knows, and ``knowledge``, which the family of the task reads.
+
+    ``files`` and ``members`` are named by their place in the folder of the bundle.
+    """
 
     format_version: int = FORMAT_VERSION
     consilium_version: str
@@ -40,35 +43,37 @@ class Manifest(Config):
     name: str
     task: TaskConfig
     image: ImageConfig
-    labels: list[str]
-    class_counts: list[int]
-    training_cases: int
-    threshold: float
-    averaging: AveragingConfig = AveragingConfig()
-    calibration: Calibration = Calibration()
+    looks: AveragingConfig = AveragingConfig()
+    knowledge: dict[str, Any]
+    reads: list[str] = Field(description="Fields of a case: image, text.")
+    gives: list[str] = Field(description="Keys of an answer.")
     seed: int
     data_fingerprint: str
     metrics: dict[str, dict[str, float | None]]
-    weights_sha256: str = ""
-    nodes: dict[str, str] = Field(default={}, description="Of a cascade: SHA-256 of the manifest of each network.")
+    files: dict[str, str] = Field(default={}, description="SHA-256 of weights and tokenizer.")
+    members: dict[str, str] = Field(default={}, description="SHA-256 of the manifest of each bundle inside.")
+
+    @field_validator("files", "members")
+    @classmethod
+    def _places_are_inside(cls, named: dict[str, str]) -> dict[str, str]:
+        for place in named:
+            if not _PLACE.fullmatch(place) or ".." in place.split("/"):
+                raise ValueError(f"'{place}' is no place inside a bundle")
+        return named
 
     def __repr__(self) -> str:
-        return f"<Manifest of '{self.name}', {self.created}: {counted(len(self.labels), 'label')}>"
+        return f"<Manifest of '{self.name}', {self.created}: {self.task.kind}>"
 
     __str__ = __repr__
 
 
 def new_manifest(
+    task: TaskConfig,
+    knowledge: Knowledge,
     *,
     name: str,
-    task: TaskConfig,
     image: ImageConfig,
-    labels: LabelTree,
-    class_counts: Sequence[int],
-    training_cases: int,
-    threshold: float,
-    averaging: AveragingConfig,
-    calibration: Calibration,
+    looks: AveragingConfig,
     seed: int,
     data_fingerprint: str,
     metrics: dict[str, dict[str, float | None]],
@@ -80,22 +85,44 @@ def new_manifest(
         name=name,
         task=task,
         image=image,
-        labels=list(labels.names),
-        class_counts=list(class_counts),
-        training_cases=training_cases,
-        threshold=threshold,
-        averaging=averaging,
-        calibration=calibration,
+        looks=looks,
+        knowledge=knowledge.model_dump(mode="json"),
+        reads=list(task.reads),
+        gives=list(task.gives),
         seed=seed,
         data_fingerprint=data_fingerprint,
         metrics=metrics,
     )
 
 
-def node_folder(node: str) -> str:
-    """Where in the folder of a cascade the bundle of a node's network is."""
-    safe = re.sub(r"[^A-Za-z0-9_.-]|^\.", "_", node)
-    return f"{NODES}/{safe}" if safe == node else f"{NODES}/{safe}-{fingerprint(node)}"
+def _upgraded(tree: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of an earlier format as this one; formats 1 and 2 knew label tasks alone."""
+    if tree.get("format_version", FORMAT_VERSION) >= 3:
+        return tree
+    same = ("consilium_version", "created", "name", "image", "seed", "data_fingerprint", "metrics")
+    kept = {key: tree[key] for key in same}
+    task = dict(tree["task"])
+    knowledge: dict[str, Any] = {
+        "labels": tree["labels"],
+        "nested": task.get("tree", {}).get("head", "flat") != "flat",
+        "class_counts": tree["class_counts"],
+        "training_cases": tree["training_cases"],
+        "calibration": tree.get("calibration", {}),
+    }
+    task["answers"] = {"threshold": tree["threshold"]}
+    section: TaskSection = OneTask.model_validate({"task": task}).task
+    weights = tree.get("weights_sha256")
+    return {
+        **kept,
+        "format_version": FORMAT_VERSION,
+        "task": task,
+        "looks": tree.get("averaging", {}),
+        "knowledge": knowledge,
+        "reads": list(section.reads),
+        "gives": list(section.gives),
+        "files": {WEIGHTS: weights} if weights else {},
+        "members": {f"nodes/{folder_name(node)}": digest for node, digest in tree.get("nodes", {}).items()},
+    }
 
 
 def local_bundle(bundle: str | Path) -> Path:
@@ -107,9 +134,9 @@ def local_bundle(bundle: str | Path) -> Path:
         )
     bundle = local_path(str(bundle))
     try:
-        path = fetch(bundle, names=() if is_archive(bundle) else FILES)
-        if is_remote(str(bundle)) and (path / MANIFEST).is_file() and (nodes := read_manifest(path).nodes):
-            path = fetch(bundle, names=[*FILES, *(f"{node_folder(node)}/{name}" for node in nodes for name in FILES)])
+        path = fetch(bundle, names=() if is_archive(bundle) else (MANIFEST, *OTHERS))
+        if is_remote(str(bundle)) and (path / MANIFEST).is_file():
+            path = _fetch_whole(bundle, path)
         if not (is_archive(path) and path.is_file()):
             return path
         folder = unpack_once(path, cache_folder() / "bundles")
@@ -122,13 +149,31 @@ def local_bundle(bundle: str | Path) -> Path:
     return found[0]
 
 
+def _fetch_whole(bundle: str | Path, path: Path) -> Path:
+    """Fetch all that the manifest of a bundle names, and the bundles inside it, level by level."""
+    names, level = [MANIFEST, *OTHERS], [""]
+    while level:
+        inside = []
+        for here in level:
+            manifest = read_manifest(path / here)
+            names += [f"{here}{name}" for name in manifest.files]
+            inside += [f"{here}{member}/" for member in manifest.members]
+        names += [f"{member}{name}" for member in inside for name in (MANIFEST, *OTHERS)]
+        path = fetch(bundle, names=names)
+        level = [member for member in inside if (path / member / MANIFEST).is_file()]  # loading says what is missing
+    return path
+
+
 def weights_file(origin: str) -> Path:
     """The weights of a bundle, or a weights file, wherever it lies."""
     if is_archive(origin) or (Path(origin).is_dir() if not is_remote(origin) else not exists(origin)):
         folder = local_bundle(origin)
         refuse_links(folder)
-        if (folder / NODES).is_dir():
-            raise BundleError(f"{origin} is a cascade; give one of its networks, a folder in {folder / NODES}.")
+        if (folder / MANIFEST).is_file() and (members := read_manifest(folder).members):
+            raise BundleError(
+                f"{origin} holds {counted(len(members), 'bundle')} and no weights of its own; give one of them, "
+                f"{folder / next(iter(members))} for instance."
+            )
         return folder / WEIGHTS
     try:
         return fetch(origin)
@@ -136,7 +181,7 @@ def weights_file(origin: str) -> Path:
         raise WeightsError(f"weights file {error}.") from error
 
 
-def refuse_links(folder: Path, names: Iterable[str] = FILES) -> None:
+def refuse_links(folder: Path, names: Iterable[str] = (MANIFEST, WEIGHTS, *OTHERS)) -> None:
     """A file of a bundle that is a link out of its folder is a BundleError: what it leads to nobody has checked."""
     for name in names:
         target = os.path.realpath(folder / name)
@@ -170,15 +215,27 @@ def read_manifest(folder: Path) -> Manifest:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} is damaged: {error}. Copy the bundle again.") from error
-    found = tree.get("format_version") if isinstance(tree, dict) else None
+    if not isinstance(tree, dict):
+        raise BundleError(f"{path} is damaged: the whole is no mapping of keys. Copy the bundle again.")
+    found = tree.get("format_version")
     if isinstance(found, int) and found > FORMAT_VERSION:
         raise BundleError(
             f"{folder} was written by Consilium {tree.get('consilium_version')} in bundle format {found}; this version "
             f"({version('consilium')}) reads up to {FORMAT_VERSION}. Update Consilium."
         )
+    kind = task.get("kind") if isinstance(task := tree.get("task"), dict) else None
+    if isinstance(kind, str) and kind not in KINDS:
+        raise BundleError(
+            f"{folder} answers with a task of kind '{kind}', which this version ({version('consilium')}) does not "
+            f"know; it knows {', '.join(KINDS)}. Update Consilium."
+        )
     try:
-        return Manifest.model_validate(tree)
+        return Manifest.model_validate(_upgraded(tree))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise BundleError(f"{path} is damaged: {where}: {first['msg']}. Copy the bundle again.") from error
+    except KeyError as error:
+        raise BundleError(f"{path} is damaged: {error.args[0]}: Field required. Copy the bundle again.") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise BundleError(f"{path} is damaged: {error}. Copy the bundle again.") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import glob
 import json
@@ -10,19 +11,21 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from consilium.bundle import Predictor
-from consilium.core.errors import ConfigError, DataError
+import numpy as np
+
+from consilium.core.errors import ConfigError, DataError, MissingExtraError
 from consilium.core.files import atomic_file
 from consilium.core.places import facts, is_remote, join, local_path, matches
 from consilium.core.reporter import Reporter
+from consilium.core.task import Task
 from consilium.data.case import printable
 from consilium.data.rows import FoundItems
 from consilium.data.sources.files import IMAGE_EXTENSIONS, counted_reasons, images_under
+from consilium.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -35,24 +38,32 @@ class PredictionSummary:
 
 
 _GLOB = "*?["
+_ENDINGS = (".jsonl", ".csv", ".npz", ".parquet")
+_ROWS = 4096  # answers that a parquet file takes at once
 
 
 class _Writer(Protocol):
     def write(self, record: dict[str, Any]) -> None: ...
 
+    def close(self) -> None: ...
+
 
 def predict_files(
     bundle: str | Path, paths: Sequence[str], *, out: Path | None, batch_size: int, device: str, reporter: Reporter
 ) -> PredictionSummary:
-    """Predict everything under ``paths`` into ``out`` (.jsonl or .csv; None prints JSON lines)."""
-    if out is not None and out.suffix not in (".jsonl", ".csv"):
-        raise ConfigError(f"--out is {out}; expected a name that ends in .jsonl or .csv.")
+    """Predict everything under ``paths`` into ``out``; None prints JSON lines.
+
+    Every task writes .jsonl; answers that fit a table .csv; embeddings .npz and .parquet.
+    """
+    if out is not None and out.suffix not in _ENDINGS:
+        raise ConfigError(f"--out is {out}; expected a name that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}.")
     keys, items = find_images(paths)
     predictor = Predictor.load(bundle, device=device, batch_size=batch_size)
     errors = 0
-    with _open_writer(out, labels=predictor.labels.names) as writer:
+    with _open_writer(out, task=predictor.task) as writer:
         for done, (key, record) in enumerate(zip(keys, predictor.stream(items), strict=True), start=1):
             errors += "error" in record
+            record.pop("text", None)  # a case of a store is told by its id
             writer.write({**record, "image": key})
             if out is not None:
                 reporter.progress("predict", done, len(items))
@@ -126,16 +137,25 @@ def _in_bucket(path: str, skipped: Counter[str]) -> list[str]:
     return matches(path) if known is None and any(sign in path for sign in _GLOB) else [path]
 
 
-@contextmanager
-def _open_writer(out: Path | None, *, labels: Sequence[str]) -> Iterator[_Writer]:
+@contextlib.contextmanager
+def _open_writer(out: Path | None, *, task: Task) -> Iterator[_Writer]:
     if out is None:
         yield _JsonLines(sys.stdout)
         return
-    with (
-        atomic_file(out) as temporary,
-        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        yield _JsonLines(file) if out.suffix == ".jsonl" else _Csv(file, labels=labels)
+    fitting = [".jsonl", *([".csv"] if task.columns() else []), *([".npz", ".parquet"] if task.vectors() else [])]
+    if out.suffix not in fitting:
+        raise ConfigError(
+            f"--out is {out}, which does not fit the answers of this bundle; it writes {', '.join(fitting)}."
+        )
+    with atomic_file(out) as temporary, contextlib.ExitStack() as opened:
+        writer: _Writer
+        if out.suffix in (".jsonl", ".csv"):
+            file = opened.enter_context(temporary.open("w", encoding="utf-8", errors="backslashreplace", newline=""))
+            writer = _JsonLines(file) if out.suffix == ".jsonl" else _Csv(file, task=task)
+        else:
+            writer = _Npz(temporary, task=task) if out.suffix == ".npz" else _Parquet(temporary, task=task)
+        yield writer
+        writer.close()
 
 
 class _JsonLines:
@@ -146,17 +166,76 @@ class _JsonLines:
     def write(self, record: dict[str, Any]) -> None:
         self._file.write(printable(json.dumps(record, ensure_ascii=self._ascii)) + "\n")
 
+    def close(self) -> None:
+        """The file is closed by who opened it."""
+
 
 class _Csv:
-    """Columns image, label, probability, error, then the probability of every class."""
+    """Columns image and error, and those of the task."""
 
-    def __init__(self, file: Any, *, labels: Sequence[str]) -> None:
-        self._labels = labels
-        self._writer = csv.writer(file, lineterminator="\n")
-        self._writer.writerow(["image", "label", "probability", "error", *(f"p_{label}" for label in labels)])
+    def __init__(self, file: Any, *, task: Task) -> None:
+        self._task = task
+        answer, rest = task.columns()[:2], task.columns()[2:]
+        self._writer = csv.DictWriter(file, ["image", *answer, "error", *rest], restval="", lineterminator="\n")
+        self._writer.writeheader()
 
     def write(self, record: dict[str, Any]) -> None:
-        label = record.get("label", ";".join(record.get("labels", [])))
-        values = record.get("probabilities", {})
-        head = [record["image"], label, record.get("probability", ""), record.get("error", "")]
-        self._writer.writerow([*head, *(values.get(name, "") for name in self._labels)])
+        place = {"image": record["image"], "error": record.get("error", "")}
+        self._writer.writerow({**place, **self._task.row(record)})
+
+    def close(self) -> None:
+        """The file is closed by who opened it."""
+
+
+class _Npz:
+    """Arrays: ``image`` and ``error`` str [N], and every vector of the task float32 [N, F], NaN where there is none."""
+
+    def __init__(self, path: Path, *, task: Task) -> None:
+        self._path = path
+        self._names: list[str] = []
+        self._errors: list[str] = []
+        self._blank = {name: np.full(length, np.nan, dtype=np.float32) for name, length in task.vectors().items()}
+        self._vectors: dict[str, list[np.ndarray]] = {name: [] for name in self._blank}
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._names.append(printable(record["image"]))
+        self._errors.append(record.get("error", ""))
+        for name, blank in self._blank.items():
+            own = record.get(name)
+            self._vectors[name].append(blank if own is None else np.array(own, dtype=np.float32))
+
+    def close(self) -> None:
+        arrays: dict[str, Any] = {name: np.array(own, dtype=np.float32) for name, own in self._vectors.items()}
+        arrays |= {"image": np.array(self._names), "error": np.array(self._errors)}
+        with self._path.open("wb") as file:  # numpy gives a path another ending
+            np.savez(file, allow_pickle=False, **arrays)
+
+
+class _Parquet:
+    """Columns ``image``, ``error`` (null for none), and every vector of the task as a list of float32."""
+
+    def __init__(self, path: Path, *, task: Task) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise MissingExtraError("a parquet file", "train") from error
+        vectors = [(name, pyarrow.list_(pyarrow.float32(), length)) for name, length in task.vectors().items()]
+        schema = pyarrow.schema([("image", pyarrow.string()), ("error", pyarrow.string()), *vectors])
+        self._writer = pyarrow.parquet.ParquetWriter(path, schema)
+        self._batch = pyarrow.RecordBatch.from_pylist
+        self._schema = schema
+        self._rows: list[dict[str, Any]] = []
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._rows.append({**record, "image": printable(record["image"])})
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        self._writer.write_batch(self._batch(self._rows, schema=self._schema))
+        self._rows = []

@@ -53,6 +53,16 @@ def change(**keys: Any) -> Callable[[Path], None]:
     return act
 
 
+def knows(**keys: Any) -> Callable[[Path], None]:
+    """Changes what the family knows."""
+
+    def act(bundle: Path) -> None:
+        known = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["knowledge"]
+        change(knowledge={**known, **keys})(bundle)
+
+    return act
+
+
 def write(text: str) -> Callable[[Path], None]:
     return lambda bundle: (bundle / "bundle.json").write_text(text, encoding="utf-8") and None
 
@@ -65,7 +75,7 @@ def other_weights(bundle: Path) -> None:
     state = load_file(path)
     del state["head.1.bias"]
     save_file(state, path)
-    change(weights_sha256=hashlib.sha256(path.read_bytes()).hexdigest())(bundle)
+    change(files={path.name: hashlib.sha256(path.read_bytes()).hexdigest()})(bundle)
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
@@ -80,13 +90,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "a list": (write("[]"), ["bundle.json is damaged: the whole"]),
     "not text": (lambda b: (b / "bundle.json").write_bytes(b"\xff\xfe") and None, ["bundle.json is damaged"]),
     "missing key": (write('{"format_version": 1}'), ["bundle.json is damaged: consilium_version: Field required"]),
-    "wrong value": (change(threshold="high"), ["bundle.json is damaged: threshold"]),
+    "wrong value": (change(seed="high"), ["bundle.json is damaged: seed"]),
     "newer": (
         change(format_version=99, consilium_version="9.1.0", flavour="new"),
-        ["was written by Consilium 9.1.0 in bundle format 99", "reads up to 2. Update Consilium"],
+        ["was written by Consilium 9.1.0 in bundle format 99", "reads up to 3. Update Consilium"],
     ),
-    "labels": (change(labels=["ct", "mri"]), ["cannot be loaded"]),
-    "one label twice": (change(labels=["ct", "ct", "xray"]), ["cannot be loaded"]),
+    "labels": (knows(labels=["ct", "mri"]), ["cannot be loaded"]),
+    "one label twice": (knows(labels=["ct", "ct", "xray"]), ["cannot be loaded"]),
     "tower": (change(task={"vision": {"name": "resnet1"}}), ["cannot be loaded: vision.name 'resnet1' is not a timm"]),
 }
 
@@ -112,10 +122,11 @@ def test_a_folder_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
     [
         (None, ["cannot be judged", "config.yaml does not exist"]),
         ("data: [", ["cannot be judged", "is not valid YAML"]),
-        ("name: a\n", ["is damaged: it has no `data` section"]),
-        ("data: {sources: []}\n", ["`sources` is []; expected 1 or more items"]),
+        ("task: {}\n", ["is damaged: it has no `data` section"]),
+        ("task: 3\ndata: {}\n", ["is damaged: it has no `task` section"]),
+        ("task: {}\ndata: {sources: []}\n", ["`sources` is []; expected 1 or more items"]),
     ],
-    ids=["missing", "yaml", "section", "value"],
+    ids=["missing", "yaml", "data", "task", "value"],
 )
 def test_a_bundle_without_its_config_still_predicts(
     cli: Cli, bundle: Path, tiny_images: Path, content: str | None, told: list[str]
@@ -134,7 +145,7 @@ def test_nothing_to_predict(cli: Cli, tiny_run: Run, tiny_images: Path, tmp_path
     assert_refused(refused, f"no image under {tmp_path}: the folder is empty. Expected")
     assert_refused(cli("predict", tiny_run.folder, tmp_path / "*.jpg"), f"{tmp_path / '*.jpg'}")
     answer = cli("predict", tiny_run.folder, tiny_images, "--out", tmp_path / "p.txt")
-    assert_refused(answer, "p.txt; expected a name that ends in .jsonl or .csv")
+    assert_refused(answer, "p.txt; expected a name that ends in .jsonl, .csv, .npz or .parquet")
     assert not list(tmp_path.iterdir())
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from consilium.bundle import case_outputs
 from consilium.core.contracts import Outputs
 from consilium.manifest import read_manifest
+from consilium.predictor import case_outputs
 from consilium.training.hooks import ProgressHook
 from tests.bad_input.conftest import assert_refused, nothing_lost, runs
 from tests.cli.conftest import Cli
@@ -142,7 +142,7 @@ def test_in_quarantine_the_others_go_on(cli: Cli, recipe: Path, images: Path) ->
     assert {row["file"] for row in rows} == broken
     assert all(row["source"] == "images" and row["reason"] for row in rows)
     (run,) = runs(recipe)
-    assert read_manifest(run).training_cases == 24 - 2
+    assert read_manifest(run).knowledge["training_cases"] == 24 - 2
 
 
 def test_predictions_go_on_past_images_that_cannot_be_read(

@@ -55,7 +55,8 @@ def evil_pickle(path: Path, target: Path) -> None:
 def trust(bundle: Path) -> None:
     """Give the manifest the checksum that the weights have."""
     tree = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-    tree["weights_sha256"] = hashlib.sha256((bundle / "model.safetensors").read_bytes()).hexdigest()
+    digest = hashlib.sha256((bundle / "model.safetensors").read_bytes()).hexdigest()
+    tree["files"] = {"model.safetensors": digest}
     (bundle / "bundle.json").write_text(json.dumps(tree), encoding="utf-8")
 
 

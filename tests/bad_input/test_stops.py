@@ -21,14 +21,16 @@ from torch import nn
 
 import consilium.training.state
 from consilium.core.contracts import Batch, StepOutput
-from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
+from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.data.loader import Loader, evaluation_requests
+from consilium.data.readers import ImageReader, Readers
 from consilium.data.rows import Items
-from consilium.tasks.classify import Classify
+from consilium.tasks.classify.task import Classify
 from consilium.training.hooks import ProgressHook, read_history
 from consilium.training.state import checkpoints, load_checkpoint
 from tests.bad_input.conftest import assert_refused, contents, nothing_lost, runs
 from tests.cli.conftest import Cli
+from tests.tiny import SESSION
 
 LONG = ["trainer.max_epochs=4", "trainer.max_steps=12"]  # three steps an epoch; a checkpoint after each epoch
 
@@ -283,7 +285,7 @@ def test_ctrl_c_before_the_training(cli: Cli, recipe: Path, monkeypatch: pytest.
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("consilium.session.runs.load_data", interrupted)
+    monkeypatch.setattr(SESSION, "load_data", interrupted)
     answer = cli("train", recipe)
     assert (answer.code, answer.err.strip()) == (130, "interrupted.")
     assert not runs(recipe)
@@ -397,7 +399,7 @@ def test_a_worker_that_dies(cli: Cli, recipe: Path, monkeypatch: pytest.MonkeyPa
 def test_workers_outlive_the_signals_that_end_a_step(tiny_images: Path) -> None:
     config = LoaderConfig(batch_size=4, workers=1, prefetch_factor=1)
     image, files = ImageConfig(size=(16, 16)), Items(sorted(tiny_images.rglob("*.jpg")))
-    loader = Loader(files, targets=None, image=image, augmentation=AugmentationConfig(), config=config)
+    loader = Loader(Readers(images=ImageReader(files, image=image)), config=config)
     batches = loader.load(evaluation_requests(range(24), config=config))
     next(batches)
     (worker,) = multiprocessing.active_children()
@@ -411,12 +413,13 @@ def test_workers_outlive_the_signals_that_end_a_step(tiny_images: Path) -> None:
 # A traceback keeps what it came through, so the loader is not closed before the interpreter ends its children.
 FAILS_WITH_A_WORKER = """
 import sys
-from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
+from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.data.loader import Loader, evaluation_requests
+from consilium.data.readers import ImageReader, Readers
 from consilium.data.rows import Items
 
 config, image = LoaderConfig(batch_size=1, workers=1), ImageConfig(size=(16, 16))
-loader = Loader(Items([sys.argv[1]] * 24), targets=None, image=image, augmentation=AugmentationConfig(), config=config)
+loader = Loader(Readers(images=ImageReader(Items([sys.argv[1]] * 24), image=image)), config=config)
 batches = sys.modules["kept"] = loader.load(evaluation_requests(range(24), config=config))
 next(batches)
 raise RuntimeError("the end")

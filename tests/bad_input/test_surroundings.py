@@ -20,13 +20,14 @@ from consilium.core import surroundings
 from consilium.core.errors import ConfigError
 from consilium.core.surroundings import Screen, require_utf8, use_utf8
 from consilium.data import workers
-from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
+from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.data.loader import Loader, evaluation_requests
+from consilium.data.readers import ImageReader, Readers
 from consilium.data.rows import Items
 from tests.bad_input.conftest import runs
 from tests.bad_input.test_stops import CLI, assert_loads, logged_step, saved_steps, start, wait_for
 from tests.cli.conftest import Cli
-from tests.tiny import Run
+from tests.tiny import SESSION, Run
 
 # -- Shared memory ------------------------------------------------------------------------------------------------
 
@@ -34,16 +35,10 @@ from tests.tiny import Run
 def batches(images: Path, notes: list[str], *, count: int) -> list[torch.Tensor]:
     """All images of the folder as they arrive with ``count`` workers."""
     config, files = LoaderConfig(batch_size=8, workers=count), sorted(images.rglob("*.jpg"))
-    loader = Loader(
-        Items(files),
-        targets=None,
-        image=ImageConfig(size=(16, 16)),
-        augmentation=AugmentationConfig(),
-        config=config,
-        note=notes.append,
-    )
+    reader = ImageReader(Items(files), image=ImageConfig(size=(16, 16)))
+    loader = Loader(Readers(images=reader), config=config, note=notes.append)
     found = [loaded.batch for loaded in loader.load(evaluation_requests(range(len(files)), config=config))]
-    return [batch.images_BVCHW for batch in found if batch is not None]
+    return [batch.views.pixels for batch in found if batch is not None]
 
 
 def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
@@ -107,15 +102,14 @@ def test_where_no_process_can_be_started_images_are_decoded_in_this_one(
 # A script as people write it, without `if __name__ == "__main__":`.
 SCRIPT = """
 import sys
-from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
+from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.data.loader import Loader, evaluation_requests
+from consilium.data.readers import ImageReader, Readers
 from consilium.data.rows import Items
 
 print("the script runs", flush=True)
 config, image = LoaderConfig(batch_size=1, workers=2), ImageConfig(size=(16, 16))
-loader = Loader(
-    Items([sys.argv[1]] * 8), targets=None, image=image, augmentation=AugmentationConfig(), config=config
-)
+loader = Loader(Readers(images=ImageReader(Items([sys.argv[1]] * 8), image=image)), config=config)
 print(sum(1 for _ in loader.load(evaluation_requests(range(8), config=config))))
 """
 
@@ -152,7 +146,7 @@ def test_a_signal_that_nohup_ignores_and_the_warning_of_a_scheduler(recipe: Path
 def test_signals_end_a_command_as_ctrl_c_does(
     cli: Cli, recipe: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    monkeypatch.setattr("consilium.session.runs.load_data", lambda *_, **__: signal.raise_signal(number))
+    monkeypatch.setattr(SESSION, "load_data", lambda *_, **__: signal.raise_signal(number))
     answer = cli("train", recipe)
     assert (answer.code, answer.err.strip()) == (130, "interrupted.")
     assert signal.getsignal(number) == signal.SIG_DFL

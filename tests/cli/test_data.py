@@ -171,7 +171,7 @@ def test_a_bundle_is_judged_under_the_renamed_labels(cli: Cli, recipe: Path, tmp
     trained = cli("train", recipe, RENAMED, "trainer.max_epochs=1")
     assert trained.code == 0, trained.err
     bundle = Path(trained.out.splitlines()[-1].removeprefix("finished: "))
-    assert json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["labels"] == [
+    assert json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["knowledge"]["labels"] == [
         "rad.cmp",
         "rad.mri",
         "rad.xra",

@@ -12,6 +12,7 @@ import yaml
 
 from tests.cli.conftest import Cli
 from tests.conftest import ImageFolder
+from tests.older import make_older
 from tests.tiny import Run
 
 
@@ -37,6 +38,15 @@ def test_the_figures_of_training_come_out_again(cli: Cli, bundle: Path, tiny_run
     assert answer.out.splitlines()[-1] == f"report: {folder / 'report.html'}"
     assert (folder / "report.html").is_file()
     assert "macro_f1" in answer.out
+
+
+def test_a_bundle_of_a_version_whose_keys_have_moved_is_judged_by_them(cli: Cli, bundle: Path) -> None:
+    make_older(bundle, specificities=[0.5], calibration_bins=4)
+    assert cli("evaluate", bundle).code == 0
+    with (bundle / "evaluation-test" / "tables" / "test_per_class.csv").open(encoding="utf-8", newline="") as file:
+        (first, *_) = csv.DictReader(file)
+    assert "sensitivity_at_specificity_0.50" in first
+    assert "sensitivity_at_specificity_0.95" not in first
 
 
 def test_the_training_split_and_another_folder(cli: Cli, bundle: Path, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_what_a_person_can_mend_is_exit_code_2(cli: Cli, bundle: Path, images: P
     for arguments, message in (
         ([tmp_path / "nothing", images], f"{tmp_path / 'nothing'} does not exist; give the folder of a finished run"),
         ([images, images], "has no bundle.json, so it is not a finished run"),
-        ([bundle, images, "--out", tmp_path / "p.xlsx"], "expected a name that ends in .jsonl or .csv"),
+        ([bundle, images, "--out", tmp_path / "p.xlsx"], "expected a name that ends in .jsonl, .csv, .npz or .parquet"),
         ([bundle, f"{tmp_path}/*.tiff"], "no image under"),
         ([bundle, bundle / "tensorboard"], "no image under"),
     ):
@@ -126,7 +126,7 @@ def test_what_a_person_can_mend_is_exit_code_2(cli: Cli, bundle: Path, images: P
 def test_many_labels(cli: Cli, tiny_images: Path, images: Path, tmp_path: Path) -> None:
     from tests.tiny import train_tiny
 
-    run = train_tiny(tiny_images, tmp_path / "runs", "task.multi_label=true", "evaluation.threshold=0.01")
+    run = train_tiny(tiny_images, tmp_path / "runs", "task.multi_label=true", "task.answers.threshold=0.01")
     answer = cli("predict", run.folder, images / "a.jpg")
     assert [record["labels"] for record in answer.records] == [LABELS]
     out = tmp_path / "p.csv"

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 import consilium.demo.run
-from consilium.data.loader import _Decoder
+from consilium.data.readers import ImageReader
 from consilium.data.store import CaseTable
 from consilium.experiment import Experiment
 from consilium.manifest import read_manifest
 from consilium.session import train
-from consilium.tasks.classify import Classify
+from consilium.tasks.classify.task import Classify
 from consilium.training.dryrun import Trial
 from tests.cli.conftest import Cli
 from tests.conftest import ImageFolder
+from tests.tiny import SESSION
 
 
 def runs(recipe: Path) -> list[Path]:
@@ -31,7 +32,7 @@ def test_train_leaves_a_bundle_and_says_where(cli: Cli, recipe: Path) -> None:
     assert answer.err == ""
     (run,) = runs(recipe)
     assert answer.out.splitlines()[-1] == f"finished: {run}"
-    assert read_manifest(run).labels == ["ct", "mri", "xray"]
+    assert read_manifest(run).knowledge["labels"] == ["ct", "mri", "xray"]
     for told in (
         "mixture over 1 epochs",
         "parameters",
@@ -66,7 +67,7 @@ def test_limit_and_dry_run(cli: Cli, recipe: Path) -> None:
     assert "dry run: everything is ready" in dry.out
     assert not runs(recipe)
     assert cli("train", recipe, "--limit", 6).code == 0
-    assert read_manifest(runs(recipe)[0]).training_cases == 6
+    assert read_manifest(runs(recipe)[0]).knowledge["training_cases"] == 6
     assert cli("train", recipe, "--limit", 0).code == 2
 
 
@@ -99,9 +100,9 @@ def test_a_dry_run_tells_what_a_training_will_see(
     monkeypatch.setattr(
         Classify, "step", lambda task, batch: (learned.extend(batch.rows_B.tolist()), step(task, batch))[1]
     )
-    monkeypatch.setattr("consilium.session.seed.dry_run", lambda *_, precision, **__: Trial(precision, 0.1, None, 1))
+    monkeypatch.setattr(SESSION, "dry_run", lambda *_, precision, **__: Trial(precision, 0.1, None, 1))
     tables: list[CaseTable] = []
-    monkeypatch.setattr(_Decoder, "__init__", _noting(tables))
+    monkeypatch.setattr(ImageReader, "__init__", _noting(tables))
     assert cli("train", recipe, *options).code == 0
     source_of = [tables[0].sources[row] for row in learned]
     for name, rows in (("big", 60), ("small", 9)):
@@ -112,12 +113,12 @@ def test_a_dry_run_tells_what_a_training_will_see(
 
 
 def _noting(tables: list[CaseTable]) -> Callable[..., None]:
-    """A constructor of the loader's decoder that remembers the table it reads."""
-    made = _Decoder.__init__
+    """A constructor of the reader of images that remembers the table it reads."""
+    made = ImageReader.__init__
 
-    def init(decoder: _Decoder, table: CaseTable, **options: Any) -> None:
+    def init(reader: ImageReader, table: CaseTable, **options: Any) -> None:
         tables.append(table)
-        made(decoder, table, **options)
+        made(reader, table, **options)
 
     return init
 

@@ -62,7 +62,7 @@ class EvaluatorContract(ABC):
         rows = np.random.default_rng(0).permutation(len(outputs.ids))
         mixed = Outputs(
             arrays={name: array[rows] for name, array in outputs.arrays.items()},
-            targets=outputs.targets[rows],
+            targets=None if outputs.targets is None else outputs.targets[rows],
             ids=[outputs.ids[row] for row in rows],
             groups=[outputs.groups[row] for row in rows],
             columns={name: [values[row] for row in rows] for name, values in outputs.columns.items()},

@@ -11,7 +11,6 @@ import copy
 import json
 import math
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -173,9 +172,15 @@ def train_one_step(task: Any, batch: Batch) -> None:
 
 def pick(batch: Batch, cases: Tensor) -> Batch:
     """These cases of a batch."""
-    return replace(batch, **{name: value[cases] for name, value in tensors(batch).items()})
+    return batch.take(cases)
 
 
 def tensors(batch: Batch) -> dict[str, Tensor]:
-    """The fields of a batch that hold one row per case."""
-    return {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    """All tensors of a batch, each with one row per case."""
+    columns = {"": batch, "images.": batch.images, "texts.": batch.texts, "masks.": batch.masks, "meta.": batch.meta}
+    return {
+        f"{column}{name}": value
+        for column, own in columns.items()
+        for name, value in (vars(own).items() if own is not None else ())
+        if isinstance(value, Tensor)
+    }

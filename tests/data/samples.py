@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from consilium.core.reporter import Silent
 from consilium.data.case import BadRow, Case
 from consilium.data.config import DataConfig
 from consilium.data.sources.reading import read_source
-from consilium.data.store import CaseTable, schema
+from consilium.data.store import CaseTable
+from consilium.data.store_files import schema
 
 
 class Bars(Silent):
@@ -67,9 +69,10 @@ def read(kind: str, path: Path, **keys: Any) -> tuple[list[Case], list[BadRow]]:
 
 
 def case_table(rows: Sequence[Mapping[str, Any]]) -> CaseTable:
-    """Cases in memory, fast to make: each row gives some of id, source, group, split, label, text and files.
+    """Cases in memory, fast to make: each row gives some of id, source, group, split, label, text, files and names.
 
-    ``files`` are the digests of its images; a row that names no id has its number, and no group is shared.
+    ``files`` are the digests of its images, ``names`` those of its views; a row that names no id has its number, and no
+    group is shared.
     """
     import pyarrow as pa
 
@@ -77,8 +80,8 @@ def case_table(rows: Sequence[Mapping[str, Any]]) -> CaseTable:
     for number, row in enumerate(rows):
         label = row.get("label", ())
         views = [
-            {"image": f"{file}.png", "name": "", "width": 1, "height": 1, "sha256": file}
-            for file in row.get("files", ())
+            {"image": f"{file}.png", "name": name, "width": 1, "height": 1, "sha256": file}
+            for file, name in zip(row.get("files", ()), row.get("names", repeat("")), strict=False)
         ]
         full.append(
             {
@@ -87,8 +90,9 @@ def case_table(rows: Sequence[Mapping[str, Any]]) -> CaseTable:
                 "group": row.get("group", f"group of {number}"),
                 "split": row.get("split", "train"),
                 "views": views,
-                "text": row.get("text"),
+                "texts": [{"text": row["text"], "name": ""}] if row.get("text") is not None else [],
                 "labels": [label] if isinstance(label, str) else list(label),
+                "masks": [],
                 "is_gt": row.get("is_gt", True),
                 "meta": "{}",
             }

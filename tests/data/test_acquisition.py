@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as reference
 
 from consilium.core.contracts import Batch
+from consilium.core.contracts import Views as ViewColumn
 from consilium.data.acquisition import (
     add_noise_,
     adjust_gamma_,
@@ -28,6 +29,7 @@ from consilium.data.acquisition import (
 )
 from consilium.data.config import AugmentationConfig, DataConfig, ImageConfig, LoaderConfig
 from consilium.data.loader import Loader, Request
+from consilium.data.readers import ImageReader, Readers
 from consilium.data.transforms import DeviceTransform, sample_quality
 from tests.data.samples import image_bytes
 
@@ -38,8 +40,9 @@ PLAIN = ImageConfig(size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
 def batch_of(images_NHWC: np.ndarray) -> Batch:
     count = len(images_NHWC)
     return Batch(
-        images_BVCHW=torch.from_numpy(images_NHWC[:, None]).permute(0, 1, 4, 2, 3),
-        view_mask_BV=torch.ones(count, 1, dtype=torch.bool),
+        images=ViewColumn(
+            torch.ones(count, 1, dtype=torch.bool), torch.from_numpy(images_NHWC[:, None]).permute(0, 1, 4, 2, 3)
+        ),
         rows_B=torch.arange(count),
         draws_B=torch.arange(500, 500 + count),
     )
@@ -56,11 +59,11 @@ def noisy(count: int, size: tuple[int, int] = SIZE) -> Batch:
 def augmented(batch: Batch, **augmentation: object) -> Tensor:
     """Images [N, 3, H, W] after training's transform, in [0, 1]."""
     chosen = AugmentationConfig.model_validate(augmentation)
-    return DeviceTransform(PLAIN, augmentation=chosen, seed=3)(batch, train=True).images_BVCHW[:, 0]
+    return DeviceTransform(PLAIN, augmentation=chosen, seed=3)(batch, train=True).views.pixels[:, 0]
 
 
 def pixels_of(batch: Batch) -> Tensor:
-    return batch.images_BVCHW[:, 0] / 255
+    return batch.views.pixels[:, 0] / 255
 
 
 def random_images(count: int = 4, size: tuple[int, int] = (20, 31)) -> Tensor:
@@ -220,7 +223,7 @@ def test_borders_are_of_all_sizes_places_shapes_and_greys() -> None:
     image = ImageConfig(size=(side, side), mean=(0, 0, 0), std=(1, 1, 1))
     batch = batch_of(np.tile(np.array([255, 0, 0], np.uint8), (count, side, side, 1)))
     chosen = AugmentationConfig(border_prob=0.8)
-    found = DeviceTransform(image, augmentation=chosen, seed=0)(batch, train=True).images_BVCHW[:, 0]
+    found = DeviceTransform(image, augmentation=chosen, seed=0)(batch, train=True).views.pixels[:, 0]
     inside = (found[:, 0] - found[:, 1]) > 0.999  # red; the canvas is grey
     heights, widths = inside.any(2).sum(1) / side, inside.any(1).sum(1) / side
     assert torch.equal(inside.flatten(1).sum(1), (heights * widths * side * side).long())  # rectangles
@@ -279,19 +282,13 @@ class Views:
 def test_compression_happens_in_training_only_after_the_same_crop(workers: int) -> None:
     crop = AugmentationConfig(crop_scale=(0.3, 0.6))
     both = crop.model_copy(update={"compression": (10, 60)})
-    requests = [Request([0, 1], [8, 9], 2, 1.0), Request([0, 1], [-1, -1], 2, 1.0)]
+    requests = [Request([0, 1], draws, {"cases": 2}, 1.0) for draws in ([8, 9], [-1, -1])]
 
     def loaded(augmentation: AugmentationConfig) -> list[np.ndarray]:
-        loader = Loader(
-            Views(),
-            targets=None,
-            image=PLAIN,
-            augmentation=augmentation,
-            config=LoaderConfig(batch_size=2, workers=workers),
-            seed=4,
-        )
+        reader = ImageReader(Views(), image=PLAIN, augmentation=augmentation, seed=4)
+        loader = Loader(Readers(images=reader), config=LoaderConfig(batch_size=2, workers=workers))
         batches = [one.batch for one in loader.load(requests)]
-        return [batch.images_BVCHW.permute(0, 1, 3, 4, 2).numpy() for batch in batches if batch is not None]
+        return [batch.views.pixels.permute(0, 1, 3, 4, 2).numpy() for batch in batches if batch is not None]
 
     (train, evaluation), (pressed, same) = loaded(crop), loaded(both)
     np.testing.assert_array_equal(evaluation, same)
@@ -321,7 +318,7 @@ EVERYTHING = {
 @given(order=st.permutations(range(7)), count=st.integers(1, 7))
 def test_a_case_is_augmented_alike_in_any_batch(order: list[int], count: int) -> None:
     batch, chosen = noisy(7), order[:count]
-    part = Batch(batch.images_BVCHW[chosen], batch.view_mask_BV[chosen], batch.rows_B[chosen], batch.draws_B[chosen])
+    part = batch.take(torch.tensor(chosen))
     assert torch.equal(augmented(part, **EVERYTHING), augmented(batch, **EVERYTHING)[chosen])
 
 

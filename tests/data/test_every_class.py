@@ -133,11 +133,10 @@ def test_a_small_class_of_a_folder_is_judged(tmp_path: Path) -> None:
     assert sorted(rare) == ["test", "train", "val"]
 
 
-def test_a_store_that_the_hash_alone_divided_is_used_as_it_is(tmp_path: Path) -> None:
-    """Runs that began with a store of an earlier version go on with it."""
+def test_the_hash_alone_divides_another_store(tmp_path: Path) -> None:
     write_images(tmp_path / "d", [f"{label}/{n}.png" for label in "ab" for n in range(4)])
     source = {"kind": "folder", "name": "s", "path": str(tmp_path / "d")}
     before = prepare(data_config(tmp_path, source, split={"every_class": False}))
     again = prepare(data_config(tmp_path, source))
-    assert not again.created
-    assert again.store.path == before.store.path
+    assert again.created
+    assert again.store.path != before.store.path

@@ -37,7 +37,7 @@ def cases_of(store: Store) -> list[Case]:
     """Every case in a form that can be compared: images by their bytes, views in the order of their names."""
     table = store.table
     columns = zip(
-        table.ids, table.groups, table.splits, table.texts, table.labels, table.masks, table.metas, strict=True
+        table.ids, table.groups, table.splits, table.named_texts, table.labels, table.masks, table.metas, strict=True
     )
     return [
         {
@@ -138,6 +138,59 @@ def test_parquet_of_named_views_and_back(world: Path, tmp_path: Path, lines: lis
     names = list(dict.fromkeys(view["name"] for row in lines for view in row["modalities"]))
     expected, found = round_trip(world, tmp_path, lines, "parquet", embed=embed, columns={"image": names})
     assert found == expected
+
+
+@quick
+@given(lines=rows(views=UNNAMED), data=st.data(), form=st.sampled_from(["jsonl", "parquet"]))
+def test_several_texts_and_masks_and_back(
+    world: Path, tmp_path: Path, lines: list[dict[str, Any]], data: st.DataObject, form: Form
+) -> None:
+    columns = {
+        "text": ["findings", "label", "image"],
+        "mask": {"disc": "disc", "a.b": {"": "ab", "c": "abc"}, "a": {"b.c": "odd", "": "a"}},
+    }
+    named = ["disc", "ab", "abc", "odd", "a"]
+    for row in lines:
+        first = row.pop("text")
+        row.pop("mask")
+        row |= {"findings": first, "label": data.draw(WORDS), "image": data.draw(WORDS)}
+        row |= {name: data.draw(st.sampled_from([None, "scans/1.png"])) for name in named}
+    folder = tmp_path / os.urandom(4).hex()
+    folder.mkdir()
+    path = write_jsonl(folder / "a.jsonl", lines)
+    before = store_of(
+        folder,
+        {"kind": "jsonl", "name": "s", "path": str(path), "columns": COLUMNS | columns, "image_root": str(world)},
+    )
+    out = folder / f"x.{form}"
+    notes = export(before, out, form=form).notes
+    keys: dict[str, Any] = {}
+    for note in notes:
+        if note.startswith("read its"):
+            keys |= json.loads(note.partition("columns: ")[2].rstrip("."))
+    after = store_of(folder, {"kind": form, "name": "s", "path": str(out), "columns": keys})
+    expected, found = cases_of(before), cases_of(after)
+    renamed = {"label": "text.label", "image": "text.image"}  # a text is named after its column
+    for case in expected:
+        case["text"] = tuple(text._replace(name=renamed.get(text.name, text.name)) for text in case["text"])
+    for case in (*expected, *found):
+        case["mask"] = set(case["mask"])
+    assert found == expected
+
+
+def test_ret_clip_holds_the_first_text(world: Path, tmp_path: Path) -> None:
+    lines = [{"findings": "a", "impression": "b", "disc": "scans/1.png", "modalities": modalities(("scans/0.png", ""))}]
+    columns = {"text": ["findings", "impression"], "mask": ["disc"]}
+    path = write_jsonl(world / "named.jsonl", lines)
+    done = export(
+        store_of(tmp_path, {"kind": "jsonl", "name": "s", "path": str(path), "columns": columns}),
+        tmp_path / "x.tsv",
+        form="ret_clip_tsv",
+    )
+    assert done.notes == ["the form holds one text of a case, the first, and one mask; all others become metadata."]
+    row = json.loads((tmp_path / "x.jsonl").read_text())
+    assert (row["text"], row["impression"], row["mask.disc"]) == ("a", "b", str(world / "scans/1.png"))
+    assert "findings" not in row
 
 
 @quick

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from consilium.core.errors import StoreError
 from consilium.data.config import AugmentationConfig, LoaderConfig
-from consilium.data.features import LOCK, CachedViews, FeatureCache, FeatureLoader
-from consilium.data.loader import Request, evaluation_requests
+from consilium.data.features import LOCK, CachedReader, CachedViews, FeatureCache
+from consilium.data.loader import Loader, Request, evaluation_requests
+from consilium.data.readers import Readers
 
 WIDTH = 3
 
@@ -127,25 +128,29 @@ def test_batches_hold_the_features_of_every_view(tmp_path: Path, dtype: torch.dt
     append(cache, [5, 6, 7], shard=1)
     cache.refresh()
     targets = np.arange(5) * 10
-    loader = FeatureLoader(cache, CachedViews(Table()), targets=targets, dtype=dtype, unread={})  # type: ignore[arg-type]
-    requests = [Request([3, 0, 1], [30, 31, 32], 5, 1.5), *evaluation_requests([4, 2], config=LoaderConfig())]
+    reader = CachedReader(cache, CachedViews(Table()), dtype=dtype, unread={})  # type: ignore[arg-type]
+    loader = Loader(Readers(images=reader), config=LoaderConfig(workers=0), targets=targets)
+    requests = [
+        Request([3, 0, 1], [30, 31, 32], {"cases": 5}, 1.5),
+        *evaluation_requests([4, 2], config=LoaderConfig()),
+    ]
     first, second = (loaded.batch for loaded in loader.load(requests))
     assert first is not None
     assert second is not None
-    assert first.features_BVF is not None
-    assert second.features_BVF is not None
-    assert first.features_BVF.dtype == dtype
+    assert first.views.features_BVF is not None
+    assert second.views.features_BVF is not None
+    assert first.views.features_BVF.dtype == dtype
     expected = np.zeros((3, 3, WIDTH), dtype=np.float32)
     for case, images in enumerate(([4, 7, 5], [7], [1, 2])):
         expected[case, : len(images)] = features(images)
-    assert torch.equal(first.features_BVF, torch.from_numpy(expected).to(dtype))
-    assert first.view_mask_BV.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
+    assert torch.equal(first.views.features_BVF, torch.from_numpy(expected).to(dtype))
+    assert first.views.there_BV.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
     assert (first.rows_B.tolist(), first.draws_B.tolist(), len(first)) == ([3, 0, 1], [30, 31, 32], 3)
-    assert (first.global_cases, first.share) == (5, 1.5)
-    assert first.targets is not None
-    assert first.targets.tolist() == [30, 0, 10]
-    assert torch.equal(second.features_BVF[:, 0], torch.from_numpy(features([6, 3])).to(dtype))
-    assert second.view_mask_BV.shape == (2, 1)
+    assert (first.counts["cases"], first.share) == (5, 1.5)
+    assert first.targets_B is not None
+    assert first.targets_B.tolist() == [30, 0, 10]
+    assert torch.equal(second.views.features_BVF[:, 0], torch.from_numpy(features([6, 3])).to(dtype))
+    assert second.views.there_BV.shape == (2, 1)
 
 
 def test_augmentations_that_are_on() -> None:

@@ -18,6 +18,7 @@ from consilium.data.folds import resplit
 from consilium.data.prepare import prepare
 from consilium.data.store import CaseTable
 from tests.data.samples import case_table, data_config, write_images, write_jsonl
+from tests.labelled import label_needs
 
 
 def write_store(root: Path) -> CaseTable:
@@ -272,7 +273,7 @@ def test_pseudo_labels_are_out_before_anything_is_counted(tmp_path: Path) -> Non
     table = prepare(data_config(tmp_path, {"kind": "jsonl", "name": "s", "path": str(path)})).store.table
     config = FilterConfig(max_samples_per_label=3)
     for pseudo_labels, left in ((False, 4), (True, 8)):
-        found = usable(table, multi_label=False, pseudo_labels=pseudo_labels)
+        found = usable(table, needs=label_needs(), pseudo_labels=pseudo_labels)
         assert len(found.table.rows("train")) == left
         assert found.table.ids[-1] == "8"
         assert len(filtered(found, config=config, seed=0).table.rows("train")) == 3

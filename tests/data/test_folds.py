@@ -22,10 +22,10 @@ from consilium.data.config import DataConfig, SplitConfig
 from consilium.data.filters import Filtered
 from consilium.data.folds import divide, resplit, seen_in_training, units_of
 from consilium.data.guards.leaks import find_leaks
-from consilium.data.load import load_data, take_cases
 from consilium.data.prepare import prepare
 from consilium.data.store import CaseTable
 from tests.data.samples import data_config, image_bytes, write_images, write_jsonl
+from tests.labelled import load_labelled, take_labelled
 
 LABELS = ("ct", "ct.head", "mri", "xray")
 
@@ -197,7 +197,7 @@ def test_pseudo_labels_train_or_are_left_out(table: CaseTable, tmp_path: Path) -
     for fold in range(3):
         split = SplitConfig(folds=3, fold=fold)
         config = data_config(tmp_path, {"kind": "jsonl", "name": "a", "path": "a"}, split=split, pseudo_labels=True)
-        cases = take_cases(table, config=config, multi_label=False)
+        cases = take_labelled(table, config=config).cases
         where = {name: {cases.table.ids[row] for row in rows} for name, rows in cases.rows.items()}
         assert not [id for name in ("val", "test") for id in where[name] if id[:2] in ("s0", "s1", "s2", "s3", "al")]
         assert {"alone0", "alone1", "alone2"} <= where["train"]
@@ -263,7 +263,7 @@ def test_a_fold_tests_what_its_tree_knows(tmp_path: Path, nested: bool) -> None:
     tested = set()
     for fold in range(4):
         own = config.model_copy(update={"split": SplitConfig(folds=4, fold=fold)})
-        cases = take_cases(table, config=own, multi_label=False, nested=nested)
+        cases = take_labelled(table, config=own, nested=nested).cases
         tested |= {cases.table.ids[row] for row in cases.rows["test"]}
     assert ("16" in tested) == nested
 
@@ -388,7 +388,7 @@ def test_a_label_of_the_left_out_that_training_never_sees_is_not_tested(tmp_path
         {"id": "x", "source": "b", "label": "mri"},
     ]
     table, config = store_of(tmp_path, rows, split={"leave_out": {"source": ["b"]}})
-    cases = take_cases(table, config=config, multi_label=False)
+    cases = take_labelled(table, config=config).cases
     assert [cases.table.ids[row] for row in cases.rows["test"]] == ["x"]
     assert [note for note in cases.notes if "never sees" in note] == [
         "4 cases of test left out: training never sees their labels (pet)."
@@ -398,7 +398,7 @@ def test_a_label_of_the_left_out_that_training_never_sees_is_not_tested(tmp_path
 
 def test_the_statistics_of_pixels_are_those_of_the_folds_own_training(tmp_path: Path) -> None:
     table, config = store_of(tmp_path, patients(16), split={"folds": 2, "fold": 0}, image={"statistics": "data"})
-    loaded = load_data(config, multi_label=False, needs=("train",), training=True, reporter=Silent())
+    loaded = load_labelled(config, splits=("train",), training=True, reporter=Silent())
     trained = [id for id, split in split_of(table, folds=2, fold=0).items() if split == "train"]
     pixels = np.concatenate([np.asarray(Image.open(tmp_path / f"{id}.png")).reshape(-1, 3) for id in trained]) / 255
     assert loaded.image.mean == pytest.approx(pixels.mean(axis=0), abs=1e-9)

@@ -15,6 +15,7 @@ from consilium.data.inspect import Inspection, inspect
 from consilium.data.prepare import prepare
 from consilium.data.store import Store
 from tests.data.samples import data_config, image_bytes, write_images, write_jsonl
+from tests.labelled import label_needs
 
 
 class Sample(NamedTuple):
@@ -29,7 +30,7 @@ def sample(tmp_path: Path, rows: list[dict[str, Any]], **sections: Any) -> Sampl
 
 
 def inspected(tmp_path: Path, data: Sample) -> Inspection:
-    return inspect(data.store, config=data.config, out=tmp_path / "out")
+    return inspect(data.store, config=data.config, needs=label_needs(), out=tmp_path / "out")
 
 
 def test_findings(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_dots_in_labels_are_shown_as_a_tree(tmp_path: Path) -> None:
     write_images(tmp_path, [f"{n}.png" for n in range(len(labels))])
     rows = [{"image": f"{n}.png", "label": label, "split": split} for n, (label, split) in enumerate(labels)]
     data = sample(tmp_path, rows)
-    found = inspect(data.store, config=data.config, multi_label=True, out=tmp_path / "out")
+    found = inspect(data.store, config=data.config, needs=label_needs(multi_label=True), out=tmp_path / "out")
     columns = ("label", "train", "val", "test", "unlabelled", "stop here")
     assert [tuple(row[name] for name in columns) for row in found.nodes] == [
         ("root", 4, 1, 1, 1, 1),

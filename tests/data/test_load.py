@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from consilium.core.reporter import Silent
-from consilium.data.load import load_data
 from consilium.data.prepare import prepare
 from tests.data.samples import data_config, write_images
+from tests.labelled import load_labelled
 
 
 class Lines(Silent):
@@ -33,7 +33,7 @@ def test_what_was_left_aside_is_said_and_noted(tmp_path: Path, training: bool) -
     prepare(config)
     (tmp_path / "d/a/more.txt").write_text("x")  # the store stays, what is said does not
     reporter = Lines()
-    loaded = load_data(config, multi_label=False, needs=("train",), training=training, reporter=reporter)
+    loaded = load_labelled(config, splits=("train",), training=training, reporter=reporter)
     expected = "s: skipped 2 x .txt file, 1 x label folder without an image (c)"
     assert expected in loaded.cases.notes
     assert f"note: {expected}" in reporter.lines
@@ -44,6 +44,6 @@ def test_a_training_hears_of_patients_and_masks(tmp_path: Path) -> None:
     write_images(tmp_path / "d", names)
     source = {"kind": "folder", "name": "s", "path": str(tmp_path / "d")}
     config = data_config(tmp_path, source, split={"val": 0.3, "test": 0.3})
-    notes = load_data(config, multi_label=False, needs=("train",), training=True, reporter=Silent()).cases.notes
+    notes = load_labelled(config, splits=("train",), training=True, reporter=Silent()).cases.notes
     assert any(note.startswith("patient: ") and "group_by: folder" in note for note in notes)
     assert any(note.startswith("mask: ") and "exclude: ['*_seg.*']" in note for note in notes)

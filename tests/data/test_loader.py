@@ -17,6 +17,7 @@ from consilium.core.contracts import Batch
 from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
 from consilium.data.loader import Loader, training_requests
 from consilium.data.mixture import Mixture, Pool
+from consilium.data.readers import ImageReader, Readers
 from consilium.data.rows import Items
 from consilium.data.transforms import DeviceTransform
 from tests.data.samples import image_bytes
@@ -34,6 +35,10 @@ def cases() -> Items:
             for row in range(ROWS)
         ]
     )
+
+
+def reader() -> ImageReader:
+    return ImageReader(cases(), image=IMAGE, augmentation=AUGMENTATION, seed=SEED)
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,7 @@ class Setup:
         self.config, self.processes = config(workers), processes
         targets = np.arange(ROWS) * 7
         self.loaders = [
-            Loader(cases(), targets=targets, image=IMAGE, augmentation=AUGMENTATION, config=self.config, seed=SEED)
-            for _ in range(processes)
+            Loader(Readers(images=reader()), targets=targets, config=self.config, seed=SEED) for _ in range(processes)
         ]
 
     def batches(self, epoch: int, start: int = 0) -> list[dict[int, Arrived]]:
@@ -74,7 +78,7 @@ class Setup:
         for shares in zip(*parts, strict=True):
             real = [batch for batch in shares if batch.share > 0]
             whole = {draw: case for batch in real for draw, case in arrived(batch)}
-            assert sum(map(len, real)) == len(whole) == shares[0].global_cases  # nothing twice
+            assert sum(map(len, real)) == len(whole) == shares[0].counts["cases"]  # nothing twice
             assert sum(batch.share for batch in shares) == pytest.approx(self.processes)
             assert all(batch.share == pytest.approx(len(batch) * self.processes / len(whole)) for batch in real)
             result.append(whole)
@@ -91,13 +95,13 @@ class Setup:
 
 
 def arrived(batch: Batch) -> Iterator[tuple[int, Arrived]]:
-    assert batch.targets is not None
+    assert batch.targets_B is not None
     transform = DeviceTransform(IMAGE, augmentation=AUGMENTATION, seed=SEED)
-    ready = transform(batch, train=True).images_BVCHW
+    ready = transform(batch, train=True).views.pixels
     for place, (row, draw) in enumerate(zip(batch.rows_B.tolist(), batch.draws_B.tolist(), strict=True)):
-        seen = batch.view_mask_BV[place]
-        raw = batch.images_BVCHW[place, seen].contiguous().numpy().tobytes()
-        yield draw, Arrived(row, int(batch.targets[place]), raw, ready[place, seen])
+        seen = batch.views.there_BV[place]
+        raw = batch.views.pixels[place, seen].contiguous().numpy().tobytes()
+        yield draw, Arrived(row, int(batch.targets_B[place]), raw, ready[place, seen])
 
 
 def assert_same_batches(found: list[dict[int, Arrived]], expected: list[dict[int, Arrived]]) -> None:

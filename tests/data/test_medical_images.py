@@ -26,10 +26,11 @@ from pydicom.sequence import Sequence
 
 from consilium.core.errors import ImageError, MissingExtraError
 from consilium.core.places import facts, split_frame
-from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
+from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.data.images import alone, decode, load_view, probe, read_bytes, resize_once
 from consilium.data.loader import Loaded, Loader, evaluation_requests
 from consilium.data.prepare import prepare
+from consilium.data.readers import ImageReader, Readers
 from consilium.data.rows import Items
 from consilium.predictions import find_images
 from tests.data.medical_samples import dicom_bytes, dicom_dataset, nifti_bytes, packed_bytes
@@ -647,7 +648,7 @@ def test_without_the_extra_it_is_named(package: str, data: bytes, what: str, mon
 def loaded(*images: str | bytes, window: tuple[float, float] | None, workers: int) -> Loaded:
     loading = LoaderConfig(batch_size=8, workers=workers)
     image = ImageConfig(size=(24, 20), window=window)
-    loader = Loader(Items(images), targets=None, image=image, augmentation=AugmentationConfig(), config=loading)
+    loader = Loader(Readers(images=ImageReader(Items(images), image=image)), config=loading)
     (found,) = loader.load(evaluation_requests(range(len(images)), config=loading))
     return found
 
@@ -660,7 +661,7 @@ def test_the_loader_shows_every_form_by_the_window(tmp_path: Path, workers: int)
     assert not found.errors
     assert found.batch is not None
     for number, stored in enumerate((CT, CT // 2, CT)):
-        image_HWC = found.batch.images_BVCHW[number, 0].permute(1, 2, 0).numpy()
+        image_HWC = found.batch.views.pixels[number, 0].permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(image_HWC[..., 0], levels(stored - 1024.0, -160, 240))
 
 

@@ -115,14 +115,15 @@ class _Table:
 
 @dataclass
 class _Cases:
-    """As much of LabelledCases as the mixture reads."""
+    """As much of studied cases as the mixture reads."""
 
     table: _Table
     rows: dict[str, np.ndarray]
-    classes: np.ndarray
+    strata_N: np.ndarray
 
-    def balancing_class(self) -> np.ndarray:
-        return self.classes
+    @property
+    def cases(self) -> _Cases:
+        return self
 
 
 def cases(sources: list[str], classes: list[int], **metas: list[str]) -> _Cases:
@@ -322,4 +323,4 @@ def test_processes_share_the_same_global_batches(rows: int, batch_size: int, dro
         assert sorted(row for share in real for row in share.rows) == sorted(request.rows)
         assert sum(share.share for share in shares) == pytest.approx(processes)
         assert all(share.rows for share in shares)
-        assert all(share.global_cases == len(request.rows) for share in shares)
+        assert all(share.counts["cases"] == len(request.rows) for share in shares)

@@ -17,6 +17,7 @@ from consilium.data.pixel_statistics import PixelStatistics, node_lines, node_st
 from consilium.data.prepare import prepare
 from consilium.data.store import Store
 from tests.data.samples import data_config, image_bytes, write_jsonl
+from tests.labelled import label_needs
 
 SIZES = [(5, 7), (40, 9), (1, 1), (16, 16), (3, 50)]
 
@@ -76,7 +77,7 @@ def test_every_inner_node_has_the_cases_strictly_below_it(tree: DataConfig, monk
         "consilium.data.pixel_statistics.read_bytes", lambda image: read.append(image) or Path(str(image)).read_bytes()
     )
     store = prepare(tree).store
-    cases = used_cases(store.table, config=tree, multi_label=False).table
+    cases = used_cases(store.table, config=tree, needs=label_needs()).table
     found = node_statistics(store, cases=cases)
     expected = {"root": (0, 0, 1, 2), "exp": (0, 0, 1), "exp.gel": (0, 0)}
     assert list(found) == list(expected)
@@ -90,10 +91,10 @@ def test_every_inner_node_has_the_cases_strictly_below_it(tree: DataConfig, monk
 def test_a_node_has_the_statistics_of_the_run_that_trains_it(tree: DataConfig) -> None:
     config = tree.model_copy(update={"pseudo_labels": True})
     store = prepare(config).store
-    cases = used_cases(store.table, config=config, multi_label=False).table
+    cases = used_cases(store.table, config=config, needs=label_needs()).table
     for node, own in node_statistics(store, cases=cases).items():
         alone = config.model_copy(update={"filters": FilterConfig(node=node)})
-        assert pixel_statistics(store, cases=used_cases(store.table, config=alone, multi_label=False).table) == own
+        assert pixel_statistics(store, cases=used_cases(store.table, config=alone, needs=label_needs()).table) == own
 
 
 def test_what_is_printed_is_what_a_config_takes() -> None:

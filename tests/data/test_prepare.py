@@ -27,7 +27,8 @@ from consilium.data import image_check, parts, workers
 from consilium.data import prepare as module
 from consilium.data.config import DataConfig
 from consilium.data.prepare import prepare
-from consilium.data.store import CaseTable, Store, write_dataset_files
+from consilium.data.store import CaseTable, Store
+from consilium.data.store_files import write_dataset_files
 from tests.data.samples import Bars, data_config, image_bytes, write_images, write_jsonl
 
 
@@ -123,6 +124,33 @@ def test_a_change_makes_another_store_and_keeps_the_old_one(tmp_path: Path, chan
     assert second.created
     assert second.store.path != first.store.path
     assert contents(Store.open(first.store.path).table)
+
+
+@pytest.mark.parametrize("images", ["reference", "embed"])
+def test_a_mask_that_a_table_points_to_changes(tmp_path: Path, images: str, reads: list[str]) -> None:
+    write_images(tmp_path, ["a.png", "b.png", "m.png", "n.png"])
+    path = write_jsonl(tmp_path / "a.jsonl", [{"image": "a.png", "mask": "m.png"}, {"image": "b.png", "mask": "n.png"}])
+    source = {"kind": "jsonl", "name": "s", "path": str(path)}
+    config = data_config(tmp_path, source, store={"images": images}, on_bad_row="quarantine")
+    assert prepare(config).created
+    assert sorted(reads) == ["a.png", "b.png"], "masks are not opened"
+    assert not prepare(config).created
+    write_images(tmp_path, ["n.png"], first_seed=7)
+    changed = prepare(config)
+    assert changed.created
+    assert [size for _, size, _ in changed.store.table.mask_files()] == [
+        (tmp_path / name).stat().st_size for name in ("m.png", "n.png")
+    ]
+    assert not prepare(config).created
+    mask = (tmp_path / "m.png").read_bytes()
+    (tmp_path / "m.png").unlink()
+    gone = prepare(config)
+    assert gone.created
+    assert [row.reason for row in gone.bad_rows] == [f"the mask {tmp_path / 'm.png'} does not exist"]
+    assert not prepare(config).created
+    (tmp_path / "m.png").write_bytes(mask)
+    back = prepare(config)
+    assert (back.created, back.bad_rows, len(back.store.table)) == (True, [], 2)
 
 
 def test_an_image_that_a_table_points_to_changes(tmp_path: Path) -> None:

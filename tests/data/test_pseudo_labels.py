@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from consilium.core.config import build
 from consilium.data.config import DataConfig
-from consilium.data.load import take_cases, used_cases
+from consilium.data.load import used_cases
 from consilium.data.pixel_statistics import node_statistics
 from consilium.data.prepare import prepare
 from consilium.data.renames import renamed
 from tests.data.samples import case_table, data_config, write_images, write_jsonl
+from tests.labelled import label_needs, take_labelled
 
 RENAMES = {"x": "exp", "x.gel": "exp.gel"}
 # Below both nodes that are tried, in every split, so that no draw is refused.
@@ -63,7 +64,7 @@ def test_what_is_judged_is_what_it_would_be_without_pseudo_labels(
 
     def used(table: Any, split: str, *, pseudo_labels: bool) -> dict[str, tuple[str, ...]]:
         own = config(node, pseudo_labels=pseudo_labels, fraction=fraction, fold=fold)
-        found = used_cases(table, config=own, multi_label=False).table
+        found = used_cases(table, config=own, needs=label_needs()).table
         found = found.select(found.rows(split))
         assert split == "train" or found.is_gt.all()
         return dict(zip(found.ids, found.labels, strict=True))
@@ -104,11 +105,12 @@ def test_pixels_and_classes_are_those_of_the_cases_that_train(tmp_path: Path, no
             pseudo_labels=pseudo_labels,
         )
         store = prepare(own).store
-        cases = take_cases(store.table, config=own, multi_label=False)
+        studied = take_labelled(store.table, config=own)
+        cases, knowledge = studied.cases, studied.knowledge
         judged = [cases.table.ids[row] for split in ("val", "test") for row in cases.rows[split].tolist()]
         train = [cases.table.ids[row] for row in cases.rows["train"].tolist()]
         statistics = node_statistics(store, cases=cases.table)
-        found[name] = (judged, train, cases.labels.names, cases.class_counts(), statistics)
+        found[name] = (judged, train, knowledge.labels, knowledge.class_counts, statistics)
     assert found["all"] == found["trusted"]
     assert found["pseudo"] == found["train"]
     assert found["pseudo"][0] == found["all"][0]

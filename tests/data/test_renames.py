@@ -13,6 +13,7 @@ from consilium.data.load import used_cases
 from consilium.data.prepare import prepare
 from consilium.data.renames import renamed
 from tests.data.samples import case_table, data_config, write_images, write_jsonl
+from tests.labelled import label_needs
 
 LABELS = st.lists(st.sampled_from(["a", "b", "ab"]), min_size=1, max_size=3).map(".".join)
 
@@ -76,9 +77,9 @@ def test_filters_name_the_new_labels_and_the_store_stays(tmp_path: Path) -> None
     config = data_config(tmp_path, source, rename_labels=names, filters={"labels": ["rad.xra"], "node": "rad.xra"})
     prepared = prepare(config)
     assert (prepared.created, prepared.store.path) == (False, plain.store.path)
-    used = used_cases(prepared.store.table, config=config, multi_label=False).table
+    used = used_cases(prepared.store.table, config=config, needs=label_needs()).table
     assert used.labels == [("rad.xra.chest",), ("rad.xra.hand",)]
     assert prepare(data_config(tmp_path, source)).store.table.labels == [("x",), ("y",), ("ct",)]
     old = config.model_copy(update={"filters": config.filters.model_copy(update={"labels": ["x"]})})
     with pytest.raises(ConfigError, match=r"data\.filters\.labels names the label 'x'"):
-        used_cases(prepared.store.table, config=old, multi_label=False)
+        used_cases(prepared.store.table, config=old, needs=label_needs())

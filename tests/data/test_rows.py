@@ -29,7 +29,7 @@ def test_what_is_one_item_and_what_is_several() -> None:
 def test_views() -> None:
     items = Items([["a", b"b"], (Path("a"),), [], [1, 2], [[1, 2], [3, 4]], "a"])
     assert [items.images(row) for row in (0, 1, 2, 5)] == [["a", b"b"], ["a"], [], ["a"]]
-    assert [items.name(row) for row in range(6)] == [["a", "bytes[1]"], "a", [], "list[2]", "list[2]", "a"]
+    assert [items.key(row)["image"] for row in range(6)] == [["a", "bytes[1]"], "a", [], "list[2]", "list[2]", "a"]
     for row in (3, 4):
         with pytest.raises(ImageError, match="of numbers in lists give"):
             items.images(row)

@@ -13,7 +13,10 @@ import pytest
 from PIL import Image
 
 from consilium.core.errors import StoreError
+from consilium.core.places import facts
+from consilium.data.case import Mask, Text
 from consilium.data.prepare import prepare
+from consilium.data.rows import Query
 from consilium.data.store import CaseTable, Store
 from consilium.predictions import find_images
 from tests.data.samples import data_config, write_images, write_jsonl
@@ -64,6 +67,33 @@ def test_columns_of_the_table(store: Store, tmp_path: Path) -> None:
     assert table.sizes.tolist() == [[10, 12], [0, 0], *[[10, 12]] * 4]
     assert table.rows("test").tolist() == [3, 4, 5]
     assert [row for row, _ in table.file_hashes()] == [0, 0, 2, 3, 4, 5]
+
+
+def test_several_texts_and_masks(tmp_path: Path) -> None:
+    write_images(tmp_path, [*"abc", "d1", "d2", "c1"])
+    (tmp_path / "a.csv").write_text(
+        "image,findings,impression,disc,cup\na,Drusen.,AMD.,d1,c1\nb,,Healthy.,d2,\nc,,,,\n"
+    )
+    columns = {"text": ["findings", "impression"], "mask": {"disc": "disc", "cup": {"ann": "cup"}}}
+    source = {"kind": "csv", "name": "s", "path": str(tmp_path / "a.csv"), "columns": columns}
+    store = prepare(data_config(tmp_path, source)).store
+    for table, order in ((store.table, [0, 1, 2]), (store.table.select(np.array([2, 0])), [2, 0])):
+        texts = [(Text("Drusen.", "findings"), Text("AMD.", "impression")), (Text("Healthy.", "impression"),), ()]
+        assert table.named_texts == [texts[row] for row in order]
+        assert table.texts == [["Drusen.", "Healthy.", None][row] for row in order]
+        files = {name: facts(str(tmp_path / name)) for name in ("d1", "d2", "c1")}
+        first, second, last = (
+            Mask(str(tmp_path / name), kind, who, files[name])
+            for name, kind, who in (("d1", "disc", ""), ("c1", "cup", "ann"), ("d2", "disc", ""))
+        )
+        assert table.masks == [[(first, second), (last,), ()][row] for row in order]
+        assert [Path(path).name for path, _, _ in table.mask_files()] == (
+            ["d1", "c1", "d2"] if 1 in order else ["d1", "c1"]
+        )
+    dataset = datasets.load_from_disk(str(store.path))
+    assert dataset["texts"][0] == [{"text": "Drusen.", "name": "findings"}, {"text": "AMD.", "name": "impression"}]
+    assert [mask["annotator"] for mask in dataset["masks"][0]] == ["", "ann"]
+    assert {dataset["masks"][0][0][key] for key in ("bytes", "width", "height", "sha256")} == {None}
 
 
 @pytest.mark.parametrize("rows", [[5, 0, 2], [], [1], [0, 0, 5, 1, 2, 3, 4]])
@@ -168,7 +198,7 @@ def test_predicting_a_store_reads_its_images_one_by_one(tmp_path: Path, monkeypa
     monkeypatch.setattr(CaseTable, "images", lambda table, row: [read.append(row), *images(table, row)][1:])
     names, items = find_images([str(prepare(config).store.path), paths[0]])
     assert (names, len(items), read) == ([*(f"s:{n}" for n in range(1, 6)), paths[0]], 6, [])
-    assert items[3] == [(tmp_path / "3.png").read_bytes()]
+    assert items[3] == Query([(tmp_path / "3.png").read_bytes()])
     assert (items[5], read) == (paths[0], [3])
     again = pickle.loads(pickle.dumps(items))  # noqa: S301  (our own bytes)
-    assert [*again][:5] == [[Path(path).read_bytes()] for path in paths]
+    assert [*again][:5] == [Query([Path(path).read_bytes()]) for path in paths]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,19 +15,13 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
-from consilium.core.contracts import Batch
+from consilium.core.contracts import Batch, Views
 from consilium.data import transforms
+from consilium.data.colours import adjust_brightness_, adjust_contrast_, adjust_hue_, adjust_saturation_
 from consilium.data.config import AugmentationConfig, ImageConfig
-from consilium.data.transforms import (
-    DeviceTransform,
-    adjust_brightness_,
-    adjust_contrast_,
-    adjust_hue_,
-    adjust_saturation_,
-    affine,
-    sample_box,
-    uniforms,
-)
+from consilium.data.laterality import exchanged, sides_of
+from consilium.data.transforms import DeviceTransform, affine, sample_box, sample_quality, uniforms
+from tests.data.samples import case_table
 
 IMAGE = ImageConfig(size=(12, 20), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 EVERYTHING = AugmentationConfig(
@@ -56,26 +51,20 @@ def batch_of(cases: int, *, views: int = 1, size: tuple[int, int] = (12, 20), se
     rng = np.random.default_rng(seed)
     images_BVHWC = torch.from_numpy(rng.integers(0, 256, (cases, views, *size, 3), dtype=np.uint8))
     return Batch(
-        images_BVCHW=images_BVHWC.permute(0, 1, 4, 2, 3),
-        view_mask_BV=torch.ones(cases, views, dtype=torch.bool),
+        images=Views(torch.ones(cases, views, dtype=torch.bool), images_BVHWC.permute(0, 1, 4, 2, 3)),
         rows_B=torch.arange(cases),
         draws_B=torch.arange(1000, 1000 + cases),
     )
 
 
 def part_of(batch: Batch, cases: list[int]) -> Batch:
-    return Batch(
-        images_BVCHW=batch.images_BVCHW[cases],
-        view_mask_BV=batch.view_mask_BV[cases],
-        rows_B=batch.rows_B[cases],
-        draws_B=batch.draws_B[cases],
-    )
+    return batch.take(torch.tensor(cases))
 
 
 def augmented(batch: Batch, augmentation: AugmentationConfig, *, seed: int = 0) -> Tensor:
     """Images after training's transform, brought back to [0, 1]."""
     plain = ImageConfig(size=(12, 20), mean=(0, 0, 0), std=(1, 1, 1))
-    return DeviceTransform(plain, augmentation=augmentation, seed=seed)(batch, train=True).images_BVCHW
+    return DeviceTransform(plain, augmentation=augmentation, seed=seed)(batch, train=True).views.pixels
 
 
 def colours(count: int = 6, size: tuple[int, int] = (9, 14)) -> Tensor:
@@ -200,14 +189,14 @@ def test_where_no_shape_fits_the_centre_is_taken(width: int, height: int, expect
 def test_without_augmentation_images_are_only_normalised(layout: str, train: bool) -> None:
     batch = batch_of(3, views=2)
     if layout == "planes":
-        batch.images_BVCHW = batch.images_BVCHW.contiguous()
-    before = batch.images_BVCHW.clone()
+        batch = replace(batch, images=batch.views.each(Tensor.contiguous))
+    before = batch.views.pixels.clone()
     result = DeviceTransform(IMAGE, augmentation=AugmentationConfig(), seed=0)(batch, train=train)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE.mean, IMAGE.std))
-    torch.testing.assert_close(result.images_BVCHW, (before / 255 - mean) / std, atol=1e-5, rtol=1e-5)
-    assert result.images_BVCHW.dtype == torch.float32
-    assert result.images_BVCHW.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(batch.images_BVCHW, before)
+    torch.testing.assert_close(result.views.pixels, (before / 255 - mean) / std, atol=1e-5, rtol=1e-5)
+    assert result.views.pixels.dtype == torch.float32
+    assert result.views.pixels.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch.views.pixels, before)
     assert torch.equal(result.draws_B, batch.draws_B)
 
 
@@ -215,16 +204,102 @@ def test_evaluation_never_augments_and_needs_no_augmentation() -> None:
     batch = batch_of(4)
     plain = DeviceTransform(IMAGE, augmentation=None, seed=0)(batch, train=False)
     strong = DeviceTransform(IMAGE, augmentation=EVERYTHING, seed=0)(batch, train=False)
-    assert torch.equal(plain.images_BVCHW, strong.images_BVCHW)
+    assert torch.equal(plain.views.pixels, strong.views.pixels)
 
 
 @pytest.mark.parametrize("augmentation", [None, EVERYTHING])
 def test_views_that_do_not_exist_are_zeros(augmentation: AugmentationConfig | None) -> None:
     batch = batch_of(3, views=2)
-    batch.view_mask_BV[1, 1] = False
-    result = DeviceTransform(IMAGE, augmentation=augmentation, seed=0)(batch, train=True).images_BVCHW
+    batch.views.there_BV[1, 1] = False
+    result = DeviceTransform(IMAGE, augmentation=augmentation, seed=0)(batch, train=True).views.pixels
     assert not result[1, 1].any()
     assert result.flatten(2).any(dim=2).sum() == 5
+
+
+# Views
+
+
+@given(draw=st.integers(0, 2**40), view=st.integers(0, 5), seed=st.integers(0, 9))
+def test_views_take_the_numbers_of_the_first_where_they_go_together(draw: int, view: int, seed: int) -> None:
+    keys = {"crop_scale": (0.1, 0.9), "compression": (1, 100)}
+    apart = AugmentationConfig(**keys)
+
+    def drawn(augmentation: AugmentationConfig, view: int) -> tuple[object, object]:
+        box = sample_box(draw, seed=seed, view=view, augmentation=augmentation, width=300, height=200)
+        return box, sample_quality(draw, seed=seed, view=view, augmentation=augmentation)
+
+    for views in ("together", "mirrored"):
+        assert drawn(AugmentationConfig(**keys, views=views), view) == drawn(apart, 0)
+    assert (drawn(apart, view) == drawn(apart, 0)) == (view == 0)
+
+
+@pytest.mark.parametrize("views", ["together", "mirrored"])
+def test_views_that_go_together_are_changed_alike(views: str) -> None:
+    batch = batch_of(5, views=3)
+    pixels_BVCHW = batch.views.pixels[:, :1].repeat(1, 3, 1, 1, 1)
+    batch = replace(batch, images=replace(batch.views, pixels_BVCHW=pixels_BVCHW))
+    apart = augmented(batch, EVERYTHING)
+    found = augmented(batch, EVERYTHING.model_copy(update={"views": views}))
+    assert torch.equal(found, apart[:, :1].expand_as(apart))
+    assert not torch.equal(found, apart)
+
+
+FLIPS = AugmentationConfig(horizontal_flip_prob=0.5, views="mirrored")
+PLAIN = ImageConfig(size=(12, 20), mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def test_a_mirror_exchanges_left_and_right() -> None:
+    batch = batch_of(40, views=3)
+    names = [["left", "right"], ["right", "x", "left"], ["left"], ["", ""], ["left", "left", "right"]]
+    table = case_table([{"files": "abc"[: len(names[row % 5])], "names": names[row % 5]} for row in range(40)])
+    transform = DeviceTransform(PLAIN, augmentation=FLIPS, seed=0, sides_N2=sides_of(table))
+    given = batch.views.pixels.float() / 255
+    flips = [uniforms(np.array([draw]), seed=0, stream=1, count=1)[0, 0] < 0.5 for draw in batch.draws_B.tolist()]
+    assert 10 < sum(flips) < 30
+    order = {0: [1, 0, 2], 1: [2, 1, 0]}
+    expected = torch.stack(
+        [
+            given[row][order.get(row % 5, [0, 1, 2])].flip(-1) if flipped else given[row]
+            for row, flipped in enumerate(flips)
+        ]
+    )
+    torch.testing.assert_close(transform(batch, train=True).views.pixels, expected)
+    torch.testing.assert_close(transform(batch, train=False).views.pixels, given)
+    # In whatever batch and order the cases come.
+    part = part_of(batch, [7, 31, 6])
+    torch.testing.assert_close(transform(part, train=True).views.pixels, expected[[7, 31, 6]])
+    # Without names they are only flipped.
+    unnamed = DeviceTransform(PLAIN, augmentation=FLIPS, seed=0)(batch, train=True).views.pixels
+    torch.testing.assert_close(
+        unnamed, torch.stack([given[row].flip(-1) if flips[row] else given[row] for row in range(40)])
+    )
+
+
+@given(
+    st.lists(st.permutations(range(4)).map(lambda places: places[:2]) | st.just([-1, -1]), min_size=1, max_size=6),
+    st.data(),
+)
+def test_an_exchange_is_undone_by_another(sides: list[list[int]], data: st.DataObject) -> None:
+    sides_B2 = np.array(sides)
+    chosen_B = np.array(data.draw(st.lists(st.booleans(), min_size=len(sides), max_size=len(sides))))
+    places_BV = exchanged(sides_B2, views=4, chosen_B=chosen_B)
+    assert torch.equal(places_BV.gather(1, places_BV), torch.arange(4).expand(len(sides), 4))
+    for (left, right), chosen, places in zip(sides, chosen_B, places_BV.tolist(), strict=True):
+        expected = list(range(4))
+        if chosen and left >= 0:
+            expected[left], expected[right] = right, left
+        assert places == expected
+
+
+@given(st.lists(st.lists(st.sampled_from(["left", "right", "", "lateral"]), max_size=4), max_size=6), st.data())
+def test_sides_of_a_table(names: list[list[str]], data: st.DataObject) -> None:
+    table = case_table([{"files": [str(n) for n in range(len(own))], "names": own} for own in names])
+    order = data.draw(st.permutations(range(len(names))))
+    found = sides_of(table.select(np.array(order, dtype=int))).tolist()
+    for row, sides in zip(order, found, strict=True):
+        own = names[row]
+        has_both = own.count("left") == own.count("right") == 1
+        assert sides == ([own.index("left"), own.index("right")] if has_both else [-1, -1])
 
 
 # Augmentation
@@ -234,8 +309,8 @@ def test_views_that_do_not_exist_are_zeros(augmentation: AugmentationConfig | No
 def test_a_case_is_augmented_alike_in_any_batch(cases: list[int]) -> None:
     batch = batch_of(6, views=2)
     transform = DeviceTransform(IMAGE, augmentation=EVERYTHING, seed=5)
-    whole = transform(batch, train=True).images_BVCHW
-    assert torch.equal(transform(part_of(batch, cases), train=True).images_BVCHW, whole[cases])
+    whole = transform(batch, train=True).views.pixels
+    assert torch.equal(transform(part_of(batch, cases), train=True).views.pixels, whole[cases])
 
 
 def test_images_in_several_chunks_come_out_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,23 +347,23 @@ def test_each_augmentation_changes_every_image_and_stays_in_range(name: str) -> 
     result = augmented(batch, AugmentationConfig(**{name: SINGLE[name]}))
     assert result.min() >= 0
     assert result.max() <= 1
-    assert ((result - batch.images_BVCHW / 255).abs().flatten(1).amax(1) > 0.02).all()
+    assert ((result - batch.views.pixels / 255).abs().flatten(1).amax(1) > 0.02).all()
 
 
 def test_flips_are_exact_and_as_frequent_as_asked() -> None:
     batch = batch_of(3)
-    pixels = batch.images_BVCHW / 255
+    pixels = batch.views.pixels / 255
     torch.testing.assert_close(augmented(batch, AugmentationConfig(horizontal_flip_prob=1.0)), pixels.flip(-1))
     torch.testing.assert_close(augmented(batch, AugmentationConfig(vertical_flip_prob=1.0)), pixels.flip(-2))
     many = batch_of(2000, size=(2, 2))
-    flipped = (augmented(many, AugmentationConfig(horizontal_flip_prob=0.3)) - many.images_BVCHW / 255).abs() > 0.002
+    flipped = (augmented(many, AugmentationConfig(horizontal_flip_prob=0.3)) - many.views.pixels / 255).abs() > 0.002
     assert flipped.flatten(1).any(1).float().mean() == pytest.approx(0.3, abs=0.04)
 
 
 def test_grey_images_have_the_grey_of_torchvision() -> None:
     batch = batch_of(3)
     result = augmented(batch, AugmentationConfig(grayscale_prob=1.0))
-    expected = reference.rgb_to_grayscale(batch.images_BVCHW / 255, num_output_channels=3)
+    expected = reference.rgb_to_grayscale(batch.views.pixels / 255, num_output_channels=3)
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
@@ -333,7 +408,7 @@ def test_a_number_keeps_its_place_for_ever() -> None:
 
 def test_views_and_seeds_are_augmented_independently() -> None:
     batch = batch_of(2, views=2)
-    batch.images_BVCHW[:, 1] = batch.images_BVCHW[:, 0]
+    batch.views.pixels[:, 1] = batch.views.pixels[:, 0]
     one, other = augmented(batch, EVERYTHING), augmented(batch, EVERYTHING, seed=1)
     for first, second in ((one[:, 0], one[:, 1]), (one, other)):
         assert (first - second).abs().flatten(1).mean(1).min() > 0.01
@@ -400,7 +475,7 @@ def test_colour_changes_come_in_the_documented_order() -> None:
     )
     numbers = uniforms(batch.draws_B.numpy(), seed=9, stream=1, count=11)
     expected = []
-    for image, number in zip(batch.images_BVCHW[:, 0] / 255, numbers, strict=True):
+    for image, number in zip(batch.views.pixels[:, 0] / 255, numbers, strict=True):
         image = reference.adjust_brightness(image, 0.5 + number[6])
         image = reference.adjust_contrast(image, 0.5 + number[7])
         image = reference.adjust_saturation(image, 0.5 + number[8])

@@ -10,8 +10,9 @@ import pytest
 from torch.utils.data import DataLoader
 
 from consilium.data import workers
-from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
+from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.data.loader import Loader, evaluation_requests
+from consilium.data.readers import ImageReader, Readers
 from tests.data.samples import write_images
 
 VARIABLE = "CONSILIUM_TEST_FOLDER"
@@ -33,9 +34,7 @@ def test_more_workers_than_cores_are_said_once_and_in_our_words(monkeypatch: pyt
     assert said.startswith("data.loader.workers is 2, and this process may use 1 core: ")
     with pytest.warns(UserWarning, match="This DataLoader will create 2 worker processes"):
         DataLoader([0], num_workers=2)
-    loader = Loader(
-        FromEnvironment(), targets=None, image=ImageConfig(), augmentation=AugmentationConfig(), config=many
-    )
+    loader = Loader(Readers(images=ImageReader(FromEnvironment(), image=ImageConfig())), config=many)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loader._build(2)
@@ -47,8 +46,8 @@ def test_workers_have_the_environment_of_now(tmp_path: Path, monkeypatch: pytest
     write_images(tmp_path / folder, ["0.png", "1.png"])
     monkeypatch.setenv(VARIABLE, str(tmp_path / folder))
     config = LoaderConfig(batch_size=1, workers=1)
-    options = {"image": ImageConfig(size=(16, 16)), "augmentation": AugmentationConfig(), "config": config}
-    loader = Loader(FromEnvironment(), targets=None, **options)
+    reader = ImageReader(FromEnvironment(), image=ImageConfig(size=(16, 16)))
+    loader = Loader(Readers(images=reader), config=config)
     found = list(loader.load(evaluation_requests(range(2), config=config)))
     assert [loaded.errors for loaded in found] == [[], []]
     assert [len(loaded.batch) for loaded in found if loaded.batch is not None] == [1, 1]

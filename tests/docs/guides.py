@@ -17,6 +17,7 @@ GUIDES = (
     "training",
     "judging",
     "routers",
+    "experts",
     "crossval",
     "predicting",
     "configuration",

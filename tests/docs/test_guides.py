@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from consilium.core.config import build, merge, read_tree
+from consilium.core.moved import MOVED
 from consilium.data.config import AugmentationConfig
 from consilium.evaluation.classification import _MULTI, _SINGLE
 from consilium.evaluation.tree import ANSWERED, AURC, HIERARCHICAL
@@ -33,7 +34,7 @@ _INLINE = re.compile(r"`([^`\n]+)`")
 _DOTTED = re.compile(r"(?P<key>[a-z_]+(?:\.[a-z0-9_]+)+)(?:[:=].*)?")
 _FILE_ENDINGS = (
     "md", "yaml", "html", "json", "jsonl", "csv", "txt", "tif", "jpg", "png", "webp", "bmp", "safetensors", "bin",
-    "zip",
+    "zip", "py",
 )  # fmt: skip
 _NO_KEYS = ("consilium.", "radiology.", "microscopy.", "resnet50.", "meta.source")  # modules, labels, weights, columns
 
@@ -112,6 +113,10 @@ def test_tables_guide_runs(world: Path, warm: Path) -> None:
     assert printed.count("prepared: ") == 3
 
 
+def test_extending_guide_runs(tmp_path: Path) -> None:
+    follow("extending", tmp_path)
+
+
 @pytest.mark.slow
 def test_checks_guide_runs(world: Path) -> None:
     """What it shows is what is printed; figures may differ in their last digits."""
@@ -134,6 +139,14 @@ def test_training_guide_runs(world: Path) -> None:
     assert len(list(world.glob("runs/modality/*/report.html"))) == 4
     (wider,) = world.glob("runs/modality/wider-*/log.txt")
     assert re.search(r"features of \d+ cases are cached in \S+: all are there", wider.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_experts_guide_runs(tmp_path: Path) -> None:
+    follow("experts", tmp_path)
+    with np.load(tmp_path / "fundus.npz") as found:
+        assert found["image_embedding"].shape == (len(found["image"]), 64)
+    assert (tmp_path / "cases.parquet").is_file()
 
 
 @pytest.mark.slow
@@ -200,7 +213,7 @@ def test_every_key_that_a_guide_names_exists(page: str) -> None:
     assert [key for key in keys if not key_reference.resolves(key)] == [
         key
         for key in keys
-        if key == "trainer.max_epoch"  # the mistake that configuration.md shows
+        if key == "trainer.max_epoch" or key in MOVED  # the mistakes that configuration.md shows
     ]
 
 

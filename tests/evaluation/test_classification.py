@@ -14,7 +14,7 @@ from consilium.core.contracts import Evaluator, Outputs
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import LabelTree
 from consilium.evaluation.classification import ClassificationEvaluator
-from consilium.evaluation.config import EvaluationConfig
+from consilium.evaluation.config import AnswersConfig, EvaluationConfig
 from tests.contracts.evaluator import EvaluatorContract
 
 LABELS = LabelTree(["ct", "mri", "xray"])
@@ -32,7 +32,8 @@ def outputs(probabilities: list[list[float]], targets: object, *, sources: list[
 
 
 def evaluator(*, multi_label: bool = False, **settings: object) -> ClassificationEvaluator:
-    return ClassificationEvaluator(LABELS, multi_label=multi_label, config=EvaluationConfig(**settings))
+    config = EvaluationConfig(**settings)
+    return ClassificationEvaluator(LABELS, multi_label=multi_label, config=config, answers=AnswersConfig())
 
 
 FOUR = outputs([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.5, 0.4], [0.05, 0.9, 0.05]], [0, 1, 2, 0])

@@ -13,8 +13,9 @@ import pytest
 from consilium.core.contracts import Evaluation, Outputs
 from consilium.core.labels import LabelTree
 from consilium.evaluation.classification import ClassificationEvaluator
-from consilium.evaluation.config import EvaluationConfig
+from consilium.evaluation.config import AnswersConfig, EvaluationConfig
 from consilium.evaluation.crossval_report import CrossvalContent, FoldFigures, write_crossval
+from consilium.evaluation.label_report import label_parts
 
 LOOK = "`consilium data inspect` lists all that was found, and draws near-duplicates."
 ALIKE = (
@@ -27,7 +28,9 @@ def content(*notes_of_folds: list[str], seed: int = 0) -> CrossvalContent:
     random = np.random.default_rng(seed)
     ids = [str(n) for n in range(40)]
     outputs = Outputs({"probabilities": random.dirichlet(np.ones(2), 40)}, np.arange(40) % 3 // 2, ids, ids, {})
-    evaluator = ClassificationEvaluator(labels, multi_label=False, config=EvaluationConfig(bootstrap_samples=20))
+    evaluator = ClassificationEvaluator(
+        labels, multi_label=False, config=EvaluationConfig(bootstrap_samples=20), answers=AnswersConfig()
+    )
     pooled = evaluator.evaluate(outputs, split="crossval")
     return CrossvalContent(
         name="near",
@@ -38,7 +41,7 @@ def content(*notes_of_folds: list[str], seed: int = 0) -> CrossvalContent:
             for n, notes in enumerate(notes_of_folds)
         ],
         pooled=pooled,
-        labels=labels.leaves,
+        parts=label_parts(labels.leaves),
         skipped={},
         notes=[],
         confidence=0.95,
@@ -99,5 +102,7 @@ def small_evaluation() -> Evaluation:
     outputs = Outputs(
         {"probabilities": np.eye(2)[[0, 1, 1]]}, np.array([0, 1, 0]), ["a", "b", "c"], ["a", "b", "c"], {}
     )
-    evaluator = ClassificationEvaluator(LabelTree(["ct", "mri"]), multi_label=False, config=EvaluationConfig())
+    evaluator = ClassificationEvaluator(
+        LabelTree(["ct", "mri"]), multi_label=False, config=EvaluationConfig(), answers=AnswersConfig()
+    )
     return evaluator.evaluate(outputs, split="crossval")

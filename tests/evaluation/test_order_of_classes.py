@@ -10,9 +10,9 @@ import pytest
 from consilium.core.contracts import Evaluation, Outputs
 from consilium.core.labels import LabelTree, class_order, reading_order
 from consilium.evaluation.classification import ClassificationEvaluator
-from consilium.evaluation.config import EvaluationConfig
-from consilium.evaluation.wording import meaning
-from consilium.tasks.config import TreeConfig
+from consilium.evaluation.config import AnswersConfig, EvaluationConfig
+from consilium.evaluation.label_wording import meaning
+from consilium.tasks.classify.config import TreeConfig
 
 GRADES = ("No DR", "Mild", "Moderate", "Severe")
 
@@ -31,9 +31,9 @@ def judged(
         columns={},
     )
     config = EvaluationConfig(bootstrap_samples=0)
-    return ClassificationEvaluator(labels, multi_label=False, config=config, order=order).evaluate(
-        outputs, split="test"
-    )
+    return ClassificationEvaluator(
+        labels, multi_label=False, config=config, answers=AnswersConfig(), order=order
+    ).evaluate(outputs, split="test")
 
 
 def test_names_have_no_order_until_somebody_gives_it() -> None:

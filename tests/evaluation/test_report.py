@@ -20,7 +20,8 @@ from consilium.core.answers import Calibration
 from consilium.core.contracts import Evaluation, Outputs
 from consilium.core.labels import LabelTree
 from consilium.evaluation.classification import ClassificationEvaluator
-from consilium.evaluation.config import EvaluationConfig, ReportConfig
+from consilium.evaluation.config import AnswersConfig, EvaluationConfig, ReportConfig
+from consilium.evaluation.label_report import label_parts
 from consilium.evaluation.report import (
     ReportContent,
     add_table,
@@ -54,9 +55,9 @@ def evaluation(*, multi_label: bool = False, split: str = "test") -> Evaluation:
         columns={"source": [NASTY, ""] * 20},
     )
     config = EvaluationConfig(bootstrap_samples=50, columns=["source", "age"])
-    return ClassificationEvaluator(LabelTree(LABELS), multi_label=multi_label, config=config).evaluate(
-        outputs, split=split
-    )
+    return ClassificationEvaluator(
+        LabelTree(LABELS), multi_label=multi_label, config=config, answers=AnswersConfig()
+    ).evaluate(outputs, split=split)
 
 
 def picture(*, exif: bool = False) -> bytes:
@@ -72,7 +73,7 @@ def content(**changes: object) -> ReportContent:
     given: dict[str, object] = {
         "title": f"Router {NASTY}",
         "name": "router",
-        "labels": LABELS,
+        "parts": label_parts(LABELS),
         "evaluations": {"val": evaluation(split="val"), "test": evaluation()},
         "facts": {"Seed": "0", "Device": NASTY},
         "history": [  # as csv gives it
@@ -313,7 +314,9 @@ def test_test_is_told_first_and_warnings_are_told(tmp_path: Path) -> None:
 def test_an_evaluation_alone_is_enough(tmp_path: Path) -> None:
     for multi_label in (False, True):
         judged = evaluation(multi_label=multi_label, split="new")
-        _, parsed = page(tmp_path, ReportContent(title="New data", evaluations={"new": judged}, labels=LABELS))
+        _, parsed = page(
+            tmp_path, ReportContent(title="New data", evaluations={"new": judged}, parts=label_parts(LABELS))
+        )
         assert "On 40 cases of the split new from 20 groups" in parsed.text
         for part in ("How training went", "Cases by", "How to reproduce"):
             assert part not in parsed.text
@@ -321,13 +324,13 @@ def test_an_evaluation_alone_is_enough(tmp_path: Path) -> None:
 
 
 def test_nothing_judged_still_gives_a_page(tmp_path: Path) -> None:
-    text, _ = page(tmp_path, ReportContent(title="Empty", evaluations={}))
+    text, _ = page(tmp_path, ReportContent(title="Empty", evaluations={}, parts=label_parts([])))
     assert "Empty" in text
 
 
 def test_undefined_figures_are_dashes(tmp_path: Path) -> None:
     judged = Evaluation(split="test", cases=1, metrics={"accuracy": 1.0, "macro_auroc": None})
-    text, _ = page(tmp_path, ReportContent(title="One", evaluations={"test": judged}, labels=["a"]))
+    text, _ = page(tmp_path, ReportContent(title="One", evaluations={"test": judged}, parts=label_parts(["a"])))
     assert "None" not in text
     assert "nan" not in text.split("</style>")[1].lower()
 
@@ -365,9 +368,11 @@ def test_smooth_keeps_short_curves_and_averages_long_ones() -> None:
 def of_a_tree(*, thresholds: bool, flat: bool = False) -> ReportContent:
     labels = LabelTree.from_labels([[f"rad.{NASTY}", "rad.ct", "mic"]], nested=not flat)
     calibration = Calibration(thresholds=[0.6, 0.5], wanted_accuracy=0.999) if thresholds else Calibration()
-    judge = TreeEvaluator(labels, config=EvaluationConfig(bootstrap_samples=20), calibration=calibration)
+    judge = TreeEvaluator(
+        labels, config=EvaluationConfig(bootstrap_samples=20), answers=AnswersConfig(), calibration=calibration
+    )
     judged = judge.evaluate(outputs(labels, [n % len(labels) for n in range(40)], skill=1.0), split="test")
-    return content(evaluations={"test": judged}, labels=labels.leaves)
+    return content(evaluations={"test": judged}, parts=label_parts(labels.leaves))
 
 
 def test_a_tree_is_shown_with_its_levels_and_decisions(tmp_path: Path) -> None:
@@ -390,7 +395,7 @@ def test_where_every_case_is_answered_nothing_is_said_of_thresholds(tmp_path: Pa
         _, parsed = page(tmp_path, of_a_tree(thresholds=False, flat=flat))
         assert "When it does not know" in parsed.text
         assert "It answers every case, however unsure it is" in parsed.text
-        assert "right of these" not in parsed.text
+        assert "right when answered" not in parsed.text
         assert ("The label tree" in parsed.text) is not flat
         assert "names one of its classes whatever" in (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
 
@@ -398,12 +403,12 @@ def test_where_every_case_is_answered_nothing_is_said_of_thresholds(tmp_path: Pa
 def test_a_flat_task_that_abstains(tmp_path: Path) -> None:
     _, parsed = page(tmp_path, of_a_tree(thresholds=True, flat=True))
     assert "The label tree" not in parsed.text
-    for part in ("Right when answered", "right of these", "are “unknown”", "asked for: the threshold"):
+    for part in ("Right when answered", "right when answered", "are “unknown”", "asked for: the threshold"):
         assert part in parsed.text
 
 
 def test_several_labels_a_case_have_no_abstention(tmp_path: Path) -> None:
     judged = evaluation(multi_label=True)
-    _, parsed = page(tmp_path, ReportContent(title="Many", evaluations={"test": judged}, labels=LABELS))
+    _, parsed = page(tmp_path, ReportContent(title="Many", evaluations={"test": judged}, parts=label_parts(LABELS)))
     assert "When it does not know" not in parsed.text
     assert "When it does not know" not in (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")

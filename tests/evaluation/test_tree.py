@@ -16,8 +16,7 @@ from consilium.core.contracts import Evaluator, Outputs
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import LabelTree
 from consilium.evaluation.classification import ClassificationEvaluator
-from consilium.evaluation.config import EvaluationConfig
-from consilium.evaluation.evaluator import build_evaluator
+from consilium.evaluation.config import AnswersConfig, EvaluationConfig
 from consilium.evaluation.tree import TreeEvaluator
 from tests.contracts.evaluator import EvaluatorContract
 from tests.evaluation.trees import TREES, outputs, paths
@@ -46,7 +45,8 @@ def evaluator(
     labels: LabelTree, *, thresholds: list[float | None] | None = None, wanted: float | None = None, samples: int = 20
 ) -> TreeEvaluator:
     calibration = Calibration(temperatures={"root": 1.5}, thresholds=thresholds or [], wanted_accuracy=wanted)
-    return TreeEvaluator(labels, config=EvaluationConfig(bootstrap_samples=samples), calibration=calibration)
+    config = EvaluationConfig(bootstrap_samples=samples)
+    return TreeEvaluator(labels, config=config, answers=AnswersConfig(), calibration=calibration)
 
 
 class TestFlat(EvaluatorContract):
@@ -111,7 +111,8 @@ def test_tables_of_a_tree() -> None:
 def test_without_thresholds_a_flat_task_has_its_figures_and_the_curve() -> None:
     given = outputs(RAD, [0, 1, 2, 0, 1, -1])
     found = evaluator(RAD).evaluate(given, split="val")
-    plain = ClassificationEvaluator(RAD, multi_label=False, config=EvaluationConfig(bootstrap_samples=20))
+    config = EvaluationConfig(bootstrap_samples=20)
+    plain = ClassificationEvaluator(RAD, multi_label=False, config=config, answers=AnswersConfig())
     classes = plain.evaluate(given, split="val")
     assert {name: found.metrics[name] for name in plain.metric_names} == classes.metrics
     assert found.metrics["coverage"] == 1.0
@@ -221,24 +222,6 @@ def test_one_long_text_among_the_columns_takes_its_own_room_alone() -> None:
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()
-
-
-def test_which_evaluator() -> None:
-    config, calibration = EvaluationConfig(), Calibration()
-    several = build_evaluator(RAD, multi_label=True, config=config, calibration=calibration)
-    assert isinstance(several, ClassificationEvaluator)
-    single = build_evaluator(TREE, multi_label=False, config=config, calibration=calibration)
-    assert isinstance(single, TreeEvaluator)
-
-
-def test_a_label_that_is_called_as_no_answer_is() -> None:
-    labels, calibration = LabelTree(["ct", "unknown"]), Calibration()
-    build_evaluator(labels, multi_label=False, config=EvaluationConfig(), calibration=calibration)
-    asked = EvaluationConfig(wanted_accuracy=0.9)
-    with pytest.raises(
-        DataError, match=r"a label is 'unknown', .*another name \(data.rename_labels: {unknown: other}\)"
-    ):
-        build_evaluator(labels, multi_label=False, config=asked, calibration=calibration)
 
 
 @settings(max_examples=30, deadline=None)

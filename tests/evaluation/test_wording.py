@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from consilium.core.contracts import Evaluation, Interval
-from consilium.evaluation import wording
+from consilium.evaluation import label_wording, wording
 from consilium.evaluation.classification import _MULTI, _SINGLE
+from consilium.evaluation.config import EvaluationConfig
+from consilium.evaluation.retrieval_evaluator import RetrievalEvaluator
 from consilium.evaluation.tree import ANSWERED, AURC, HIERARCHICAL
+from consilium.evaluation.words import WORDS
 
 
 def evaluation(**changes: Any) -> Evaluation:
@@ -47,7 +50,7 @@ def plain(text: str) -> str:
 
 
 def test_summary() -> None:
-    said = [plain(text) for text in wording.summary(evaluation(), confidence=0.95)]
+    said = [plain(text) for text in label_wording.summary(evaluation(), confidence=0.95)]
     assert said == [
         "On 412 held-out test cases from 390 groups the model named the right class in 94.2 % "
         "(95 % interval 91.8 to 96.3).",
@@ -58,7 +61,7 @@ def test_summary() -> None:
 
 def test_several_classes_never_found() -> None:
     rows = [{"label": label, "support": 4, "recall": 0.0} for label in ("ct", "mri")]
-    said = wording.summary(evaluation(tables={"per_class": rows}), confidence=0.95)
+    said = label_wording.summary(evaluation(tables={"per_class": rows}), confidence=0.95)
     assert said[-1] == "It found no case at all of 2 classes: ct, mri."
 
 
@@ -69,12 +72,12 @@ def test_groups_are_named_only_where_they_differ_from_cases() -> None:
 
 
 def test_confusions() -> None:
-    assert [plain(text) for text in wording.confusions(evaluation(), at_most=5)] == [
+    assert [plain(text) for text in label_wording.confusions(evaluation(), at_most=5)] == [
         "ct taken for mri: 19 of 400 (4.8 %)",
         "mri taken for ct: 6 of 12 (50.0 %)",
     ]
-    assert len(wording.confusions(evaluation(), at_most=1)) == 1
-    assert wording.errors_phrase(evaluation()) == "25 of 412 cases were named wrong."
+    assert len(label_wording.confusions(evaluation(), at_most=1)) == 1
+    assert label_wording.errors_phrase(evaluation()) == "25 of 412 cases were named wrong."
 
 
 @pytest.mark.parametrize(
@@ -83,15 +86,15 @@ def test_confusions() -> None:
 )
 def test_calibration_verdict(stated: float, right: float, verdict: str) -> None:
     bins = [{"statements": 10, "confidence": stated, "frequency": right}]
-    assert verdict in wording.calibration_sentence(evaluation(tables={"calibration": bins}))
-    assert wording.calibration_sentence(evaluation(tables={})) == ""
+    assert verdict in label_wording.calibration_sentence(evaluation(tables={"calibration": bins}))
+    assert label_wording.calibration_sentence(evaluation(tables={})) == ""
 
 
 def test_cautions() -> None:
-    said = " ".join(wording.cautions(evaluation(groups=9, split="val")))
+    said = " ".join(label_wording.cautions(evaluation(groups=9, split="val")))
     for told in ("validation cases", "Only 9 independent groups", "was here: pet", "say little: oct"):
         assert told in said
-    assert wording.cautions(evaluation(tables={})) == []
+    assert label_wording.cautions(evaluation(tables={})) == []
 
 
 def test_numbers() -> None:
@@ -121,20 +124,20 @@ def answering(*levels: dict[str, Any], coverage: float = 0.91) -> Evaluation:
 
 
 def test_when_it_answers() -> None:
-    said = [plain(text) for text in wording.abstention(answering(LEVEL), confidence=0.95)]
+    said = [plain(text) for text in label_wording.abstention(answering(LEVEL), confidence=0.95)]
     assert said == [
         "It answered 91.0 % (95 % interval 88.0 to 94.0) of the held-out test cases and was right in 97.2 % "
         "(95 % interval 95.0 to 99.0) of those; asked was 95 %.",
         "The other 9.0 % are “unknown”.",
         "Had it answered every case whole, it would have been right in 90.0 %.",
     ]
-    assert wording.operating_point(answering(LEVEL)) == (0.91, pytest.approx(0.028))
-    assert "stops or says “unknown”" in wording.limit(answering(LEVEL))
+    assert label_wording.operating_point(answering(LEVEL)) == (0.91, pytest.approx(0.028))
+    assert "stops or says “unknown”" in label_wording.limit(answering(LEVEL))
 
 
 def test_when_it_answers_down_a_tree() -> None:
     whole = {**LEVEL, "level": "whole path", "threshold": None, "answered": 0.8, "answered_accuracy": 0.96}
-    told = " ".join(wording.abstention(answering(LEVEL, {**LEVEL, "level": 2}, whole), confidence=0.95))
+    told = " ".join(label_wording.abstention(answering(LEVEL, {**LEVEL, "level": 2}, whole), confidence=0.95))
     for part in (
         "at least the first level",
         "at each level",
@@ -143,40 +146,40 @@ def test_when_it_answers_down_a_tree() -> None:
     ):
         assert part in plain(told)
     assert "On validation no threshold" not in told
-    never = wording.abstention(answering(LEVEL, {**LEVEL, "level": 2, "threshold": None}, whole), confidence=0.95)
+    never = label_wording.abstention(answering(LEVEL, {**LEVEL, "level": 2, "threshold": None}, whole), confidence=0.95)
     assert never[-1].endswith("asked for at level 2, so it always stops above it.")
 
 
 def test_when_it_never_answers() -> None:
     nothing = {**LEVEL, "threshold": None, "answered": 0.0, "answered_accuracy": None, "answered_accuracy_high": None}
-    said = wording.abstention(answering(nothing, coverage=0.0), confidence=0.95)
+    said = label_wording.abstention(answering(nothing, coverage=0.0), confidence=0.95)
     assert said[0] == "It answered none of the held-out test cases: every one is “unknown”."
     assert "so it never answers" in said[-1]
-    assert wording.operating_point(answering(nothing, coverage=0.0)) is None
-    assert wording.shortfalls(answering(nothing)) == []
-    assert "stops or says “unknown”" in wording.limit(answering(nothing, coverage=0.0))
+    assert label_wording.operating_point(answering(nothing, coverage=0.0)) is None
+    assert label_wording.shortfalls(answering(nothing)) == []
+    assert "stops or says “unknown”" in label_wording.limit(answering(nothing, coverage=0.0))
 
 
 def test_when_it_answers_everything() -> None:
     given = evaluation(tables={"risk_coverage": CURVE})
-    said = [plain(text) for text in wording.abstention(given, confidence=0.95)]
+    said = [plain(text) for text in label_wording.abstention(given, confidence=0.95)]
     assert said == [
         "It answers every case, however unsure it is: no accuracy was asked for.",
         "10.0 % of its answers are wrong. Of the surest 80 % of them 1.0 % are.",
     ]
-    assert wording.operating_point(given) is None
-    assert wording.limit(given) == wording.limit(None)
-    assert "names one of its classes whatever the image shows" in wording.limit(given)
+    assert label_wording.operating_point(given) is None
+    assert label_wording.limit(given) == label_wording.limit(None)
+    assert "names one of its classes whatever the image shows" in label_wording.limit(given)
 
 
 @pytest.mark.parametrize(("high", "chance"), [(0.96, True), (0.94, False), (None, False)])
 def test_less_than_asked_is_a_caution(high: float | None, chance: bool) -> None:
     missed = {**LEVEL, "answered_accuracy": 0.93, "answered_accuracy_high": high}
-    (said,) = wording.shortfalls(answering(missed))
+    (said,) = label_wording.shortfalls(answering(missed))
     assert "right in 93.0 %, less than the 95 % asked for" in plain(said)
     assert ("Chance may explain it" in said) is chance
-    assert said in wording.cautions(answering(missed))
-    assert wording.shortfalls(answering(LEVEL)) == []
+    assert said in label_wording.cautions(answering(missed))
+    assert label_wording.shortfalls(answering(LEVEL)) == []
 
 
 @pytest.mark.parametrize(("wanted", "enough", "told"), [(0.9, 10, "10"), (0.95, 20, "20"), (0.999, 1000, "1 000")])
@@ -185,22 +188,23 @@ def test_thresholds_from_few_answers_are_told(wanted: float, enough: int, told: 
     few = {**row, "level": 2, "answered": 0.5 - 1 / (2 * enough)}
     lower = {**row, "level": 3, "threshold": None, "answered": 0.0}
     last = {**lower, "level": 4}
-    said = [plain(text) for text in wording.rough_thresholds(answering(row, few, lower, last))]
+    said = [plain(text) for text in label_wording.rough_thresholds(answering(row, few, lower, last))]
     assert said == [
         f"To see {100 * wanted:g} % right takes {told} answers, and the threshold of level 2 was chosen on "
         f"{enough - 1} of validation: it may hold less well elsewhere.",
         f"No threshold gives {100 * wanted:g} % right at level 3 on validation: answers stop above it.",
     ]
-    (never,) = wording.rough_thresholds(answering({**LEVEL, "threshold": None}))
+    (never,) = label_wording.rough_thresholds(answering({**LEVEL, "threshold": None}))
     assert never.endswith("at level 1 on validation: every answer is “unknown”.")
-    assert wording.rough_thresholds(evaluation(tables={"risk_coverage": CURVE})) == []
+    assert label_wording.rough_thresholds(evaluation(tables={"risk_coverage": CURVE})) == []
 
 
 def test_labels_above_the_leaves_are_told_apart_in_the_summary() -> None:
     given = evaluation(cases=500)
-    assert "of the 415 whose label is a leaf of the tree" in wording.summary(given, confidence=0.95)[0]
+    assert "of the 415 whose label is a leaf of the tree" in label_wording.summary(given, confidence=0.95)[0]
 
 
 def test_every_figure_has_words() -> None:
-    names = {*_SINGLE, *_MULTI, *HIERARCHICAL, *ANSWERED, AURC}
-    assert set(wording.METRIC_WORDS) == names
+    retrieval = RetrievalEvaluator(config=EvaluationConfig()).metric_names
+    names = {*_SINGLE, *_MULTI, *HIERARCHICAL, *ANSWERED, AURC, *retrieval}
+    assert set(WORDS) == names

@@ -17,11 +17,12 @@ LAYERS = (
     ("core",),
     ("console",),
     ("data", "models", "losses", "evaluation", "descriptions"),
-    ("tasks",),
+    ("tasks", "training"),
     ("manifest",),
     ("bundle",),
-    ("training", "council", "occlusion"),
-    ("judge", "predictions"),
+    ("predictor", "council"),
+    ("predictions",),
+    ("judge",),
     ("experiment",),
     ("session",),
     ("crossval", "labelling", "launch", "serving", "demo"),
@@ -32,7 +33,7 @@ FRONT_DOORS = {"", "__main__"}  # they may name everything
 
 HEAVY = {
     "PIL", "accelerate", "datasets", "huggingface_hub", "jinja2", "matplotlib", "pandas", "pyarrow", "scipy",
-    "simplejpeg", "sklearn", "timm", "torch", "torchvision", "transformers", "wandb",
+    "simplejpeg", "sklearn", "timm", "tokenizers", "torch", "torchvision", "transformers", "wandb",
 }  # fmt: skip
 CONFIG_FILES = sorted(name for name in MODULES if name.endswith(".config"))
 
@@ -53,7 +54,8 @@ def may_import(importer: str, imported: str) -> bool:
         ("cli", "core", True),
         ("training", "data", True),
         ("data", "models", False),
-        ("training", "council", False),
+        ("training", "tasks", False),
+        ("training", "bundle", False),
         ("tasks", "experiment", False),
         ("core", "data", False),
         ("experiment", "demo", False),

@@ -15,6 +15,7 @@ NAMES = [
     "CrossvalResult",
     "Experiment",
     "Predictor",
+    "Query",
     "TrainResult",
     "__version__",
     "cross_validate",

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from consilium.core.labels import LabelTree
 from consilium.data.images import load_view
-from consilium.tasks.classify import build_classify
+from consilium.tasks.answers.targets import LabelKnowledge
+from consilium.tasks.classify.task import build_classify
 from tests.conftest import write_images
 from tests.tiny import FULL_BATCH, Run, tiny_experiment
 
@@ -58,13 +58,8 @@ def probe(uneven_images: Path, tiny_run: Run) -> Probe:
     start = uneven_images.parent / "start.safetensors"
     save_file(state, start)
     config = tiny_experiment(uneven_images, uneven_images)
-    task = build_classify(
-        config.task,
-        labels=LabelTree(list(COUNTS)),
-        image_size=config.data.image.size,
-        class_counts=[1, 1, 1],
-        training_cases=3,
-    ).eval()
+    knowledge = LabelKnowledge(labels=list(COUNTS), class_counts=[1, 1, 1], training_cases=3)
+    task = build_classify(config.task, knowledge, image_size=config.data.image.size).eval()
     task.load_state_dict(state)
     images, targets = [], []
     for number, (label, count) in enumerate(COUNTS.items()):

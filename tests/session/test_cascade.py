@@ -22,15 +22,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import consilium
-from consilium.bundle import Predictor
 from consilium.core.config import to_yaml
 from consilium.core.errors import BundleError, ConfigError, DataError
 from consilium.crossval import cross_validate
 from consilium.evaluation.wording import number
 from consilium.experiment import Experiment
 from consilium.judge import evaluate
-from consilium.manifest import node_folder, read_manifest
+from consilium.manifest import read_manifest
+from consilium.predictor import Predictor
 from consilium.session import train
+from consilium.tasks.classify.nodes import node_folder
 from tests.cli.conftest import Cli, cli
 from tests.session.tables import Row, coloured_rows, write_table
 from tests.tiny import Recorder, Run, assert_close, same, tiny_experiment, train_tiny
@@ -45,7 +46,7 @@ CASCADE = [
     "task.tree.head=cascade",
     f"task.tree.statistics={json.dumps({'ct': GIVEN})}",
     "data.image.statistics=data",
-    "evaluation.wanted_accuracy=0.25",
+    "task.answers.wanted_accuracy=0.25",
 ]
 
 
@@ -108,8 +109,8 @@ def test_children_fold_into_their_parent_and_keep_their_split(run: Run, rows: li
             for split in COUNTS
         }
         manifest = read_manifest(node(run, name))
-        assert manifest.labels == children
-        assert dict(zip(children, manifest.class_counts, strict=True)) == expected["train"]
+        assert manifest.knowledge["labels"] == children
+        assert dict(zip(children, manifest.knowledge["class_counts"], strict=True)) == expected["train"]
         judged = json.loads((node(run, name) / "metrics.json").read_text(encoding="utf-8"))
         assert {split: judged[split]["cases"] for split in judged} == {
             split: expected[split].total() for split in ("val", "test")
@@ -119,7 +120,7 @@ def test_children_fold_into_their_parent_and_keep_their_split(run: Run, rows: li
 def test_a_pseudo_label_trains_and_never_judges(run: Run, rows: list[Row]) -> None:
     judged = {split: json.loads((run.folder / "metrics.json").read_text())[split]["cases"] for split in ("val", "test")}
     assert judged == {"val": 18, "test": 12}
-    assert read_manifest(run.folder).training_cases == sum(row["split"] == "train" for row in rows) == 42
+    assert read_manifest(run.folder).knowledge["training_cases"] == sum(row["split"] == "train" for row in rows) == 42
 
 
 def test_each_node_sees_images_with_its_own_statistics(run: Run, rows: list[Row]) -> None:
@@ -184,7 +185,7 @@ def test_a_source_may_have_nothing_below_a_node(tmp_path: Path, few_rows: list[R
     assert "ct " in mixture
     assert "xray" not in mixture
     report = (found.folder / "report.html").read_text(encoding="utf-8")
-    counts = re.findall(r"Parameters of the network of \w+</dt><dd>([^ <]+) \(([^ <]+) trained\)", report)
+    counts = re.findall(r"Parameters of the head of \w+</dt><dd>([^ <]+) \(([^ <]+) trained\)", report)
     heads = [load_file(node(found, name) / "model.safetensors")["head.1.weight"].numel() + 2 for name in ("root", "ct")]
     assert [trained for _, trained in counts] == [number(count) for count in heads]
 
@@ -192,7 +193,7 @@ def test_a_source_may_have_nothing_below_a_node(tmp_path: Path, few_rows: list[R
 def test_an_only_child_needs_no_network(tmp_path: Path, few_rows: list[Row], images: list[str]) -> None:
     own = [{**row, "label": row["label"].replace("xray", "xray.hand.left")} for row in few_rows]
     found = train_cascade(tmp_path, own, f"task.tree.statistics={json.dumps({'xray': GIVEN})}")
-    assert set(read_manifest(found.folder).nodes) == {"root", "ct"}
+    assert set(read_manifest(found.folder).members) == {"nodes/root", "nodes/ct"}
     assert any(line.startswith("note: task.tree.statistics of xray are not used") for line in found.reporter.lines)
     for answer in consilium.load(found.folder).predict(images):
         says = answer["probabilities"]
@@ -282,24 +283,26 @@ def _link(folder: Path) -> None:
 
 def _add(folder: Path) -> None:
     tree = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    tree["labels"] += ["xray.hand", "xray.foot"]
+    tree["knowledge"]["labels"] += ["xray.hand", "xray.foot"]
     (folder / "bundle.json").write_text(json.dumps(tree), encoding="utf-8")
 
 
 def _empty(folder: Path) -> None:
     tree = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    (folder / "bundle.json").write_text(json.dumps({**tree, "labels": ["xray"]}), encoding="utf-8")
+    (folder / "bundle.json").write_text(
+        json.dumps({**tree, "knowledge": {**tree["knowledge"], "labels": ["xray"]}}), encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (_remove, r"lacks \S+nodes/ct/bundle.json, the network of 'ct'. Copy it again"),
+        (_remove, r"nodes/ct/bundle.json is missing, without which the bundle is nothing. Copy it again"),
         (_damage, r"nodes/mri/model.safetensors is not the file that bundle.json names"),
-        (_exchange, r"the networks in \S+nodes are not those that bundle.json names: ct differs"),
-        (_link, r"nodes/ct is a link to \S+moved, outside of the bundle"),
+        (_exchange, r"nodes/ct/bundle.json is not the file that bundle.json names"),
+        (_link, r"nodes/ct/bundle.json is a link to \S+moved/bundle.json, outside of the bundle"),
         (_empty, "the labels xray leave a cascade nothing to tell apart"),
-        (_add, r"lacks \S+nodes/xray/bundle.json, the network of 'xray'"),
+        (_add, r"lacks nodes/xray, the network of 'xray'"),
     ],
 )
 def test_a_cascade_that_is_not_whole_is_refused(run: Run, tmp_path: Path, harm: Any, message: str) -> None:
@@ -311,7 +314,9 @@ def test_a_cascade_that_is_not_whole_is_refused(run: Run, tmp_path: Path, harm: 
 
 def test_a_cascade_gives_no_first_weights_but_its_networks_do(run: Run, rows: list[Row], tmp_path: Path) -> None:
     given = [*overrides_of(tmp_path, rows), "task.tree={}", "data.filters.node=ct", "optimizer.learning_rate=1e-12"]
-    with pytest.raises(BundleError, match=r"is a cascade; give one of its networks, a folder in \S+nodes"):
+    with pytest.raises(
+        BundleError, match=r"holds 3 bundles and no weights of its own; give one of them, \S+nodes/root for instance"
+    ):
         train(tiny_experiment(tmp_path, tmp_path / "runs", *given, f"trainer.init_from={run.folder}"))
     started = train_tiny(tmp_path, tmp_path / "runs", *given, f"trainer.init_from={node(run, 'ct')}")
     head = load_file(node(run, "ct") / "model.safetensors")["head.1.weight"]
@@ -322,11 +327,11 @@ def test_a_cascade_gives_no_first_weights_but_its_networks_do(run: Run, rows: li
 
 
 def test_the_log_says_which_node_is_trained(run: Run) -> None:
-    said = [line for line in run.reporter.lines if line.startswith("node ")]
+    said = [line for line in run.reporter.lines if line.startswith("stage ")]
     assert said == [
-        "node 1 of 3: root, 3 classes, 42 training cases",
-        "node 2 of 3: ct, 2 classes, 14 training cases",
-        "node 3 of 3: mri, 2 classes, 14 training cases",
+        "stage 1 of 3: root, 42 training cases",
+        "stage 2 of 3: ct, 14 training cases",
+        "stage 3 of 3: mri, 14 training cases",
     ]
     assert all(line in run.log for line in said)
 
@@ -334,7 +339,7 @@ def test_the_log_says_which_node_is_trained(run: Run) -> None:
 def test_a_dry_run_tries_every_node_and_leaves_nothing(tmp_path: Path, rows: list[Row]) -> None:
     reporter = Recorder()
     assert train(cascade(tmp_path, rows), dry_run=True, reporter=reporter) is None
-    (table,) = [line for line in reporter.lines if line.startswith("a cascade of 3 networks")]
+    (table,) = [line for line in reporter.lines if line.startswith("3 stages")]
     assert [line.split()[0] for line in table.splitlines()[3:]] == list(CHILDREN)
     assert not (tmp_path / "runs").exists()
 
@@ -348,7 +353,7 @@ class KilledIn(Recorder):
 
     def progress(self, name: str, done: int, total: int | None, text: str = "") -> None:
         super().progress(name, done, total, text)
-        here = [line for line in self.lines if line.startswith("node ")]
+        here = [line for line in self.lines if line.startswith("stage ")]
         if name == "train" and here and f": {self.node}," in here[-1] and done == self.at:
             raise KeyboardInterrupt
 
@@ -379,8 +384,8 @@ def test_a_kill_in_the_third_node_loses_nothing_of_the_others(
     assert resumed.folder == folder
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished} == finished
     assert [line.partition(" is finished")[0] for line in resumed.reporter.lines if "is finished" in line] == [
-        "node 1 of 3: root",
-        "node 2 of 3: ct",
+        "stage 1 of 3: root",
+        "stage 2 of 3: ct",
     ]
     (said,) = [line for line in resumed.reporter.lines if line.startswith("resumed from")]
     assert re.match(r"resumed from step-0*1: epoch 0, batch 1", said)
@@ -447,14 +452,14 @@ def test_nodes_with_too_few_cases_are_one_error_before_anything_trains(tmp_path:
     [
         (
             "trainer.init_from=start.safetensors",
-            r"init_from is start.safetensors, but a cascade has a network for every",
+            r"init_from is start.safetensors, but this training has 3 stages, each with weights of",
         ),
         ("task.tree.statistics.rot={mean: [0, 0, 0], std: [1, 1, 1]}", r"'rot' is no inner node; did you mean `root`"),
         ("task.tree.statistics.xray={mean: [0, 0, 0], std: [1, 1, 1]}", r"statistics: 'xray' is no inner node"),
         ("task.loss.class_weights={ct.chst: 1.0}", r"class_weights: 'ct.chst' is not a label; did you mean `ct.chest`"),
-        ("task.loss.class_weights={ct.chest: 1.0}", r"node root: class_weights: no weight for ct, mri, xray"),
-        ("trainer.monitor=no_metric", r"node root: .*no_metric"),
-        ("trainer.monitor=hierarchical_f1", r"hierarchical_f1, but each network of a cascade sees one level"),
+        ("task.loss.class_weights={ct.chest: 1.0}", r"stage root: class_weights: no weight for ct, mri, xray"),
+        ("trainer.monitor=no_metric", r"stage root: .*no_metric"),
+        ("trainer.monitor=hierarchical_f1", r"stage root: 'hierarchical_f1' is not a metric of this task"),
     ],
 )
 def test_what_a_cascade_cannot_follow_is_refused_before_a_folder_is_made(

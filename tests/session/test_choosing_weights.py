@@ -13,7 +13,7 @@ from tests.tiny import Recorder, Run, same, train_tiny
 LABELS = ("ct", "mri", "xray")
 FEW_STEPS = ["data.loader.batch_size=12", "trainer.max_steps=null", "trainer.max_epochs=6"]
 RARE = ["task.multi_label=true", "task.vision.freeze.kind=tower", "optimizer.learning_rate=0.01"]
-RARE_AND_F1 = [*RARE, "trainer.monitor=macro_f1", "evaluation.threshold=0.95"]  # which nothing reaches
+RARE_AND_F1 = [*RARE, "trainer.monitor=macro_f1", "task.answers.threshold=0.95"]  # which nothing reaches
 
 Train = Callable[..., Run]
 

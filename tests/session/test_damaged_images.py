@@ -18,7 +18,8 @@ from consilium.core.errors import BadRowsError, DataError
 from consilium.data import parts
 from consilium.data.guards.digests import FILE
 from consilium.data.images import probe
-from consilium.data.prepare import QUARANTINE, prepare
+from consilium.data.prepare import prepare
+from consilium.data.store_names import QUARANTINE
 from consilium.evaluation.report import read_unread
 from tests.cli.conftest import Cli, cli, recipe
 from tests.data.samples import data_config

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from consilium.core.errors import BadRowsError, ConfigError, DataError
+from consilium.data import transforms
+from consilium.data.laterality import exchanged
 from consilium.data.store import Store
 from consilium.session import train
 from tests.conftest import ImageFolder, coloured_image
@@ -164,9 +166,9 @@ def test_many_labels_a_case(tmp_path: Path, pictures: Path) -> None:
     path = write_csv(tmp_path / "t.csv", rows(label=lambda n: ["", "ct", "ct|mri", "ct|mri|xray"][n % 4]))
     many = source(path, pictures, columns={"label_separator": "|"})
     run = train_on(tmp_path, [many], "task.multi_label=true", "trainer.monitor=macro_auroc")
-    assert run.manifest["labels"] == ["ct", "mri", "xray"]
-    assert run.manifest["training_cases"] == 42  # those without a label too
-    assert run.manifest["class_counts"] == [sum(n % 4 >= k for n in range(60) if n // 3 % 6 < 4) for k in (1, 2, 3)]
+    assert run.knowledge["labels"] == ["ct", "mri", "xray"]
+    assert run.knowledge["training_cases"] == 42  # those without a label too
+    assert run.knowledge["class_counts"] == [sum(n % 4 >= k for n in range(60) if n // 3 % 6 < 4) for k in (1, 2, 3)]
     assert {"exact_match", "hamming_loss"} <= set(run.metrics["test"])
     balanced = train_on(tmp_path, [many], "task.multi_label=true", "data.mixture.sampling=class_balanced")
     assert not same(balanced.weights, run.weights)
@@ -203,12 +205,37 @@ def test_several_views_of_which_one_is_missing(tmp_path: Path, pictures: Path, k
     assert single is None or not same(run.weights, single.weights)
 
 
+def test_views_are_changed_apart_together_or_mirrored(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = rows(30, left=lambda n: f"{n:02d}.png", right=lambda n: "" if n % 9 < 3 else f"{n + 30:02d}.png")
+    write_csv(tmp_path / "eyes.csv", table)
+    sided: list[bool] = []
+
+    def spied(sides_B2: np.ndarray, **keys: Any) -> Any:
+        sided.extend((sides_B2 == [0, 1]).all(axis=1))
+        return exchanged(sides_B2, **keys)
+
+    monkeypatch.setattr(transforms, "exchanged", spied)
+    keys = ["data.augmentation={crop_scale: [0.2, 0.5], horizontal_flip_prob: 0.5}"]
+    eyes = source(tmp_path / "eyes.csv", pictures, columns={"image": ["left", "right"]})
+    runs = {}
+    for views in ("apart", "together", "mirrored"):
+        runs[views] = train_on(tmp_path / views, [eyes], *keys, f"data.augmentation.views={views}")
+        assert bool(sided) == (views == "mirrored")
+    assert 0 < sum(sided) < len(sided), "the cases with two eyes, by the rows of the batches"
+    first = {views: run.steps("train_loss")[0] for views, run in runs.items()}
+    assert abs(first["apart"] - first["together"]) > 1e-3
+    # This task takes the mean over views, so that their order is no matter to it.
+    assert abs(first["mirrored"] - first["together"]) < 1e-4
+
+
 def test_pseudo_labels_join_train_only_when_asked_for(tmp_path: Path, pictures: Path) -> None:
     path = write_csv(tmp_path / "t.csv", rows(is_gt=lambda n: "false" if n % 2 else "true"))
     trusted = train_on(tmp_path, [source(path, pictures)])
     every = train_on(tmp_path, [source(path, pictures)], "data.pseudo_labels=true")
-    assert trusted.manifest["training_cases"] == 21
-    assert every.manifest["training_cases"] == 42
+    assert trusted.knowledge["training_cases"] == 21
+    assert every.knowledge["training_cases"] == 42
     assert [len(run.metrics) for run in (trusted, every)] == [2, 2]
     for run in (trusted, every):  # a pseudo-label judges nothing
         judged = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
@@ -224,7 +251,7 @@ def test_bad_rows_stop_or_are_set_aside(tmp_path: Path, pictures: Path) -> None:
         train_on(tmp_path, [bad])
     assert not (tmp_path / "runs").exists()
     run = train_on(tmp_path, [bad], "data.on_bad_row=quarantine")
-    assert run.manifest["training_cases"] == 40
+    assert run.knowledge["training_cases"] == 40
     (quarantine,) = (tmp_path / "stores").rglob("quarantine.csv")
     with quarantine.open(encoding="utf-8", newline="") as file:
         assert [row["line"] for row in csv.DictReader(file)] == ["9", "10"]
@@ -291,7 +318,7 @@ EPOCH = [
 
 def test_sources_without_weights_are_one_pool(tmp_path: Path, sources: list[dict[str, Any]]) -> None:
     run = train_on(tmp_path, sources, *EPOCH)
-    assert run.steps("cases")[-1] == run.manifest["training_cases"] == 6 + 12 + 18 + 24
+    assert run.steps("cases")[-1] == run.knowledge["training_cases"] == 6 + 12 + 18 + 24
 
 
 def test_weights_decide_the_draws_and_stop_decides_the_epoch(tmp_path: Path, sources: list[dict[str, Any]]) -> None:
@@ -320,7 +347,7 @@ def test_weights_for_some_sources_only_are_refused(tmp_path: Path, sources: list
 
 def test_label_prefixes_keep_sources_apart(tmp_path: Path, sources: list[dict[str, Any]]) -> None:
     run = train_on(tmp_path, [{**sources[0], "label_prefix": "atlas"}, sources[1]])
-    assert run.manifest["labels"] == ["atlas.ct", "atlas.mri", "atlas.xray", "ct", "mri", "xray"]
+    assert run.knowledge["labels"] == ["atlas.ct", "atlas.mri", "atlas.xray", "ct", "mri", "xray"]
 
 
 def test_validation_comes_out_of_train_where_there_is_none(tmp_path: Path, image_folder: ImageFolder) -> None:
@@ -329,14 +356,14 @@ def test_validation_comes_out_of_train_where_there_is_none(tmp_path: Path, image
     judged = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     assert judged["test"]["cases"] == 9
     assert 9 <= judged["val"]["cases"] <= 27
-    assert judged["val"]["cases"] + run.manifest["training_cases"] == 60
+    assert judged["val"]["cases"] + run.knowledge["training_cases"] == 60
 
 
 def test_a_folder_without_splits_is_divided(tmp_path: Path, image_folder: ImageFolder) -> None:
     images = image_folder(tmp_path / "images", splits={"train": 30}) / "train"
     run = train_tiny(images, tmp_path / "runs", "data.split={val: 0.2, test: 0.3}")
     judged = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
-    counts = [run.manifest["training_cases"], judged["val"]["cases"], judged["test"]["cases"]]
+    counts = [run.knowledge["training_cases"], judged["val"]["cases"], judged["test"]["cases"]]
     assert sum(counts) == 90
     assert counts == pytest.approx([45, 18, 27], abs=12)  # by a hash of the file's name
 
@@ -344,8 +371,8 @@ def test_a_folder_without_splits_is_divided(tmp_path: Path, image_folder: ImageF
 def test_two_folder_levels_make_a_label_path(tmp_path: Path, image_folder: ImageFolder) -> None:
     images = image_folder(tmp_path / "images", labels=("radiology/ct", "radiology/mri", "microscopy/light"))
     run = train_tiny(images, tmp_path / "runs", "data.sources.0.label_levels=2")
-    assert run.manifest["labels"] == ["microscopy.light", "radiology.ct", "radiology.mri"]
-    assert train_tiny(images, tmp_path / "runs").manifest["labels"] == ["microscopy", "radiology"]
+    assert run.knowledge["labels"] == ["microscopy.light", "radiology.ct", "radiology.mri"]
+    assert train_tiny(images, tmp_path / "runs").knowledge["labels"] == ["microscopy", "radiology"]
 
 
 def test_folders_of_every_kind_of_image(tmp_path: Path) -> None:
@@ -374,8 +401,8 @@ def test_folders_of_every_kind_of_image(tmp_path: Path) -> None:
                 picture = picture.convert("L").convert(mode) if mode == "I;16" else picture.convert(mode)
                 picture.save(folder / f"{image}{suffix}", **options)
     run = train_tiny(tmp_path / "images", tmp_path / "runs")
-    assert run.manifest["labels"] == sorted(kinds)
-    assert run.manifest["training_cases"] == 2 * len(kinds)
+    assert run.knowledge["labels"] == sorted(kinds)
+    assert run.knowledge["training_cases"] == 2 * len(kinds)
 
 
 # -- Loading ------------------------------------------------------------------------------------------------------
@@ -414,8 +441,8 @@ def test_the_seed_decides_the_order(tiny: TrainTiny, tiny_run: Run) -> None:
 
 def test_a_limit_keeps_so_many_cases_of_every_split(tiny: TrainTiny) -> None:
     run = tiny(limit=6)
-    assert run.manifest["training_cases"] == 6
-    assert run.manifest["class_counts"] == [2, 2, 2]
+    assert run.knowledge["training_cases"] == 6
+    assert run.knowledge["class_counts"] == [2, 2, 2]
     judged = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))
     assert [judged[split]["cases"] for split in ("val", "test")] == [6, 6]
     assert json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["limit"] == 6

@@ -15,9 +15,11 @@ from consilium.data.config import ImageConfig
 from consilium.data.load import used_cases
 from consilium.data.pixel_statistics import PixelStatistics, pixel_statistics
 from consilium.data.prepare import prepare
-from consilium.manifest import node_folder, read_manifest
-from consilium.tasks.config import NodeStatistics
+from consilium.manifest import read_manifest
+from consilium.tasks.classify.config import NodeStatistics
+from consilium.tasks.classify.nodes import node_folder
 from tests.conftest import coloured_image
+from tests.labelled import label_needs
 from tests.policy.source import REPOSITORY
 from tests.tiny import Recorder
 
@@ -148,14 +150,14 @@ def train(root: Path, *overrides: str) -> tuple[Path, list[str]]:
 def test_it_trains_as_one_network(figures: Path) -> None:
     bundle, lines = train(figures, *JOINT)
     predictor = consilium.load(bundle)
-    assert set(predictor.labels.names) == set(NODES)
+    assert set(predictor.task.labels.names) == set(NODES)
     assert any("3 cases left out: a pseudo-label" in line for line in lines)
 
 
 def test_one_node_trains_alone(figures: Path) -> None:
     bundle, lines = train(figures, *NODE, "data.pseudo_labels=true")
     predictor = consilium.load(bundle)
-    assert predictor.labels.names == ("exp.gel.nor", "exp.gel.rpc", "exp.gel.wes")
+    assert predictor.task.labels.names == ("exp.gel.nor", "exp.gel.rpc", "exp.gel.wes")
     assert "note: 2 cases left out by data.filters.node: the label stops at 'exp.gel'." in lines
 
 
@@ -170,10 +172,10 @@ def test_it_trains_as_a_cascade_with_the_statistics_of_every_node(figures: Path)
     own = consilium.Experiment.load(RECIPE, overrides=[*TINY, "data.filters.node=pho", "task.tree={}"]).data
     own = own.model_copy(update={"store": own.store.model_copy(update={"root": str(figures / "stores")})})
     store = prepare(own).store
-    photographs = pixel_statistics(store, cases=used_cases(store.table, config=own, multi_label=False).table)
+    photographs = pixel_statistics(store, cases=used_cases(store.table, config=own, needs=label_needs()).table)
     assert photographs.images == 4
     assert found == {**PUBLISHED, "pho": shown(photographs)}
     predictor = consilium.load(bundle)
-    assert set(predictor.labels.names) == set(NODES)
+    assert set(predictor.task.labels.names) == set(NODES)
     answers = predictor.predict(sorted((figures / "figures").glob("*.png"))[:3])
     assert all(set(answer["probabilities"]) == set(NODES) for answer in answers)

@@ -128,7 +128,7 @@ def test_another_head_seed_split_and_a_grown_folder_find_what_is_there(
         folder.rename(folder.with_name("brain"))
     relabelled = train_tiny(images, tmp_path / "runs", *recipe)
     assert tower.since() == 0
-    assert relabelled.manifest["labels"] == ["brain", "ct", "xray"]
+    assert relabelled.knowledge["labels"] == ["brain", "ct", "xray"]
     write_images(tmp_path / "more", labels=["brain", "ct", "xray"], splits={"train": 2}, seed=5)
     for path in (tmp_path / "more" / "train").glob("*/*.jpg"):
         path.rename(images / "train" / path.parent.name / f"more-{path.name}")

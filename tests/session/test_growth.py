@@ -17,8 +17,8 @@ from consilium.core.errors import BundleError, ConfigError, DataError
 from consilium.core.labels import LabelTree
 from consilium.experiment import Experiment
 from consilium.session import train
-from consilium.session.growth import read_growth
-from consilium.tasks.classify import growing
+from consilium.session.origin import with_origin
+from consilium.tasks.classify.nodes import growing
 from tests.session.tables import Row, coloured_rows, write_table
 from tests.tiny import TREE, Recorder, Run, same, tiny_experiment, train_tiny
 
@@ -26,7 +26,7 @@ OLD = ["ct.chest", "ct.head", "mri.t1", "mri.t2", "xray"]
 NEW = ["ct.neck", "us", "xray.chest", "xray.hand", "eye.oct"]
 COLOURS = [*OLD, *NEW]
 LEARN = ["optimizer.learning_rate=0.03", "trainer.max_epochs=8", "trainer.max_steps=null", "trainer.log_every=100"]
-JOINT = ["task.tree.head=joint", "evaluation.wanted_accuracy=0.3", *LEARN]
+JOINT = ["task.tree.head=joint", "task.answers.wanted_accuracy=0.3", *LEARN]
 HIDDEN = "task.head={kind: mlp, hidden_sizes: [64], dropout: 0.2}"
 GROW = [*LEARN, "trainer.max_epochs=20"]
 
@@ -90,7 +90,7 @@ def found(run: Run, rows: Sequence[Row]) -> float:
 def assert_stays(old: Run, new: Run, rows: Sequence[Row], *, learning: Sequence[str]) -> None:
     """The ids, the tower, hidden layers and scores of what does not learn, and what follows from it for ``rows``."""
     nested = old.manifest["task"]["tree"]["head"] == "joint"
-    before, after = (LabelTree(run.manifest["labels"], nested=nested) for run in (old, new))
+    before, after = (LabelTree(run.knowledge["labels"], nested=nested) for run in (old, new))
     assert after.names[: len(before)] == before.names
     assert [after.names[node] for node in growing(after, known=len(before))] == list(learning)
     staying = [node for node, name in enumerate(before.names) if name not in learning]
@@ -132,13 +132,13 @@ def test_a_joint_router_learns_new_labels_and_keeps_the_rest(
     run = grow(tmp_path, of(rows, [*OLD, *new]), joint.folder, "optimizer.weight_decay=0.5")
     assert_stays(joint, run, of(rows, OLD, split="test"), learning=learning)
     assert found(run, of(rows, new, split="test")) >= 0.75
-    old = joint.manifest["calibration"]
-    assert {name: run.manifest["calibration"]["temperatures"][name] for name in old["temperatures"]} == old[
+    old = joint.knowledge["calibration"]
+    assert {name: run.knowledge["calibration"]["temperatures"][name] for name in old["temperatures"]} == old[
         "temperatures"
     ]
-    assert run.manifest["calibration"]["thresholds"] == old["thresholds"]
+    assert run.knowledge["calibration"]["thresholds"] == old["thresholds"]
     assert "features of" in run.log
-    added = run.manifest["labels"][len(joint.manifest["labels"]) :]
+    added = run.knowledge["labels"][len(joint.knowledge["labels"]) :]
     told = f"adding {', '.join(added)} to the 7 labels of {joint.folder}, whose tower stays"
     assert told in run.reporter.lines
 
@@ -147,28 +147,28 @@ def test_a_flat_router_learns_a_new_label_and_keeps_the_rest(rows: list[Row], fl
     run = grow(tmp_path, of(rows, [*OLD, "us"]), flat.folder, HIDDEN)
     assert_stays(flat, run, of(rows, OLD, split="test"), learning=["us"])
     assert found(run, of(rows, ["us"], split="test")) >= 0.75
-    assert run.manifest["calibration"] == flat.manifest["calibration"]
+    assert run.knowledge["calibration"] == flat.knowledge["calibration"]
 
 
 def test_a_grown_router_grows_again_from_a_part_of_the_old_cases(rows: list[Row], joint: Run, tmp_path: Path) -> None:
     once = grow(tmp_path / "once", of(rows, [*OLD, "ct.neck"]), joint.folder)
     part = of(rows, ["ct.chest", "mri.t1", "xray", "us"])  # a case below each sibling of the new label is enough
     twice = grow(tmp_path / "twice", part, once.folder)
-    assert twice.manifest["labels"] == [*joint.manifest["labels"], "ct.neck", "us"]
+    assert twice.knowledge["labels"] == [*joint.knowledge["labels"], "ct.neck", "us"]
     assert_stays(once, twice, of(rows, [*OLD, "ct.neck"], split="test"), learning=["us"])
     # Two at once come in the order of the tree in the config, and old cases of other branches may be in validation.
     nodes = "task.tree.nodes=[us, ct.neck, xray]"
     both = grow(tmp_path / "both", of(rows, [*OLD, "us", "ct.neck"]), joint.folder, nodes)
-    assert both.manifest["labels"] == [*joint.manifest["labels"], "us", "ct.neck"]
+    assert both.knowledge["labels"] == [*joint.knowledge["labels"], "us", "ct.neck"]
 
 
 def test_thresholds_are_chosen_anew_where_an_accuracy_is_wanted(rows: list[Row], joint: Run, tmp_path: Path) -> None:
     router = Path(shutil.copytree(joint.folder, tmp_path / "router"))
     manifest = joint.manifest
-    manifest["calibration"]["thresholds"] = [0.4, 0.2]  # which no choice on validation gives
+    manifest["knowledge"]["calibration"]["thresholds"] = [0.4, 0.2]  # which no choice on validation gives
     (router / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
-    run = grow(tmp_path, of(rows, [*OLD, "us"]), router, "evaluation.wanted_accuracy=0.999")
-    old, new = manifest["calibration"], run.manifest["calibration"]
+    run = grow(tmp_path, of(rows, [*OLD, "us"]), router, "task.answers.wanted_accuracy=0.999")
+    old, new = manifest["knowledge"]["calibration"], run.knowledge["calibration"]
     assert new["temperatures"] == old["temperatures"]
     assert new["wanted_accuracy"] == 0.999
     assert new["thresholds"] != old["thresholds"]
@@ -178,7 +178,7 @@ def test_a_level_that_the_router_did_not_have_gets_a_threshold(rows: list[Row], 
     deeper = {"us": "ct.head.bone", "eye.oct": "ct.head.brain"}
     table = [{**row, "label": deeper.get(row["label"], row["label"])} for row in of(rows, [*OLD, *deeper])]
     run = grow(tmp_path, table, joint.folder)
-    old, new = joint.manifest["calibration"], run.manifest["calibration"]
+    old, new = joint.knowledge["calibration"], run.knowledge["calibration"]
     assert new["thresholds"][:2] == old["thresholds"]
     assert len(new["thresholds"]) == 3
     assert new["wanted_accuracy"] == old["wanted_accuracy"]
@@ -192,7 +192,7 @@ def test_a_killed_training_goes_on_where_it_was(rows: list[Row], joint: Run, tmp
     resumed = grow(tmp_path / "killed", table, joint.folder, *settings, resume=True)
     assert any(line.startswith("resumed from") for line in resumed.reporter.lines)
     assert same(resumed.weights, whole.weights)
-    assert resumed.manifest["calibration"] == whole.manifest["calibration"]
+    assert resumed.knowledge["calibration"] == whole.knowledge["calibration"]
 
 
 # -- What is taken over, and what must not be said otherwise -------------------------------------------------------
@@ -217,16 +217,15 @@ def test_the_tower_the_head_and_the_images_need_not_be_given(rows: list[Row], fl
     assert manifest["image"] == {**flat.manifest["image"], "max_pixels": 5000}
     # The config beside the bundle says all that was taken over, and gives the same training.
     kept = Experiment.load(result.bundle / "config.yaml")
-    assert read_growth(str(flat.folder)).adopted(given) == kept == read_growth(str(flat.folder)).adopted(kept)
+    assert with_origin(given)[0] == kept == with_origin(kept)[0]
 
 
 def test_statistics_of_the_tower_or_the_data_are_those_of_the_router(
     rows: list[Row], joint: Run, tmp_path: Path
 ) -> None:
-    growth = read_growth(str(joint.folder))
     for statistics in ("model", "data"):
         own = [f"data.image.statistics={statistics}", "data.image.mean=[0.1, 0.2, 0.3]"]
-        image = growth.adopted(bare(tmp_path, rows, joint.folder, *own)).data.image
+        image = with_origin(bare(tmp_path, rows, joint.folder, *own))[0].data.image
         assert (image.statistics, list(image.mean)) == ("given", joint.manifest["image"]["mean"])
 
 
@@ -314,17 +313,19 @@ def test_what_cannot_grow_is_refused_in_the_config(tmp_path: Path, override: str
     ],
     ids=["multi-label", "cascade"],
 )
-def test_a_bundle_that_cannot_grow_is_refused(flat: Run, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+def test_a_bundle_that_cannot_grow_is_refused(
+    rows: list[Row], flat: Run, tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
     manifest = flat.manifest
     manifest["task"].update(changes)
     (tmp_path / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(ConfigError, match=says):
-        read_growth(str(tmp_path))
+        with_origin(bare(tmp_path, rows, tmp_path))
 
 
 def test_first_weights_given_twice_are_refused(rows: list[Row], joint: Run, tmp_path: Path) -> None:
     start = f"trainer.init_from={joint.folder}"
-    with pytest.raises(ConfigError, match=r"task\.add_to and trainer\.init_from both give the first weights"):
+    with pytest.raises(ConfigError, match=r"and trainer\.init_from both give the first weights"):
         grow(tmp_path, rows, joint.folder, "task.tree.head=joint", start)
 
 

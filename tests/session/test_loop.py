@@ -22,14 +22,26 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from consilium.bundle import Predictor
 from consilium.core.config import to_yaml
-from consilium.core.contracts import Batch, Hook, Outputs, ParameterGroup, Progress, StepLog, StepOutput
+from consilium.core.contracts import (
+    Batch,
+    Hook,
+    Look,
+    Outputs,
+    ParameterGroup,
+    Prediction,
+    Progress,
+    StepLog,
+    StepOutput,
+    Views,
+)
 from consilium.core.errors import InterruptedRunError, NonFiniteLossError, TrainingError
-from consilium.data.loader import _Decoder
+from consilium.core.task import Task
+from consilium.data.loader import Loader
 from consilium.data.mixture import Mixture, build_mixture
-from consilium.session.seed import Session
-from consilium.tasks.classify import Classify
+from consilium.predictor import Predictor
+from consilium.session.train import Session
+from consilium.tasks.classify.task import Classify
 from consilium.training.config import CosineConfig, PlateauConfig, SGDConfig, TrainerConfig
 from consilium.training.dryrun import Trial
 from consilium.training.hooks import History, LogHook, RunLog, read_history
@@ -38,12 +50,12 @@ from consilium.training.monitor import Monitor
 from consilium.training.optim import Schedule, build_optimizer
 from consilium.training.plan import make_plan
 from consilium.training.state import checkpoints, load_checkpoint
-from tests.tiny import Recorder, Run, TrainTiny, assert_close, same, tiny_experiment, train_tiny
+from tests.tiny import SESSION, Recorder, Run, TrainTiny, assert_close, same, tiny_experiment, train_tiny
 
 ROWS = 40
 
 
-class Toy(nn.Module):
+class Toy(Task):
     """One parameter per row; the loss of a case is its parameter, so that a step tells which rows reached it."""
 
     def __init__(self) -> None:
@@ -52,7 +64,7 @@ class Toy(nn.Module):
         self.epochs: list[int] = []
         self.poison: int | None = None  # the row whose loss is not a number
 
-    def forward(self, batch: Batch) -> StepOutput:
+    def step(self, batch: Batch) -> StepOutput:
         loss = self.head[batch.rows_B].mean()
         if self.poison is not None and self.poison in batch.rows_B.tolist():
             loss = loss * torch.nan
@@ -60,6 +72,15 @@ class Toy(nn.Module):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup("head", [self.head])]
+
+    def predict(self, batch: Batch) -> Prediction:
+        return Prediction({"loss": self.head[batch.rows_B]})
+
+    def combine(self, looks: Sequence[tuple[Look, Prediction]]) -> Prediction:
+        return looks[0][1]
+
+    def records(self, prediction: Prediction) -> list[dict[str, Any]]:
+        return [{"loss": float(loss)} for loss in prediction.arrays["loss"]]
 
     def set_epoch(self, epoch: int) -> None:
         self.epochs.append(epoch)
@@ -114,6 +135,7 @@ class Toybox:
             optimizer=optimizer,
             total_steps=self.plan.total_steps,
             steps_per_epoch=self.plan.steps[0],
+            floors={},
         )
         self.folder = folder / "checkpoints"
         self.events = Events(self.told, self.folder)
@@ -141,11 +163,12 @@ class Toybox:
             own = rows[ends[number] : ends[number + 1]]
             self.seen[epoch].append(own.tolist())
             yield Batch(
-                images_BVCHW=torch.zeros(len(own), 1, 3, 8, 8, dtype=torch.uint8),
-                view_mask_BV=torch.ones(len(own), 1, dtype=torch.bool),
+                images=Views(
+                    torch.ones(len(own), 1, dtype=torch.bool), torch.zeros(len(own), 1, 3, 8, 8, dtype=torch.uint8)
+                ),
                 rows_B=torch.from_numpy(own),
                 draws_B=torch.from_numpy(own),
-                global_cases=len(own),
+                counts={"cases": len(own)},
             )
 
     def _validate(self) -> dict[str, float | None]:
@@ -201,8 +224,8 @@ def test_every_drawn_row_reaches_the_model_in_order(tiny: TrainTiny, monkeypatch
         return mixtures[-1]
 
     monkeypatch.setattr(Classify, "step", note_rows)
-    monkeypatch.setattr("consilium.session.seed.build_mixture", note_mixture)
-    monkeypatch.setattr("consilium.session.seed.dry_run", _no_trial)
+    monkeypatch.setattr(SESSION, "build_mixture", note_mixture)
+    monkeypatch.setattr(SESSION, "dry_run", _no_trial)
     tiny("data.loader.batch_size=7", "trainer.accumulate=2", "trainer.max_epochs=3", "trainer.max_steps=6")
     (mixture,) = mixtures
     drawn = [mixture.epoch(epoch) for epoch in range(3)]
@@ -583,7 +606,9 @@ def logged(tmp_path: Path, data_seconds: float, step_seconds: float, *, cached: 
     lines: list[str] = []
     log = RunLog(echo=lines.append)
     history = History(tmp_path / "history.csv", metrics=["score"], groups=["head"], resume_step=0)
-    hook = LogHook(log, history, log_every=4, monitor=Monitor("score", higher_is_better=True), cached=cached)
+    hook = LogHook(
+        log, history, log_every=4, monitor=Monitor("score", higher_is_better=True), shown=["score"], cached=cached
+    )
     progress = Progress(total_steps=12)
     for step in range(1, 13):
         progress.step = step
@@ -605,7 +630,12 @@ def test_the_log_says_how_long_a_step_waits(tmp_path: Path) -> None:
 def test_the_logged_loss_is_the_mean_over_cases_since_the_last_line(tmp_path: Path) -> None:
     history = History(tmp_path / "history.csv", metrics=["score"], groups=["head"], resume_step=0)
     hook = LogHook(
-        RunLog(echo=lambda _: None), history, log_every=3, monitor=Monitor("score", higher_is_better=True), cached=False
+        RunLog(echo=lambda _: None),
+        history,
+        log_every=3,
+        monitor=Monitor("score", higher_is_better=True),
+        shown=["score"],
+        cached=False,
     )
     box = Toybox(tmp_path, [[1, 4, 2, 5, 3]], rate=1e-9, hooks=[hook])
     with torch.no_grad():
@@ -627,13 +657,14 @@ def test_the_log_advises_once_when_steps_wait(tmp_path: Path) -> None:
 
 
 def test_a_slow_loader_is_noticed(tiny: TrainTiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = _Decoder.__getitem__
+    load = Loader.load
 
-    def slowly(decoder: _Decoder, request: Any) -> Any:
-        time.sleep(0.3)
-        return decode(decoder, request)
+    def slowly(loader: Loader, requests: Any) -> Any:
+        for loaded in load(loader, requests):
+            time.sleep(0.3)
+            yield loaded
 
-    monkeypatch.setattr(_Decoder, "__getitem__", slowly)
+    monkeypatch.setattr(Loader, "load", slowly)
     run = tiny()
     assert "of its time for data. Raise data.loader.workers" in run.log
     assert all(seconds >= 0.3 for seconds in run.steps("data_seconds"))

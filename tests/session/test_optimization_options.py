@@ -100,7 +100,7 @@ def test_optimizers_do_what_torch_does(
 
 
 def test_the_head_has_a_rate_of_its_own(tiny: TrainTiny, probe: Probe) -> None:
-    run = tiny(*probe.overrides, *PLAIN, "optimizer.head_learning_rate=0.05", images=probe.images)
+    run = tiny(*probe.overrides, *PLAIN, "optimizer.groups.head.learning_rate=0.05", images=probe.images)
     assert_close(head(run), plain_loop(probe, sgd, factors=(5.0, 5.0)))
     assert run.steps("learning_rate_head") == pytest.approx([0.05, 0.05])
     assert run.steps("learning_rate_tower") == pytest.approx([RATE, RATE])

@@ -97,7 +97,7 @@ def test_patience_stops_a_training_that_does_not_improve(tiny: TrainTiny) -> Non
 @pytest.mark.parametrize(("monitor", "best_of"), [("log_loss", min), ("accuracy", max), ("macro_auroc", max)])
 def test_the_best_weights_are_those_of_the_monitored_metric(tiny: TrainTiny, monitor: str, best_of: Any) -> None:
     fast = ["optimizer={kind: sgd, learning_rate: 0.3}", "trainer.max_epochs=4", "trainer.validate_every=0.5"]
-    run = tiny(*EPOCHS, *fast, f"trainer.monitor={monitor}", "evaluation.calibrate=false")
+    run = tiny(*EPOCHS, *fast, f"trainer.monitor={monitor}", "task.answers.calibrate=false")
     losses = run.validations("val_log_loss")
     figures, steps = run.validations(f"val_{monitor}"), run.validations("step")
     assert len(figures) == 8
@@ -222,14 +222,23 @@ def test_a_run_is_never_resumed_with_another_config_or_limit(
 # -- Trackers -----------------------------------------------------------------------------------------------------
 
 
-def test_weights_and_biases_offline(tiny: TrainTiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("trainer.wandb=true", [b"tiny"]),
+        ("trainer.wandb={project: figures, entity: our_team}", [b"figures", b"our_team"]),
+    ],
+)
+def test_weights_and_biases_offline(
+    tiny: TrainTiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch, override: str, told: list[bytes]
+) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    run = tiny("trainer.wandb=true")
+    run = tiny(override)
     (folder,) = (run.folder / "wandb").glob("offline-run-*")
     (written,) = folder.glob("*.wandb")
-    assert b"train/loss" in written.read_bytes()
+    assert all(word in written.read_bytes() for word in [b"train/loss", *told])
     assert same(run.weights, tiny_run.weights)
 
 
@@ -267,7 +276,8 @@ def test_figures_per_column_and_at_the_configs_levels(tiny: TrainTiny, tiny_imag
     run = tiny(
         f"data.sources=[{{kind: csv, name: cases, path: '{table}'}}]",
         f"data.store.root={tmp_path / 'stores'}",
-        "evaluation={specificities: [0.5], calibration_bins: 4, columns: [source, scanner], bootstrap_samples: 20}",
+        "task.answers={specificities: [0.5], calibration_bins: 4}",
+        "evaluation={columns: [source, scanner], bootstrap_samples: 20}",
     )
 
     def table_of(name: str) -> list[dict[str, str]]:

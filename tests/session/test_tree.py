@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,16 @@ import pytest
 from safetensors.torch import load_file
 
 import consilium
-from consilium.bundle import Predictor, case_outputs
 from consilium.core.config import to_yaml
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import LabelTree, paths_of
-from consilium.core.reporter import Silent
-from consilium.data.load import load_data
 from consilium.evaluation.calibration import choose_thresholds, fit_temperatures
 from consilium.experiment import Experiment
 from consilium.judge import evaluate
+from consilium.predictor import Predictor, case_outputs
 from consilium.session import train
 from tests.conftest import coloured_image
+from tests.labelled import load_labelled
 from tests.session.tables import Row, coloured_rows, write_table
 from tests.session.test_loop import torchrun
 from tests.tiny import Recorder, Run, assert_close, same, tiny_experiment, train_tiny
@@ -31,7 +29,7 @@ from tests.tiny import Recorder, Run, assert_close, same, tiny_experiment, train
 LABELS = ["ct", "ct.chest", "ct.head", "mri.t1", "mri.t2", "xray"]  # the first stops at an inner node
 NAMES = ("ct", "ct.chest", "ct.head", "mri", "mri.t1", "mri.t2", "xray")
 YAML = "{xray: , mri: {t2: , t1: }, pet: [fdg, psma], ct: [head, chest]}"
-JOINT = ["task.tree.head=joint", "evaluation.wanted_accuracy=0.25"]
+JOINT = ["task.tree.head=joint", "task.answers.wanted_accuracy=0.25"]
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +53,21 @@ def outputs_of(run: Run, split: str) -> Any:
     """What a freshly loaded bundle says of a split, and its targets."""
     experiment = Experiment.load(run.folder / "config.yaml")
     predictor = consilium.load(run.folder)
-    cases = load_data(
-        experiment.data, multi_label=False, needs=(split,), labels=predictor.labels, reporter=Silent()
-    ).cases
-    return case_outputs(predictor, cases, split)
+    options = {"given": predictor.task.labels}
+    loaded = load_labelled(experiment.data, nested=True, options=options, splits=(split,))
+    return case_outputs(predictor, loaded.studied, split)
 
 
 # -- The tree and its ids -----------------------------------------------------------------------------------------
 
 
 def test_a_tree_of_dot_paths_holds_the_nodes_above_the_labels(run: Run) -> None:
-    assert tuple(run.manifest["labels"]) == NAMES
-    assert run.manifest["class_counts"] == [12, 4, 4, 8, 4, 4, 4]  # of a node: at it or below it
-    assert run.manifest["training_cases"] == 24
+    assert tuple(run.knowledge["labels"]) == NAMES
+    assert run.knowledge["class_counts"] == [12, 4, 4, 8, 4, 4, 4]  # of a node: at it or below it
+    assert run.knowledge["training_cases"] == 24
     assert run.weights["head.1.weight"].shape[0] == len(NAMES)
-    assert set(run.manifest["calibration"]["temperatures"]) == {"root", "ct", "mri"}
-    assert len(run.manifest["calibration"]["thresholds"]) == 2
+    assert set(run.knowledge["calibration"]["temperatures"]) == {"root", "ct", "mri"}
+    assert len(run.knowledge["calibration"]["thresholds"]) == 2
 
 
 @pytest.mark.parametrize("sampling", ["shuffle", "class_balanced"])
@@ -81,20 +78,28 @@ def test_a_tree_in_yaml_gives_the_ids_and_may_have_nodes_without_a_case(
     run = train_table(tmp_path, rows, f"task.tree.nodes={YAML}", *balanced)
     given = Experiment.load(run.folder / "config.yaml").task.tree.nodes
     assert given is not None
-    assert run.manifest["labels"] == paths_of(given)
-    assert run.manifest["labels"][:4] == ["xray", "mri", "mri.t2", "mri.t1"]
+    assert run.knowledge["labels"] == paths_of(given)
+    assert run.knowledge["labels"][:4] == ["xray", "mri", "mri.t2", "mri.t1"]
     told = "note: train has no case of: pet, pet.fdg, pet.psma; a training on these data cannot learn them."
     assert told in run.reporter.lines
-    assert run.manifest["calibration"]["temperatures"]["pet"] == 1.0
+    assert run.knowledge["calibration"]["temperatures"]["pet"] == 1.0
     assert (run.folder / "report.html").stat().st_size > 0
     (record,) = consilium.load(run.folder).predict(rows[0]["image"])
-    assert list(record["probabilities"]) == run.manifest["labels"]
+    assert list(record["probabilities"]) == run.knowledge["labels"]
 
 
 def test_flat_a_tree_in_yaml_gives_its_leaves(rows: list[Row], tmp_path: Path) -> None:
     leaves = [row for row in rows if row["label"] != "ct"]
     run = train_table(tmp_path, leaves, "task.tree.head=flat", f"task.tree.nodes={YAML}")
-    assert run.manifest["labels"] == ["xray", "mri.t2", "mri.t1", "pet.fdg", "pet.psma", "ct.head", "ct.chest"]
+    assert run.knowledge["labels"] == [
+        "xray",
+        "mri.t2",
+        "mri.t1",
+        "pet.fdg",
+        "pet.psma",
+        "ct.head",
+        "ct.chest",
+    ]
     with pytest.raises(DataError) as error:
         train_table(tmp_path / "all", rows, "task.tree.head=flat", f"task.tree.nodes={YAML}")
     told = str(error.value)
@@ -146,7 +151,7 @@ def test_many_labels_a_case_have_no_tree(rows: list[Row], tmp_path: Path) -> Non
 
 
 def test_calibration_is_what_validation_alone_teaches(run: Run) -> None:
-    found, val = run.manifest["calibration"], outputs_of(run, "val")
+    found, val = run.knowledge["calibration"], outputs_of(run, "val")
     labels = LabelTree(NAMES, nested=True)
     assert found["temperatures"] == pytest.approx(
         fit_temperatures(val.arrays["logits"], val.targets, labels=labels), abs=2e-4
@@ -165,10 +170,10 @@ def test_nothing_of_the_test_split_reaches_weights_or_calibration(rows: list[Row
     other_val = [{**row, "label": next(val)["label"]} if row["split"] == "val" else row for row in rows]
     same_run = train_table(tmp_path / "test", turned)
     assert same(same_run.weights, run.weights)
-    assert same_run.manifest["calibration"] == run.manifest["calibration"]
+    assert same_run.knowledge["calibration"] == run.knowledge["calibration"]
     assert same_run.metrics["val"] == run.metrics["val"]
     assert same_run.metrics["test"] != run.metrics["test"]
-    assert train_table(tmp_path / "val", other_val).manifest["calibration"] != run.manifest["calibration"]
+    assert train_table(tmp_path / "val", other_val).knowledge["calibration"] != run.knowledge["calibration"]
 
 
 def test_pseudo_labels_teach_in_train_and_nowhere_else(rows: list[Row], tmp_path: Path) -> None:
@@ -186,9 +191,9 @@ def test_pseudo_labels_teach_in_train_and_nowhere_else(rows: list[Row], tmp_path
     kept_out = train_table(tmp_path / "out", [*rows, *copies], *options, "data.pseudo_labels=false")
     for with_strangers, without in ((both, only), (kept_out, none)):
         assert same(with_strangers.weights, without.weights)
-        for key in ("calibration", "metrics", "image", "class_counts", "training_cases"):
+        for key in ("knowledge", "metrics", "image"):
             assert with_strangers.manifest[key] == without.manifest[key], key
-    assert both.manifest["training_cases"] == none.manifest["training_cases"] + 2
+    assert both.knowledge["training_cases"] == none.knowledge["training_cases"] + 2
     assert not same(both.weights, none.weights)
 
 
@@ -204,7 +209,7 @@ def test_evaluate_and_predict_agree_with_the_training(run: Run, tmp_path: Path) 
 def test_a_case_exactly_at_a_threshold_is_answered_alone_as_in_its_batch(run: Run, rows: list[Row]) -> None:
     """The threshold of the first level is that of a validation case, whichever batch it comes in."""
     images = [row["image"] for row in rows if row["split"] == "val"]
-    (least, *_) = run.manifest["calibration"]["thresholds"]
+    (least, *_) = run.knowledge["calibration"]["thresholds"]
     assert least is not None
     predictor = Predictor.load(run.folder)
     together = predictor.predict(images)
@@ -214,34 +219,6 @@ def test_a_case_exactly_at_a_threshold_is_answered_alone_as_in_its_batch(run: Ru
     assert min(p for p in sure if p >= least) == pytest.approx(least, rel=2e-4)
     answered = sum(record["label"] != "unknown" for record in together)
     assert answered == sum(p >= least for p in sure)
-
-
-def old_bundle(run: Run, folder: Path, edit: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of a bundle with another manifest."""
-    shutil.copytree(run.folder, folder)
-    manifest = run.manifest
-    edit(manifest)
-    (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
-    return folder
-
-
-def test_bundles_of_format_1_still_answer(tiny_run: Run, tiny_images: Path, tmp_path: Path) -> None:
-    """They know no tree and no calibration: a softmax over the classes."""
-
-    def first_format(manifest: dict[str, Any]) -> None:
-        manifest["format_version"] = 1
-        del manifest["calibration"], manifest["task"]["tree"]
-
-    folder = old_bundle(tiny_run, tmp_path / "old", first_format)
-    image = tiny_images / "test" / "ct" / "000.jpg"
-    (old,), (new,) = consilium.load(folder).predict(image), consilium.load(tiny_run.folder).predict(image)
-    temperature = tiny_run.manifest["calibration"]["temperatures"]["root"]
-    assert temperature != 1
-    heated = np.array(list(old["probabilities"].values())) ** (1 / temperature)
-    assert list(new["probabilities"].values()) == pytest.approx((heated / heated.sum()).tolist(), abs=1e-5)
-    assert old["label"] == new["label"]
-    metrics = evaluate(folder, split="test", out=tmp_path / "out").metrics
-    assert metrics["accuracy"] == tiny_run.metrics["test"]["accuracy"]
 
 
 # -- The loop -----------------------------------------------------------------------------------------------------
@@ -269,7 +246,7 @@ def test_two_processes_train_as_one(rows: list[Row], tmp_path: Path) -> None:
     config.write_text(to_yaml(tiny_experiment(tmp_path, tmp_path / "two", *options)), encoding="utf-8")
     two = torchrun(config, tmp_path / "two")
     manifest = json.loads((two / "bundle.json").read_text(encoding="utf-8"))
-    assert manifest["labels"] == one.manifest["labels"]
+    assert manifest["knowledge"]["labels"] == one.knowledge["labels"]
     assert_close(load_file(two / "model.safetensors"), one.weights)
     for key in ("temperatures", "thresholds"):
-        assert manifest["calibration"][key] == pytest.approx(one.manifest["calibration"][key], rel=1e-3)
+        assert manifest["knowledge"]["calibration"][key] == pytest.approx(one.knowledge["calibration"][key], rel=1e-3)

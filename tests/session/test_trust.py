@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 import consilium
-from consilium.bundle import Predictor, case_outputs, recalibrated
 from consilium.core.contracts import Batch, Outputs, StepOutput
-from consilium.core.reporter import Silent
-from consilium.data.load import load_data
 from consilium.data.mixture import Mixture
 from consilium.experiment import Experiment
+from consilium.predictor import Predictor, case_outputs
 from consilium.session import train
-from consilium.session.seed import Session
-from consilium.tasks.classify import Classify
+from consilium.session.train import Session
+from consilium.tasks.answers.settle import recalibrated
+from consilium.tasks.classify.task import Classify
 from consilium.training.dryrun import Trial
-from tests.tiny import Recorder, same, tiny_experiment, train_tiny
+from tests.labelled import load_labelled
+from tests.tiny import SESSION, Recorder, same, tiny_experiment, train_tiny
 
 # 24 cases in batches of 5, two batches a step: three steps an epoch, of which the first epoch has a frozen tower.
 RECIPE = [
@@ -86,7 +86,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     monkeypatch.setattr(Session, "_validate", note_validation)
     monkeypatch.setattr(Classify, "step", note_step)
     monkeypatch.setattr("consilium.judge.case_outputs", note_judged)
-    monkeypatch.setattr("consilium.session.seed.dry_run", lambda *_, precision, **__: Trial(precision, 0.1, None, 1))
+    monkeypatch.setattr(SESSION, "dry_run", lambda *_, precision, **__: Trial(precision, 0.1, None, 1))
     return seen
 
 
@@ -132,12 +132,11 @@ def test_from_the_first_batch_to_the_bundle(tiny_images: Path, tmp_path: Path, s
         predictor = consilium.load(result.folder)
         experiment = Experiment.load(result.folder / "config.yaml")
         assert experiment.seed == int(result.folder.name.removeprefix("seed-"))
-        cases = load_data(
-            experiment.data, multi_label=experiment.task.multi_label, needs=("test",), reporter=Silent()
-        ).cases
+        studied = load_labelled(experiment.data, multi_label=experiment.task.multi_label, splits=("test",)).studied
+        cases = studied.cases
         for split in ("val", "test"):
             told = recalibrated(predictor.task, judged[split]).arrays["probabilities"]
-            again = case_outputs(predictor, cases, split)
+            again = case_outputs(predictor, studied, split)
             assert again.ids == judged[split].ids
             np.testing.assert_allclose(again.arrays["probabilities"], told, atol=1e-6)
             files = [cases.table.images(row)[0] for row in cases.rows[split].tolist()]

@@ -9,6 +9,7 @@ import pytest
 
 from consilium.core.errors import RunFolderError
 from consilium.session import train
+from tests.older import make_older
 from tests.tiny import Recorder, TrainTiny, tiny_experiment
 
 LONG = ["trainer.max_epochs=2", "trainer.max_steps=5", "trainer.save_every=0.34"]
@@ -87,3 +88,18 @@ def test_a_run_of_a_version_without_a_key_is_resumed(tiny: TrainTiny, tiny_image
     (line,) = (line for line in text.splitlines() if "cache_features" in line)
     (run / "config.yaml").write_text(text.replace(f"{line}\n", ""), encoding="utf-8")
     assert tiny(*LONG, resume=True).folder == run
+
+
+def test_a_run_of_a_version_whose_keys_have_moved_is_resumed(
+    tiny: TrainTiny, tiny_images: Path, tmp_path: Path
+) -> None:
+    run = stopped(tiny_images, tmp_path / "runs")
+    make_older(run)
+    assert tiny(*LONG, resume=True).folder == run
+
+
+def test_a_moved_key_that_differs_is_still_a_change(tiny: TrainTiny, tiny_images: Path, tmp_path: Path) -> None:
+    run = stopped(tiny_images, tmp_path / "runs")
+    make_older(run, threshold=0.25)
+    with pytest.raises(RunFolderError, match=r"task\.answers\.threshold was 0\.25 and is 0\.5"):
+        tiny(*LONG, resume=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,17 @@ import torch
 from torch import Tensor
 
 from consilium.core.answers import Calibration
-from consilium.core.contracts import Batch
+from consilium.core.contracts import Batch, Look, Views
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
 from consilium.data.config import ImageConfig
 from consilium.data.transforms import DeviceTransform
 from consilium.models.config import VisionConfig
-from consilium.tasks.cascade import LEAST, Cascade, choices
-from consilium.tasks.classify import Classify, build_classify
-from consilium.tasks.config import ClassifyConfig
+from consilium.tasks.answers.targets import LabelKnowledge
+from consilium.tasks.classify.cascade import LEAST, Cascade
+from consilium.tasks.classify.config import ClassifyConfig
+from consilium.tasks.classify.nodes import choices
+from consilium.tasks.classify.task import Classify, build_classify
 
 # Ids are not in the order of the tree; pet has an only child.
 LABELS = LabelTree(
@@ -43,9 +44,8 @@ def network(children: list[str], *, seed: int = 0) -> Classify:
     torch.manual_seed(seed)
     config = ClassifyConfig(vision=VisionConfig(name="test_resnet", pretrained=False))
     count = len(children)
-    task = build_classify(
-        config, labels=LabelTree(children), image_size=(32, 32), class_counts=[1] * count, training_cases=count
-    )
+    knowledge = LabelKnowledge(labels=children, class_counts=[1] * count, training_cases=count)
+    task = build_classify(config, knowledge, image_size=(32, 32))
     with torch.no_grad():  # far from sure and far from alike, whatever the start
         task.head[-1].bias.copy_(torch.randn(count))
     return task.eval()
@@ -65,11 +65,10 @@ def batch(*, views: int = 1, seed: int = 0) -> Batch:
     """Bytes, as the loader gives them; with several views only the first case has all."""
     mask_BV = torch.ones(CASES, views, dtype=torch.bool)
     mask_BV[1:, 1:] = False
+    random = torch.Generator().manual_seed(seed)
+    pixels_BVCHW = torch.randint(0, 256, (CASES, views, 3, 32, 32), dtype=torch.uint8, generator=random)
     return Batch(
-        images_BVCHW=torch.randint(
-            0, 256, (CASES, views, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-        ),
-        view_mask_BV=mask_BV,
+        images=Views(mask_BV, pixels_BVCHW),
         rows_B=torch.arange(CASES),
         draws_B=torch.arange(CASES),
     )
@@ -175,12 +174,7 @@ def test_an_answer_does_not_depend_on_the_batch(networks: dict[str, Classify]) -
     reached_B = (whole[:, ids(CHILDREN["ct"])] != 0).all(1)
     assert 0 < int(reached_B.sum()) < CASES, "the cases differ in what they reach"
     for case in range(CASES):
-        alone = Batch(
-            images_BVCHW=given.images_BVCHW[case : case + 1],
-            view_mask_BV=given.view_mask_BV[case : case + 1],
-            rows_B=given.rows_B[case : case + 1],
-            draws_B=given.draws_B[case : case + 1],
-        )
+        alone = given.take(torch.tensor([case]))
         torch.testing.assert_close(cascade.predict(alone).arrays["logits"][0], whole[case], rtol=1e-3, atol=1e-2)
 
 
@@ -192,7 +186,7 @@ def test_several_looks_are_the_mean_of_their_paths(networks: dict[str, Classify]
         for own in kinds
     ]
     cascade = Cascade(LABELS, networks=networks, images=IMAGES)
-    found = cascade.combine(looks).arrays["probabilities"]
+    found = cascade.combine([(Look(), look) for look in looks]).arrays["probabilities"]
     mean: Tensor = torch.stack([look.arrays["probabilities"] for look in looks]).mean(0)
     torch.testing.assert_close(found, mean, rtol=1e-4, atol=1e-6)
     below = ids(CHILDREN["mri"])
@@ -227,6 +221,6 @@ def test_networks_that_take_different_images_are_refused(networks: dict[str, Cla
 
 def test_prediction_leaves_the_batch_as_it_was(cascade: Cascade) -> None:
     given = normalised(batch(), cascade.image)
-    before = replace(given, images_BVCHW=given.images_BVCHW.clone())
+    before = given.views.pixels.clone()
     cascade.predict(given)
-    assert torch.equal(given.images_BVCHW, before.images_BVCHW)
+    assert torch.equal(given.views.pixels, before)

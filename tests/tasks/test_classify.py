@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consilium.core.answers import Calibration
-from consilium.core.contracts import Batch, Prediction
+from consilium.core.contracts import Batch, Look, Prediction, Views
 from consilium.core.labels import LabelTree
 from consilium.losses.config import CrossEntropyConfig
 from consilium.models.config import FreezeConfig, LinearHeadConfig, MLPHeadConfig, VisionConfig
-from consilium.tasks.answering import Answering
-from consilium.tasks.classify import Classify, build_classify
-from consilium.tasks.config import ClassifyConfig, TreeConfig
+from consilium.tasks.answers.targets import LabelKnowledge
+from consilium.tasks.classify.config import ClassifyConfig, TreeConfig
+from consilium.tasks.classify.task import Classify, build_classify
 from tests.contracts.task import TaskContract
 
 LABELS = LabelTree(["ct", "mri", "xray"])
@@ -26,9 +26,16 @@ LABELS = LabelTree(["ct", "mri", "xray"])
 TREE = LabelTree(["ct", "mri", "ct.head", "mri.t1", "mri.t1.fat", "ct.chest", "mri.t2", "ct.chest.lung"], nested=True)
 
 
-def build(*, multi_label: bool = False, warmup_epochs: int = 0, seed: int = 0, nested: bool = False) -> Classify:
+def build(
+    *,
+    multi_label: bool = False,
+    warmup_epochs: int = 0,
+    seed: int = 0,
+    nested: bool = False,
+    labels: LabelTree | None = None,
+) -> Classify:
     torch.manual_seed(seed)
-    labels = TREE if nested else LABELS
+    labels = labels or (TREE if nested else LABELS)
     config = ClassifyConfig(
         multi_label=multi_label,
         tree=TreeConfig(head="joint" if nested else "flat"),
@@ -36,8 +43,9 @@ def build(*, multi_label: bool = False, warmup_epochs: int = 0, seed: int = 0, n
         head=MLPHeadConfig(hidden_sizes=[8], dropout=0.0) if multi_label else LinearHeadConfig(),
         loss=CrossEntropyConfig(class_weights="balanced"),
     )
-    counts = [5, 4, 2, 2, 1, 3, 2, 1] if nested else [4, 3, 2]
-    return build_classify(config, labels=labels, image_size=(32, 32), class_counts=counts, training_cases=9)
+    counts = [5, 4, 2, 2, 1, 3, 2, 1] if nested else [4, 3, 2][: len(labels)]
+    knowledge = LabelKnowledge(labels=list(labels.names), nested=nested, class_counts=counts, training_cases=9)
+    return build_classify(config, knowledge, image_size=(32, 32))
 
 
 def make_batch(*, seed: int = 0, views: int = 1, multi_label: bool = False) -> Batch:
@@ -46,12 +54,11 @@ def make_batch(*, seed: int = 0, views: int = 1, multi_label: bool = False) -> B
     mask_BV[1:, 1:] = False  # one case has all views, the others one
     images_BVCHW = torch.randn(4, views, 3, 32, 32, generator=random) * mask_BV[:, :, None, None, None]
     return Batch(
-        images_BVCHW=images_BVCHW,
-        view_mask_BV=mask_BV,
+        images=Views(mask_BV, images_BVCHW),
         rows_B=torch.arange(4),
         draws_B=torch.arange(4),
-        targets=(torch.rand(4, 3, generator=random) > 0.5).float() if multi_label else torch.tensor([0, 1, 2, 1]),
-        global_cases=4,
+        targets_B=(torch.rand(4, 3, generator=random) > 0.5).float() if multi_label else torch.tensor([0, 1, 2, 1]),
+        counts={"cases": 4},
     )
 
 
@@ -76,7 +83,7 @@ class TestTree(TaskContract):
         return build(warmup_epochs=warmup_epochs, seed=seed, nested=True)
 
     def batch(self, *, seed: int = 0) -> Batch:
-        return replace(make_batch(seed=seed), targets=torch.tensor([0, 4, 7, 6]))  # the first stops at an inner node
+        return replace(make_batch(seed=seed), targets_B=torch.tensor([0, 4, 7, 6]))  # the first stops at an inner node
 
 
 class TestSeveralViews(TaskContract):
@@ -90,10 +97,10 @@ class TestSeveralViews(TaskContract):
 @pytest.mark.parametrize("views", [1, 3])
 def test_features_stand_for_the_images_that_they_are_of(views: int) -> None:
     task, batch = build(seed=1).eval(), make_batch(views=views)
-    features_BVF = torch.zeros(*batch.view_mask_BV.shape, task.tower.num_features)
+    features_BVF = torch.zeros(*batch.views.there_BV.shape, task.tower.num_features)
     with torch.no_grad():
-        features_BVF[batch.view_mask_BV] = task.view_features(batch)
-    cached = replace(batch, images_BVCHW=torch.empty(4, views, 3, 0, 0), features_BVF=features_BVF)
+        features_BVF[batch.views.there_BV] = task.view_features(batch)
+    cached = replace(batch, images=Views(batch.views.there_BV, features_BVF=features_BVF))
     assert torch.equal(task.step(cached).loss, task.step(batch).loss)
     assert torch.equal(task.predict(cached).arrays["logits"], task.predict(batch).arrays["logits"])
 
@@ -120,7 +127,8 @@ def test_records_name_every_class_from_the_threshold_on() -> None:
     task = build(multi_label=True)
     prediction = Prediction({"probabilities": torch.tensor([[0.25, 0.75, 0.5], [0.0, 0.25, 0.125]])})
     assert [record["labels"] for record in task.records(prediction)] == [["mri", "xray"], []]
-    assert [record["labels"] for record in task.records(prediction, threshold=0.25)] == [["ct", "mri", "xray"], ["mri"]]
+    task.threshold = 0.25
+    assert [record["labels"] for record in task.records(prediction)] == [["ct", "mri", "xray"], ["mri"]]
 
 
 # -- What a prediction means in a tree ------------------------------------------------------------------------------
@@ -155,12 +163,16 @@ def test_siblings_share_the_probability_of_their_parent(seed: int, calibration: 
         )
 
 
+def seen(predictions: Sequence[Prediction]) -> list[tuple[Look, Prediction]]:
+    return [(Look(), prediction) for prediction in predictions]
+
+
 @given(st.integers(0, 1000), st.permutations(range(3)))
 def test_looks_are_averaged_in_any_order(seed: int, order: Sequence[int]) -> None:
     task = answering()
     looks = [task.prediction(scores(seed + number)) for number in range(3)]
-    alone, together = task.combine(looks[:1]).arrays, task.combine(looks).arrays
-    turned = task.combine([looks[number] for number in order]).arrays
+    alone, together = task.combine(seen(looks[:1])).arrays, task.combine(seen(looks)).arrays
+    turned = task.combine(seen([looks[number] for number in order])).arrays
     for name in ("conditionals", "probabilities"):
         torch.testing.assert_close(alone[name], looks[0].arrays[name], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(turned[name], together[name], rtol=1e-4, atol=1e-6)
@@ -172,7 +184,7 @@ def test_looks_are_averaged_as_probabilities(nested: bool) -> None:
     task = build(nested=nested)
     looks = [task.prediction(scores(number)[:, : len(task.labels)]) for number in range(3)]
     mean_BK = torch.stack([look.arrays["probabilities"] for look in looks]).mean(0)
-    torch.testing.assert_close(task.combine(looks).arrays["probabilities"], mean_BK, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(task.combine(seen(looks)).arrays["probabilities"], mean_BK, rtol=1e-4, atol=1e-6)
 
 
 def test_records_stop_where_the_answer_is_unsure() -> None:
@@ -201,7 +213,7 @@ def test_records_of_a_case_that_nothing_is_sure_of() -> None:
 
 
 def test_no_answer_has_no_probability_beside_a_class_of_that_name() -> None:
-    task = Answering(LabelTree(["ct", "unknown"]), multi_label=False)
+    task = build(labels=LabelTree(["ct", "unknown"]))
     task.calibrate(Calibration(thresholds=[0.9]))
     records = task.records(task.prediction(torch.tensor([[1.0, 0.0], [0.0, 5.0]])))
     assert [record["label"] for record in records] == ["unknown", "unknown"]
@@ -215,18 +227,17 @@ def test_no_answer_has_no_probability_beside_a_class_of_that_name() -> None:
 def test_several_views_are_averaged_as_features() -> None:
     task, batch = build().eval(), make_batch(views=3)
     with torch.no_grad():
-        features_VF = task.tower(batch.images_BVCHW[0])
+        features_VF = task.tower(batch.views.pixels[0])
         torch.testing.assert_close(task.logits(batch)[0], task.head(features_VF.mean(0, keepdim=True))[0])
 
 
 def test_a_missing_view_counts_for_nothing() -> None:
     task, batch = build(), make_batch(views=3)
-    single = replace(batch, images_BVCHW=batch.images_BVCHW[1:, :1], view_mask_BV=batch.view_mask_BV[1:, :1])
+    single = replace(batch, images=Views(batch.views.there_BV[1:, :1], batch.views.pixels[1:, :1]))
     with torch.no_grad():
         torch.testing.assert_close(task.eval().logits(batch)[1:], task.logits(single))
-    filled = replace(
-        batch, images_BVCHW=batch.images_BVCHW.masked_fill(~batch.view_mask_BV[:, :, None, None, None], 9.0)
-    )
+    pixels_BVCHW = batch.views.pixels.masked_fill(~batch.views.there_BV[:, :, None, None, None], 9.0)
+    filled = replace(batch, images=Views(batch.views.there_BV, pixels_BVCHW))
     first, second = build().train(), build().train()
     first.step(batch)
     second.step(filled)
@@ -247,7 +258,6 @@ def test_a_seed_decides_the_weights() -> None:
 
 def test_a_bundle_needs_no_pretrained_weights() -> None:
     config = ClassifyConfig(vision=VisionConfig(name="test_resnet", pretrained="nowhere.safetensors"))
-    task = build_classify(
-        config, labels=LABELS, image_size=(32, 32), class_counts=[1, 1, 1], training_cases=3, weights=False
-    )
+    knowledge = LabelKnowledge(labels=list(LABELS.names), class_counts=[1, 1, 1], training_cases=3)
+    task = build_classify(config, knowledge, image_size=(32, 32), weights=False)
     assert task.tower.num_features == 96

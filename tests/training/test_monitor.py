@@ -91,6 +91,7 @@ def told(folder: Path, figures: Sequence[tuple[float | None, float]]) -> list[st
         resume_step=0,
         log_every=1,
         monitor=F1,
+        shown=["log_loss"],
         cached=False,
         wandb=None,
     )
@@ -131,7 +132,8 @@ def test_the_log_says_once_that_the_metric_is_undefined(tmp_path: Path) -> None:
         (True, {}, "macro_auroc"),
         (False, {}, "macro_f1"),
         (True, {"monitor": "macro_f1"}, "macro_f1"),  # as every config.yaml of an earlier version names it
-        (False, {"monitor": "auto"}, "macro_f1"),
+        (False, {"monitor": None}, "macro_f1"),
+        (True, {"monitor": "auto"}, "macro_auroc"),
         (True, {"max_epochs": 3}, "macro_auroc"),
     ],
 )
@@ -143,6 +145,6 @@ def test_the_resolved_config_names_the_monitor(multi_label: bool, given: dict[st
         **({"trainer": given} if given else {}),
     }
     experiment = Experiment.model_validate(tree)
-    assert experiment.trainer.monitor == used
+    assert experiment.trainer.monitor == experiment.monitor == used
     assert Experiment.model_validate(experiment.model_dump()).trainer.monitor == used
-    assert TrainerConfig().monitor == "auto"
+    assert TrainerConfig().monitor is None

@@ -16,6 +16,7 @@ from consilium.training.config import (
     AdamConfig,
     ConstantConfig,
     CosineConfig,
+    GroupConfig,
     PlateauConfig,
     ScheduleConfig,
     SGDConfig,
@@ -57,11 +58,14 @@ def test_fractions_of_an_epoch_and_max_steps() -> None:
     assert plan.validate_after == {5, 10, 12}
 
 
-def schedule(config: ScheduleConfig, *, total: int = 100) -> tuple[Schedule, torch.optim.Optimizer]:
+def schedule(
+    config: ScheduleConfig, *, total: int = 100, floors: dict[str, float] | None = None
+) -> tuple[Schedule, torch.optim.Optimizer]:
     model = nn.Linear(2, 2)
     groups = [ParameterGroup("tower", [model.weight]), ParameterGroup("head", [model.bias])]
-    optimizer = build_optimizer(AdamConfig(kind="adamw", learning_rate=0.1, head_learning_rate=1.0), groups=groups)
-    built = Schedule(config, optimizer=optimizer, total_steps=total, steps_per_epoch=10)
+    own = {"head": GroupConfig(learning_rate=1.0)}
+    optimizer = build_optimizer(AdamConfig(kind="adamw", learning_rate=0.1, groups=own), groups=groups)
+    built = Schedule(config, optimizer=optimizer, total_steps=total, steps_per_epoch=10, floors=floors or {})
     return built, optimizer
 
 

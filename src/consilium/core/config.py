@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -191,7 +191,7 @@ def apply_overrides(
         opened |= {keys[:depth] for depth in range(1, len(keys)) if not _section(result, keys[:depth])}
         result = _set(result, list(keys), value, dotted)
     for keys in sorted(opened):
-        default = None if model is None else _default_choice(model, keys)
+        default = None if model is None else _default_choice(model, result, keys)
         own = _section(result, keys)
         if default is not None and "kind" not in own:
             result = _set(result, list(keys), merge(default.model_dump(mode="json"), own), ".".join(keys))
@@ -212,11 +212,13 @@ def _section(tree: Any, keys: Sequence[str]) -> Mapping[str, Any]:
     return tree if isinstance(tree, Mapping) else {}
 
 
-def _default_choice(model: type[BaseModel], keys: Sequence[str]) -> Config | None:
+def _default_choice(model: type[BaseModel], tree: Mapping[str, Any], keys: Sequence[str]) -> Config | None:
     """The default of a section that is one of several kinds; None for any other section."""
     models, default = [model], None
-    for key in keys:
-        field = models[0].model_fields.get(key) if len(models) == 1 else None
+    for depth, key in enumerate(keys):
+        kind = _section(tree, keys[:depth]).get("kind")
+        named = [one for one in models if kind in get_args(one.model_fields["kind"].annotation)] if kind else models
+        field = named[0].model_fields.get(key) if named else None  # a section that names no kind is of the first
         models, default = ([], None) if field is None else (models_in(field.annotation), field.default)
     return default if len(models) > 1 and isinstance(default, Config) else None
 

@@ -1,13 +1,14 @@
 """What both sides of a border share.
 
-Axes in names: B case in a batch, N case in a set, V view, C channel, H height, W width, F feature, K class.
+Axes in names: B case in a batch, N case in a set, V view, C channel, H height, W width, F feature, K class, T token,
+M metadata column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from consilium.core.reporter import counted, figures
 
@@ -16,41 +17,123 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-@dataclass
-class Batch:
-    """Cases on their way through a task.
+@dataclass(frozen=True)
+class Needs:
+    """Which fields of a case a task reads; cases without what they must have are left out and counted."""
 
-    ``images_BVCHW`` is uint8 in [0, 255] from the loader and normalised float after the device
-    transform. ``view_mask_BV`` is False where a case has fewer views than the longest in the batch.
-    ``features_BVF`` is what a frozen tower made of the views before; the images then have no pixels [B, V, 3, 0, 0].
-    ``targets`` is int64 [B] (single label) or float32 [B, K] (multi-label), None when unknown.
-    ``rows_B`` are row numbers of the case table; ``draws_B`` number the draws of a whole training,
-    and key everything random about a case. ``global_cases`` counts the cases of this batch over all
-    processes; ``share`` is the weight of this process's mean loss in the mean over processes.
+    image: Literal["must", "may"] = "must"
+    text: Literal["must", "may", "no"] = "no"
+    mask: Literal["must", "may", "no"] = "no"
+    label: Literal["one", "many", "may", "no"] = "no"  # many: any number, none too
+    nested: bool = False  # labels are paths: a case also has the labels above its own
+    meta: tuple[str, ...] = ()  # metadata columns that the task reads
+    views: tuple[str, ...] = ()  # names in the order of the axis V, as (left, right); (): as they come
+
+
+@dataclass(frozen=True)
+class Column:
+    """One field of the cases in a batch: tensors whose first axis is the case."""
+
+    def each(self, change: Callable[[Any], Tensor]) -> Self:
+        """The same column with every tensor changed: sent to a device, or some of the cases taken."""
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: change(value) for name, value in found.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Views(Column):
+    """Images: pixels, or the features that a frozen encoder made of them.
+
+    ``pixels_BVCHW`` is uint8 in [0, 255] from the loader and normalised float after the device transform.
+    ``there_BV`` is False where a case has fewer views than the one with most in the batch.
     """
 
-    images_BVCHW: Tensor
-    view_mask_BV: Tensor
+    there_BV: Tensor
+    pixels_BVCHW: Tensor | None = None
+    features_BVF: Tensor | None = None
+
+    @property
+    def pixels(self) -> Tensor:
+        """The pixels of images that are not features yet."""
+        if self.pixels_BVCHW is None:
+            raise ValueError("these images are cached features; there are no pixels")
+        return self.pixels_BVCHW
+
+
+@dataclass(frozen=True)
+class Texts(Column):
+    """Texts as token ids, or as features; ``there_B`` is False where a case has none. Equal texts have equal
+    numbers in ``same_B``."""
+
+    there_B: Tensor
+    same_B: Tensor
+    tokens_BT: Tensor | None = None
+    attention_BT: Tensor | None = None
+    features_BF: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Masks(Column):
+    """The class of every pixel, uint8; 255 is not judged."""
+
+    there_B: Tensor
+    classes_BHW: Tensor
+
+
+@dataclass(frozen=True)
+class Meta(Column):
+    """Metadata: numbers standardised, categories as indices; ``there_BM`` is False where a value is missing."""
+
+    there_BM: Tensor
+    values_BM: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cases on their way through a task: an optional column for every field of a case.
+
+    ``rows_B`` are row numbers of the case table; ``draws_B`` number the draws of a whole training, and key everything
+    random about a case. ``counts`` are of this batch over all processes: ``cases``, and those with ``text`` or
+    ``mask``. ``share`` is the weight of this process's mean loss in the mean over processes. ``targets_B`` [B, ...] is
+    what the family's study made of the labels.
+    """
+
     rows_B: Tensor
     draws_B: Tensor
-    targets: Tensor | None = None
-    features_BVF: Tensor | None = None
-    global_cases: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
     share: float = 1.0
+    images: Views | None = None
+    texts: Texts | None = None
+    masks: Masks | None = None
+    meta: Meta | None = None
+    targets_B: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.rows_B.shape[0])
 
+    @property
+    def views(self) -> Views:
+        """The images of a task that cannot do without."""
+        if self.images is None:
+            raise ValueError("this batch has no images")
+        return self.images
+
     def to(self, device: Any) -> Batch:
-        """The same batch on ``device``."""
-        move = {"device": device, "non_blocking": True}
-        return replace(
-            self,
-            images_BVCHW=self.images_BVCHW.to(**move),
-            view_mask_BV=self.view_mask_BV.to(**move),
-            targets=None if self.targets is None else self.targets.to(**move),
-            features_BVF=None if self.features_BVF is None else self.features_BVF.to(**move),
-        )
+        """The same batch on ``device``; ``rows_B`` and ``draws_B`` stay where they are."""
+        return self._each(lambda tensor: tensor.to(device=device, non_blocking=True))
+
+    def take(self, cases_B: Tensor) -> Batch:
+        """Some cases of the batch, by their places in it or by a mask; ``counts`` and ``share`` stay."""
+        chosen = cases_B.cpu()
+        taken = self._each(lambda tensor: tensor[cases_B.to(tensor.device)])
+        return replace(taken, rows_B=self.rows_B[chosen], draws_B=self.draws_B[chosen])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        columns = {"images": self.images, "texts": self.texts, "masks": self.masks, "meta": self.meta}
+        changed: dict[str, Any] = {name: column.each(change) for name, column in columns.items() if column is not None}
+        if self.targets_B is not None:
+            changed["targets_B"] = change(self.targets_B)
+        return replace(self, **changed)
 
 
 @dataclass
@@ -61,68 +144,112 @@ class StepOutput:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prediction:
-    """What a task says about cases: named arrays whose first axis is the case, float32.
+    """What a task says about cases: float32 tensors whose first axis is the case, by names of the family's."""
 
-    ``classify`` gives ``logits`` and ``probabilities`` [B, K], and of one label a case ``conditionals`` [B, K]: the
-    probability of a node among its siblings, whose product along a path is the path's in ``probabilities``.
+    arrays: Mapping[str, Tensor]
+
+
+class PaddedTexts(Protocol):
+    """Texts of a batch as int64 [B, T]: token ids, and 1 where a token belongs to the text, 0 where it is padding."""
+
+    @property
+    def tokens_BT(self) -> Tensor:
+        """The token ids."""
+        ...
+
+    @property
+    def attention_BT(self) -> Tensor:
+        """Which of them count."""
+        ...
+
+
+class TextCoder(Protocol):
+    """Makes tokens of texts; it is sent to other processes."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text."""
+        ...
+
+    def pad(self, ids: Sequence[Sequence[int]]) -> PaddedTexts:
+        """Encoded texts side by side, filled up to the longest."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """The mean and standard deviation of each channel, in [0, 1], that an image tower was made for.
+
+    ``pretrained``: its weights were trained on such images.
     """
 
-    arrays: dict[str, Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pretrained: bool
+
+
+@dataclass(frozen=True)
+class Look:
+    """One way to look at an image (test-time augmentation): mirrored, or the share of its centre, enlarged."""
+
+    mirrored: bool = False
+    centre: float = 1.0
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate: ``name`` is ``tower`` or ``head``."""
+    """Parameters that ``optimizer.groups`` knows by ``name``.
+
+    ``depths`` gives for each parameter how many layers of the group lie above its own; None where there are no layers.
+    """
 
     name: str
     parameters: list[nn.Parameter]
+    depths: Callable[[], list[int]] | None = None
 
 
-class Task(Protocol):
-    """A trainable whole, also an ``nn.Module``: model + loss + what a prediction means."""
+class Encoder(Protocol):
+    """A part of a task that makes the same of the same field every time; its outputs may be kept."""
 
-    def step(self, batch: Batch) -> StepOutput:
-        """The training loss of a batch whose images are normalised."""
+    @property
+    def width(self) -> int:
+        """Features of each image or text."""
         ...
 
-    def predict(self, batch: Batch) -> Prediction:
-        """The prediction for a batch whose images are normalised; in evaluation mode it changes no state."""
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """All that decides the features beside the image or text: weights hash, names, versions."""
         ...
 
-    def combine(self, looks: Sequence[Prediction]) -> Prediction:
-        """What several looks at the same cases (mirrored, enlarged) say together."""
-        ...
-
-    def records(self, prediction: Prediction) -> list[dict[str, Any]]:
-        """A JSON-able dictionary for every case of a prediction."""
-        ...
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        """All parameters, frozen ones too, each in exactly one group."""
-        ...
-
-    def set_epoch(self, epoch: int) -> None:
-        """Freeze and unfreeze what the config says for this epoch (first epoch: 0)."""
+    def encode(self, batch: Batch) -> Tensor:
+        """Features [N, F] of the images or texts that are there, case by case."""
         ...
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """A task's predictions over a whole set, with what is needed to judge them.
+    """A task's evidence over a whole set, with what is needed to judge it.
 
-    ``arrays`` hold [N, ...] float arrays, ``targets`` int64 [N] or float32 [N, K]. ``groups`` names the
+    ``arrays`` hold [N, ...] float arrays, ``targets`` [N, ...] what the family's study made of the labels (None: there
+    are none). ``groups`` names the
     bootstrap unit of each case (patient); ``columns`` maps a column name (``source``, and every
     metadata column) to N strings, '' where a case has none.
     """
 
-    arrays: dict[str, np.ndarray]
-    targets: np.ndarray
+    arrays: Mapping[str, np.ndarray]
+    targets: np.ndarray | None
     ids: list[str]
     groups: list[str]
     columns: dict[str, list[str]]
     unread: dict[str, str] = field(default_factory=dict)  # ids left out, since an image cannot be read, and why
+
+    @property
+    def known_targets(self) -> np.ndarray:
+        """The targets of a task that has some."""
+        if self.targets is None:
+            raise ValueError("these cases have no targets")
+        return self.targets
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.arrays.items())
@@ -177,6 +304,10 @@ class Evaluator(Protocol):
 
     def evaluate(self, outputs: Outputs, *, split: str) -> Evaluation:
         """Everything: figures, intervals, tables."""
+        ...
+
+    def check_monitor(self, metric: str) -> None:
+        """Refuse a metric that cannot choose weights in a training, as a ConfigError."""
         ...
 
     def higher_is_better(self, metric: str) -> bool:

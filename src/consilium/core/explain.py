@@ -7,10 +7,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from consilium.core.moved import MOVED
 from consilium.core.reporter import some
 
 SHOWN = 30  # of known names, where none is near
@@ -84,6 +85,8 @@ def _about_keys(place: _Place, problem: Mapping[str, Any]) -> str | None:
     """The line about a key that is unknown or missing, or about what a section's own check said."""
     kinds = [kind for model in place.models for kind in _kinds(model)]
     match problem["type"]:
+        case "extra_forbidden" if place.dotted in MOVED:
+            return f"`{place.dotted}` has moved: write it as `{MOVED[place.dotted]}`."
         case "extra_forbidden":
             parent = f"`{'.'.join(place.keys[:-1])}`" if len(place.keys) > 1 else "the config"
             fields = sorted({field for model in place.parents for field in model.model_fields})
@@ -101,7 +104,8 @@ def _about_keys(place: _Place, problem: Mapping[str, Any]) -> str | None:
             kind = str(problem["ctx"]["tag"])
             return f"`{place.dotted}.kind` is {shown(kind)}, which does not exist{nearest(kind, kinds)}"
         case "value_error":
-            return f"`{place.dotted or 'the config'}`: {problem['msg'].removeprefix('Value error, ')}."
+            said = problem["msg"].removeprefix("Value error, ")
+            return f"`{place.dotted or 'the config'}`: {said}" + ("" if said.endswith(("?", ".")) else ".")
     return None
 
 
@@ -135,6 +139,7 @@ def _place(model: type[BaseModel], tree: Mapping[str, Any], problem: Mapping[str
     models: list[type[BaseModel]] = [model]
     parents: list[type[BaseModel]] = []
     others: list[type[BaseModel]] = []
+    is_mapping = False
     location = problem["loc"]
     for depth, part in enumerate(location):
         if part in value if isinstance(value, dict) else isinstance(value, list) and part in range(len(value)):
@@ -145,9 +150,13 @@ def _place(model: type[BaseModel], tree: Mapping[str, Any], problem: Mapping[str
             continue
         chosen = _chosen(models, value)
         keys.append(str(part))
-        if not isinstance(part, int):
+        if is_mapping:  # this part is a name, and below it is what the mapping holds
+            is_mapping = False
+        elif not isinstance(part, int):
             parents, others = chosen, [model for model in models if model not in chosen]
-            models = [m for c in chosen if part in c.model_fields for m in models_in(c.model_fields[part].annotation)]
+            fields = [c.model_fields[part].annotation for c in chosen if part in c.model_fields]
+            models = [found for annotation in fields for found in models_in(annotation)]
+            is_mapping = any(get_origin(annotation) is dict for annotation in fields)
         value = inner
     return _Place(tuple(keys), value, parents, others, models)
 
@@ -159,8 +168,9 @@ def _chosen(models: list[type[BaseModel]], section: Any) -> list[type[BaseModel]
 
 
 def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
+    """The names by which a choice finds a model; none where ``kind`` is a key like others."""
     field = model.model_fields.get("kind")
-    return () if field is None else get_args(field.annotation)
+    return get_args(field.annotation) if field is not None and get_origin(field.annotation) is Literal else ()
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

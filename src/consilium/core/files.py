@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -122,6 +123,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` atomically as indented JSON; NaN is refused."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+BUNDLE = "bundle.json"  # the file that makes a folder a bundle; it is written last
+
+
+def folder_name(name: str) -> str:
+    """A name for a folder that stands for ``name`` alone; the name itself where it holds nothing odd."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]|^\.", "_", name)
+    return safe if safe == name else f"{safe}-{fingerprint(name)}"
 
 
 def fingerprint(value: Any) -> str:

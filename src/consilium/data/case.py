@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from consilium.core.places import FileFacts
+
 SPLITS = ("train", "val", "test", "unlabelled")
 
 _SPELLINGS = {
@@ -36,6 +38,22 @@ class View(NamedTuple):
     data: bytes | None = None
 
 
+class Text(NamedTuple):
+    """One text of a case, and its name (``findings``, ``impression``; '' for the only one)."""
+
+    text: str
+    name: str = ""
+
+
+class Mask(NamedTuple):
+    """One mask of a case: its path, its class and who drew it ('' for the only one), and its file when it was read."""
+
+    image: str
+    name: str = ""
+    annotator: str = ""
+    file: FileFacts | None = None  # None: there is none, or an earlier version did not look
+
+
 @dataclass(slots=True)
 class Case:
     """One canonical row; ``split`` is None where the source gives none, ``line`` where it is a file of its own.
@@ -48,14 +66,19 @@ class Case:
     group: str
     split: str | None
     views: tuple[View, ...]
-    text: str | None
+    texts: tuple[Text, ...]
     labels: tuple[str, ...]
-    mask: str | None
+    masks: tuple[Mask, ...]
     is_gt: bool
     file: str
     line: int | None
     meta: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str | None:
+        """The only text, or the first of several; None for none."""
+        return self.texts[0].text if self.texts else None
 
 
 class BadRow(NamedTuple):
@@ -173,8 +196,12 @@ def _other_text(value: Any) -> str:
 
 def check_encodable(case: Case) -> None:
     """Refuse text that is no UTF-8: a lone surrogate, from a broken file name or a JSON escape."""
-    texts = [case.id, case.group, case.text or "", case.mask or "", *case.labels]
+    texts = [case.id, case.group, *case.labels]
     texts += [part for view in case.views for part in (view.image, view.name)]
+    for named in case.texts:
+        texts += named
+    for mask in case.masks:
+        texts += mask[:3]
     texts += [part for item in case.meta.items() for part in item]
     for text in texts:
         if text.isascii():

@@ -219,6 +219,11 @@ class ImageConfig(Config):
 class AugmentationConfig(Config):
     """Random changes of training images; null turns one off. Factors are uniform in [1 - x, 1 + x]."""
 
+    views: Literal["apart", "together", "mirrored"] = Field(
+        default="apart",
+        description="Several views of a case are changed each in its own way, or all in one; mirrored: in one, and a "
+        "horizontal flip also exchanges the views called left and right.",
+    )
     crop_scale: tuple[Probability, Probability] | None = Field(default=None, description="Area kept, [min, max].")
     crop_ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="Width / height of the crop.")
     horizontal_flip_prob: Probability | None = Field(default=None, description="Chance to mirror left and right.")
@@ -257,9 +262,9 @@ class AugmentationConfig(Config):
 
     @property
     def names(self) -> list[str]:
-        """The augmentations that are on; ``crop_ratio`` alone changes nothing."""
+        """The augmentations that are on; ``crop_ratio`` and ``views`` alone change nothing."""
         given = {name for name, value in self if value is not None}
-        return [name for name in type(self).model_fields if name in given - {"crop_ratio"}]
+        return [name for name in type(self).model_fields if name in given - {"crop_ratio", "views"}]
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> AugmentationConfig:

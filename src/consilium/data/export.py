@@ -20,6 +20,7 @@ from consilium.core.errors import DataError
 from consilium.core.files import atomic_file, atomic_folder
 from consilium.core.places import is_remote
 from consilium.data.case import SPLITS
+from consilium.data.export_names import hints, mask_columns, text_columns
 from consilium.data.images import alone, read_bytes
 from consilium.data.sources.files import extension_of
 from consilium.data.store import CaseTable, Store
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 Form = Literal["jsonl", "parquet", "ret_clip_tsv"]
 ENDINGS: Mapping[str, Form] = {".jsonl": "jsonl", ".parquet": "parquet", ".tsv": "ret_clip_tsv"}
 BATCH_ROWS, BATCH_BYTES = 1024, 64 * 2**20
-_KEYS = ("id", "text", "label", "split", "group_id", "is_gt", "mask")
-_RESERVED = frozenset({*_KEYS, "image", "modalities", "conversations", "text_id", "image_ids"})
+_KEYS = ("label", "split", "group_id", "is_gt")
+_RESERVED = frozenset({"id", *_KEYS, "text", "mask", "image", "modalities", "conversations", "text_id", "image_ids"})
 _ENDINGS_BY_CONTENT = (
     (b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"),
     (b"BM", ".bmp"),
@@ -142,7 +143,10 @@ class _Job:
         several_sources = len(set(table.sources)) > 1
         # Ids are unique within a source only.
         self.prefix_ids = several_sources and len(set(table.ids)) < len(table)
-        self.reserved = _RESERVED | ({"source"} if several_sources else set())
+        reserved = _RESERVED | ({"source"} if several_sources else set())
+        self.text_columns = text_columns(table, taken=reserved)
+        self.mask_columns = mask_columns(table, taken=reserved.union(self.text_columns.values()))
+        self.reserved = reserved.union(self.text_columns.values(), self.mask_columns.values())
         self.meta_names = self._meta_names()
         if several_sources:
             self.notes.append("the cases come from several sources; each names its own in `source`.")
@@ -163,17 +167,19 @@ class _Job:
         return names
 
     def row(self, row: int) -> dict[str, Any]:
-        """The values of a case, None where it has none."""
+        """The values of a case, None where it has none; masks by their whole path."""
         table = self.table
         source, labels = table.sources[row], table.labels[row]
         values: dict[str, Any] = {
             "id": f"{source}:{table.ids[row]}" if self.prefix_ids else table.ids[row],
-            "text": table.texts[row],
+            **dict.fromkeys(self.text_columns.values()),
+            **{self.text_columns[text.name]: text.text for text in table.named_texts[row]},
             "label": list(labels) if self.several_labels else next(iter(labels), None),
             "split": table.splits[row],
             "group_id": table.groups[row],
             "is_gt": bool(table.is_gt[row]),
-            "mask": table.masks[row],
+            **dict.fromkeys(self.mask_columns.values()),
+            **{self.mask_columns[mask.name, mask.annotator]: mask.image for mask in table.masks[row]},
         }
         if "source" in self.reserved:
             values["source"] = source
@@ -191,6 +197,10 @@ class _Job:
         table = self.table
         return list(zip(table.view_names(row), table.image_names(row), table.images(row), strict=True))
 
+    def relative_masks(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """The masks of a row as the file names them."""
+        return {column: self.relative(row[column]) for column in self.mask_columns.values() if row[column]}
+
     def relative(self, path: str) -> str:
         """A path as the file names it: from its own folder where it lies below that, else as it is."""
         folder = f"{self.out.parent}/".replace("//", "/")
@@ -199,6 +209,7 @@ class _Job:
 
 
 def _write_jsonl(job: _Job) -> None:
+    job.notes += hints(job.text_columns, job.mask_columns)
     with contextlib.ExitStack() as stack:
         # What is entered last is finished first: the images are there when the file is.
         stream = stack.enter_context(atomic_file(job.out)).open("w", encoding="utf-8")
@@ -212,8 +223,7 @@ def _write_jsonl(job: _Job) -> None:
                 else:
                     value = job.relative(image)
                 modalities.append({"type": "image", "value": value} | ({"name": name} if name else {}))
-            row["mask"] = job.relative(row["mask"]) if row["mask"] else None
-            stream.write(_json_line({**row, "modalities": modalities}))
+            stream.write(_json_line({**row, **job.relative_masks(row), "modalities": modalities}))
 
 
 def _json_line(row: Mapping[str, Any]) -> str:
@@ -234,6 +244,7 @@ def _write_parquet(job: _Job) -> None:
     import pyarrow.parquet as pq
 
     columns = _ViewColumns(job)
+    job.notes += hints(job.text_columns, job.mask_columns)
     schema = columns.schema()
     waiting: list[dict[str, Any]] = []
     size = 0
@@ -279,7 +290,8 @@ class _ViewColumns:
             column: (pa.list_(image_type), _list(image)) if self.is_list else (image_type, image)
             for column in self.columns.values()
         }
-        named |= {key: (pa.string(), text) for key in _KEYS}
+        texts, masks = self.job.text_columns.values(), self.job.mask_columns.values()
+        named |= {key: (pa.string(), text) for key in ("id", *texts, *_KEYS, *masks)}
         named["is_gt"] = pa.bool_(), {"dtype": "bool", "_type": "Value"}
         named["label"] = (pa.list_(pa.string()), _list(text)) if several else (pa.string(), text)
         others = ["source"] if "source" in self.job.reserved else []
@@ -307,6 +319,8 @@ def _write_ret_clip(job: _Job) -> None:
     keys = _image_keys(job)
     written: set[str] = set()
     without_text = 0
+    if hints(job.text_columns, job.mask_columns):
+        job.notes.append("the form holds one text of a case, the first, and one mask; all others become metadata.")
     with (
         atomic_file(job.out.with_suffix(".jsonl")) as texts_path,
         atomic_file(job.out) as images_path,
@@ -318,11 +332,12 @@ def _write_ret_clip(job: _Job) -> None:
             if image_id not in written:
                 written.add(image_id)
                 images.write(b"\t".join([image_id.encode(), *_eyes(job, number)]) + b"\n")
-            if row["text"] is None:
+            first = next(iter(job.table.named_texts[number]), None)
+            if first is None:
                 without_text += 1
                 continue
-            row["mask"] = job.relative(row["mask"]) if row["mask"] else None
-            texts.write(_json_line({"text_id": number + 1, "image_ids": [int(image_id)], **row}))
+            row |= {job.text_columns[first.name]: None, **job.relative_masks(row)}
+            texts.write(_json_line({**row, "text_id": number + 1, "image_ids": [int(image_id)], "text": first.text}))
     if without_text == len(job.table):
         job.notes.append("no case has a text: read the TSV without texts. Labels, splits and metadata are left out.")
     elif without_text:

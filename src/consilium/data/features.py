@@ -1,4 +1,4 @@
-"""Features of images, computed once and kept on disk by content, and batches made of them.
+"""Features of images, computed once and kept on disk by content, and read in the place of images.
 
 Axes in names: B case in a batch, V view, N image, F feature.
 """
@@ -15,10 +15,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from consilium.core.contracts import Batch
+from consilium.core.contracts import Views
 from consilium.core.errors import ImageError, StoreError
 from consilium.core.files import write_json
-from consilium.data.loader import Loaded, Request
 from consilium.data.store import CaseTable
 
 DIGEST = 32  # bytes of a SHA-256
@@ -135,49 +134,29 @@ class CachedViews:
         return [view for row in rows for view in range(self.starts[row], self.starts[row + 1])]
 
 
-class FeatureLoader:
-    """Batches of cached features for lists of requests, as ``Loader`` gives batches of images."""
+class CachedReader:
+    """Reads cached features in the place of images."""
+
+    nbytes = 0  # they are read in the process that uses them
 
     def __init__(
-        self,
-        cache: FeatureCache,
-        views: CachedViews,
-        *,
-        targets: np.ndarray | None,
-        dtype: torch.dtype,
-        unread: Mapping[bytes, str],
+        self, cache: FeatureCache, views: CachedViews, *, dtype: torch.dtype, unread: Mapping[bytes, str]
     ) -> None:
-        """``unread``: images that have no features, and why."""
-        self._cache, self._views, self._targets, self._dtype = cache, views, targets, dtype
-        self._unread = unread
+        """``unread``: images that have no features, and why; the features of all others must be there."""
+        self._cache, self._views, self._dtype, self._unread = cache, views, dtype, unread
 
-    def load(self, requests: Sequence[Request]) -> Iterator[Loaded]:
-        """One Loaded per request, in order; the features of all other images must be there."""
-        for request in requests:
-            errors = self._errors(request.rows) if self._unread else {}
-            kept = [number for number, row in enumerate(request.rows) if row not in errors]
-            batch = self._batch(request, kept) if kept else None
-            yield Loaded(batch, list(errors.items()))
+    def read(self, row: int, draw: int) -> list[bytes]:
+        """The digests of a case's images."""
+        digests = [self._views.digests[view] for view in self._views.of([row])]
+        for digest in digests if self._unread else ():
+            if digest in self._unread:
+                raise ImageError(self._unread[digest])
+        return digests
 
-    def _errors(self, rows: Sequence[int]) -> dict[int, ImageError]:
-        """The rows with an image that could not be read."""
-        digests = [(row, self._views.digests[view]) for row in rows for view in self._views.of([row])]
-        return {row: ImageError(self._unread[digest]) for row, digest in digests if digest in self._unread}
-
-    def _batch(self, request: Request, kept: Sequence[int]) -> Batch:
-        rows, draws = [request.rows[number] for number in kept], [request.draws[number] for number in kept]
-        starts = self._views.starts
-        counts_B = np.array([starts[row + 1] - starts[row] for row in rows])
-        mask_BV = np.arange(counts_B.max()) < counts_B[:, None]
-        features_BVF = np.zeros((*mask_BV.shape, self._cache.width), dtype=np.float32)
-        features_BVF[mask_BV] = self._cache.read([self._views.digests[view] for view in self._views.of(rows)])
-        return Batch(
-            images_BVCHW=torch.empty(*mask_BV.shape, 3, 0, 0, dtype=torch.uint8),
-            features_BVF=torch.from_numpy(features_BVF).to(self._dtype),
-            view_mask_BV=torch.from_numpy(mask_BV),
-            rows_B=torch.tensor(rows),
-            draws_B=torch.tensor(draws),
-            targets=None if self._targets is None else torch.from_numpy(self._targets[rows]),
-            global_cases=request.global_cases,
-            share=request.share,
-        )
+    def collate(self, raws: Sequence[list[bytes]], *, shared: bool) -> Views:
+        """The features, as the encoder gives them in ``dtype``."""
+        counts_B = np.array([len(digests) for digests in raws])
+        there_BV = np.arange(counts_B.max()) < counts_B[:, None]
+        features_BVF = np.zeros((*there_BV.shape, self._cache.width), dtype=np.float32)
+        features_BVF[there_BV] = self._cache.read([digest for digests in raws for digest in digests])
+        return Views(torch.from_numpy(there_BV), features_BVF=torch.from_numpy(features_BVF).to(self._dtype))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from consilium.core.config import nearest
+from consilium.core.contracts import Needs
 from consilium.core.errors import ConfigError
 from consilium.core.labels import ROOT, with_ancestors
 from consilium.core.reporter import counted, some
@@ -36,21 +37,30 @@ class Filtered:
         )
 
 
-def usable(table: CaseTable, *, multi_label: bool, pseudo_labels: bool) -> Filtered:
-    """The cases that a classification can use.
+def usable(table: CaseTable, *, needs: Needs, pseudo_labels: bool) -> Filtered:
+    """The cases that a task can use.
 
-    Left out: the unlabelled split, cases without image or label (a multi-label case may have none), pseudo-labels
+    Left out: the unlabelled split, cases without what the task must have (image, text, mask, label), pseudo-labels
     (``is_gt: false``) outside train, and inside it unless ``pseudo_labels``.
     """
     splits = _splits(table)
     found = Filtered(table.select(np.flatnonzero(np.isin(splits, JUDGED))))
-    has_image = np.zeros(len(found.table), dtype=bool)
-    has_image[found.table.view_column("name")[0]] = True
-    found = found.keep(has_image, "left out: no image")
-    has_label = np.array([bool(row) for row in found.table.labels], dtype=bool) | multi_label
-    found = found.keep(has_label, "left out: no label")
+    if needs.image == "must":
+        has_image = np.zeros(len(found.table), dtype=bool)
+        has_image[found.table.view_column("name")[0]] = True
+        found = found.keep(has_image, "left out: no image")
+    if needs.text == "must":
+        found = found.keep(_filled(found.table.texts), "left out: no text")
+    if needs.mask == "must":
+        found = found.keep(_filled(found.table.masks), "left out: no mask")
+    if needs.label == "one":
+        found = found.keep(_filled(found.table.labels), "left out: no label")
     trusted = found.table.is_gt | (pseudo_labels & (_splits(found.table) == "train"))
     return found.keep(trusted, "left out: a pseudo-label")
+
+
+def _filled(values: Iterable[object]) -> np.ndarray:
+    return np.array([bool(value) for value in values], dtype=bool)
 
 
 def filtered(found: Filtered, *, config: FilterConfig, seed: int) -> Filtered:
@@ -75,7 +85,7 @@ def filtered(found: Filtered, *, config: FilterConfig, seed: int) -> Filtered:
         allowed = _one_of(_column(found.table, column), values, f"sub_sources.{column}", column, hint=own)
         found = found.keep(allowed, f"left out by data.filters.sub_sources.{column}")
     if config.has_text is not None:
-        has_text = np.array([bool(text) for text in found.table.texts], dtype=bool)
+        has_text = _filled(found.table.texts)
         found = found.keep(has_text == config.has_text, f"left out by data.filters.has_text: {config.has_text}")
     if config.node is not None:
         found = _at_node(found, config.node)

@@ -35,7 +35,7 @@ class CheckedImages:
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that cannot be used: its file as found (null: there is none), and why."""
+    """An image or mask that cannot be used: its file as found (null: there is none), and why."""
 
     path: str
     size: int | None
@@ -71,7 +71,14 @@ def _check_all(cases: Sequence[Case], config: StoreConfig) -> list[CheckedImages
 
 
 def _check_images(case: Case, config: StoreConfig) -> CheckedImages | BadImage:
-    """The stored form of a case's views; with ``check_images: decode`` each is decoded, whatever else is done to it."""
+    """The stored form of a case's views; with ``check_images: decode`` each is decoded, whatever else is done to it.
+
+    Of its masks it is only seen whether there is a file.
+    """
+    for mask in case.masks:
+        if mask.file is None or not mask.file.is_file:
+            size, time = (None, None) if mask.file is None else (mask.file.size, mask.file.version)
+            return BadImage(mask.image, size, time, f"the mask {mask.image} does not exist")
     views, pixels = [], []
     notes: list[str] = []
     for view in case.views:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from consilium.core.contracts import Needs
 from consilium.core.errors import DataError
 from consilium.core.files import write_json
 from consilium.core.labels import ROOT, indented, reading_order, with_ancestors
@@ -101,17 +102,13 @@ def inspect(
     store: Store,
     *,
     config: DataConfig,
-    multi_label: bool = False,
-    nested: bool = False,
+    needs: Needs,
     out: Path,
     reporter: Reporter | None = None,
 ) -> Inspection:
-    """Look through a store, and write ``inspection.json`` and two pictures into ``out``.
-
-    ``nested``: the labels are learned as a tree.
-    """
+    """Look through a store as a task with these needs sees it; write ``inspection.json`` and pictures into ``out``."""
     table = resplit(store.table, config=config.split).table
-    found = used_cases(store.table, config=config, multi_label=multi_label, nested=nested)
+    found = used_cases(store.table, config=config, needs=needs)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     max_pixels = store.manifest.max_pixels
@@ -135,7 +132,7 @@ def inspect(
         used=len(found.table),
         left_out=found.notes,
         findings=findings,
-        warnings=_warnings(found, table, nested=nested),
+        warnings=_warnings(found, table, nested=needs.nested),
         near_duplicates=None if pairs is None else str(pairs),
     )
     write_json(out / "inspection.json", _tree(inspection, found.table))
@@ -229,8 +226,7 @@ def _sizes(table: CaseTable) -> list[dict[str, Any]]:
 
 def _missing(table: CaseTable, *, embedded: bool) -> list[str]:
     images = [] if embedded else table.view_column("image")[1]
-    masks = [mask for mask in table.masks if mask is not None]
-    paths = list(dict.fromkeys([*images, *masks]))
+    paths = list(dict.fromkeys([*images, *(path for path, _, _ in table.mask_files())]))
     return [path for path, found in zip(paths, facts_of(paths), strict=True) if found is None or not found.is_file]
 
 

@@ -1,19 +1,20 @@
-"""From a data section to the labelled cases of a task: prepare, filter, check."""
+"""From a data section to the studied cases of a task: prepare, filter, study, check."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, Protocol
 
 import numpy as np
 
+from consilium.core.contracts import Needs
 from consilium.core.errors import DataError
-from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter, counted
 from consilium.data import workers
 from consilium.data.case import MISSING_LABEL
+from consilium.data.cases import Cases, KnowledgeT, Studied
 from consilium.data.config import DataConfig, FilterConfig, ImageConfig
-from consilium.data.dataset import LabelledCases, labelled_cases, rare_class_warnings
 from consilium.data.filters import Filtered, filtered, usable
 from consilium.data.folds import resplit, seen_in_training
 from consilium.data.groups import one_group
@@ -21,40 +22,52 @@ from consilium.data.guards.check import WHERE, Findings, check, look_up
 from consilium.data.guards.leaks import drop_leaks, find_leaks
 from consilium.data.prepare import prepare
 from consilium.data.sources.config import Source
-from consilium.data.splits import missing_values
 from consilium.data.store import CaseTable, Store
 
 SHOWN_LEAKS = 10
 
 
+class Study(Protocol[KnowledgeT]):
+    """What a family sees in cases, before any model is built; a pure function."""
+
+    def __call__(self, cases: Cases, *, known: KnowledgeT | None) -> Studied[KnowledgeT]:
+        """``known`` comes before what the cases teach."""
+        ...
+
+
 @dataclass(frozen=True)
-class LoadedData:
-    """A prepared store, its labelled cases, and the image config, for a training with its statistics filled in."""
+class LoadedData(Generic[KnowledgeT]):
+    """A prepared store, its studied cases, and the image config, for a training with its statistics filled in."""
 
     store: Store
-    cases: LabelledCases
+    studied: Studied[KnowledgeT]
     image: ImageConfig
+
+    def __repr__(self) -> str:
+        return f"<LoadedData: {self.cases!r} of {self.store!r}>"
+
+    @property
+    def cases(self) -> Cases:
+        """The cases that are used."""
+        return self.studied.cases
 
 
 def load_data(
     config: DataConfig,
     *,
-    multi_label: bool,
-    needs: Sequence[str],
-    labels: LabelTree | None = None,
-    nested: bool = False,
-    known: LabelTree | None = None,
+    needs: Needs,
+    study: Study[KnowledgeT],
+    splits: Sequence[str],
+    known: KnowledgeT | None = None,
     limit: int | None = None,
     training: bool = False,
-    uses_text: bool = False,
     reporter: Reporter,
-) -> LoadedData:
-    """Prepare the store and take the cases of a classification task; splits in ``needs`` must not be empty.
+) -> LoadedData[KnowledgeT]:
+    """Prepare the store and study the cases that a task can use; none of ``splits`` may be empty.
 
-    Before a ``training`` all guards look at the cases, else leaks are only looked up, and no image is opened.
-    ``labels`` None takes those of train, ``nested`` with the nodes above them; ``known`` labels come before
-    them, in their order. ``uses_text`` says that the model reads the texts, so that a label named in its own text is a
-    leak.
+    Before a ``training`` all guards look at the cases, else leaks are only looked up, and no image is opened. A task
+    that needs texts reads a label that is named in its own text: that is a leak then. ``limit`` keeps so many cases of
+    each split.
     """
     if training and workers.worker_count(config.loader):
         workers.warm_up()
@@ -62,11 +75,14 @@ def load_data(
             reporter.line(f"note: {crowded}")
     prepared = prepare(config, reporter=reporter)
     store = prepared.store
+    uses_text = needs.text != "no" and needs.label in ("one", "many")  # a label in its text is then no secret
     reporter.line(f"store {store.path}: {store.manifest.cases} cases" + ("" if prepared.created else " (unchanged)"))
-    cases = take_cases(
-        store.table, config=config, multi_label=multi_label, labels=labels, nested=nested, known=known, limit=limit
-    )
-    used = cases.table.select(np.sort(np.concatenate(list(cases.rows.values()))))
+    chosen = Cases.of(used_cases(store.table, config=config, needs=needs))
+    studied = study(chosen, known=known)
+    fewer = _limited(chosen, studied, filters=config.filters, limit=limit)
+    if fewer is not chosen:
+        studied = study(fewer, known=studied.knowledge)
+    used = studied.cases.used()
     _refuse_large(used, config.image.max_pixels)
     findings = (
         check(store, used, config, uses_text=uses_text, images=limit is None, reporter=reporter)
@@ -76,22 +92,45 @@ def load_data(
     _refuse_leaks(findings, config=config, uses_text=uses_text)
     dropped = drop_leaks(used, findings.leaks if config.on_leak == "drop" else [])
     if not dropped.keep.all():
-        left = Filtered(used.select(np.flatnonzero(dropped.keep)), [*cases.notes, *dropped.notes])
-        # Of a part of the cases, not every label needs to be in train.
-        fixed = labels if len(used) == len(cases.table) else cases.labels
-        cases = labelled_cases(left, multi_label=multi_label, labels=fixed, nested=nested, known=known)
-        findings = replace(findings, leaks=find_leaks(left.table))
-    # What rows say of such a label, a training says below of the classes that are left, and an evaluation does not.
+        left = used.select(np.flatnonzero(dropped.keep))
+        # Of a part of the cases, not every class needs to be in train.
+        before = known if fewer is chosen else studied.knowledge
+        studied = study(Cases.of(Filtered(left, [*fewer.notes, *dropped.notes])), known=before)
+        findings = replace(findings, leaks=find_leaks(left))
+    cases = studied.cases
+    # What rows say of such a label, a training says of the classes that are left, and an evaluation does not.
     said = [note for note in prepared.notes() if not (training and MISSING_LABEL in note)]
     cases.notes.extend([*said, *findings.short()])
     if training:
-        cases.notes.extend(
-            [*_unchecked(config), *missing_values(cases.labels.names), *rare_class_warnings(cases), *_unjudged(cases)]
-        )
+        cases.notes.extend([*_unchecked(config), *_unjudged(cases)])
     for note in cases.notes:
         reporter.line(f"note: {note}")
-    _refuse_empty(cases, needs, config.sources)
-    return LoadedData(store, cases, measured(config.image, store, cases, reporter) if training else config.image)
+    _refuse_empty(cases, splits, config.sources)
+    image = measured(config.image, store, cases, reporter) if training else config.image
+    return LoadedData(store, studied, image)
+
+
+def studied_cases(
+    table: CaseTable,
+    *,
+    config: DataConfig,
+    needs: Needs,
+    study: Study[KnowledgeT],
+    known: KnowledgeT | None = None,
+    limit: int | None = None,
+) -> Studied[KnowledgeT]:
+    """The cases of a store that a task can use, studied; at most ``limit`` of each split."""
+    chosen = Cases.of(used_cases(table, config=config, needs=needs))
+    studied = study(chosen, known=known)
+    fewer = _limited(chosen, studied, filters=config.filters, limit=limit)
+    return studied if fewer is chosen else study(fewer, known=studied.knowledge)
+
+
+def _limited(chosen: Cases, studied: Studied[KnowledgeT], *, filters: FilterConfig, limit: int | None) -> Cases:
+    """At most so many cases of each split as the filters and one run ask for; ``chosen`` itself where that is all."""
+    most = {"train": filters.max_train_samples, "val": filters.max_eval_samples, "test": filters.max_eval_samples}
+    limits = {split: min((n for n in (own, limit) if n is not None), default=None) for split, own in most.items()}
+    return chosen.limited(limits, strata_N=studied.strata_N)
 
 
 def _unchecked(config: DataConfig) -> list[str]:
@@ -104,7 +143,7 @@ def _unchecked(config: DataConfig) -> list[str]:
     ]
 
 
-def _unjudged(cases: LabelledCases) -> list[str]:
+def _unjudged(cases: Cases) -> list[str]:
     if len(cases.rows["test"]):
         return []
     return ["no case is in the test split: validation will choose the weights, and nothing judges them."]
@@ -123,7 +162,7 @@ def _refuse_large(table: CaseTable, max_pixels: int) -> None:
         )
 
 
-def _refuse_empty(cases: LabelledCases, needs: Sequence[str], sources: Sequence[Source]) -> None:
+def _refuse_empty(cases: Cases, needs: Sequence[str], sources: Sequence[Source]) -> None:
     """A split that is needed and has no case is a DataError."""
     for split in needs:
         if not len(cases.rows[split]):
@@ -140,7 +179,7 @@ def _refuse_empty(cases: LabelledCases, needs: Sequence[str], sources: Sequence[
             )
 
 
-def measured(image: ImageConfig, store: Store, cases: LabelledCases, reporter: Reporter) -> ImageConfig:
+def measured(image: ImageConfig, store: Store, cases: Cases, reporter: Reporter) -> ImageConfig:
     """The image config with the statistics of the training cases, where they are asked for."""
     if image.statistics != "data":
         return image
@@ -155,40 +194,14 @@ def measured(image: ImageConfig, store: Store, cases: LabelledCases, reporter: R
     return image.model_copy(update={"mean": pixels.mean, "std": pixels.std, "statistics": "given"})
 
 
-def take_cases(
-    table: CaseTable,
-    *,
-    config: DataConfig,
-    multi_label: bool,
-    labels: LabelTree | None = None,
-    nested: bool = False,
-    known: LabelTree | None = None,
-    limit: int | None = None,
-) -> LabelledCases:
-    """The cases of a store that a classification uses, with classes and targets; ``limit`` of each split."""
-    tree = nested if labels is None else labels.nested
-    found = used_cases(table, config=config, multi_label=multi_label, nested=tree)
-    limits = _limits(config.filters, limit)
-    return labelled_cases(found, multi_label=multi_label, labels=labels, nested=nested, known=known, limits=limits)
-
-
-def used_cases(table: CaseTable, *, config: DataConfig, multi_label: bool, nested: bool = False) -> Filtered:
-    """The cases of a store that a classification uses, in the splits that the config asks for.
-
-    ``nested``: its labels are a tree, where a case also has the labels above its own.
-    """
+def used_cases(table: CaseTable, *, config: DataConfig, needs: Needs) -> Filtered:
+    """The cases of a store that a task can use, in the splits that the config asks for."""
     again = resplit(table, config=config.split)
-    found = usable(again.table, multi_label=multi_label, pseudo_labels=config.pseudo_labels)
+    found = usable(again.table, needs=needs, pseudo_labels=config.pseudo_labels)
     found = filtered(found, config=config.filters, seed=config.split.seed)
-    if config.split.anew:
-        found = seen_in_training(found, nested=nested)
+    if config.split.anew and needs.label in ("one", "many"):
+        found = seen_in_training(found, nested=needs.nested)
     return Filtered(found.table, [*again.notes, *found.notes])
-
-
-def _limits(filters: FilterConfig, limit: int | None) -> dict[str, int | None]:
-    """The most cases of each split: of the filters, and of one run."""
-    most = {"train": filters.max_train_samples, "val": filters.max_eval_samples, "test": filters.max_eval_samples}
-    return {split: min((n for n in (own, limit) if n is not None), default=None) for split, own in most.items()}
 
 
 def _refuse_leaks(findings: Findings, *, config: DataConfig, uses_text: bool) -> None:

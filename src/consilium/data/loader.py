@@ -1,11 +1,11 @@
-"""Batches from a case table: workers decode and crop in uint8, everything else happens on the device."""
+"""Batches of cases, read in worker processes."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,31 +14,20 @@ from torch.utils.data import DataLoader, Dataset
 from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError, ConsiliumError, DataError, ImageError, MissingExtraError
 from consilium.data import workers
-from consilium.data.acquisition import recompressed
-from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
-from consilium.data.images import load_view, probe, read_bytes
+from consilium.data.config import LoaderConfig
 from consilium.data.mixture import Mixture
-from consilium.data.transforms import sample_box, sample_quality
+from consilium.data.readers import NO_DRAW, Readers, tensors
 
-NO_DRAW = -1  # the draw number of an image that nothing random happens to
 EPOCH_SHIFT = 32  # draw number = epoch << 32 | slot
-
-
-class Images(Protocol):
-    """Anything with rows of images: the case table, or a list of paths."""
-
-    def images(self, row: int) -> Sequence[str | bytes]:
-        """Paths or encoded bytes of the views of a row."""
-        ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """One global batch's part for this process."""
+    """One global batch's part for this process; ``counts`` are of the whole."""
 
     rows: list[int]
     draws: list[int]
-    global_cases: int
+    counts: Mapping[str, int]
     share: float
 
 
@@ -66,96 +55,58 @@ def unusable(case: str, reason: str) -> DataError:
     )
 
 
-class Batches(Protocol):
-    """What turns requests into batches."""
-
-    def load(self, requests: Sequence[Request]) -> Iterator[Loaded]:
-        """One Loaded per request, in order."""
-        ...
-
-
 @dataclass(frozen=True)
-class _Decoded:
-    """What a worker sends: only images go through shared memory, and there is a way without it."""
+class _Read:
+    """What a worker sends; ``columns`` hold arrays, which become tensors where they arrive."""
 
     request: Request
     errors: Sequence[tuple[int, ConsiliumError]]
-    images_BVHWC: Any = None  # a tensor in shared memory, or an array; None: no image could be read
-    mask_BV: np.ndarray | None = None
     rows: Sequence[int] = ()
     draws: Sequence[int] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
     targets: np.ndarray | None = None
 
     def loaded(self) -> Loaded:
-        if self.images_BVHWC is None:
+        if not self.rows:
             return Loaded(None, self.errors)
+        columns: dict[str, Any] = {name: tensors(column) for name, column in self.columns.items()}
         batch = Batch(
-            images_BVCHW=torch.as_tensor(self.images_BVHWC).permute(0, 1, 4, 2, 3),
-            view_mask_BV=torch.as_tensor(self.mask_BV),
             rows_B=torch.tensor(self.rows),
             draws_B=torch.tensor(self.draws),
-            targets=None if self.targets is None else torch.as_tensor(self.targets),
-            global_cases=self.request.global_cases,
+            counts=self.request.counts,
             share=self.request.share,
+            targets_B=None if self.targets is None else torch.as_tensor(self.targets),
+            **columns,
         )
         return Loaded(batch, self.errors)
 
 
-class _Decoder(Dataset[Any]):
-    """Turns a Request into uint8 views; runs in the workers, which may share their memory if ``share`` is true."""
+class _Cases(Dataset[Any]):
+    """Reads the cases of a Request; runs in the workers, which may share their memory if ``share`` is true."""
 
-    def __init__(
-        self,
-        table: Images,
-        *,
-        targets: np.ndarray | None,
-        image: ImageConfig,
-        augmentation: AugmentationConfig,
-        seed: int,
-    ) -> None:
-        self.table, self.targets, self.image, self.augmentation, self.seed = table, targets, image, augmentation, seed
+    def __init__(self, readers: Readers, *, targets: np.ndarray | None) -> None:
+        self.readers, self.targets = readers, targets
         self.share = False
 
-    def __getitem__(self, request: Request) -> _Decoded:
+    def __getitem__(self, request: Request) -> _Read:
         rows, draws, cases, errors = [], [], [], []
+        readers = list(self.readers)
         for row, draw in zip(request.rows, request.draws, strict=True):
             try:
-                views = [self._view(image, draw, number) for number, image in enumerate(self.table.images(row))]
-                if not views:
-                    raise ImageError(f"case {row} has no image; this task needs one per case.")
+                cases.append([reader.read(row, draw) for _, reader in readers])
             except (ImageError, MissingExtraError) as error:
                 errors.append((row, error))
                 continue
             rows.append(row)
             draws.append(draw)
-            cases.append(views)
         if not cases:
-            return _Decoded(request, errors)
-        height, width = self.image.size
-        size = (len(cases), max(map(len, cases)), height, width, 3)
-        images = workers.shared(size) if self.share else None
-        images_BVHWC = np.zeros(size, dtype=np.uint8) if images is None else images.numpy()
-        mask_BV = np.zeros(size[:2], dtype=bool)
-        for number, views in enumerate(cases):
-            images_BVHWC[number, : len(views)] = views
-            mask_BV[number, : len(views)] = True
+            return _Read(request, errors)
+        columns = {
+            name: reader.collate(list(raws), shared=self.share)
+            for (name, reader), raws in zip(readers, zip(*cases, strict=True), strict=True)
+        }
         targets = None if self.targets is None else self.targets[rows]
-        return _Decoded(request, errors, images_BVHWC if images is None else images, mask_BV, rows, draws, targets)
-
-    def _view(self, image: str | bytes, draw: int, view: int) -> np.ndarray:
-        name = image if isinstance(image, str) else "embedded image"
-        data = read_bytes(image)
-        box = None
-        if draw != NO_DRAW and self.augmentation.crop_scale is not None:
-            info = probe(data, name=name, max_pixels=self.image.max_pixels)
-            box = sample_box(
-                draw, seed=self.seed, view=view, augmentation=self.augmentation, width=info.width, height=info.height
-            )
-        pixels_HWC = load_view(data, name=name, image=self.image, box=box)
-        if draw == NO_DRAW:
-            return pixels_HWC
-        quality = sample_quality(draw, seed=self.seed, view=view, augmentation=self.augmentation)
-        return pixels_HWC if quality is None else recompressed(pixels_HWC, quality=quality)
+        return _Read(request, errors, rows, draws, columns, targets)
 
 
 class _Requests:
@@ -179,23 +130,22 @@ class _Quiet(DataLoader[Any]):
 
 
 class Loader:
-    """Decoded batches for lists of requests; its workers live as long as it does.
+    """Batches for lists of requests, read by one reader for each column; its workers live as long as it does.
 
     ``note`` receives a line where surroundings make it work in another way than asked.
     """
 
     def __init__(
         self,
-        table: Images,
+        readers: Readers,
         *,
-        targets: np.ndarray | None,
-        image: ImageConfig,
-        augmentation: AugmentationConfig,
         config: LoaderConfig,
+        targets: np.ndarray | None = None,
         seed: int = 0,
         note: Callable[[str], None] | None = None,
     ) -> None:
-        self._decoder = _Decoder(table, targets=targets, image=image, augmentation=augmentation, seed=seed)
+        """``targets`` [N, ...] has a row for every row that is asked for."""
+        self._cases = _Cases(readers, targets=targets)
         self._config, self._seed, self._note = config, seed, note or (lambda _: None)
         self._sampler = _Requests()
         self._loader: DataLoader[Any] | None = None
@@ -204,10 +154,10 @@ class Loader:
         """One Loaded per request, in order; a worker that dies is a MemoryExhaustedError."""
         self._sampler.requests = list(requests)
         with workers.deaths_explained():
-            for decoded in self._started():
-                yield decoded.loaded()
+            for read in self._started():
+                yield read.loaded()
 
-    def _started(self) -> Iterator[_Decoded]:
+    def _started(self) -> Iterator[_Read]:
         """The batches of the sampler's requests; the first call starts the workers."""
         if self._loader is None:
             count = workers.worker_count(self._config)
@@ -222,18 +172,17 @@ class Loader:
                 return iter(self._loader)
         except OSError as error:  # no room or no permission for locks and pipes
             self._note(f"note: no process could be started to decode images ({error}); they are decoded in this one.")
-            self._decoder.share = False
+            self._cases.share = False
             self._loader = self._build(0)
             return iter(self._loader)
 
     def _choose_transport(self, count: int) -> None:
         """Batches wait in shared memory if all of them fit there, else in the workers, and come through a pipe."""
         workers.warm_up()
-        height, width = self._decoder.image.size
         cases = max((len(request.rows) for request in self._sampler.requests), default=0)
         waiting = count * self._config.prefetch_factor + 2  # one is used, one is on its way
-        reason = workers.why_not_shared(waiting * cases * height * width * 3)
-        self._decoder.share = reason is None
+        reason = workers.why_not_shared(waiting * cases * sum(reader.nbytes for _, reader in self._cases.readers))
+        self._cases.share = reason is None
         if reason is not None:
             self._note(
                 f"note: {reason}; batches come through pipes instead, which is a little slower. Lower "
@@ -242,7 +191,7 @@ class Loader:
 
     def _build(self, count: int) -> DataLoader[Any]:
         return _Quiet(
-            self._decoder,
+            self._cases,
             batch_size=None,
             sampler=self._sampler,
             num_workers=count,
@@ -275,7 +224,7 @@ def training_requests(
         share = len(own_rows) * processes / cases
         if not len(own_rows):
             own_rows, own_draws = rows[span][:1], draws[span][:1]
-        requests.append(Request(own_rows.tolist(), own_draws.tolist(), cases, share))
+        requests.append(Request(own_rows.tolist(), own_draws.tolist(), {"cases": cases}, share))
     return requests
 
 
@@ -301,4 +250,4 @@ def evaluation_requests(rows: Sequence[int] | np.ndarray, *, config: LoaderConfi
     size = config.eval_batch_size or config.batch_size
     numbers = np.asarray(rows, dtype=np.int64).tolist()
     parts = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    return [Request(part, [NO_DRAW] * len(part), len(part), 1.0) for part in parts]
+    return [Request(part, [NO_DRAW] * len(part), {"cases": len(part)}, 1.0) for part in parts]

@@ -10,16 +10,19 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from consilium.core.contracts import Look
 
-def looks(images_BVCHW: Tensor, *, mirror: bool, crops: Sequence[float]) -> Iterator[Tensor]:
+
+def looks(images_BVCHW: Tensor, *, mirror: bool, crops: Sequence[float]) -> Iterator[tuple[Look, Tensor]]:
     """The images, then the centre of them for each of ``crops``; each followed by its mirror image with ``mirror``.
 
     ``crops`` are shares of both sides in whole pixels; what they cut out is enlarged to the size of the images.
     """
-    for look_BVCHW in (images_BVCHW, *(_centre(images_BVCHW, share) for share in crops)):
-        yield look_BVCHW
+    for share in (1.0, *crops):
+        look_BVCHW = images_BVCHW if share == 1.0 else _centre(images_BVCHW, share)
+        yield Look(centre=share), look_BVCHW
         if mirror:
-            yield look_BVCHW.flip(-1)
+            yield Look(mirrored=True, centre=share), look_BVCHW.flip(-1)
 
 
 def _centre(images_BVCHW: Tensor, share: float) -> Tensor:

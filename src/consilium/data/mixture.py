@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from consilium.core.config import nearest
 from consilium.core.errors import ConfigError, DataError
+from consilium.data.cases import Cases, Studied
 from consilium.data.config import DataConfig
-from consilium.data.dataset import LabelledCases
 
 MAX_SLOTS = 1e9  # an epoch is drawn before it starts and held in memory
 
@@ -117,13 +118,15 @@ class Mixture:
         return [(np.flatnonzero(sequence == number), int(size)) for number, size in enumerate(self._sizes)]
 
 
-def build_mixture(cases: LabelledCases, *, config: DataConfig, seed: int) -> Mixture:
-    """The mixture of the training rows of ``cases``.
+def build_mixture(studied: Studied[Any], *, config: DataConfig, seed: int) -> Mixture:
+    """The mixture of the training rows of studied cases.
 
-    Without weights all sources form one pool. ``class_balanced`` splits every pool by class and draws
-    the classes of a pool equally; ``source_balanced`` splits these by source and draws the sources of a class equally.
+    Without weights all sources form one pool. ``class_balanced`` splits every pool by class (the strata of the study;
+    without any it is a ConfigError) and draws the classes of a pool equally; ``source_balanced`` splits these by source
+    and draws the sources of a class equally.
     """
-    rows, sampling = cases.rows["train"], config.mixture.sampling
+    cases, sampling = studied.cases, config.mixture.sampling
+    rows = cases.rows["train"]
     if all(source.weight is None for source in config.sources):
         pools = [Pool("all", rows, 1.0)]
     else:
@@ -137,14 +140,19 @@ def build_mixture(cases: LabelledCases, *, config: DataConfig, seed: int) -> Mix
     slots = None if steps is None else steps * config.loader.batch_size
     if sampling != "shuffle":
         slots = slots or len(rows)
-        pools = [part for pool in pools for part in _divided(pool, cases.balancing_class())]
+        if studied.strata_N is None:
+            raise ConfigError(
+                f"data.mixture.sampling is {sampling}, but this task has no classes to balance; set it to shuffle, and "
+                "give sources a weight."
+            )
+        pools = [part for pool in pools for part in _divided(pool, studied.strata_N)]
     if sampling == "source_balanced":
         names = _sources(cases, config.mixture.source_column)
         pools = [part for pool in pools for part in _divided(pool, names)]
     return Mixture(pools, stop=config.mixture.stop, slots=slots, seed=seed)
 
 
-def _sources(cases: LabelledCases, column: str) -> np.ndarray:
+def _sources(cases: Cases, column: str) -> np.ndarray:
     """What the column says of each case of the table [N]; cases where it says nothing ('') are one source."""
     table = cases.table
     columns = {"source": table.sources} if column == "source" else table.columns()
@@ -162,7 +170,7 @@ def _divided(pool: Pool, value_of_row: np.ndarray) -> list[Pool]:
 
 
 def mixture_table(
-    mixture: Mixture, cases: LabelledCases, *, column: str, batches: Sequence[int], batch_size: int
+    mixture: Mixture, cases: Cases, *, column: str, batches: Sequence[int], batch_size: int
 ) -> list[MixtureRow]:
     """Expected and realised draws of every source over a whole training with so many ``batches`` of every epoch.
 

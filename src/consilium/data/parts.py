@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from consilium.core.files import atomic_file, write_json
-from consilium.data.case import BadRow, Case
+from consilium.data.case import BadRow, Case, Mask
 from consilium.data.guards.digests import DigestCollector
 from consilium.data.image_check import BadImage, CheckedImages
-from consilium.data.store import schema
+from consilium.data.meta import Kind, column_kinds
+from consilium.data.store_files import schema
 
 PART_ROWS = 2048
 PART_BYTES = 64 * 2**20
@@ -59,9 +60,9 @@ class PartWriter:
                     "group": case.group,
                     "split": split,
                     "views": views,
-                    "text": case.text,
+                    "texts": [text._asdict() for text in case.texts],
                     "labels": case.labels,
-                    "mask": case.mask,
+                    "masks": [_stored(mask) for mask in case.masks],
                     "is_gt": case.is_gt,
                     "meta": json.dumps(case.meta, ensure_ascii=False),
                 }
@@ -93,6 +94,12 @@ class PartWriter:
         ):
             stream.write_table(table)
         self._rows, self._bad, self._notes, self._bytes, self.start = [], [], [], 0, self.stop
+
+
+def _stored(mask: Mask) -> dict[str, Any]:
+    """A mask as it is stored; what only opening it would tell is left out."""
+    file = {} if mask.file is None else {"file_size": mask.file.size, "modified_ns": mask.file.version}
+    return {"image": mask.image, "name": mask.name, "annotator": mask.annotator, **file}
 
 
 def part_range(part: Path) -> tuple[int, int]:
@@ -145,10 +152,12 @@ def remove_leavings(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Counts:
-    """``splits``: cases per source and split; ``labels``: rows {source, split, label, cases}."""
+    """``splits``: cases per source and split; ``labels``: rows {source, split, label, cases}; ``meta``: the kind of
+    each metadata column."""
 
     splits: dict[str, dict[str, int]]
     labels: list[dict[str, Any]]
+    meta: dict[str, Kind]
 
     @property
     def cases(self) -> int:
@@ -171,4 +180,14 @@ def count(found: Sequence[Path]) -> Counts:
     for (source, split), number in sorted(cases.items()):
         splits.setdefault(source, {})[split] = number
     keys = ("source", "split", "label", "cases")
-    return Counts(splits, [dict(zip(keys, (*key, labelled[key]), strict=True)) for key in sorted(labelled)])
+    rows = [dict(zip(keys, (*key, labelled[key]), strict=True)) for key in sorted(labelled)]
+    return Counts(splits, rows, column_kinds(_metas(found)))
+
+
+def _metas(found: Sequence[Path]) -> Iterator[dict[str, str]]:
+    """The metadata of the cases, that of several cases of a part once."""
+    import pyarrow as pa
+
+    for path in found:
+        column = pa.ipc.open_stream(pa.memory_map(str(path))).read_all().column("meta")
+        yield from map(json.loads, column.unique().to_pylist())

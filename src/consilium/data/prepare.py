@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,11 +13,10 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from consilium.core.errors import DataError, StoreError
-from consilium.core.files import atomic_file, fingerprint, locked
-from consilium.core.places import FileFacts, absolute, facts_of, is_remote, reading_threads
+from consilium.core.files import atomic_file, locked
+from consilium.core.places import FileFacts, facts_of, is_remote, reading_threads
 from consilium.core.reporter import Reporter, Silent, counted
 from consilium.core.surroundings import require_utf8
 from consilium.data.bad_rows import bad_rows_error
@@ -34,9 +32,10 @@ from consilium.data.sources.files import Inputs, counted_reasons, list_inputs
 from consilium.data.sources.packed import unpacked
 from consilium.data.sources.reading import read_source
 from consilium.data.splits import GroupSurvey, SplitRule, assign_split, fill_splits, split_rule
-from consilium.data.store import FORMAT_VERSION, Manifest, Store, write_dataset_files
+from consilium.data.store import Store
+from consilium.data.store_files import FORMAT_VERSION, Manifest, write_dataset_files
+from consilium.data.store_names import QUARANTINE, earlier_keys, files_digest, reads_as_before, relevant, store_key
 
-QUARANTINE = "quarantine.csv"
 MOST_NOTES = 20  # of one source that are kept
 BATCH = 64  # cases between two steps of the bar
 
@@ -83,14 +82,14 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
     stores = Path(config.store.root).expanduser().absolute()
     config = config.model_copy(update={"sources": [unpacked(source, stores) for source in config.sources]})
     inputs = [list_inputs(source, root=config.store.root, reporter=reporter) for source in config.sources]
-    files = _files(inputs)
-    key = _fingerprint(config, files)
+    files = files_digest(inputs)
+    key = store_key(config, files)
     names = "+".join(source.name for source in config.sources)[:60]
     target = stores / f"{names}-{key}"
-    # What an earlier version divided by the hash alone stays as it is, for the runs that began with it.
-    earlier = stores / f"{names}-{_fingerprint(_by_hash_alone(config), files)}"
     with _lock(target):
-        store = _unchanged_store(target, config) or _unchanged_store(earlier, config)
+        store = _unchanged_store(target, config)
+        for earlier in earlier_keys(config, files) if store is None else []:
+            store = store or _earlier_store(stores / f"{names}-{earlier}", config)
         if store is not None and config.store.check_images == "decode":
             # One that was prepared by headers alone; where all is sound its cases are the same.
             store = store if all_decoded(store, progress=partial(reporter.progress, "look at images")) else None
@@ -121,45 +120,6 @@ def _fetch(config: DataConfig, inputs: Sequence[Inputs], reporter: Reporter) -> 
             fetch_source(source, files.hub, embed=config.store.images == "embed", reporter=reporter)
 
 
-def _fingerprint(config: DataConfig, files: str) -> str:
-    """What a store depends on: its format, sources, splits and images, and the ``files`` the sources are read from."""
-    return fingerprint([FORMAT_VERSION, _relevant(config), files])
-
-
-def _files(inputs: Sequence[Inputs]) -> str:
-    """SHA-256 of the names, sizes and versions of all files that the sources are read from."""
-    files = hashlib.sha256()
-    for source_inputs in inputs:
-        for file in source_inputs.files:
-            files.update(f"{file.name}\0{file.size}\0{file.version}\n".encode(errors="surrogateescape"))
-        files.update(b"\0")
-    return files.hexdigest()
-
-
-def _by_hash_alone(config: DataConfig) -> DataConfig:
-    return config.model_copy(update={"split": config.split.model_copy(update={"every_class": False})})
-
-
-def _relevant(config: DataConfig) -> dict[str, Any]:
-    """The part of the config that decides what is in a store; paths are absolute."""
-    sources = []
-    for source in config.sources:
-        gently = {"delay": True, "retries": True}  # how rows come says nothing about them
-        fields = type(source).model_fields
-        new = {key: True for key in source.later if getattr(source, key) == fields[key].default}
-        tree = source.model_dump(mode="json", exclude={"weight": True, **gently, "images": gently, **new})
-        keys = ("image_root",) if isinstance(source, HubSource) else ("path", "image_root", "texts")
-        paths = {key: absolute(tree[key]) for key in keys if tree.get(key)}
-        sources.append({**tree, **paths})
-    return {
-        "sources": sources,
-        "split": config.split.model_dump(
-            mode="json", include={"val", "test", "seed", *(["every_class"] if config.split.every_class else [])}
-        ),
-        "store": config.store.model_dump(mode="json", exclude={"root", "workers", "check_images"}),
-    }
-
-
 @contextlib.contextmanager
 def _lock(target: Path) -> Iterator[None]:
     """Hold off other processes that prepare the same store."""
@@ -183,21 +143,34 @@ def _writing(target: Path) -> Iterator[None]:
 
 
 def _unchanged_store(target: Path, config: DataConfig) -> Store | None:
-    """The finished store, unless an image that a table points to changed since."""
+    """The finished store, unless an image or a mask that a table points to changed since."""
     try:
         store = Store.open(target)
         # The listing of a folder source is part of the fingerprint.
         if all(isinstance(source, FolderSource) for source in config.sources):
             return store
         columns = [store.table.view_column(name)[1] for name in ("image", "file_size", "modified_ns")]
+        masks = store.table.mask_files()
     except StoreError:
         return None
-    known = [item for item in zip(*columns, strict=True) if item[1] is not None]
-    known += [tuple(file) for file in store.manifest.unreadable if file[0]]
-    now = facts_of([path for path, _, _ in known])
+    images = [item for item in zip(*columns, strict=True) if item[1] is not None]
+    images += [tuple(file) for file in store.manifest.unreadable if file[0]]
+    masks = [item for item in masks if item[1] is not None]
     embedded = config.store.images == "embed"
-    unchanged = all(_is_unchanged(found, *file[1:], embedded=embedded) for found, file in zip(now, known, strict=True))
+    unchanged = _are_unchanged(images, embedded=embedded) and _are_unchanged(masks, embedded=False)
     return store if unchanged else None
+
+
+def _are_unchanged(files: Sequence[tuple[str, int | None, int | None]], *, embedded: bool) -> bool:
+    """Whether files have the size and time that they had."""
+    now = facts_of([path for path, _, _ in files])
+    return all(_is_unchanged(found, *file[1:], embedded=embedded) for found, file in zip(now, files, strict=True))
+
+
+def _earlier_store(target: Path, config: DataConfig) -> Store | None:
+    """The finished store of an earlier version, unless this one would read its sources in another way."""
+    store = _unchanged_store(target, config)
+    return store if store is not None and reads_as_before(store, config) else None
 
 
 def _is_unchanged(found: FileFacts | None, size: int | None, modified_ns: int | None, *, embedded: bool) -> bool:
@@ -307,7 +280,7 @@ def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Input
         consilium_version=version("consilium"),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         fingerprint=key,
-        config=_relevant(config),
+        config=relevant(config),
         images=config.store.images,
         max_pixels=config.store.max_pixels,
         cases=counts.cases,
@@ -317,6 +290,7 @@ def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Input
         skipped={source.name: dict(files.skipped) for source, files in zip(config.sources, inputs, strict=True)},
         unreadable=[file for _, file in unreadable],
         notes={name: dict(found.most_common(MOST_NOTES)) for name, found in survey.notes.items() if found},
+        meta=counts.meta,
     )
     write_dataset_files(work, data_files=[path.name for path in data_files], manifest=manifest)
     if config.store.check_images == "decode":

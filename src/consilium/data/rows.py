@@ -1,4 +1,4 @@
-"""Rows of images that are not a case table, in a module that a decoding process imports quickly."""
+"""Rows of images and texts that are not a case table, in a module that a decoding process imports quickly."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from consilium.core.errors import ImageError
 from consilium.data.in_memory import View, as_file, is_tensor, name_of
 
 if TYPE_CHECKING:
     from consilium.data.store import CaseTable
 
-Item: TypeAlias = "View | Sequence[View]"
+
+@dataclass(frozen=True)
+class Query:
+    """What a task is asked about: an image (or a list of views), a text, or both."""
+
+    image: View | Sequence[View] | None = None
+    text: str | None = None
+
+
+Item: TypeAlias = "View | Sequence[View] | Query"
 
 
 def is_one_item(given: object) -> bool:
@@ -26,24 +36,36 @@ def is_one_item(given: object) -> bool:
     """
     if isinstance(given, np.ndarray):
         return given.ndim != 4 and (given.ndim == 0 or given.dtype.kind not in "OU")
-    one = isinstance(given, str | bytes | bytearray | memoryview | os.PathLike | Mapping | io.IOBase)
+    one = isinstance(given, str | bytes | bytearray | memoryview | os.PathLike | Mapping | io.IOBase | Query)
     return one or not isinstance(given, Iterable) or is_tensor(given)
 
 
 @dataclass(frozen=True)
 class Items:
-    """Paths, bytes, Pillow images and arrays as rows of images."""
+    """Paths, bytes, Pillow images, arrays and queries as rows of images and texts."""
 
     items: Sequence[Item]
 
     def images(self, row: int) -> list[str | bytes]:
         """The views of an item; one that is no image is an ImageError."""
-        return [as_file(view) for view in _views(self.items[row])]
+        item = self.items[row]
+        if isinstance(item, Query) and item.image is None and not item.text:
+            raise ImageError("the query has neither an image nor a text.")
+        return [as_file(view) for view in _views(item)]
 
-    def name(self, row: int) -> Any:
-        """What an answer calls an item."""
-        names = [name_of(view) for view in _views(self.items[row])]
-        return names[0] if len(names) == 1 else names
+    def text(self, row: int) -> str | None:
+        """The text of a query."""
+        item = self.items[row]
+        return item.text if isinstance(item, Query) else None
+
+    def key(self, row: int) -> dict[str, Any]:
+        """What an answer calls an item: its image, its text."""
+        item = self.items[row]
+        names = [name_of(view) for view in _views(item)]
+        image = (
+            {} if isinstance(item, Query) and item.image is None else {"image": names[0] if len(names) == 1 else names}
+        )
+        return {**image, "text": item.text} if isinstance(item, Query) and item.text else image
 
     def in_memory(self) -> bool:
         """Whether a list holds more than paths and bytes: pixels, which are decoded already, or a file that is open.
@@ -58,13 +80,15 @@ class Items:
 
 def _views(item: object) -> list[object]:
     """The views of a case: those of a list or tuple (of numbers or lists it is none), else the item itself."""
+    if isinstance(item, Query):
+        return [] if item.image is None else _views(item.image)
     if isinstance(item, list | tuple) and not any(isinstance(view, list | tuple | int | float) for view in item):
         return list(item)
     return [item]
 
 
 class FoundItems(Sequence[Item]):
-    """Images by number; those that a store holds are read when they are asked for, since together they may be large.
+    """Paths, and cases of stores as queries, which are read when they are asked for: together they may be large.
 
     ``skipped`` counts what was found and left aside, by reason.
     """
@@ -82,7 +106,10 @@ class FoundItems(Sequence[Item]):
 
     def __getitem__(self, number: Any) -> Any:
         found = self._found[number]
-        return found if isinstance(found, str) else found[0].images(found[1])
+        if isinstance(found, str):
+            return found
+        table, row = found
+        return Query(table.images(row), table.text(row))
 
 
 @dataclass(frozen=True)

@@ -4,93 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from consilium.core.errors import MissingExtraError, StoreError
-from consilium.core.files import fingerprint, write_json
-from consilium.core.places import is_remote, reading_threads
+from consilium.core.files import fingerprint
+from consilium.core.places import FileFacts, is_remote, reading_threads
 from consilium.core.reporter import counted, some
+from consilium.data.case import Mask, Text
+from consilium.data.meta import Kind, MetaColumn, column_kinds, typed
+from consilium.data.store_files import FORMAT_VERSION, MANIFEST, Manifest, schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FORMAT_VERSION = 1
-MANIFEST = "store.json"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a store says about itself (``store.json``).
-
-    ``splits`` has the cases per source and split, ``counts`` a row {source, split, label, cases} for each
-    combination ('' : no label), ``skipped`` the files that were left aside per source and reason.
-    ``unreadable`` are the images of quarantined rows, as [path, size, modified_ns] (null: there was none);
-    when one changes the store is prepared again. ``notes`` count, per source, what was read otherwise than it stands in
-    the file.
-    """
-
-    format_version: int
-    consilium_version: str
-    created: str
-    fingerprint: str
-    config: dict[str, Any] = field(repr=False)
-    images: str
-    max_pixels: int
-    cases: int
-    bad_rows: int
-    splits: dict[str, dict[str, int]]
-    counts: list[dict[str, Any]] = field(repr=False)
-    skipped: dict[str, dict[str, int]]
-    unreadable: list[list[Any]] = field(default_factory=list, repr=False)
-    notes: dict[str, dict[str, int]] = field(default_factory=dict)
-
-
-def schema() -> pa.Schema:
-    """The Arrow schema of a store, with the features that ``datasets`` reads."""
-    import pyarrow as pa
-
-    view = {"image": "string", "bytes": "binary", "name": "string", "width": "int32", "height": "int32",
-            "sha256": "string", "file_size": "int64", "modified_ns": "int64"}  # fmt: skip
-    row = {"id": "string", "source": "string", "group": "string", "split": "string", "views": view, "text": "string",
-           "labels": ["string"], "mask": "string", "is_gt": "bool", "meta": "string"}  # fmt: skip
-
-    def arrow(kind: Any) -> pa.DataType:
-        if isinstance(kind, list):
-            return pa.list_(arrow(kind[0]))
-        if isinstance(kind, dict):
-            return pa.list_(pa.struct([(name, arrow(inner)) for name, inner in kind.items()]))
-        return {"string": pa.string(), "binary": pa.binary(), "bool": pa.bool_(),
-                "int32": pa.int32(), "int64": pa.int64()}[kind]  # fmt: skip
-
-    def feature(kind: Any) -> dict[str, Any]:
-        if isinstance(kind, list):
-            return {"feature": feature(kind[0]), "_type": "List"}
-        if isinstance(kind, dict):
-            return {"feature": {name: feature(inner) for name, inner in kind.items()}, "_type": "List"}
-        return {"dtype": kind, "_type": "Value"}
-
-    features = {name: feature(kind) for name, kind in row.items()}
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pa.schema([(name, arrow(kind)) for name, kind in row.items()], metadata=metadata)
-
-
-def write_dataset_files(folder: Path, *, data_files: list[str], manifest: Manifest) -> None:
-    """Write what turns a folder of Arrow files into a store; the manifest comes last and completes it."""
-    features = json.loads(schema().metadata[b"huggingface"])["info"]["features"]
-    write_json(folder / "dataset_info.json", {"citation": "", "description": "", "features": features,
-                                              "homepage": "", "license": ""})  # fmt: skip
-    write_json(folder / "state.json", {
-        "_data_files": [{"filename": name} for name in data_files], "_fingerprint": manifest.fingerprint,
-        "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False,
-        "_split": None,
-    })  # fmt: skip
-    write_json(folder / MANIFEST, asdict(manifest))
+Item = TypeVar("Item")
 
 
 class Store:
@@ -123,7 +57,7 @@ class Store:
                 f"the store {path} has format {version}, made by Consilium {tree.get('consilium_version')}; this "
                 f"version reads up to {FORMAT_VERSION}. Update Consilium, or prepare the data again."
             )
-        tree.setdefault("notes", {})  # a store that was made before there were any
+        tree = {"notes": {}, "meta": None, **tree}  # which format 1 did not always have
         missing = sorted({item.name for item in fields(Manifest)} - set(tree))
         if missing:
             raise StoreError(f"{path / MANIFEST} lacks {', '.join(missing)}; remove the folder and {again}")
@@ -137,7 +71,7 @@ class Store:
     @cached_property
     def table(self) -> CaseTable:
         """All cases of the store."""
-        table = CaseTable(self.path)
+        table = CaseTable(self.path, kinds=self.manifest.meta)
         if len(table) != self.manifest.cases:
             raise StoreError(
                 f"the store {self.path} holds {len(table)} cases, its manifest says {self.manifest.cases}; "
@@ -154,17 +88,20 @@ class Store:
 class CaseTable:
     """Cases by column, memory-mapped; cheap to send to a worker process, which maps the same files.
 
-    A column becomes Python values when it is first asked for.
+    A column becomes Python values when it is first asked for. In format 1 a case has one text and the path of one mask.
     """
 
-    def __init__(self, folder: Path, *, rows: np.ndarray | None = None) -> None:
-        self._folder, self._rows = folder, rows
+    def __init__(
+        self, folder: Path, *, rows: np.ndarray | None = None, kinds: Mapping[str, Kind] | None = None
+    ) -> None:
+        """``kinds``: of all metadata columns of the files; None: what their values say."""
+        self._folder, self._rows, self._kinds = folder, rows, kinds
 
     def __repr__(self) -> str:
         return f"<CaseTable of {counted(len(self), 'case')} in {self._folder}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_folder": self._folder, "_rows": self._rows}  # workers only read images
+        return {"_folder": self._folder, "_rows": self._rows, "_kinds": None}  # workers only read images
 
     def __len__(self) -> int:
         return self._arrow.num_rows if self._rows is None else len(self._rows)
@@ -172,6 +109,10 @@ class CaseTable:
     @cached_property
     def _arrow(self) -> pa.Table:
         return _open_arrow(self._folder)
+
+    @property
+    def _is_format_1(self) -> bool:
+        return "text" in self._arrow.column_names
 
     @cached_property
     def _offsets(self) -> np.ndarray:
@@ -216,13 +157,46 @@ class CaseTable:
 
     @cached_property
     def texts(self) -> list[str | None]:
-        """The text of each case, None where it has none."""
-        return self._column("text")
+        """The only or first text of each case, None where it has none."""
+        if self._is_format_1:
+            return self._column("text")
+        rows, found = self._items("texts", "text")
+        texts: list[str | None] = [None] * len(self)
+        for row, text in zip(reversed(rows.tolist()), reversed(found), strict=True):  # the first comes last, and stays
+            texts[row] = text
+        return texts
+
+    def text(self, row: int) -> str | None:
+        """The text of a row."""
+        return self.texts[row]
 
     @cached_property
-    def masks(self) -> list[str | None]:
-        """The path of each case's mask, None where it has none."""
-        return self._column("mask")
+    def named_texts(self) -> list[tuple[Text, ...]]:
+        """All texts of each case, with their names."""
+        if self._is_format_1:
+            return [() if text is None else (Text(text),) for text in self._column("text")]
+        (rows, texts), (_, names) = self._items("texts", "text"), self._items("texts", "name")
+        return _by_case(len(self), rows, map(Text, texts, names))
+
+    @cached_property
+    def masks(self) -> list[tuple[Mask, ...]]:
+        """The masks of each case, with their classes and annotators."""
+        if self._is_format_1:
+            return [() if path is None else (Mask(path),) for path in self._column("mask")]
+        rows, names = self._items("masks", "name")
+        files = (
+            (path, None if size is None or modified_ns is None else FileFacts(size, modified_ns, is_file=True))
+            for path, size, modified_ns in self.mask_files()
+        )
+        found = zip(files, names, self._items("masks", "annotator")[1], strict=True)
+        return _by_case(len(self), rows, (Mask(path, name, who, file) for (path, file), name, who in found))
+
+    def mask_files(self) -> list[tuple[str, int | None, int | None]]:
+        """The path of every mask, with size and time of its file (None: format 1 did not look)."""
+        if self._is_format_1:
+            return [(path, None, None) for path in self._column("mask") if path is not None]
+        columns = [self._items("masks", name)[1] for name in ("image", "file_size", "modified_ns")]
+        return list(zip(*columns, strict=True))
 
     @cached_property
     def is_gt(self) -> np.ndarray:
@@ -239,27 +213,48 @@ class CaseTable:
         """SHA-256 of all cases of the files: their fields and the bytes of their images, wherever those files lie.
 
         Two stores with the same content hold the same cases in the same order, so a run of one can go on with the
-        other. Labels are those of the files: ``with_labels`` does not change it.
+        other. Labels are those of the files: ``with_labels`` does not change it. Cases of at most one text and one
+        mask, both without names, have the same content in every format.
         """
         names = ("id", "source", "group", "split", "text", "labels", "mask", "is_gt", "meta")
+        plain = [name for name in names if name in self._arrow.column_names]
         digests = {name: hashlib.sha256() for name in (*names, "views", "name", "sha256")}
         for batch in self._arrow.to_batches():
             views = batch.column("views")
-            columns = {name: batch.column(name) for name in names}
-            columns |= {name: views.flatten().field(name) for name in ("name", "sha256")}
-            columns["views"] = views.value_lengths()
-            for name, column in columns.items():  # each value ends with a zero, so where a batch ends is no matter
-                digests[name].update("".join(f"{value}\0" for value in column.to_pylist()).encode())
+            columns = {name: batch.column(name).to_pylist() for name in plain}
+            columns |= {name: views.flatten().field(name).to_pylist() for name in ("name", "sha256")}
+            columns["views"] = views.value_lengths().to_pylist()
+            if not self._is_format_1:
+                columns["text"] = _told(batch.column("texts"), "text", "name")
+                columns["mask"] = _told(batch.column("masks"), "image", "name", "annotator")
+            for name, values in columns.items():  # each value ends with a zero, so where a batch ends is no matter
+                digests[name].update("".join(f"{value}\0" for value in values).encode())
         return fingerprint({name: digest.hexdigest() for name, digest in digests.items()})
 
     def columns(self) -> dict[str, list[str]]:
         """``source`` and every metadata key, '' where a case has none; a key 'source' is called 'meta.source'."""
         keys = sorted({key for meta in self.metas for key in meta})
-        named = {"meta.source" if key == "source" else key: key for key in keys}
         return {
             "source": self.sources,
-            **{name: [meta.get(key, "") for meta in self.metas] for name, key in named.items()},
+            **{_column_name(key): [meta.get(key, "") for meta in self.metas] for key in keys},
         }
+
+    def meta_columns(self) -> dict[str, MetaColumn]:
+        """Every metadata column of the files as numbers or categories, by the names that ``columns`` gives them.
+
+        All cases of the files decide which it is, so that every selection of them has the same columns.
+        """
+        return {
+            _column_name(key): typed([meta.get(key, "") for meta in self.metas], kind)
+            for key, kind in self._meta_kinds.items()
+        }
+
+    @cached_property
+    def _meta_kinds(self) -> Mapping[str, Kind]:
+        if self._kinds is not None:
+            return self._kinds
+        batches = self._arrow.select(["meta"]).to_batches()
+        return column_kinds(json.loads(meta) for batch in batches for meta in batch.column("meta").unique().to_pylist())
 
     def images(self, row: int) -> list[str | bytes]:
         """The views of a case: the bytes where they are embedded, else the path."""
@@ -285,19 +280,23 @@ class CaseTable:
 
     def view_column(self, name: str) -> tuple[np.ndarray, list[Any]]:
         """A field of all views (image, name, width, height, sha256 ...) and the row of each; touches no image bytes."""
+        return self._items("views", name)
+
+    def _items(self, column: str, name: str) -> tuple[np.ndarray, list[Any]]:
+        """A field of all items of a column of lists, and the row of each."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        views = self._arrow.column("views")
-        lengths = pc.list_value_length(views).to_numpy().astype(np.int64)
+        items = self._arrow.column(column)
+        lengths = pc.list_value_length(items).to_numpy().astype(np.int64)
         positions = np.arange(len(lengths)) if self._rows is None else self._rows
         counts = lengths[positions]
         rows = np.repeat(np.arange(len(positions)), counts)
         first_of_row = np.cumsum(counts) - counts
         starts = (np.cumsum(lengths) - lengths)[positions]
         indices = np.arange(len(rows)) + np.repeat(starts - first_of_row, counts)
-        kind = views.type.value_type.field(name).type
-        values = pa.chunked_array([chunk.flatten().field(name) for chunk in views.chunks], type=kind)
+        kind = items.type.value_type.field(name).type
+        values = pa.chunked_array([chunk.flatten().field(name) for chunk in items.chunks], type=kind)
         return rows, (values if self._rows is None else values.take(indices)).to_pylist()
 
     def file_hashes(self) -> Iterator[tuple[int, str]]:
@@ -339,7 +338,7 @@ class CaseTable:
         return {name: self.__dict__[name] for name in self.__dict__.get("_replaced", ())}
 
     def _with(self, rows: np.ndarray | None, given: dict[str, list[Any]]) -> CaseTable:
-        table = CaseTable(self._folder, rows=rows)
+        table = CaseTable(self._folder, rows=rows, kinds=self._kinds)
         # A cached property is an attribute once it is known.
         table.__dict__.update({"_arrow": self._arrow, "_replaced": tuple(given), **given})
         return table
@@ -347,6 +346,31 @@ class CaseTable:
     def rows(self, split: str) -> np.ndarray:
         """The rows of a split, in order."""
         return np.flatnonzero(np.array(self.splits, dtype=object) == split)
+
+
+def _by_case(cases: int, rows: np.ndarray, items: Iterable[Item]) -> list[tuple[Item, ...]]:
+    """The items of each case, by the row of each item."""
+    found: list[list[Item]] = [[] for _ in range(cases)]
+    for row, item in zip(rows.tolist(), items, strict=True):
+        found[row].append(item)
+    return [tuple(items) for items in found]
+
+
+def _column_name(key: str) -> str:
+    """What the column of a metadata key is called."""
+    return "meta.source" if key == "source" else key
+
+
+def _told(column: pa.ListArray, value: str, *names: str) -> list[Any]:
+    """What ``content`` hashes of lists of items: None for no item, the value of a lone one without names, else all."""
+    items, lengths = column.flatten(), column.value_lengths().to_pylist()
+    values, *others = (items.field(field).to_pylist() for field in (value, *names))
+    if not any(map(any, others)) and max(lengths, default=0) <= 1:
+        lone = iter(values)
+        return [next(lone) if length else None for length in lengths]
+    rows = zip(values, *others, strict=True)
+    found = [list(islice(rows, length)) for length in lengths]
+    return [own[0][0] if len(own) == 1 and not any(own[0][1:]) else own or None for own in found]
 
 
 def _open_arrow(folder: Path) -> pa.Table:

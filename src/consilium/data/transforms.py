@@ -4,8 +4,11 @@ Axes in names: B case in a batch, V view, N = B * V images, C channel, H height,
 
 What happens to a training image, in this order: crop and compression (``sample_box`` and ``sample_quality``, in the
 worker), horizontal and vertical flip, quarter turns, rotation + zoom + translation (one resampling), brightness,
-contrast, saturation, hue, channel shift, grey, gamma, inversion, blur, resolution, noise, border, normalisation. Views
-of a case are augmented independently of each other: a left and a right eye are two photographs.
+contrast, saturation, hue, channel shift, grey, gamma, inversion, blur, resolution, noise, border, normalisation.
+
+Views of a case are augmented independently of each other (``views: apart``: a left and a right eye are two
+photographs), or all with the numbers of the first (``together``); ``mirrored`` also exchanges left and right in a
+horizontal flip, so that what looks like a right eye stands in the place of one.
 """
 
 from __future__ import annotations
@@ -33,14 +36,15 @@ from consilium.data.acquisition import (
     quarter_turned,
     shift_channels_,
 )
+from consilium.data.colours import adjust_brightness_, adjust_contrast_, adjust_hue_, adjust_saturation_
 from consilium.data.config import AugmentationConfig, ImageConfig
 from consilium.data.images import Box
+from consilium.data.laterality import exchanged
 
 Uniforms = npt.NDArray[np.float64]
 
 _CROP_ATTEMPTS = 10
 _CHUNK_PIXELS = 2**19
-_GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # luma of ITU-R BT.601, with torchvision's digits
 
 
 class _Position(IntEnum):
@@ -114,7 +118,8 @@ def sample_box(
     """
     if augmentation.crop_scale is None:
         return None
-    numbers = uniforms(np.array([draw]), seed=seed, stream=2 * view, count=2 * _CROP_ATTEMPTS + 2)[0].tolist()
+    stream = 2 * _numbered_as(view, augmentation)
+    numbers = uniforms(np.array([draw]), seed=seed, stream=stream, count=2 * _CROP_ATTEMPTS + 2)[0].tolist()
     (low, high), (narrow, wide) = augmentation.crop_scale, augmentation.crop_ratio
     for attempt in range(_CROP_ATTEMPTS):
         area = width * height * (low + (high - low) * numbers[2 * attempt])
@@ -136,22 +141,37 @@ def sample_quality(draw: int, *, seed: int, view: int, augmentation: Augmentatio
         return None
     low, high = augmentation.compression
     place = 2 * _CROP_ATTEMPTS + 2  # behind the numbers of the crop
-    number = uniforms(np.array([draw]), seed=seed, stream=2 * view, count=place + 1)[0, place]
+    stream = 2 * _numbered_as(view, augmentation)
+    number = uniforms(np.array([draw]), seed=seed, stream=stream, count=place + 1)[0, place]
     return low + int(number * (high - low + 1))
+
+
+def _numbered_as(view: int, augmentation: AugmentationConfig) -> int:
+    """The view whose numbers a view takes."""
+    return view if augmentation.views == "apart" else 0
 
 
 class DeviceTransform:
     """Turns the loader's uint8 images into normalised float32, on whatever device they are.
 
     In training every image is first augmented with the numbers of its draw. Images come out in channels_last
-    order, which costs least when the loader stacks [B, V, H, W, C] and permutes. Views that do not exist
-    (``view_mask_BV`` False) come out as zeros.
+    order, which costs least when the loader stacks [B, V, H, W, C] and permutes. Views that are not there come out as
+    zeros.
     """
 
-    def __init__(self, image: ImageConfig, *, augmentation: AugmentationConfig | None, seed: int) -> None:
+    def __init__(
+        self,
+        image: ImageConfig,
+        *,
+        augmentation: AugmentationConfig | None,
+        seed: int,
+        sides_N2: npt.NDArray[np.int64] | None = None,
+    ) -> None:
+        """``sides_N2``: where the views that a flip exchanges are, in each case of the table; None: there are none."""
         chosen = augmentation or AugmentationConfig()
         self._augmentation = chosen
         self._seed = seed
+        self._sides_N2 = sides_N2
         mean_C, std_C = torch.tensor(image.mean), torch.tensor(image.std)
         self._scale_C, self._shift_C = 1 / std_C, -mean_C / std_C
         self._moves = _any_of(chosen, "rotation_degrees", "translate", "scale")
@@ -163,13 +183,16 @@ class DeviceTransform:
     def __call__(self, batch: Batch, *, train: bool) -> Batch:
         """The batch with its images normalised, and augmented when ``train``; the given one is left as it is.
 
-        A batch of features comes back as it is.
+        A batch without images, or with features in their place, comes back as it is.
         """
-        if batch.features_BVF is not None:
+        images = batch.images
+        if images is None or images.pixels_BVCHW is None:
             return batch
-        views = batch.images_BVCHW.shape[1]
-        images_NHWC = batch.images_BVCHW.flatten(0, 1).permute(0, 2, 3, 1).contiguous()
-        mask_N = batch.view_mask_BV.flatten()
+        if train and self._sides_N2 is not None:
+            images = self._sides_exchanged(batch, self._sides_N2).views
+        views = images.pixels.shape[1]
+        images_NHWC = images.pixels.flatten(0, 1).permute(0, 2, 3, 1).contiguous()
+        mask_N = images.there_BV.flatten()
         numbers_NP = self._numbers(batch, views) if train else None
         count, height, width, _ = images_NHWC.shape
         # On a CPU a few images at a time, so that what lies between two operations stays in the cache.
@@ -181,12 +204,23 @@ class DeviceTransform:
             if numbers_NP is not None:
                 some_NHWC = self._augment(some_NHWC, numbers_NP[part])
             self._normalise(some_NHWC, mask_N[part], out=result_NHWC[part])
-        return replace(batch, images_BVCHW=result_NHWC.permute(0, 3, 1, 2).reshape(batch.images_BVCHW.shape))
+        pixels_BVCHW = result_NHWC.permute(0, 3, 1, 2).reshape(images.pixels.shape)
+        return replace(batch, images=replace(images, pixels_BVCHW=pixels_BVCHW))
 
     def _numbers(self, batch: Batch, views: int) -> Uniforms:
         draws_B = np.asarray(batch.draws_B)
-        streams = [uniforms(draws_B, seed=self._seed, stream=2 * v + 1, count=_NUMBERS) for v in range(views)]
+        of_views = [_numbered_as(view, self._augmentation) for view in range(views)]
+        streams = [uniforms(draws_B, seed=self._seed, stream=2 * v + 1, count=_NUMBERS) for v in of_views]
         return np.stack(streams, axis=1).reshape(-1, _NUMBERS)
+
+    def _sides_exchanged(self, batch: Batch, sides_N2: npt.NDArray[np.int64]) -> Batch:
+        """The batch with left and right exchanged in the cases that are flipped afterwards."""
+        flips_B = self._numbers(batch, 1)[:, _Position.HORIZONTAL_FLIP] < (self._augmentation.horizontal_flip_prob or 0)
+        images = batch.views
+        there_BV = images.there_BV
+        places_BV = exchanged(sides_N2[np.asarray(batch.rows_B)], views=there_BV.shape[1], chosen_B=flips_B)
+        cases_B1, places_BV = torch.arange(len(places_BV))[:, None].to(there_BV.device), places_BV.to(there_BV.device)
+        return replace(batch, images=images.each(lambda tensor: tensor[cases_B1, places_BV]))
 
     def _normalise(self, images_NHWC: Tensor, mask_N: Tensor, *, out: Tensor) -> None:
         """(pixels - mean) / std as one multiplication and one addition over whole rows, times the mask."""
@@ -309,9 +343,6 @@ def _flip(images_NHWC: Tensor, chosen_N: npt.NDArray[np.bool_], *, axis: int) ->
     return torch.cat([images_NHWC, flipped]).index_select(0, torch.from_numpy(source_N).to(device))
 
 
-# Augmentations of float images [N, 3, H, W] in [0, 1], one number per image; a trailing underscore changes in place.
-
-
 def affine(images_NCHW: Tensor, *, degrees_N: Tensor, shift_x_N: Tensor, shift_y_N: Tensor, zoom_N: Tensor) -> Tensor:
     """Rotated clockwise about the centre, zoomed, then shifted by fractions of width and height, bilinearly.
 
@@ -331,48 +362,3 @@ def affine(images_NCHW: Tensor, *, degrees_N: Tensor, shift_x_N: Tensor, shift_y
     torch.add(cosine_N11 * x_N1W * (2 / width), sine_N11 * y_NH1 * (2 / width), out=grid_NHW2[..., 0])
     torch.sub(cosine_N11 * y_NH1 * (2 / height), sine_N11 * x_N1W * (2 / height), out=grid_NHW2[..., 1])
     return grid_sample(images_NCHW, grid_NHW2, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def adjust_brightness_(images_NCHW: Tensor, *, factors_N: Tensor) -> None:
-    """Every value times its image's factor."""
-    images_NCHW.mul_(factors_N[:, None, None, None]).clamp_(0, 1)
-
-
-def adjust_contrast_(images_NCHW: Tensor, *, factors_N: Tensor) -> None:
-    """The distance of every value from the mean grey of its image, times the factor."""
-    weights_C = torch.tensor(_GREY_WEIGHTS, device=images_NCHW.device)
-    mean_N = (images_NCHW.mean(dim=(2, 3)) * weights_C).sum(1)
-    offset_N = mean_N * (1 - factors_N)
-    images_NCHW.mul_(factors_N[:, None, None, None]).add_(offset_N[:, None, None, None]).clamp_(0, 1)
-
-
-def adjust_saturation_(images_NCHW: Tensor, *, factors_N: Tensor) -> None:
-    """The distance of every value from its pixel's grey, times the factor; 0 makes the image grey."""
-    red, green, blue = images_NCHW[:, :1], images_NCHW[:, 1:2], images_NCHW[:, 2:]
-    grey_N1HW = _GREY_WEIGHTS[0] * red + _GREY_WEIGHTS[1] * green + _GREY_WEIGHTS[2] * blue
-    factors_N111 = factors_N[:, None, None, None]
-    images_NCHW.mul_(factors_N111).add_(grey_N1HW.mul_(1 - factors_N111)).clamp_(0, 1)
-
-
-def adjust_hue_(images_NCHW: Tensor, *, turns_N: Tensor) -> None:
-    """The hue turned by a fraction of the colour circle; value and chroma (HSV) stay."""
-    red_NHW, green_NHW, blue_NHW = images_NCHW.unbind(1)
-    value_NHW = torch.maximum(torch.maximum(red_NHW, green_NHW), blue_NHW)
-    chroma_NHW = value_NHW - torch.minimum(torch.minimum(red_NHW, green_NHW), blue_NHW)
-    inverse_NHW = chroma_NHW.clamp(min=1e-12).reciprocal_()  # a grey pixel has chroma 0, and any hue will do
-    # Hue in sixths of the circle: red is at 0, green at 2, blue at 4.
-    hue_NHW = torch.where(
-        value_NHW == red_NHW,
-        (green_NHW - blue_NHW) * inverse_NHW,
-        torch.where(
-            value_NHW == green_NHW,
-            ((blue_NHW - red_NHW) * inverse_NHW).add_(2),
-            ((red_NHW - green_NHW) * inverse_NHW).add_(4),
-        ),
-    )
-    hue_NHW.add_(6 * turns_N[:, None, None])
-    for channel, own_hue in enumerate((0, 2, 4)):
-        # A channel is at its highest up to one sixth from its own hue, at its lowest from two sixths on.
-        distance_NHW = hue_NHW - own_hue
-        distance_NHW.sub_(torch.round(distance_NHW / 6).mul_(6)).abs_()
-        images_NCHW[:, channel] = value_NHW - chroma_NHW * distance_NHW.sub_(1).clamp_(0, 1)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from consilium.bundle import Predictor
 from consilium.core.reporter import Reporter, format_table
 from consilium.data.renames import new_name
 from consilium.demo import demo_data_path
 from consilium.evaluation.report import add_table
 from consilium.experiment import Experiment
+from consilium.predictor import Predictor
 from consilium.session import TrainResult, train
 
 EXAMPLES = 6

@@ -15,7 +15,7 @@ def check_outputs(outputs: Outputs, *, labels: LabelTree, multi_label: bool) -> 
 
     A case has none where its target is -1, or nan in a multi-label row.
     """
-    probabilities, targets = np.asarray(outputs.arrays["probabilities"]), np.asarray(outputs.targets)
+    probabilities, targets = np.asarray(outputs.arrays["probabilities"]), np.asarray(outputs.known_targets)
     expected = (len(outputs.ids), len(labels))
     if probabilities.shape != expected or targets.shape != (expected if multi_label else expected[:1]):
         raise DataError(

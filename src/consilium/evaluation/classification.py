@@ -16,10 +16,11 @@ from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import LabelTree, class_order, reading_order
 from consilium.evaluation import metrics as m
 from consilium.evaluation.checks import check_outputs
-from consilium.evaluation.config import EvaluationConfig
+from consilium.evaluation.config import AnswersConfig, EvaluationConfig
 from consilium.evaluation.metrics import Bools, Floats, Ints
 from consilium.evaluation.statistics import bootstrap_groups, figure_interval
 from consilium.evaluation.tables import calibration_rows, confusion_rows
+from consilium.evaluation.words import WORDS
 
 _SINGLE = (
     "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "weighted_f1", "macro_precision", "macro_recall",
@@ -29,8 +30,6 @@ _MULTI = (
     "exact_match", "hamming_loss", "macro_f1", "micro_f1", "weighted_f1", "macro_precision", "macro_recall",
     "macro_auroc", "macro_aupr", "calibration_error", "log_loss", "brier",
 )  # fmt: skip
-_LOWER_IS_BETTER = frozenset({"log_loss", "brier", "calibration_error", "hamming_loss"})
-_SHARES = frozenset({"accuracy", "exact_match"})
 _SHOWN_CASES = 100  # rows of the tables `worst` and `least_certain`
 
 
@@ -66,14 +65,20 @@ class ClassificationEvaluator:
     """
 
     def __init__(
-        self, labels: LabelTree, *, multi_label: bool, config: EvaluationConfig, order: Sequence[str] = ()
+        self,
+        labels: LabelTree,
+        *,
+        multi_label: bool,
+        config: EvaluationConfig,
+        answers: AnswersConfig,
+        order: Sequence[str] = (),
     ) -> None:
         self._tree = labels
         self._labels = labels.leaves
         self._order = None if multi_label else class_order(self._labels, given=order)
         self._listed = [self._labels.index(label) for label in self._order or reading_order(self._labels)]
         self._multi_label = multi_label
-        self._config = config
+        self._config, self._answers = config, answers
         self._names = _MULTI if multi_label else _SINGLE
 
     def quick(self, outputs: Outputs) -> dict[str, float | None]:
@@ -89,7 +94,16 @@ class ClassificationEvaluator:
         """The direction of a metric."""
         if metric not in self._names:
             raise ConfigError(f"'{metric}' is not a metric of this task; its metrics are: {', '.join(self._names)}.")
-        return metric not in _LOWER_IS_BETTER
+        return WORDS[metric].higher_is_better
+
+    def check_monitor(self, metric: str) -> None:
+        """Quadratic kappa needs an order of the labels."""
+        if metric == "quadratic_kappa" and len(self._labels) > 2 and not self._order:
+            raise ConfigError(
+                "trainer.monitor is quadratic_kappa, which needs the order of the labels, and nothing says which that "
+                f"is. Give it as task.tree.nodes, from the lowest to the highest: [{', '.join(self._labels)}], "
+                "rearranged."
+            )
 
     def evaluate(self, outputs: Outputs, *, split: str) -> Evaluation:
         """Figures, bootstrap intervals of the headline ones, and tables.
@@ -109,7 +123,7 @@ class ClassificationEvaluator:
         tables = {
             "per_class": self._per_class(cases, headline, draws),
             "confusion": [] if self._multi_label else self._confusion(cases),
-            "calibration": calibration_rows(*self._statements(cases), bins=self._config.calibration_bins),
+            "calibration": calibration_rows(*self._statements(cases), bins=self._answers.calibration_bins),
             "order": [{"label": label} for label in self._order or ()],
             "worst": self._worst(cases),
             "least_certain": self._least_certain(cases),
@@ -132,7 +146,7 @@ class ClassificationEvaluator:
 
     def _check(self, outputs: Outputs) -> _Cases:
         known = check_outputs(outputs, labels=self._tree, multi_label=self._multi_label)
-        probabilities, targets = np.asarray(outputs.arrays["probabilities"]), np.asarray(outputs.targets)
+        probabilities, targets = np.asarray(outputs.arrays["probabilities"]), np.asarray(outputs.known_targets)
         predicted = self._decide(probabilities)
         if self._tree.nested:
             leaf_of_M = np.full(len(self._tree), -1)
@@ -154,7 +168,7 @@ class ClassificationEvaluator:
     def _decide(self, probabilities_NM: Floats) -> Bools:
         """The classes that are named; of a tree the leaf that the likeliest path leads to."""
         if self._multi_label:
-            return np.asarray(probabilities_NM >= self._config.threshold)
+            return np.asarray(probabilities_NM >= self._answers.threshold)
         leaf_N = answer(probabilities_NM, labels=self._tree).nodes_N
         return np.asarray(leaf_N[:, None] == np.array(self._tree.leaf_ids))
 
@@ -214,7 +228,7 @@ class ClassificationEvaluator:
 
     def _calibration_error(self, cases: _Cases, weights: Floats | None) -> Floats:
         confidence, correct = self._statements(cases)
-        return m.calibration_error(confidence, correct, bins=self._config.calibration_bins, weights=weights)
+        return m.calibration_error(confidence, correct, bins=self._answers.calibration_bins, weights=weights)
 
     def _statements(self, cases: _Cases) -> tuple[Floats, Bools]:
         """What is said and whether it is so: of the named class [N], or of every label [N, K] if multi-label."""
@@ -251,7 +265,7 @@ class ClassificationEvaluator:
                 float(value),
                 draws.get(name),
                 groups=cases.groups,
-                share=name in _SHARES,
+                share=name in ("accuracy", "exact_match"),
                 confidence=self._config.confidence,
             )
             for name, value in values.items()
@@ -273,7 +287,7 @@ class ClassificationEvaluator:
             "auroc": values["class_auroc"],
             "aupr": m.average_precision(truth, probabilities),
         }
-        for level in self._config.specificities:
+        for level in self._answers.specificities:
             key = f"sensitivity_at_specificity_{level:.2f}"
             columns[key] = m.sensitivity_at_specificity(truth, probabilities, specificity=level)
         rows = []
@@ -343,7 +357,7 @@ class ClassificationEvaluator:
 
     def _least_certain(self, cases: _Cases) -> list[dict[str, Any]]:
         """Cases nearest to another decision: lowest top probability, or a label nearest to the threshold."""
-        threshold = self._config.threshold if self._multi_label else 0.0
+        threshold = self._answers.threshold if self._multi_label else 0.0
         margin_NK = np.abs(cases.probabilities_NK - threshold)
         if not self._multi_label:
             margin_NK = np.where(cases.predicted_NK, margin_NK, np.inf)

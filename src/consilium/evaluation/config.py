@@ -29,12 +29,15 @@ class EvaluationConfig(Config):
     bootstrap_samples: int = Field(default=1000, ge=0, description="Resamples of groups; 0: no intervals.")
     confidence: float = Field(default=0.95, gt=0.5, lt=1.0, description="Of the intervals.")
     seed: int = Field(default=0, description="Of the resamples.")
-    specificities: list[float] = Field(default=[0.9, 0.95], description="Sensitivity is given at each of these.")
-    calibration_bins: int = Field(default=15, ge=2, description="Of equal width, from 0 to 1.")
     columns: list[str] = Field(default=["source"], description="Figures per value of these columns (source, metadata).")
     max_column_values: int = Field(default=30, ge=1, description="A column with more values is left out, and named.")
-    threshold: float = Field(default=0.5, gt=0.0, lt=1.0, description="Decision threshold of multi-label tasks.")
     averaging: AveragingConfig = AveragingConfig()
+
+
+class AnswersConfig(Config):
+    """How probabilities of labels become answers, and how these are judged; of every task with labels."""
+
+    threshold: float = Field(default=0.5, gt=0.0, lt=1.0, description="Decision threshold of multi-label tasks.")
     calibrate: bool = Field(
         default=True,
         description="One label a case: after training, fit a temperature for each node of the tree on validation.",
@@ -46,6 +49,8 @@ class EvaluationConfig(Config):
         description="One label a case: of answers. Below thresholds chosen for it on validation an answer stops at the "
         "parent, or is unknown; null: every case is answered whole.",
     )
+    specificities: list[float] = Field(default=[0.9, 0.95], description="Sensitivity is given at each of these.")
+    calibration_bins: int = Field(default=15, ge=2, description="Of equal width, from 0 to 1.")
 
 
 class ReportConfig(Config):

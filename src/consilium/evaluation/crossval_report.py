@@ -13,8 +13,10 @@ from consilium.core.files import write_json, write_text
 from consilium.core.reporter import counted, figures, in_common, some
 from consilium.evaluation import wording
 from consilium.evaluation.advice import advised
-from consilium.evaluation.report import HEADLINES, environment, to_csv
+from consilium.evaluation.parts import ReportParts
+from consilium.evaluation.report import environment, to_csv
 from consilium.evaluation.statistics import MeanAndDeviation, mean_and_deviation
+from consilium.evaluation.words import title
 
 # Where notes of one kind may differ: numbers, what stands in brackets or quotes, and a list before a semicolon.
 _VARYING = re.compile(r"\d+(?:[.,]\d+)*|(?<=\()[^()]*(?=\))|'[^']*'|(?<=case of: )[^;]*(?=;)|(?<=cases of: )[^;]*(?=;)")
@@ -51,7 +53,7 @@ class CrossvalContent:
     by_value: bool
     folds: Sequence[FoldFigures]
     pooled: Evaluation
-    labels: Sequence[str]
+    parts: ReportParts
     skipped: Mapping[str, str]
     notes: Sequence[str]
     confidence: float
@@ -62,7 +64,7 @@ class CrossvalContent:
     def headlines(self) -> list[str]:
         """The figures that are told; those of answers that may stop are the folds' own, and are not pooled."""
         found = [self.pooled.intervals, *(fold.intervals for fold in self.folds)]
-        return [name for name in HEADLINES if any(name in intervals for intervals in found)]
+        return [name for name in self.parts.headlines if any(name in intervals for intervals in found)]
 
     @property
     def share(self) -> str:
@@ -81,16 +83,19 @@ class CrossvalContent:
     def sentences(self) -> list[str]:
         """The result in words, most important first."""
         share = self.share
-        right = {"accuracy": "named right", "exact_match": "given every label right"}[share]
-        told = wording.with_interval(share, self.pooled.intervals[share], confidence=self.confidence)
-        sentences = [
-            f"{wording.number(self.pooled.cases)} cases were each tested once, by a model that had not seen them: "
-            f"{told} were {right}."
-        ]
+        count = wording.number(self.pooled.cases)
+        tested = f"{count} cases were each tested once, by a model that had not seen them"
+        pooled = self.pooled.intervals.get(share)
+        if pooled is not None:
+            shown = wording.with_interval(share, pooled, confidence=self.confidence)
+            right = {"accuracy": " were named right", "exact_match": " were given every label right"}.get(share)
+            tested += f": {shown}{right}" if right else f": {title(share)} {shown}"
+        sentences = [f"{tested}."]
         ranked = sorted(
-            (fold for fold in self.folds if fold.metrics[share] is not None), key=lambda fold: fold.metrics[share] or 0
+            (fold for fold in self.folds if fold.metrics.get(share) is not None),
+            key=lambda fold: fold.metrics[share] or 0,
         )
-        sentences += wording.beside_accuracy(self.pooled)
+        sentences += self.parts.beside(self.pooled)
         if len(ranked) > 1:
             lowest, highest = (
                 f"{wording.figure(share, fold.metrics[share])} ({fold.name})" for fold in (ranked[0], ranked[-1])
@@ -111,7 +116,7 @@ class CrossvalContent:
             "cross-validation is unbiased (Bengio & Grandvalet, JMLR 5, 2004).",
             "The pooled figures put answers of different models into one list. Shares of right answers bear that; a "
             "rank (AUROC) or a calibration does less well, where the models are not equally sure.",
-            *wording.cautions(self.pooled),
+            *self.parts.cautions(self.pooled),
             *(f"{value} was not tested: {reason}" for value, reason in self.skipped.items()),
             *everywhere,
             *self._fold_notes(everywhere),

@@ -9,16 +9,17 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilium.core.contracts import Evaluation
 from consilium.core.files import write_json, write_text
 from consilium.core.labels import reading_order
-from consilium.evaluation import plots, tree_plots, wording
+from consilium.evaluation import label_wording, plots, tree_plots, wording, words
 from consilium.evaluation.advice import advised
 from consilium.evaluation.config import ReportConfig
+from consilium.evaluation.parts import ReportParts
 from consilium.evaluation.saliency import SaliencyMap
 from consilium.evaluation.statistics import MeanAndDeviation
 
@@ -27,25 +28,12 @@ if TYPE_CHECKING:
 
 REPORT, METRICS, CARD, TABLES = "report.html", "metrics.json", "MODEL_CARD.md", "tables"
 WARNINGS = f"{TABLES}/warnings.csv"
-HEADLINES = (
-    "accuracy",
-    "exact_match",
-    "balanced_accuracy",
-    "macro_f1",
-    "hierarchical_f1",
-    "micro_f1",
-    "macro_auroc",
-    "calibration_error",
-    "coverage",
-    "answered_accuracy",
-)
 _ADDED = "<!-- added later -->"  # where ``add_table`` puts its section
-_CONFUSIONS = 6  # most frequent mistakes told in words
 
 
 @dataclass(frozen=True)
 class ReportContent:
-    """All that a report says. Only ``title`` and ``evaluations`` are needed; what is empty is left out.
+    """All that a report says. Only ``title``, ``parts`` and ``evaluations`` are needed; what is empty is left out.
 
     ``evaluations`` by split; ``test`` is told at length, or the first where there is no test. ``facts`` are shown
     in their order (version, date, seed, device ...). ``history`` holds rows of history.csv: ``step``,
@@ -56,14 +44,14 @@ class ReportContent:
     """
 
     title: str
+    parts: ReportParts
     evaluations: Mapping[str, Evaluation]
     config: ReportConfig = field(default_factory=ReportConfig)
     name: str = "model"
-    labels: Sequence[str] = ()
     confidence: float = 0.95
     facts: Mapping[str, str] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
-    monitor: str = "macro_f1"
+    monitor: str = ""
     best_step: int | None = None
     runs: Mapping[str, MeanAndDeviation] = field(default_factory=dict)
     data: Sequence[Mapping[str, Any]] = ()
@@ -72,6 +60,7 @@ class ReportContent:
     config_yaml: str = ""
     command: str = ""
     thumbnail: Callable[[str], bytes | None] | None = None
+    text: Callable[[str], str | None] | None = None
     maps: Sequence[SaliencyMap] = ()
 
     @property
@@ -97,7 +86,7 @@ def write_report(folder: Path, content: ReportContent) -> Path:
             "groups": evaluation.groups,
             "metrics": evaluation.metrics,
             "intervals": intervals,
-            "largest_class": wording.largest_class(evaluation),
+            "largest_class": label_wording.largest_class(evaluation),
         }
         for name, rows in evaluation.tables.items():
             write_text(folder / TABLES / f"{split}_{name}.csv", to_csv(rows))
@@ -146,12 +135,12 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 @cache  # a run with several seeds writes many reports, and compiling the templates takes longer than filling them
-def environment(*, escape_html: bool) -> Environment:
-    """Jinja2 with the templates of reports, and what they call."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def environment(*, escape_html: bool, package: str = "consilium.evaluation") -> Environment:
+    """Jinja2 with the templates of reports and those of a ``package``, and what they call."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("consilium.evaluation"),
+        loader=ChoiceLoader([PackageLoader(name) for name in dict.fromkeys(("consilium.evaluation", package))]),
         autoescape=escape_html,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -166,7 +155,14 @@ def environment(*, escape_html: bool) -> Environment:
         "middle": shortened,
     }
     environment.filters.update(filters)
-    environment.globals |= {"words": wording, "plots": plots, "tree_plots": tree_plots, "strip": plots.interval_strip}
+    environment.globals |= {
+        "words": wording,
+        "said": label_wording,
+        "title": words.title,
+        "plots": plots,
+        "tree_plots": tree_plots,
+        "strip": plots.interval_strip,
+    }
     return environment
 
 
@@ -174,17 +170,16 @@ def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
     from markupsafe import Markup
 
     main = content.main
-    loaded = environment(escape_html=escape_html).get_template(template)
+    loaded = environment(escape_html=escape_html, package=content.parts.package).get_template(template)
     return loaded.render(
         content=content,
         main=main,
         added=Markup(_ADDED),
-        warnings=advised([*(wording.cautions(main) if main else []), *content.warnings]),
-        headlines=[name for name in HEADLINES if main is not None and name in main.intervals],
-        mistakes=wording.confusions(main, at_most=_CONFUSIONS) if main else [],
+        warnings=advised([*(content.parts.cautions(main) if main else []), *content.warnings]),
+        headlines=[name for name in content.parts.headlines if main is not None and name in main.intervals],
         columns=[name for name in main.tables if name.startswith("per_") and name != "per_class"] if main else [],
         curves=_curves(content) if escape_html else [],
-        galleries=_galleries(content) if escape_html else [],
+        picture=partial(_picture, content),
         maps=_maps(content) if escape_html else [],
         pictures=content.config.images and content.thumbnail is not None,
         pivots=[table for key in ("label", "source") if (table := pivot(content.data, key=key))],
@@ -243,8 +238,10 @@ def _curves(content: ReportContent) -> list[str]:
         ),
         plots.line_chart(
             [
-                plots.Series(_title(name), points.get(f"val_{name}", []), tone)
-                for name, tone in zip(dict.fromkeys([content.monitor, "macro_f1", "macro_auroc"]), "abc", strict=False)
+                plots.Series(words.title(name), points.get(f"val_{name}", []), tone)
+                for name, tone in zip(
+                    dict.fromkeys(filter(None, [content.monitor, *content.parts.curves])), "abc", strict=False
+                )
             ],
             title="Validation figures",
             mark=content.best_step,
@@ -262,10 +259,6 @@ def _curves(content: ReportContent) -> list[str]:
     return [chart for chart in charts if chart]
 
 
-def _title(metric: str) -> str:
-    return wording.METRIC_WORDS.get(metric, (metric, ""))[0]
-
-
 def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
     return [(float(row["step"]), float(row[name])) for row in history if row.get(name) not in (None, "")]
 
@@ -280,28 +273,10 @@ def smooth(points: Sequence[tuple[float, float]], *, at_most: int = 120) -> list
 # -- Cases ------------------------------------------------------------------------------------------------------
 
 
-def _galleries(content: ReportContent) -> list[dict[str, Any]]:
-    """The worst and the least certain cases, each with its picture if pictures are wanted."""
-    main, config = content.main, content.config
-    if main is None or config.cases == 0:
-        return []
-    told = (
-        ("worst", "Most confidently wrong", "Errors the model was surest of. Look for wrong labels here first."),
-        ("least_certain", "Least certain", "Cases where the model was closest to another answer."),
-    )
-    return [
-        {"title": title, "text": text, "cases": [_tile(content, row) for row in rows[: config.cases]]}
-        for name, title, text in told
-        if (rows := main.tables.get(name, []))
-    ]
-
-
-def _tile(content: ReportContent, row: Mapping[str, Any]) -> dict[str, Any]:
-    picture = None
-    if content.config.images and content.thumbnail is not None:
-        found = content.thumbnail(row["id"])
-        picture = None if found is None else _data_url(found, size=content.config.thumbnail_size)
-    return {**row, "picture": picture, "right": row["truth"] == row["prediction"]}
+def _picture(content: ReportContent, case: str) -> str | None:
+    """The picture of a case as a data URL; None where there is none, or none is wanted."""
+    found = content.thumbnail(case) if content.config.images and content.thumbnail is not None else None
+    return None if found is None else _data_url(found, size=content.config.thumbnail_size)
 
 
 def _maps(content: ReportContent) -> list[dict[str, Any]]:

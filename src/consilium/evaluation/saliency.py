@@ -121,7 +121,7 @@ def choose(
     levels of a tree, ``threshold`` that of multi-label tasks. Cases that were answered with "unknown", or below
     where their own label stops, are neither.
     """
-    probabilities_NM, targets = outputs.arrays["probabilities"], outputs.targets
+    probabilities_NM, targets = outputs.arrays["probabilities"], outputs.known_targets
     said_NM, right_NM, wrong_NM = np.zeros((3, *probabilities_NM.shape), dtype=bool)
     if targets.ndim == 2:
         said_NM = probabilities_NM >= threshold

@@ -18,11 +18,12 @@ from consilium.evaluation import hierarchy as h
 from consilium.evaluation import metrics as m
 from consilium.evaluation.checks import check_outputs
 from consilium.evaluation.classification import ClassificationEvaluator
-from consilium.evaluation.config import EvaluationConfig
+from consilium.evaluation.config import AnswersConfig, EvaluationConfig
 from consilium.evaluation.estimates import Estimates, Share, estimate
 from consilium.evaluation.hierarchy import JudgedPaths
 from consilium.evaluation.metrics import Bools, Floats, Ints
 from consilium.evaluation.tables import calibration_rows, confusion_rows
+from consilium.evaluation.words import WORDS
 
 HIERARCHICAL = ("hierarchical_precision", "hierarchical_recall", "hierarchical_f1", "hierarchical_f1_whole")
 ANSWERED = ("coverage", "answered_accuracy")
@@ -97,12 +98,18 @@ class TreeEvaluator:
     """
 
     def __init__(
-        self, labels: LabelTree, *, config: EvaluationConfig, calibration: Calibration, order: Sequence[str] = ()
+        self,
+        labels: LabelTree,
+        *,
+        config: EvaluationConfig,
+        answers: AnswersConfig,
+        calibration: Calibration,
+        order: Sequence[str] = (),
     ) -> None:
         self._labels = labels
-        self._config = config
+        self._config, self._bins = config, answers.calibration_bins
         self._calibration = calibration
-        self._classes = ClassificationEvaluator(labels, multi_label=False, config=config, order=order)
+        self._classes = ClassificationEvaluator(labels, multi_label=False, config=config, answers=answers, order=order)
         self._own = (*(HIERARCHICAL if labels.nested else ()), *ANSWERED, AURC)
 
     @property
@@ -115,7 +122,16 @@ class TreeEvaluator:
         if metric not in self.metric_names:
             known = ", ".join(self.metric_names)
             raise ConfigError(f"'{metric}' is not a metric of this task; its metrics are: {known}.")
-        return metric != AURC if metric in self._own else self._classes.higher_is_better(metric)
+        return WORDS[metric].higher_is_better
+
+    def check_monitor(self, metric: str) -> None:
+        """Figures of answers hang on thresholds, which come after the training."""
+        if metric in ANSWERED:
+            raise ConfigError(
+                f"trainer.monitor is {metric}, which depends on thresholds that are chosen after the training; "
+                "accuracy, macro_f1 or aurc can choose the weights."
+            )
+        self._classes.check_monitor(metric)
 
     def quick(self, outputs: Outputs) -> dict[str, float | None]:
         """The plain figures by name."""
@@ -165,7 +181,7 @@ class TreeEvaluator:
         probabilities_NM = np.asarray(outputs.arrays["probabilities"])[rows]
         return _Cases(
             labels=self._labels,
-            truth_N=np.asarray(outputs.targets)[rows],
+            truth_N=np.asarray(outputs.known_targets)[rows],
             conditionals_NM=np.asarray(outputs.arrays["conditionals"])[rows],
             answers=answer(probabilities_NM, labels=self._labels, thresholds=self._calibration.thresholds),
             groups=[outputs.groups[row] for row in rows],
@@ -247,7 +263,7 @@ class TreeEvaluator:
         tables: dict[str, list[dict[str, Any]]] = {
             "decisions": [], "decision_confusion": [], "decision_calibration": [],
         }  # fmt: skip
-        bins = self._config.calibration_bins
+        bins = self._bins
         for place, group in enumerate(self._labels.choices):
             name = self._labels.name_of(group.parent)
             choices = cases.choices(group)

@@ -1,48 +1,16 @@
-"""What an evaluation says, in sentences: shared by the report and the model card."""
+"""Figures in words and numbers, as the report and the model card show them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from consilium.core.contracts import Evaluation, Interval
+from consilium.evaluation.words import is_share
 
-# Name in the report, and what it means to someone who does not compute metrics.
-METRIC_WORDS: dict[str, tuple[str, str]] = {
-    "accuracy": ("Accuracy", "share of cases named right"),
-    "balanced_accuracy": ("Balanced accuracy", "share found of each class, averaged over classes"),
-    "exact_match": ("Exact match", "share of cases whose whole set of labels is right"),
-    "hamming_loss": ("Hamming loss", "share of single label decisions that are wrong; 0 is best"),
-    "macro_f1": ("Macro F1", "precision and recall in one, averaged over classes; 1 is best"),
-    "micro_f1": ("Micro F1", "precision and recall in one, all decisions pooled; 1 is best"),
-    "weighted_f1": ("Weighted F1", "F1 averaged over classes by their size"),
-    "macro_precision": ("Macro precision", "share right among the cases called a class, averaged over classes"),
-    "macro_recall": ("Macro recall", "share found of each class, averaged over classes"),
-    "macro_auroc": ("Macro AUROC", "how well scores rank a class above the rest; 0.5 is chance, 1 is best"),
-    "macro_aupr": ("Macro AUPR", "area under the precision-recall curve, averaged over classes; 1 is best"),
-    "quadratic_kappa": ("Quadratic kappa", "agreement beyond chance; an error costs its distance squared"),
-    "calibration_error": ("Calibration error", "how far stated confidence is from the share right; 0 is best"),
-    "log_loss": ("Log loss", "penalty for confident errors, in nats; 0 is best"),
-    "brier": ("Brier score", "squared error of the probabilities; 0 is best"),
-    "hierarchical_precision": (
-        "Hierarchical precision",
-        "of the nodes that are answered, the share that is right",
-    ),
-    "hierarchical_recall": ("Hierarchical recall", "of the nodes on the true paths, the share that is answered"),
-    "hierarchical_f1": ("Hierarchical F1", "both in one, all levels of the tree pooled; 1 is best"),
-    "hierarchical_f1_whole": ("Hierarchical F1, whole", "the same, had no answer stopped; 1 is best"),
-    "coverage": ("Answered", "share of cases that get an answer, not “unknown”"),
-    "answered_accuracy": ("Right when answered", "share of these whose answer is right"),
-    "aurc": ("Risk over coverage", "mean share of wrong answers when only the surest are given; 0 is best"),
-}
-SHARES = frozenset(
-    {"accuracy", "balanced_accuracy", "exact_match", "precision", "recall", "specificity"}
-    | {"coverage", "answered", "answered_accuracy"}
-)
 FEW_CASES = 10
 FEW_GROUPS = 20
-_SPLITS = {"test": "held-out test cases", "val": "validation cases", "train": "training cases"}
+SPLIT_WORDS = {"test": "held-out test cases", "val": "validation cases", "train": "training cases"}
 
 _OPTIMISTIC = {
     "val": "These are validation cases. They chose the best checkpoint, so new cases will give somewhat lower figures.",
@@ -55,7 +23,7 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
-def _plain(share: float) -> str:
+def plain(share: float) -> str:
     """A share that somebody wrote down, with as many digits: ``95 %``."""
     return f"{100 * share:g}\N{NO-BREAK SPACE}%"
 
@@ -71,14 +39,14 @@ def number(value: Any) -> str:
 
 def figure(name: str, value: float | None) -> str:
     """A metric's value: a percentage for shares, three decimals otherwise."""
-    return percent(value) if name in SHARES or name.startswith("sensitivity_at") else number(value)
+    return percent(value) if is_share(name) else number(value)
 
 
 def spread(name: str, low: float | None, high: float | None) -> str:
     """``91.8 to 96.3``, empty when there is no interval."""
     if low is None or high is None:
         return ""
-    if name in SHARES:
+    if is_share(name):
         return f"{100 * low:.1f} to {100 * high:.1f}"
     return f"{low:.3f} to {high:.3f}"
 
@@ -90,42 +58,9 @@ def with_interval(name: str, interval: Interval, *, confidence: float) -> str:
     return figure(name, interval.value) + (f" ({level} interval {shown})" if shown else "")
 
 
-def largest_class(evaluation: Evaluation) -> dict[str, Any] | None:
-    """The ``label`` of most cases and the ``accuracy`` of a model that always names it; None with several labels."""
-    rows = evaluation.tables.get("per_class", [])
-    if "accuracy" not in evaluation.metrics or not rows:
-        return None
-    largest = max(rows, key=lambda row: row["support"])
-    return {"label": largest["label"], "accuracy": largest["support"] / sum(row["support"] for row in rows)}
-
-
-def beside_accuracy(evaluation: Evaluation) -> list[str]:
-    """What a model would reach that looks at nothing; nothing to say where a case has several labels."""
-    largest = largest_class(evaluation)
-    if largest is None:
-        return []
-    reached = percent(largest["accuracy"])
-    return [f"A model that always names the largest class, {largest['label']}, would name {reached} right."]
-
-
-def meaning(name: str, evaluation: Evaluation) -> str:
-    """What a figure means, and what it is to be compared with: the largest class, the order of the classes."""
-    words = METRIC_WORDS.get(name, ("", ""))[1]
-    if name == "accuracy" and (largest := largest_class(evaluation)) is not None:
-        return f"{words}; always naming the largest class reaches {percent(largest['accuracy'])}"
-    if name != "quadratic_kappa":
-        return words
-    order = [row["label"] for row in evaluation.tables.get("order", [])]
-    if order:
-        return f"{words}, the classes from low to high in this order: {_listed(order, at_most=30)}"
-    if len(evaluation.tables.get("per_class", [])) > 2:
-        return f"{words}; left out, since nothing says in which order the classes are (task.tree.nodes gives it)"
-    return words
-
-
 def cases_phrase(evaluation: Evaluation) -> str:
     """``412 held-out test cases from 390 groups``."""
-    kind = _SPLITS.get(evaluation.split, f"cases of the split {evaluation.split}")
+    kind = SPLIT_WORDS.get(evaluation.split, f"cases of the split {evaluation.split}")
     if evaluation.cases == 1:
         kind = kind.replace("cases", "case", 1)
     independent = evaluation.groups is not None and evaluation.groups < evaluation.cases
@@ -134,207 +69,25 @@ def cases_phrase(evaluation: Evaluation) -> str:
     )
 
 
-def summary(evaluation: Evaluation, *, confidence: float) -> list[str]:
-    """The result in plain sentences, most important first."""
-    shown = {name: with_interval(name, value, confidence=confidence) for name, value in evaluation.intervals.items()}
-    where = f"On {cases_phrase(evaluation)} the model"
-    sentences = []
-    if "accuracy" in shown:
-        leaf = sum(row["support"] for row in evaluation.tables["per_class"])
-        of = f" of the {number(leaf)} whose label is a leaf of the tree" if leaf < evaluation.cases else ""
-        sentences.append(f"{where} named the right class in {shown['accuracy']}{of}.")
-    elif "exact_match" in shown:
-        sentences.append(f"{where} got every label right in {shown['exact_match']} of the cases.")
-    classes = [row for row in evaluation.tables.get("per_class", []) if row["support"] > 0]
-    if "balanced_accuracy" in shown and len(classes) > 1:
-        sentences.append(
-            f"Each of the {len(classes)} classes counting the same, it found {shown['balanced_accuracy']} of a "
-            "class's cases."
-        )
-    missed = [row["label"] for row in classes if row["recall"] == 0.0]
-    if len(missed) > 1:
-        sentences.append(f"It found no case at all of {len(missed)} classes: {_listed(missed)}.")
-    elif len(classes) > 1:
-        weakest = min(classes, key=lambda row: row["recall"])
-        if weakest["recall"] < 1.0:
-            sentences.append(
-                f"Its weakest class is {weakest['label']}: it found {round(weakest['recall'] * weakest['support'])} of "
-                f"{number(weakest['support'])} cases ({percent(weakest['recall'])})."
-            )
-    return sentences
-
-
-def calibration_sentence(evaluation: Evaluation) -> str:
-    """Whether stated confidence can be believed."""
-    bins = [row for row in evaluation.tables.get("calibration", []) if row["statements"]]
-    total = sum(row["statements"] for row in bins)
-    if not total:
-        return ""
-    said = sum(row["statements"] * row["confidence"] for row in bins) / total
-    right = sum(row["statements"] * row["frequency"] for row in bins) / total
-    if "exact_match" in evaluation.metrics:
-        return (
-            f"Over all cases and labels it states {percent(said)} on average, and {percent(right)} of the labels apply."
-        )
-    verdict = "about as sure as it should be"
-    if abs(said - right) >= 0.02:
-        verdict = "surer than it should be" if said > right else "less sure than it could be"
-    return f"On average it states {percent(said)} confidence and is right in {percent(right)}: {verdict}."
-
-
-def confusions(evaluation: Evaluation, *, at_most: int) -> list[str]:
-    """The most frequent mistakes, one sentence each."""
-    support = {row["label"]: row["support"] for row in evaluation.tables.get("per_class", [])}
-    rows = [row for row in evaluation.tables.get("confusion", []) if row["truth"] != row["prediction"]]
-    rows.sort(key=lambda row: (-row["cases"], -row["share"]))
-    return [
-        f"{row['truth']} taken for {row['prediction']}: {row['cases']} of {number(support[row['truth']])} "
-        f"({percent(row['share'])})"
-        for row in rows[:at_most]
-    ]
-
-
-def errors_phrase(evaluation: Evaluation) -> str:
-    """How many cases were named wrong."""
-    rows = evaluation.tables["confusion"]
-    wrong = sum(row["cases"] for row in rows if row["truth"] != row["prediction"])
-    judged = sum(row["cases"] for row in rows)
-    return f"{number(wrong)} of {number(judged)} cases {'was' if wrong == 1 else 'were'} named wrong."
-
-
-def abstention(evaluation: Evaluation, *, confidence: float) -> list[str]:
-    """When it answers and when it does not, and how often it is right then."""
-    levels = evaluation.tables.get("levels", [])
-    if not _may_stop(evaluation):
-        return ["It answers every case, however unsure it is: no accuracy was asked for.", *_if_it_stopped(evaluation)]
-    whole, wanted, share = levels[-1], levels[0]["wanted_accuracy"], evaluation.metrics["coverage"]
-    kind = _SPLITS.get(evaluation.split, "cases")
-    told = {name: with_interval(name, value, confidence=confidence) for name, value in evaluation.intervals.items()}
-    nested = len(levels) > 1
-    asked = "" if wanted is None else f"; asked was {_plain(wanted)}" + (" at each level" if nested else "")
-    sentences = [f"It answered none of the {kind}: every one is “unknown”."]
-    if share:
-        right = "and all that it said was right" if nested else "and was right"
-        answered = f"{told['coverage']} of the {kind}" + (", at least the first level," if nested else "")
-        sentences = [f"It answered {answered} {right} in {told['answered_accuracy']} of those{asked}."]
-        if share < 1.0:
-            sentences.append(f"The other {percent(1 - share)} are “unknown”.")
-    if nested and whole["answered_accuracy"] is not None:
-        sentences.append(
-            f"It went down to a leaf of the tree in {percent(whole['answered'])}, and was right there in "
-            f"{percent(whole['answered_accuracy'])}; where it is unsure on the way it stops at the parent."
-        )
-    if whole["accuracy"] is not None:
-        sentences.append(f"Had it answered every case whole, it would have been right in {percent(whole['accuracy'])}.")
-    return sentences + _never_answered(levels)
-
-
-def limit(evaluation: Evaluation | None) -> str:
-    """What it does with an image that is none of its classes."""
-    if evaluation is None or not _may_stop(evaluation):
-        return (
-            "It names one of its classes whatever the image shows: an image of another kind gets a wrong name, perhaps "
-            "with high confidence."
-        )
-    return (
-        "Where it is unsure it stops or says “unknown”. That catches some images of another kind; others get a wrong "
-        "name, perhaps with high confidence."
-    )
-
-
-def _may_stop(evaluation: Evaluation) -> bool:
-    """Whether there are thresholds below which it does not answer."""
-    return any("answered" in row for row in evaluation.tables.get("levels", []))
-
-
-def operating_point(evaluation: Evaluation) -> tuple[float, float] | None:
-    """Share answered whole and share of these that is wrong, as the thresholds are set; None where there are none."""
-    whole = evaluation.tables.get("levels", [{}])[-1]
-    right = whole.get("answered_accuracy")
-    return None if right is None else (whole["answered"], 1.0 - right)
-
-
-def _never_answered(levels: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which levels have no threshold."""
-    never = [str(row["level"]) for row in levels if row["threshold"] is None and isinstance(row["level"], int)]
-    if not never:
-        return []
-    if never[0] == "1":
-        return ["On validation no threshold gave the accuracy that was asked for, so it never answers."]
-    return [f"On validation no threshold gave the accuracy asked for at level {never[0]}, so it always stops above it."]
-
-
-def _if_it_stopped(evaluation: Evaluation) -> list[str]:
-    """What a threshold could give, where there is none."""
-    rows = evaluation.tables.get("risk_coverage", [])
-    some = [row for row in rows if 0.5 <= row["coverage"] < 1.0]
-    if not some or not rows[-1]["risk"]:
-        return []
-    near = min(some, key=lambda row: abs(row["coverage"] - 0.8))
-    return [
-        f"{percent(rows[-1]['risk'])} of its answers are wrong. Of the surest {percent(near['coverage'], 0)} of them "
-        f"{percent(near['risk'])} are."
-    ]
-
-
-def shortfalls(evaluation: Evaluation) -> list[str]:
-    """Where fewer answers are right than was asked for."""
-    found = []
-    levels = [row for row in evaluation.tables.get("levels", []) if isinstance(row["level"], int)]
-    for row in levels:
-        right, wanted = row.get("answered_accuracy"), row.get("wanted_accuracy")
-        if right is None or wanted is None or right >= wanted:
-            continue
-        where = f"At level {row['level']} its answers" if len(levels) > 1 else "Its answers"
-        high = row["answered_accuracy_high"]
-        chance = " Chance may explain it: the interval reaches that far." if high is not None and high >= wanted else ""
-        found.append(
-            f"{where} were right in {percent(right)}, less than the {_plain(wanted)} asked for: the threshold "
-            f"was chosen on validation cases and does not hold as well here.{chance}"
-        )
-    return found
-
-
-def rough_thresholds(validation: Evaluation) -> list[str]:
-    """Which levels validation gave no threshold, or one from fewer answers than can show the wanted accuracy."""
-    found = []
-    for row in validation.tables.get("levels", []):
-        wanted = row.get("wanted_accuracy")
-        if wanted is None or not isinstance(row["level"], int):
-            continue
-        if row["threshold"] is None:
-            stop = "every answer is “unknown”" if row["level"] == 1 else "answers stop above it"
-            found.append(f"No threshold gives {_plain(wanted)} right at level {row['level']} on validation: {stop}.")
-            break
-        answers, enough = round(row["answered"] * row["cases"]), math.ceil(round(1 / (1 - wanted), 6))
-        if answers < enough:
-            found.append(
-                f"To see {_plain(wanted)} right takes {number(enough)} answers, and the threshold of level "
-                f"{row['level']} was chosen on {number(answers)} of validation: it may hold less well elsewhere."
-            )
-    return found
-
-
-def cautions(evaluation: Evaluation) -> list[str]:
-    """What a reader must know before believing the figures."""
-    per_class = evaluation.tables.get("per_class", [])
+def on_the_split(evaluation: Evaluation) -> list[str]:
+    """What a reader must know of the cases that were judged."""
     found = [_OPTIMISTIC[evaluation.split]] if evaluation.split in _OPTIMISTIC else []
     if evaluation.groups is not None and evaluation.groups < FEW_GROUPS:
         found.append(f"Only {evaluation.groups} independent groups were judged: the intervals are rough.")
-    largest, accuracy = largest_class(evaluation), evaluation.metrics.get("accuracy")
-    if largest is not None and accuracy is not None and accuracy <= largest["accuracy"] < 1.0:
-        found.append(f"Always naming the largest class, {largest['label']}, would be right as often, or more often.")
-    absent = [row["label"] for row in per_class if row["support"] == 0]
-    if absent:
-        found.append(f"Not judged, because no case of it was here: {_listed(absent)}.")
-    found += shortfalls(evaluation)
-    few = [row["label"] for row in per_class if 0 < row["support"] < FEW_CASES]
-    if few:
-        found.append(f"Fewer than {FEW_CASES} cases, so the figures of the class say little: {_listed(few)}.")
-    found += [row["note"] for row in evaluation.tables.get("notes", [])]
     return found
 
 
-def _listed(names: Sequence[str], at_most: int = 12) -> str:
+def notes(evaluation: Evaluation) -> list[str]:
+    """What the evaluator noted."""
+    return [row["note"] for row in evaluation.tables.get("notes", [])]
+
+
+def cautions(evaluation: Evaluation) -> list[str]:
+    """What a reader must know before believing any figures."""
+    return on_the_split(evaluation) + notes(evaluation)
+
+
+def listed(names: Sequence[str], at_most: int = 12) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(names[:at_most]) + more

@@ -7,7 +7,7 @@ try:
 except ImportError:
     raise MissingExtraError("Training", "train") from None
 
-from consilium.session.finish import RunResult
-from consilium.session.runs import TrainResult, train
+from consilium.session.results import RunResult, TrainResult
+from consilium.session.train import train
 
 __all__ = ["RunResult", "TrainResult", "train"]

@@ -4,19 +4,66 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from consilium.core.config import Config, LocalFolder
 
 Rate = Annotated[float, Field(gt=0.0)]
+Decay = Annotated[float, Field(ge=0.0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+Floor = Annotated[float, Field(ge=0.0, le=1.0)]
+OptimizerKind = Literal["adamw", "adam", "sgd"]
+ADAM_KEYS, SGD_KEYS = ("betas", "eps"), ("momentum", "nesterov")
+
+
+class GroupConfig(Config):
+    """What one group of parameters has for itself; null: what the section around it, or the schedule, says.
+
+    ``layer_decay`` keeps the lower layers of a pretrained tower closer to what they have learned: the rate of a layer
+    is that of the group times ``layer_decay`` for each layer above it (discriminative fine-tuning, Howard and Ruder,
+    arXiv:1801.06146; as a power of the depth in ELECTRA, arXiv:2003.10555, and BEiT, arXiv:2106.08254).
+    """
+
+    kind: OptimizerKind | None = Field(default=None, description="adamw, adam or sgd.")
+    learning_rate: Rate | None = Field(default=None, description="Of the group; of its top layer with layer_decay.")
+    weight_decay: Decay | None = Field(default=None, description="Not applied to biases and norms.")
+    betas: tuple[float, float] | None = Field(default=None, description="adamw, adam: as of the whole optimizer.")
+    eps: Rate | None = Field(default=None, description="adamw, adam: keeps the denominator from 0.")
+    momentum: Momentum | None = Field(default=None, description="sgd: memory of the gradient.")
+    nesterov: bool | None = Field(default=None, description="sgd: look ahead along the momentum.")
+    floor: Floor | None = Field(default=None, description="Of the schedule: last rate as a fraction of the first.")
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        default=None, description="Multiplies the rate once for each layer above; null: all layers have one rate."
+    )
 
 
 class OptimizerBase(Config):
-    """What every optimizer has; ``head_learning_rate`` null means the same as the tower's."""
+    """What every optimizer has."""
 
-    learning_rate: Rate = Field(default=1e-3, description="Of the tower, and of the head unless it has its own.")
-    head_learning_rate: Rate | None = Field(default=None, description="Of the head; null: as the tower's.")
-    weight_decay: float = Field(default=0.01, ge=0.0, description="Not applied to biases and norms.")
+    kind: OptimizerKind
+    learning_rate: Rate = Field(default=1e-3, description="Of every group that has no rate of its own.")
+    weight_decay: Decay = Field(default=0.01, description="Not applied to biases and norms.")
+    groups: dict[str, GroupConfig] = Field(
+        default={}, description="What groups of parameters have for themselves, by name; classify has tower and head."
+    )
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """The floors that groups have for themselves."""
+        return {name: group.floor for name, group in self.groups.items() if group.floor is not None}
+
+    @model_validator(mode="after")
+    def _groups_have_keys_of_their_kind(self) -> OptimizerBase:
+        for name, group in self.groups.items():
+            kind = group.kind or self.kind
+            for key in ADAM_KEYS if kind == "sgd" else SGD_KEYS:
+                if getattr(group, key) is not None:
+                    raise ValueError(f"groups.{name}.{key} is given, but the optimizer of {name}, {kind}, has no {key}")
+            try:
+                of_group(self, name)
+            except ValidationError as error:
+                raise ValueError(f"groups.{name}: {error.errors()[0]['ctx']['error']}") from None
+        return self
 
 
 class AdamConfig(OptimizerBase):
@@ -24,18 +71,34 @@ class AdamConfig(OptimizerBase):
 
     kind: Literal["adamw", "adam"]
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Memory of gradient and squared gradient.")
-    eps: float = Field(default=1e-8, gt=0.0, description="Keeps the denominator from 0.")
+    eps: Rate = Field(default=1e-8, description="Keeps the denominator from 0.")
 
 
 class SGDConfig(OptimizerBase):
     """Stochastic gradient descent with momentum."""
 
     kind: Literal["sgd"]
-    momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="Memory of the gradient.")
+    momentum: Momentum = Field(default=0.9, description="Memory of the gradient.")
     nesterov: bool = Field(default=False, description="Look ahead along the momentum.")
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> SGDConfig:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead along the momentum, which is 0; give it one or leave nesterov out")
+        return self
 
 
 OptimizerConfig = Annotated[AdamConfig | SGDConfig, Field(discriminator="kind")]
+
+
+def of_group(config: OptimizerBase, name: str) -> AdamConfig | SGDConfig:
+    """The optimizer as a group of parameters has it: its own keys before those of the whole."""
+    own = config.groups.get(name, GroupConfig())
+    kind = own.kind or config.kind
+    model: type[AdamConfig | SGDConfig] = SGDConfig if kind == "sgd" else AdamConfig
+    shared = {key: getattr(config, key) for key in model.model_fields if key in type(config).model_fields}
+    stated = {key: value for key, value in own if value is not None and key in model.model_fields}
+    return model(**{**shared, **stated, "kind": kind, "groups": {}})
 
 
 class ScheduleBase(Config):
@@ -54,7 +117,7 @@ class CosineConfig(ScheduleBase):
     """Half a cosine from the rate to ``floor`` (SGDR without restarts, arXiv:1608.03983)."""
 
     kind: Literal["cosine"] = "cosine"
-    floor: float = Field(default=0.0, ge=0.0, le=1.0, description="Last rate as a fraction of the first.")
+    floor: Floor = Field(default=0.0, description="Last rate as a fraction of the first.")
 
 
 class StepConfig(ScheduleBase):
@@ -71,10 +134,17 @@ class PlateauConfig(ScheduleBase):
     kind: Literal["plateau"] = "plateau"
     patience: int = Field(default=3, ge=0, description="Validations without a gain that are borne.")
     factor: float = Field(default=0.1, gt=0.0, lt=1.0, description="What a reduction multiplies the rate by.")
-    floor: float = Field(default=0.0, ge=0.0, le=1.0, description="Lowest rate as a fraction of the first.")
+    floor: Floor = Field(default=0.0, description="Lowest rate as a fraction of the first.")
 
 
 ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig | PlateauConfig, Field(discriminator="kind")]
+
+
+class WandbConfig(Config):
+    """Where a run goes at Weights & Biases."""
+
+    project: str | None = Field(default=None, min_length=1, description="null: the experiment's `name`.")
+    entity: str | None = Field(default=None, min_length=1, description="A user or team; null: your default one.")
 
 
 class TrainerConfig(Config):
@@ -92,10 +162,10 @@ class TrainerConfig(Config):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: cuda, else mps, else cpu.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of this process; null: torch's default.")
     validate_every: float = Field(default=1.0, gt=0.0, description="Epochs between validations; below 1: a fraction.")
-    monitor: str = Field(
-        default="auto",
-        description="Validation metric that chooses the best weights; log_loss decides where it ties. auto: macro_f1; "
-        "macro_auroc with task.multi_label.",
+    monitor: str | None = Field(
+        default=None,
+        description="Validation metric that chooses the best weights; log_loss decides where it ties. null or auto: "
+        "the task's own, of classify macro_f1, and macro_auroc with task.multi_label.",
     )
     patience: int | None = Field(
         default=None,
@@ -115,7 +185,22 @@ class TrainerConfig(Config):
         default=None, description="A bundle or weights file to start from, here or in a bucket."
     )
     num_runs: int = Field(default=1, ge=1, description="Runs with seeds seed, seed + 1, ...; mean and deviation.")
-    wandb: bool = Field(default=False, description="Also log to Weights & Biases (extra: wandb).")
+    wandb: bool | WandbConfig = Field(
+        default=False,
+        description="Also log to Weights & Biases (extra: wandb); true: into a project of the experiment's name.",
+    )
+
+    @field_validator("monitor")
+    @classmethod
+    def _auto_is_null(cls, monitor: str | None) -> str | None:
+        return None if monitor == "auto" else monitor
+
+    @property
+    def tracked(self) -> WandbConfig | None:
+        """Where a run goes at Weights & Biases; None: nowhere."""
+        if isinstance(self.wandb, WandbConfig):
+            return self.wandb
+        return WandbConfig() if self.wandb else None
 
 
 class OutputConfig(Config):

@@ -7,13 +7,13 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError, MemoryExhaustedError
+from consilium.core.task import Task
 from consilium.training.precision import auto_precision
 from consilium.training.state import random_state, set_random_state
 
@@ -31,7 +31,7 @@ class Trial:
 
 
 def dry_run(
-    task: Any,
+    task: Task,
     batch: Batch,
     *,
     transform: Callable[[Batch], Batch],
@@ -45,7 +45,7 @@ def dry_run(
     one that BatchNorm cannot learn from is a ConfigError.
     """
     precision = auto_precision(device, task) if precision == "auto" else precision
-    slow = device.type == "cpu" and batch.features_BVF is None
+    slow = device.type == "cpu" and batch.images is not None and batch.images.pixels_BVCHW is not None
     cases = min(len(batch), CPU_CASES) if slow else len(batch)
     batch = _head(batch, cases).to(device)
     state, random = copy.deepcopy(task.state_dict()), random_state()
@@ -58,31 +58,29 @@ def dry_run(
         # The best of a few: a neighbour's load then does not count. The first warms up.
         seconds = min([_step(task, transform(batch), device=device, precision=precision) for _ in range(3)][1:])
         task.eval()
-        if batch.features_BVF is not None:  # nothing is judged in bf16
-            batch = replace(batch, features_BVF=batch.features_BVF.float())
-        task.predict(transform(batch))
+        task.predict(transform(_judged(batch)))
     finally:
         task.zero_grad(set_to_none=True)
         task.load_state_dict(state)
         set_random_state(random)
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return Trial(precision, seconds * batch.global_cases / cases, memory, cases)
+    return Trial(precision, seconds * batch.counts["cases"] / cases, memory, cases)
 
 
-def _step(task: Any, batch: Batch, *, device: torch.device, precision: str) -> float:
+def _step(task: Task, batch: Batch, *, device: torch.device, precision: str) -> float:
     """Seconds of a training step without the optimizer."""
     start = time.perf_counter()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         loss = task.step(batch).loss
     if loss.requires_grad:
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     task.zero_grad(set_to_none=True)
     return time.perf_counter() - start
 
 
-def _try_single(task: Any, batch: Batch, *, only: bool) -> None:
+def _try_single(task: Task, batch: Batch, *, only: bool) -> None:
     """One case alone; ``only`` where no batch has more."""
     task.set_epoch(10**9)  # what a frozen warm-up holds in evaluation mode learns by then
     try:
@@ -106,16 +104,16 @@ def _try_single(task: Any, batch: Batch, *, only: bool) -> None:
         task.set_epoch(0)
 
 
+def _judged(batch: Batch) -> Batch:
+    """The batch as in judging, where nothing is in bf16."""
+    images = batch.images
+    if images is None or images.features_BVF is None:
+        return batch
+    return replace(batch, images=replace(images, features_BVF=images.features_BVF.float()))
+
+
 def _head(batch: Batch, cases: int) -> Batch:
-    return replace(
-        batch,
-        images_BVCHW=batch.images_BVCHW[:cases],
-        view_mask_BV=batch.view_mask_BV[:cases],
-        rows_B=batch.rows_B[:cases],
-        draws_B=batch.draws_B[:cases],
-        targets=None if batch.targets is None else batch.targets[:cases],
-        features_BVF=None if batch.features_BVF is None else batch.features_BVF[:cases],
-    )
+    return batch.take(torch.arange(cases))
 
 
 @contextlib.contextmanager

@@ -10,11 +10,13 @@ from accelerate import Accelerator
 
 from consilium.core.contracts import Batch
 from consilium.core.reporter import Reporter
+from consilium.core.task import Task
+from consilium.data.cases import Cases
 from consilium.data.config import DataConfig, ImageConfig
-from consilium.data.dataset import LabelledCases
-from consilium.data.loader import Batches, Loader, training_requests
+from consilium.data.features import CachedReader
+from consilium.data.loader import Loader, training_requests
 from consilium.data.mixture import Mixture
-from consilium.tasks.classify import Classify
+from consilium.data.readers import ImageReader, Readers, TextReader, numbered
 from consilium.training.config import TrainerConfig
 from consilium.training.frozen import FrozenFeatures
 from consilium.training.hooks import RunLog
@@ -30,9 +32,10 @@ class Feed:
 
     def __init__(
         self,
-        task: Classify,
-        cases: LabelledCases,
+        task: Task,
+        cases: Cases,
         *,
+        targets: np.ndarray | None,
         image: ImageConfig,
         config: DataConfig,
         trainer: TrainerConfig,
@@ -43,13 +46,17 @@ class Feed:
         log: RunLog,
         reporter: Reporter,
     ) -> None:
-        self.cases, self.image, self.config, self.mixture = cases, image, config, mixture
+        self.cases, self.targets, self.image = cases, targets, image
+        self.config, self.mixture = config, mixture
         self.plan, self.seed, self.accelerator, self.log = plan, seed, accelerator, log
+        coder = task.text_coder()
+        self.texts = None if coder is None else TextReader(cases.table, coder, numbers=numbered(cases.table.texts))
         self.frozen: FrozenFeatures | None = None
-        if _cacheable(task, config, trainer, log):
+        encoder = task.encoders().get("images")
+        if encoder is not None and _cacheable(config, trainer, log):
             precision = "bf16" if trainer.precision == "bf16" else "fp32"
             self.frozen = FrozenFeatures(
-                task, cases.table, image=image, config=config, precision=precision, accelerator=accelerator, log=log,
+                encoder, cases.table, image=image, config=config, precision=precision, accelerator=accelerator, log=log,
                 reporter=reporter,
             )  # fmt: skip
 
@@ -88,24 +95,22 @@ class Feed:
         self.__dict__.pop("_training", None)
 
     @cached_property
-    def judged(self) -> Batches | None:
-        """Batches of the features of cases that are judged; None: their images are read."""
-        return None if self.frozen is None else self.frozen.loader(targets=None, precision="fp32")
+    def judged(self) -> CachedReader | None:
+        """Reads the features of cases that are judged; None: their images are read."""
+        return None if self.frozen is None else self.frozen.reader(precision="fp32")
 
     @cached_property
-    def _training(self) -> Batches:
-        targets = self.cases.targets
+    def _training(self) -> Loader:
+        config, images = self.config.loader, self._images()
+        if self.frozen is not None:  # what is there already needs no processes
+            config = config.model_copy(update={"workers": 0})
+        readers = Readers(images=images, texts=self.texts)
+        return Loader(readers, targets=self.targets, config=config, seed=self.seed, note=self.log.line)
+
+    def _images(self) -> CachedReader | ImageReader:
         if self.frozen is not None:
-            return self.frozen.loader(targets=targets, precision=self.frozen.precision)
-        return Loader(
-            self.cases.table,
-            targets=targets,
-            image=self.image,
-            augmentation=self.config.augmentation,
-            config=self.config.loader,
-            seed=self.seed,
-            note=self.log.line,
-        )
+            return self.frozen.reader(precision=self.frozen.precision)
+        return ImageReader(self.cases.table, image=self.image, augmentation=self.config.augmentation, seed=self.seed)
 
     def _needs(self, frozen: FrozenFeatures) -> dict[str, np.ndarray]:
         """The rows whose features are read, by precision."""
@@ -129,10 +134,8 @@ class Feed:
             self.log.line(f"features of {len(rows)} cases are cached in {frozen.folder(precision)}: {left}")
 
 
-def _cacheable(task: Classify, config: DataConfig, trainer: TrainerConfig, log: RunLog) -> bool:
-    """Whether the tower gives the same features for an image throughout; says why a frozen one does not."""
-    if task.config.vision.freeze.kind != "tower":
-        return False
+def _cacheable(config: DataConfig, trainer: TrainerConfig, log: RunLog) -> bool:
+    """Whether a frozen encoder gives the same features for an image throughout; says why it does not."""
     if not trainer.cache_features:
         log.line("features of the frozen tower are not cached: trainer.cache_features is false")
     elif names := config.augmentation.names:

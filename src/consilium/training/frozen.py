@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
+from consilium.core.contracts import Batch, Encoder, Views
 from consilium.core.errors import ConsiliumError, DataError, ImageError
 from consilium.core.files import fingerprint
 from consilium.core.reporter import Reporter
-from consilium.data.config import AugmentationConfig, DataConfig, ImageConfig
-from consilium.data.features import CachedViews, FeatureCache, FeatureLoader
+from consilium.data.config import DataConfig, ImageConfig
+from consilium.data.features import CachedReader, CachedViews, FeatureCache
 from consilium.data.loader import Loader, evaluation_requests, unusable
+from consilium.data.readers import ImageReader, Readers
 from consilium.data.rows import SingleViews
 from consilium.data.store import CaseTable
 from consilium.data.transforms import DeviceTransform
-from consilium.models.weights import weights_hash
-from consilium.tasks.classify import Classify
 from consilium.training.hooks import RunLog
 from consilium.training.processes import from_all, on_main
 
@@ -31,17 +30,17 @@ SAVE_EVERY = 30.0  # seconds of computing that a kill may cost
 
 
 class FrozenFeatures:
-    """The features of all cases that a training reads, by what computes them.
+    """The features of all images that a training reads, by the frozen encoder that computes them.
 
     They are kept in ``{store.root}/features-{key}``, where the key is of all that decides them but the image itself:
-    the tower's weights, the size and normalisation of images, the precision. An image is known by the SHA-256 of its
+    the encoder's weights, the size and normalisation of images, the precision. An image is known by the SHA-256 of its
     file, so other labels, splits, mixtures, heads, seeds and a store that has grown find what is there. Training
     reads features in its own ``precision``; validation and judging are never in bf16, as with images.
     """
 
     def __init__(
         self,
-        task: Classify,
+        encoder: Encoder,
         table: CaseTable,
         *,
         image: ImageConfig,
@@ -51,16 +50,12 @@ class FrozenFeatures:
         log: RunLog,
         reporter: Reporter,
     ) -> None:
-        self.task, self.table, self.image, self.config = task, table, image, config
+        self.encoder, self.table, self.image, self.config = encoder, table, image, config
         self.precision, self.accelerator, self.log, self.reporter = precision, accelerator, log, reporter
         self.views = CachedViews(table)
-        vision = task.config.vision
         self._about = {
             "version": VERSION,
-            "timm": version("timm"),
-            "tower": vision.name,
-            "pooling": vision.pooling,
-            "weights_hash": weights_hash(task.tower),
+            **encoder.identity,
             "image": image.model_dump(mode="json", exclude={"statistics", "max_pixels"}),
             "store": config.store.model_dump(mode="json", include={"images", "resize"}),
             "device": accelerator.device.type,
@@ -72,16 +67,17 @@ class FrozenFeatures:
     def _cache(self, precision: str) -> FeatureCache:
         root = Path(self.config.store.root).expanduser().absolute()
         key = fingerprint([self._about, precision])
-        return FeatureCache(root / f"features-{key}", width=self.task.tower.num_features)
+        return FeatureCache(root / f"features-{key}", width=self.encoder.width)
 
-    def loader(self, *, targets: np.ndarray | None, precision: str) -> FeatureLoader:
-        """Batches of features as the tower gives them in ``precision``; ``fill`` it first."""
+    def reader(self, *, precision: str) -> CachedReader:
+        """Reads features as the encoder gives them in ``precision``; ``fill`` it first."""
         dtype = torch.float32
         if precision == "bf16":  # what is normalised last comes out as float32 all the same
-            blank_1CHW = torch.zeros(1, 3, *self.image.size, device=self.accelerator.device)
-            with self._evaluating(precision):
-                dtype = self.task.tower(blank_1CHW).dtype
-        return FeatureLoader(self._caches[precision], self.views, targets=targets, dtype=dtype, unread=self.unread)
+            none_1 = torch.zeros(1, dtype=torch.int64)
+            there_11 = torch.ones(1, 1, dtype=torch.bool)
+            blank = Views(there_11, torch.zeros(1, 1, 3, *self.image.size)).each(self._here)
+            dtype = self._encoded(Batch(none_1, none_1, images=blank), precision).dtype
+        return CachedReader(self._caches[precision], self.views, dtype=dtype, unread=self.unread)
 
     def missing(self, rows: np.ndarray, *, precision: str) -> list[int]:
         """One view of every image of these cases that has no features yet."""
@@ -146,14 +142,7 @@ class FrozenFeatures:
         requests = evaluation_requests(range(len(views)), config=config)
         if len(requests) <= 1:
             config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
-        loader = Loader(
-            source,
-            targets=None,
-            image=self.image,
-            augmentation=AugmentationConfig(),
-            config=config,
-            note=self.log.line,
-        )
+        loader = Loader(Readers(images=ImageReader(source, image=self.image)), config=config, note=self.log.line)
         transform = DeviceTransform(self.image, augmentation=None, seed=0)
         unread: dict[bytes, str] = {}
         waiting: list[tuple[list[bytes], np.ndarray]] = []
@@ -173,8 +162,7 @@ class FrozenFeatures:
                     unread[self.views.digests[views[number]]] = str(error)
                 if loaded.batch is not None:
                     batch = transform(loaded.batch.to(self.accelerator.device), train=False)
-                    with self._evaluating(precision):
-                        features_NF = self.task.view_features(batch)
+                    features_NF = self._encoded(batch, precision)
                     digests = [self.views.digests[views[number]] for number in batch.rows_B.tolist()]
                     waiting.append((digests, features_NF.float().cpu().numpy()))
                 done += len(loaded.errors) + (0 if loaded.batch is None else len(loaded.batch))
@@ -186,11 +174,10 @@ class FrozenFeatures:
             save()
         return unread
 
-    @contextlib.contextmanager
-    def _evaluating(self, precision: str) -> Iterator[None]:
-        """The tower as it is in a training that leaves it frozen."""
-        training, device = self.task.training, self.accelerator.device
-        self.task.eval()
+    def _here(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.accelerator.device)
+
+    def _encoded(self, batch: Batch, precision: str) -> torch.Tensor:
+        device = self.accelerator.device
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            yield
-        self.task.train(training)
+            return self.encoder.encode(batch)

@@ -6,16 +6,14 @@ import csv
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from consilium.core.contracts import Hook, Progress, StepLog
 from consilium.core.files import write_text
 from consilium.core.reporter import Reporter
 from consilium.training.monitor import Monitor
-from consilium.training.tracking import TensorBoardHook, WandbHook
+from consilium.training.tracking import TensorBoardHook, WandbHook, WandbRun
 
 STEP_COLUMNS = ("step", "epoch", "cases", "train_loss", "gradient_norm", "data_seconds", "step_seconds")
-SHOWN_METRICS = ("accuracy", "macro_f1", "macro_auroc", "log_loss")  # in the text log; history.csv has all
 WAIT_WARNING = 0.15  # share of a step spent waiting for data from which the log says what to change
 
 
@@ -77,9 +75,19 @@ class LogHook:
     Where that is long it advises, once; ``cached`` features need no advice.
     """
 
-    def __init__(self, log: RunLog, history: History, *, log_every: int, monitor: Monitor, cached: bool) -> None:
+    def __init__(
+        self,
+        log: RunLog,
+        history: History,
+        *,
+        log_every: int,
+        monitor: Monitor,
+        shown: Sequence[str],
+        cached: bool,
+    ) -> None:
+        """``shown`` metrics are in the text log; history.csv has all."""
         self._log, self._history, self._every, self._monitor = log, history, log_every, monitor
-        self._shown = list(dict.fromkeys([monitor.name, *SHOWN_METRICS]))
+        self._shown = list(dict.fromkeys([monitor.name, *shown]))
         self._since: list[StepLog] = []
         self._advised = cached
         self._undefined_said = False
@@ -171,16 +179,17 @@ def build_hooks(
     resume_step: int,
     log_every: int,
     monitor: Monitor,
+    shown: Sequence[str],
     cached: bool,
-    wandb: tuple[str, dict[str, Any]] | None,
+    wandb: WandbRun | None,
 ) -> list[Hook]:
-    """All hooks of a run; ``wandb`` is the project and the config it shows, None for none."""
+    """All hooks of a run; ``wandb`` is where they go at Weights & Biases, None for nowhere."""
     history = History(folder / "history.csv", metrics=metrics, groups=groups, resume_step=resume_step)
     hooks: list[Hook] = [
-        LogHook(log, history, log_every=log_every, monitor=monitor, cached=cached),
+        LogHook(log, history, log_every=log_every, monitor=monitor, shown=shown, cached=cached),
         TensorBoardHook(folder / "tensorboard", resume_step=resume_step),
         ProgressHook(lambda done, total, text: reporter.progress("train", done, total, text), monitor=monitor.name),
     ]
     if wandb is not None:
-        hooks.append(WandbHook(folder, project=wandb[0], name=folder.name, config=wandb[1], log=log.line))
+        hooks.append(WandbHook(folder, run=wandb, log=log.line))
     return hooks

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from consilium.core.contracts import Batch, Hook, Outputs, Progress, StepLog
 from consilium.core.errors import InterruptedRunError, NonFiniteLossError
+from consilium.core.task import Task
 from consilium.training.config import TrainerConfig
 from consilium.training.interrupts import Interruption, StoppedWaiting, interruptible
 from consilium.training.monitor import Monitor
@@ -47,7 +48,7 @@ class Training:
     ``case_ids`` names rows in errors.
     """
 
-    task: Any  # a Task that is also an nn.Module
+    task: Task
     batches: Callable[[int, int], Iterator[Batch]]
     transform: Callable[[Batch], Batch]
     validate: Callable[[], Metrics]
@@ -149,13 +150,13 @@ def _windows(stream: Iterator[Batch], *, size: int, interruption: Interruption) 
 def _optimizer_step(training: Training, *, model: nn.Module, optimizer: Any, window: _Window) -> StepLog:
     start = time.perf_counter()
     accelerator, device = training.accelerator, training.accelerator.device
-    cases = sum(batch.global_cases for batch in window.batches)
+    cases = sum(batch.counts["cases"] for batch in window.batches)
     loss = torch.zeros((), device=device)
     parts: dict[str, torch.Tensor] = {}
     for number, loaded in enumerate(window.batches):
         batch = training.transform(loaded.to(device))
         # The gradient of the window is that of the mean over all its cases, however its batches differ in size.
-        weight = batch.share * batch.global_cases / cases
+        weight = batch.share * batch.counts["cases"] / cases
         last = number == len(window.batches) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
@@ -223,7 +224,7 @@ def _last_good(folder: Path) -> str:
 def _advance(progress: Progress, *, plan: Plan, window: _Window) -> None:
     progress.step += 1
     progress.batch += len(window.batches)
-    progress.samples += sum(batch.global_cases for batch in window.batches)
+    progress.samples += sum(batch.counts["cases"] for batch in window.batches)
     before = sum(plan.steps[: progress.epoch])
     progress.epochs = progress.epoch + (progress.step - before) / plan.steps[progress.epoch]
     if progress.step == before + plan.steps[progress.epoch]:

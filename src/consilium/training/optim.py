@@ -3,39 +3,87 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from consilium.core.contracts import ParameterGroup
 from consilium.core.errors import ConfigError
 from consilium.training.config import (
-    AdamConfig,
+    ADAM_KEYS,
+    SGD_KEYS,
     CosineConfig,
     OptimizerConfig,
     PlateauConfig,
     ScheduleConfig,
     StepConfig,
+    of_group,
 )
+
+_KINDS: dict[str, Callable[[list[dict[str, Any]]], Optimizer]] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
+
+
+class SeveralOptimizers(Optimizer):
+    """Optimizers of different kinds as one: each has groups of its own, and all of them step and are saved together."""
+
+    def __init__(self, optimizers: Mapping[str, Optimizer]) -> None:
+        self._optimizers = dict(optimizers)
+        super().__init__(self._groups(), {})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of each."""
+        for optimizer in self._optimizers.values():
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each, by its kind."""
+        return {kind: optimizer.state_dict() for kind, optimizer in self._optimizers.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of each."""
+        for kind, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state_dict[kind])
+        self.param_groups = self._groups()  # loading has made new ones
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
 
 
 def build_optimizer(config: OptimizerConfig, *, groups: Sequence[ParameterGroup]) -> Optimizer:
-    """One optimizer; tower and head have their own rates, biases and norms no weight decay."""
-    rates = {"tower": config.learning_rate, "head": config.head_learning_rate or config.learning_rate}
-    parts = []
+    """One optimizer; every group of parameters has its own settings, biases and norms no weight decay."""
+    parts: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
-        for decays in (True, False):
-            # Vectors (biases, norm scales) are not decayed: doing so only shrinks activations.
-            parameters = [p for p in group.parameters if (p.ndim > 1) == decays]
-            if parameters:
-                decay = config.weight_decay if decays else 0.0
-                parts.append({"params": parameters, "lr": rates[group.name], "weight_decay": decay, "name": group.name})
-    if isinstance(config, AdamConfig):
-        kind = AdamW if config.kind == "adamw" else Adam
-        return kind(parts, betas=config.betas, eps=config.eps)
-    return SGD(parts, momentum=config.momentum, nesterov=config.nesterov)
+        own = of_group(config, group.name)
+        settings = own.model_dump(include={*ADAM_KEYS, *SGD_KEYS})
+        for parameters, factor in _layers(config, group):
+            rate = {"lr": own.learning_rate * factor, "name": group.name}
+            for decays in (True, False):
+                # Vectors (biases, norm scales) are not decayed: doing so only shrinks activations.
+                chosen = [parameter for parameter in parameters if (parameter.ndim > 1) == decays]
+                if chosen:
+                    decay = own.weight_decay if decays else 0.0
+                    parts.setdefault(own.kind, []).append({"params": chosen, "weight_decay": decay, **rate, **settings})
+    optimizers = {kind: _KINDS[kind](own) for kind, own in parts.items()}
+    return next(iter(optimizers.values())) if len(optimizers) == 1 else SeveralOptimizers(optimizers)
+
+
+def _layers(config: OptimizerConfig, group: ParameterGroup) -> list[tuple[list[nn.Parameter], float]]:
+    """The layers of a group from the lowest up, each with the factor on its rate; one layer without ``layer_decay``."""
+    decay = config.groups[group.name].layer_decay if group.name in config.groups else None
+    if decay is None:
+        return [(group.parameters, 1.0)]
+    if group.depths is None:
+        raise ConfigError(
+            f"optimizer.groups.{group.name}.layer_decay is {decay}, but {group.name} has no layers; leave it out."
+        )
+    layers: dict[int, list[nn.Parameter]] = {}
+    for parameter, depth in zip(group.parameters, group.depths(), strict=True):
+        layers.setdefault(depth, []).append(parameter)
+    return [(layers[depth], decay**depth) for depth in sorted(layers, reverse=True)]
 
 
 def warmup_steps(config: ScheduleConfig, *, total_steps: int) -> int:
@@ -52,7 +100,10 @@ def warmup_steps(config: ScheduleConfig, *, total_steps: int) -> int:
 
 
 class Schedule:
-    """The learning rate of every optimizer step: a factor on each group's own rate."""
+    """The learning rate of every optimizer step: a factor on each group's own rate.
+
+    ``floors`` are those of groups, by name, that have another than the schedule's.
+    """
 
     def __init__(
         self,
@@ -61,6 +112,7 @@ class Schedule:
         optimizer: Optimizer,
         total_steps: int,
         steps_per_epoch: int,
+        floors: Mapping[str, float],
     ) -> None:
         self._config = config
         self._total = total_steps
@@ -68,19 +120,24 @@ class Schedule:
         self._steps_per_epoch = max(steps_per_epoch, 1)
         self._plateau_factor = 1.0
         self._rests = 0  # validations without a gain since the last one, or since the rate was lowered
-        self._scheduler = LambdaLR(optimizer, self.factor)
+        own_floor = config.floor if isinstance(config, CosineConfig | PlateauConfig) else 0.0
+        names = [group["name"] for group in optimizer.param_groups]
+        self._factors: list[Callable[[int], float]] = [
+            partial(self._factor, floor=floors.get(name, own_floor)) for name in names
+        ]
+        self._scheduler = LambdaLR(optimizer, self._factors)
 
-    def factor(self, step: int) -> float:
-        """The factor on the rates for optimizer step ``step`` (the first is 0)."""
+    def _factor(self, step: int, floor: float) -> float:
+        """The factor on the rates of a group for optimizer step ``step`` (the first is 0)."""
         if step < self._warmup:
             return (step + 1) / (self._warmup + 1)
         config = self._config
         if isinstance(config, CosineConfig):
             progress = (step - self._warmup) / max(self._total - 1 - self._warmup, 1)
-            return config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         if isinstance(config, StepConfig):
             return float(config.factor ** (step // (config.every_epochs * self._steps_per_epoch)))
-        return self._plateau_factor
+        return max(self._plateau_factor, floor)
 
     def step(self) -> None:
         """After every optimizer step."""
@@ -92,13 +149,14 @@ class Schedule:
         self._rests = 0 if gained else self._rests + 1
         if isinstance(config, PlateauConfig) and self._rests > config.patience:
             self._rests = 0
-            self._plateau_factor = max(self._plateau_factor * config.factor, config.floor)
+            self._plateau_factor *= config.factor
             # The rate of the next step was set before this validation.
-            for group, rate in zip(self._scheduler.optimizer.param_groups, self._scheduler.base_lrs, strict=True):
-                group["lr"] = rate * self.factor(self._scheduler.last_epoch)
+            groups = self._scheduler.optimizer.param_groups
+            for group, rate, factor in zip(groups, self._scheduler.base_lrs, self._factors, strict=True):
+                group["lr"] = rate * factor(self._scheduler.last_epoch)
 
     def rates(self) -> dict[str, float]:
-        """The current learning rate by group name."""
+        """The current learning rate by group name; of a group with layers that of the top one."""
         return {group["name"]: float(group["lr"]) for group in self._scheduler.optimizer.param_groups}
 
     def state_dict(self) -> dict[str, object]:

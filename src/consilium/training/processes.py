@@ -11,8 +11,9 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
-from consilium.bundle import choose_device
+from consilium.core.devices import choose_device
 from consilium.core.errors import TrainingError
+from consilium.training.config import TrainerConfig
 
 T = TypeVar("T")
 # The others wait while the main process validates and judges: longer than torch's ten minutes for CUDA.
@@ -61,3 +62,11 @@ def from_all(accelerator: Accelerator, value: T) -> list[T]:
         return [value]
     values: list[T] = gather_object([value])
     return values
+
+
+def configure(trainer: TrainerConfig) -> None:
+    """Set torch as the config of a run asks."""
+    if trainer.threads is not None:
+        torch.set_num_threads(trainer.threads)
+    torch.use_deterministic_algorithms(trainer.deterministic)
+    torch.backends.cudnn.benchmark = not trainer.deterministic

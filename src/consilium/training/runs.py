@@ -17,10 +17,11 @@ from typing import Any
 
 from consilium.core.config import Config, build, parse_yaml, to_yaml
 from consilium.core.errors import ConfigError, InterruptedRunError, RunFolderError, TrainingError
-from consilium.core.files import write_json, write_text
+from consilium.core.files import BUNDLE, write_json, write_text
+from consilium.core.moved import up_to_date
 from consilium.core.reporter import Reporter
 from consilium.core.transfer import send
-from consilium.manifest import MANIFEST
+from consilium.data.sources.config import ATTACHMENT_TOKENS, FORMER_ATTACHMENT_TOKEN
 from consilium.training.config import OutputConfig
 from consilium.training.state import MODEL, checkpoints
 
@@ -31,6 +32,8 @@ FREE = (
     "output.", "report.", "data.loader.workers", "data.loader.prefetch_factor", "data.loader.eval_batch_size",
     "trainer.keep_last", "trainer.log_every", "trainer.threads", "trainer.wandb",
 )  # fmt: skip
+# Keys whose default became another one, both of them: what that changes in the data, their fingerprint says.
+_NEW_DEFAULTS = {"attachment_token": (FORMER_ATTACHMENT_TOKEN, [*ATTACHMENT_TOKENS])}
 
 
 class RunState(Config):
@@ -180,7 +183,7 @@ def copy_run(folder: Path, output: OutputConfig, *, name: str, reporter: Reporte
     target = _copy_of(folder, output, name=name)
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     files = [path for path in files if "checkpoints" not in path.parts and path.name != LOCK]
-    files.sort(key=lambda path: (path.name == MANIFEST, -len(path.parts), path))  # a cascade holds other bundles
+    files.sort(key=lambda path: (path.name == BUNDLE, -len(path.parts), path))  # a cascade holds other bundles
     try:
         for done, path in enumerate(files, start=1):
             send(folder / path, f"{target}/{path.as_posix()}")
@@ -225,8 +228,9 @@ def _check_same(
     """A run that cannot be gone on with is a RunFolderError; ``other`` is what one may do instead."""
     state, path = read_state(folder), folder / CONFIG
     try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"), origin=str(path))
         # Built, so that a key that is new since then is its default, not missing.
-        old = build(type(config), parse_yaml(path.read_text(encoding="utf-8"), origin=str(path)), origin=str(path))
+        old = build(type(config), up_to_date(tree), origin=str(path))
     except (OSError, ValueError, ConfigError) as error:
         raise RunFolderError(f"{path} is damaged: {error}. Mend it, or {other}.") from error
     changed = [
@@ -254,10 +258,16 @@ def _check_same(
 
 def _changed(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """Every key that differs, with both values."""
+    if _are_sections(old) and _are_sections(new) and len(old) == len(new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [found for key in keys for found in _changed(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == new else [(path, old, new)]
+    return [] if old == new or (old, new) == _NEW_DEFAULTS.get(path.rpartition(".")[2]) else [(path, old, new)]
+
+
+def _are_sections(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _shown(value: Any) -> str:

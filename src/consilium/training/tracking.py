@@ -6,11 +6,13 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from consilium.core.contracts import Progress, StepLog
 from consilium.core.errors import ConfigError, MissingExtraError
+from consilium.training.config import TrainerConfig
 
 SECONDS = 5.0  # in which the server of Weights & Biases must answer
 
@@ -41,18 +43,38 @@ class TensorBoardHook:
         self._writer.close()
 
 
+@dataclass(frozen=True)
+class WandbRun:
+    """Where a run goes at Weights & Biases, and the config it shows; without an entity into the user's default one."""
+
+    project: str
+    entity: str | None
+    config: dict[str, Any]
+
+
+def wandb_run(trainer: TrainerConfig, *, name: str, config: dict[str, Any]) -> WandbRun | None:
+    """The run to record; None where none is asked for. The project is called ``name`` unless it has a name."""
+    where = trainer.tracked
+    return None if where is None else WandbRun(project=where.project or name, entity=where.entity, config=config)
+
+
 class WandbHook:
     """The same scalars for Weights & Biases; ``WANDB_MODE=offline`` keeps them on this machine."""
 
-    def __init__(
-        self, folder: Path, *, project: str, name: str, config: dict[str, Any], log: Callable[[str], None]
-    ) -> None:
+    def __init__(self, folder: Path, *, run: WandbRun, log: Callable[[str], None]) -> None:
         wandb = _wandb()
         # The mode again, because wandb reads the environment once in a Python process.
         quiet = wandb.Settings(silent=True, console="off", mode=os.environ["WANDB_MODE"])
         try:
             self._run = wandb.init(
-                project=project, name=name, dir=str(folder), config=config, resume="allow", id=name, settings=quiet
+                project=run.project,
+                entity=run.entity,
+                name=folder.name,
+                dir=str(folder),
+                config=run.config,
+                resume="allow",
+                id=folder.name,
+                settings=quiet,
             )
         except wandb.Error as error:
             raise _refused(str(error)) from error
@@ -112,7 +134,7 @@ def _wandb() -> Any:
     try:
         import wandb
     except ImportError:
-        raise MissingExtraError("trainer.wandb: true", "wandb") from None
+        raise MissingExtraError("trainer.wandb", "wandb") from None
     # Nothing leaves the machine unless the user asked for it by name.
     os.environ.setdefault("WANDB_MODE", "offline")
     return wandb

@@ -17,9 +17,10 @@ from consilium.data import images
 from consilium.data.config import DataConfig
 from consilium.data.guards import check as module
 from consilium.data.guards.check import WHERE, Findings, check
-from consilium.data.load import LoadedData, load_data
+from consilium.data.load import LoadedData
 from consilium.data.prepare import prepare
 from tests.data.samples import data_config
+from tests.labelled import load_labelled
 
 SIDE = 48
 
@@ -64,8 +65,8 @@ def config_of(folder: Path, rows: Sequence[dict[str, str]], **sections: Any) -> 
 
 
 def load(config: DataConfig, *, reporter: Told | None = None, **options: Any) -> LoadedData:
-    options = {"needs": ("train", "val"), "training": True, **options}
-    return load_data(config, multi_label=False, reporter=reporter or Told(), **options)
+    options = {"splits": ("train", "val"), "training": True, **options}
+    return load_labelled(config, reporter=reporter or Told(), **options)
 
 
 def ids(loaded: LoadedData, split: str) -> list[str]:
@@ -130,7 +131,7 @@ def test_judging_looks_at_no_image(
     monkeypatch.setattr(module, "image_digests", lambda *_, **__: pytest.fail("images are looked at"))
     with monkeypatch.context() as patch:
         patch.setattr(images, "_read", lambda *_: pytest.fail("an image is decoded"))
-        notes = load(config, needs=("test",), training=False).cases.notes
+        notes = load(config, splits=("test",), training=False).cases.notes
     assert [note.partition(" (")[0] for note in notes if note.startswith("leak: ")] == [
         "leak: group 'p1' is in train and val",
         "leak: the same file is in train and test",
@@ -158,7 +159,7 @@ def test_judging_drops_what_the_training_dropped(
     trained = load(config)
     monkeypatch.setattr(module, "image_digests", lambda *_, **__: pytest.fail("images are looked at"))
     monkeypatch.setattr(module, "find_near_duplicates", lambda *_, **__: pytest.fail("images are compared"))
-    judged = load(config, needs=("test",), labels=trained.cases.labels, training=False)
+    judged = load(config, splits=("test",), options={"given": trained.studied.knowledge.tree}, training=False)
     assert {split: ids(judged, split) for split in ("train", "val", "test")} == {
         split: ids(trained, split) for split in ("train", "val", "test")
     }
@@ -183,8 +184,9 @@ def test_drop_leaves_one_side_and_goes_on(tmp_path: Path, leaking: list[dict[str
     assert ids(loaded, "train") == ["case3", "case4", "case5", "case6", "case7"]
     assert ids(loaded, "val") == [f"case{n}" for n in range(8, 12)]
     assert ids(loaded, "test") == [f"case{n}" for n in range(12, 16)]
-    assert loaded.cases.labels.leaves == ("ct", "mri")
-    assert loaded.cases.targets.shape == (13,)
+    assert loaded.studied.knowledge.tree.leaves == ("ct", "mri")
+    assert loaded.studied.targets is not None
+    assert loaded.studied.targets.shape == (13,)
     assert "data.on_leak: drop takes out 3 cases that leak: train ct (2), train mri (1)." in loaded.cases.notes
     assert not [note for note in loaded.cases.notes if note.startswith("leak: ")]
 
@@ -197,7 +199,7 @@ def test_drop_of_a_part_of_the_cases_keeps_the_labels_of_all(tmp_path: Path) -> 
     loaded = load(config_of(tmp_path, rows, on_leak="drop", filters={"max_train_samples": 4}))
     assert "data.on_leak: drop takes out 1 case that leaks: train label0 (1)." in loaded.cases.notes
     assert len(ids(loaded, "train")) == 3
-    assert loaded.cases.labels.leaves == ("label0", "label1", "label2", "label3")
+    assert loaded.studied.knowledge.tree.leaves == ("label0", "label1", "label2", "label3")
 
 
 def test_drop_that_empties_a_class_ends_in_the_usual_error(tmp_path: Path) -> None:
@@ -225,11 +227,11 @@ def test_a_label_in_its_text_is_a_leak_where_the_text_is_read(tmp_path: Path) ->
     config = config_of(tmp_path, rows, on_leak="error")
     assert not [note for note in load(config).cases.notes if note.startswith(("label in text", "repeated texts"))]
     with pytest.raises(DataError, match="'ct' is in 100% of the texts of 'ct'"):
-        load(config, uses_text=True)
-    notes = load(config_of(tmp_path, rows), uses_text=True).cases.notes
+        load(config, reads_text=True)
+    notes = load(config_of(tmp_path, rows), reads_text=True).cases.notes
     assert [note for note in notes if note.startswith("label in text: 'ct' is in 100%")]
     quiet = {"label_in_text": False}
-    notes = load(config_of(tmp_path, rows, on_leak="error", guards=quiet), uses_text=True).cases.notes
+    notes = load(config_of(tmp_path, rows, on_leak="error", guards=quiet), reads_text=True).cases.notes
     assert not [note for note in notes if note.startswith("label in text")]
 
 

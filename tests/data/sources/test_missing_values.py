@@ -11,9 +11,9 @@ import pytest
 from consilium.core.config import build
 from consilium.core.errors import DataError
 from consilium.core.reporter import Silent
-from consilium.data.load import load_data
 from consilium.data.prepare import prepare
 from tests.data.samples import data_config, read, write_images, write_jsonl
+from tests.labelled import load_labelled
 from tests.tiny import Recorder
 
 SPELLINGS = ["nan", "NaN", "None", "NA", "N/A", "null", "<NA>", "#N/A", " nan "]
@@ -74,7 +74,7 @@ def test_all_cases_of_one_group_are_named_with_their_column(tmp_path: Path) -> N
     one = "all 6 cases are of one group, 'p1', which comes from the column 'group_id' (source 'g'); a group stays in"
     assert [line for line in prepare(config).notes() if one in line]
     with pytest.raises(DataError, match=r"split is empty .*all 6 cases are of one group, 'p1'.* columns\.group \(null"):
-        load_data(config, multi_label=False, needs=["train", "val"], training=True, reporter=Silent())
+        load_labelled(config, splits=["train", "val"], training=True, reporter=Silent())
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -84,13 +84,13 @@ def test_a_label_that_looks_missing_is_said_once(tmp_path: Path, training: bool)
     path.write_text(path.read_text().replace(",b,", ",nan,"))
     config = data_config(tmp_path, {"kind": "csv", "name": "g", "path": str(path)}, split={"val": 0.3, "test": 0.3})
     told = Recorder()
-    load_data(config, multi_label=False, needs=["train"], training=training, reporter=told)
+    load_labelled(config, splits=["train"], training=training, reporter=told, options={"learns": training})
     (line,) = (line for line in told.lines if "missing value" in line)
     start = "note: labels that look like a missing value: 'nan'." if training else "note: g: 12 rows: the label 'nan'"
     assert line.startswith(start)
     if training:
         renamed = config.model_copy(update={"rename_labels": {"nan": "nothing found"}})
-        load_data(renamed, multi_label=False, needs=["train"], training=True, reporter=(told := Recorder()))
+        load_labelled(renamed, splits=["train"], training=True, reporter=(told := Recorder()))
         assert not any("missing value" in line for line in told.lines)
 
 

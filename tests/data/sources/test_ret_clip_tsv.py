@@ -120,7 +120,7 @@ def test_bad_lines_of_the_tsv(tmp_path: Path, line: str, reason: str) -> None:
         ({"text_id": 2, "text": "a", "image_ids": [99]}, "names the image '99', which"),
         ({"text_id": 1, "text": "a", "image_ids": [1]}, "the text id '1' was given before, in line 1"),
         ({"text_id": 2, "text": "a", "image_ids": [1], "split": "fold"}, "split 'fold' is unknown"),
-        ({"text_id": 2, "text": "a", "image_ids": [1], "mask": "none.png"}, "none.png does not exist"),
+        ({"text_id": 2, "text": "a", "image_ids": [1], "mask": ["m.png"]}, "mask is a list"),
     ],
 )
 def test_bad_lines_of_the_texts(tmp_path: Path, row: Any, reason: str) -> None:

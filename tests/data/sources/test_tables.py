@@ -14,6 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from consilium.core.errors import ConfigError, DataError
+from consilium.core.places import FileFacts
+from consilium.data.case import Mask, Text
+from consilium.data.sources.config import Columns
 from tests.data.samples import image_bytes, read, write_images, write_jsonl
 
 TOKEN = "<|reserved_special_token_0|>"
@@ -75,7 +78,7 @@ def test_multimediset_rows(tmp_path: Path) -> None:
         ('{"conversations": [{"role": "user"}]}', "neither content nor value"),
         ('{"text": "a", "split": "fold1"}', "split 'fold1' is unknown"),
         ('{"text": "a", "label": "a..b"}', "has an empty part"),
-        ('{"text": "a", "mask": "nowhere.png"}', "nowhere.png does not exist"),
+        ('{"text": "a", "mask": ["m.png"]}', "mask is a list"),
         ('{"text": "a", "is_gt": "perhaps"}', "expected true or false"),
         ('{"text": "\\ud800"}', "not valid text"),
         ('{"text": "a", "\\udfff": 1}', "not valid text"),
@@ -295,12 +298,69 @@ def test_rows_of_one_image_share_a_group_that_no_inserted_row_changes(tmp_path: 
     assert before[:3] == after[1:]
 
 
-def test_masks_must_exist(tmp_path: Path) -> None:
+def test_masks_and_their_files(tmp_path: Path) -> None:
     write_images(tmp_path, ["m.png"])
     (tmp_path / "a.csv").write_text("image,mask\na.jpg,m.png\nb.jpg,n.png\nc.jpg,\n")
     cases, bad = read("csv", tmp_path / "a.csv")
-    assert [case.mask for case in cases] == [str(tmp_path / "m.png"), None]
-    assert [row.line for row in bad] == [3]
+    path = tmp_path / "m.png"
+    there = FileFacts(path.stat().st_size, path.stat().st_mtime_ns, is_file=True)
+    assert [case.masks for case in cases] == [
+        (Mask(str(path), file=there),), (Mask(str(tmp_path / "n.png")),), (),
+    ]  # fmt: skip
+    assert not bad
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("disc", [("", "", "d.png")]),
+        (["disc", "cup_1"], [("disc", "", "d.png"), ("cup_1", "", "c.png")]),
+        ({"optic disc": "disc", "cup": {"ann": "cup_1", "bob": "cup_2"}},
+         [("optic disc", "", "d.png"), ("cup", "ann", "c.png")]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_masks_by_class_and_annotator(tmp_path: Path, kind: str, given: Any, expected: list[Any]) -> None:
+    row = {"image": "a.jpg", "disc": "d.png", "cup_1": "c.png", "cup_2": "", "text": "x"}
+    path = tmp_path / f"a.{kind}"
+    if kind == "csv":
+        path.write_text("\n".join([",".join(row), ",".join(row.values())]))
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        write_jsonl(path, [row])
+    (case,), _ = read(kind, path, columns={"mask": given})
+    assert [(mask.name, mask.annotator, Path(mask.image).name) for mask in case.masks] == expected
+    named = Columns(mask=given).names("mask")
+    assert set(case.meta) == {"disc", "cup_1"} - set(named)
+    with pytest.raises(ConfigError, match=r"columns\.mask is 'cup', which .* does not have"):
+        read(kind, path, columns={"mask": ["disc", "cup"]})
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+def test_several_texts(tmp_path: Path, kind: str) -> None:
+    rows = [{"image": "a.jpg", "findings": "Drusen.", "impression": "AMD."},
+            {"image": "b.jpg", "findings": "", "impression": "Healthy."},
+            {"image": "c.jpg", "findings": "", "impression": ""}]  # fmt: skip
+    path = tmp_path / f"a.{kind}"
+    if kind == "csv":
+        path.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]))
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        write_jsonl(path, rows)
+    cases, _ = read(kind, path, columns={"text": ["findings", "impression"]})
+    assert [(case.text, case.texts, case.meta) for case in cases] == [
+        ("Drusen.", (Text("Drusen.", "findings"), Text("AMD.", "impression")), {}),
+        ("Healthy.", (Text("Healthy.", "impression"),), {}),
+        (None, (), {}),
+    ]
+
+
+def test_tokens_of_several_texts_are_counted_together(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"image": ["a.png", "b.png"], "q": "<image> What?", "a": "<attachment>"}])
+    (case,), _ = read("jsonl", path, columns={"text": ["q", "a"]})
+    assert case.texts == (Text("What?", "q"),)
 
 
 # ---------------------------------------------------------------- parquet

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.case import Case
@@ -140,9 +142,38 @@ def test_placeholders_of_images_are_removed_and_counted(tmp_path: Path, token: s
     assert [row.reason for row in bad] == ["the text has 2 attachment tokens, the row 1 images"]
 
 
-def test_placeholders_stay_where_that_is_wanted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", ["", [], [""]])
+def test_placeholders_stay_where_that_is_wanted(tmp_path: Path, keep: str | list[str]) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"image": "a.png", "text": "<image> x"}])
-    assert read("jsonl", path, attachment_token="")[0][0].text == "<image> x"
+    (case,), _ = read("jsonl", path, attachment_token=keep)
+    assert (case.text, case.notes) == ("<image> x", ())
+
+
+TOKENS = [
+    ({}, ["<attachment>", "<|reserved_special_token_0|>", "<image>"]),
+    ({"attachment_token": "<scan>"}, ["<scan>", "<image>"]),
+    ({"attachment_token": ["<scan>", "<attachment>"]}, ["<scan>", "<attachment>", "<image>"]),
+]
+PARTS = ["<attachment>", "<|reserved_special_token_0|>", "<image>", "<scan>", "A lung.", " ", "\n"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(parts=st.lists(st.sampled_from(PARTS), max_size=8), images=st.integers(1, 3), chosen=st.sampled_from(TOKENS))
+def test_any_of_the_attachment_tokens_is_removed_and_counted(
+    tmp_path: Path, parts: list[str], images: int, chosen: tuple[dict[str, Any], list[str]]
+) -> None:
+    keys, tokens = chosen
+    row = {"image": [f"{number}.png" for number in range(images)], "text": "".join(parts)}
+    cases, bad = read("jsonl", write_jsonl(tmp_path / "a.jsonl", [row, {"text": "last"}]), **keys)
+    found = [part for part in parts if part in tokens]
+    if found and len(found) != images:
+        assert [row.reason for row in bad] == [f"the text has {len(found)} attachment tokens, the row {images} images"]
+        return
+    assert not bad
+    note = [f"attachment tokens, such as '{found[0]}', are removed from the text"] if found else []
+    assert [list(case.notes) for case in cases] == [note, []]
+    left = "".join("" if part in tokens else part for part in parts)
+    assert "".join((cases[0].text or "").split()) == "".join(left.split())
 
 
 def test_messages_with_parts(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, mode
 
 from consilium.core.config import Config
 
+ATTACHMENT_TOKENS = ("<attachment>", "<|reserved_special_token_0|>")
+FORMER_ATTACHMENT_TOKEN = "<|reserved_special_token_0|>"  # the default of earlier versions
+
 
 class SourceBase(Config):
     """What every source has: a name (unique), a root or file, a weight in the mixture."""
@@ -91,12 +94,18 @@ class Columns(Config):
     """Which column (or JSON key) holds what; null: the file has none."""
 
     image: str | list[str] = Field(default="image", description="Path of the image; several columns: several views.")
-    text: str | None = Field(default="text", description="Text of the case.")
+    text: str | list[str] | None = Field(
+        default="text", description="Text of the case; several columns: several texts, named after them."
+    )
     label: str | None = Field(default="label", description="Label; a dot separates the levels of one, as in a.b.")
     split: str | None = Field(default="split", description="train, val, test or unlabelled, in any usual spelling.")
     group: str | None = Field(default="group_id", description="What stays on one side of the splits: the patient.")
     id: str | None = Field(default="id", description="Id, unique in the source; none: the source's name and the line.")
-    mask: str | None = Field(default="mask", description="Path of the mask.")
+    mask: str | list[str] | dict[str, str | dict[str, str]] | None = Field(
+        default="mask",
+        description="Path of the mask; several columns: a mask of each class, named after them, or {class: column}, or "
+        "{class: {annotator: column}}.",
+    )
     is_gt: str | None = Field(default="is_gt", description="true or false; false marks a pseudo-label.")
     label_separator: str | None = Field(default=None, description="Splits a label cell into several (multi-label).")
     findings: Annotated[
@@ -107,6 +116,18 @@ class Columns(Config):
         description="One column per finding, in place of label: their names, a pattern, or a section.",
     )
     meta: list[str] | None = Field(default=None, description="Columns kept as metadata; null keeps all others.")
+
+    def names(self, key: str) -> list[str]:
+        """All columns that a key names, such as both of ``image: [left, right]``."""
+
+        def inside(value: Any) -> list[str]:
+            if isinstance(value, dict | list):
+                return [
+                    name for item in (value.values() if isinstance(value, dict) else value) for name in inside(item)
+                ]
+            return [] if value is None else [value]
+
+        return inside(getattr(self, key))
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -157,7 +178,7 @@ class HarmonisedColumns(Columns):
     """Which column of the harmonised table holds what; a key that is given changes it alone."""
 
     image: str | list[str] = Field(default="filename", description="Path of the image.")
-    text: str | None = Field(default="text_desc", description="Description of the image.")
+    text: str | list[str] | None = Field(default="text_desc", description="Description of the image.")
     id: str | None = Field(default="image_id", description="Id, unique in the table.")
 
 
@@ -176,9 +197,9 @@ class JsonlSource(RowSource):
     """MultiMediset form: one object a line, ``text`` or ``conversations``, ``modalities: [{type, value}]``."""
 
     kind: Literal["jsonl", "multimediset"] = "jsonl"
-    attachment_token: str = Field(
-        default="<|reserved_special_token_0|>",
-        description="Removed from text and counted, as are <image> and its like; '': keep all.",
+    attachment_token: str | list[str] = Field(
+        default=[*ATTACHMENT_TOKENS],
+        description="One or several, removed from texts and counted, as are <image> and its like; '': keep all.",
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from consilium.core.errors import DataError
-from consilium.data.case import BadRow, Case, RowError, View, scalar_text
+from consilium.data.case import BadRow, Case, RowError, Text, View, scalar_text
 from consilium.data.sources.config import JsonlSource
 from consilium.data.sources.lines import numbered_lines, open_unpacked, short
 from consilium.data.sources.rows import RowReader
@@ -29,11 +29,12 @@ def read_jsonl(source: JsonlSource) -> Iterator[Case | BadRow]:
     ``{role or from, content or value}`` (the turns are joined by newlines), and
     ``modalities: [{type: image, value: path}]``; without ``modalities`` the image column is read. Several images are
     several views. Every attachment token, and every placeholder of an image that vision-language models use
-    (``<image>``, ``<|image_1|>`` ...), is removed from the text; where a row has any, their number must be that of its
-    images. Other keys become metadata. A file may be packed with gzip. Errors: each bad line is a BadRow; blank lines
-    are passed over.
+    (``<image>``, ``<|image_1|>`` ...), is removed from the text, and a note says so; where a row has any, their number
+    must be that of its images. Other keys become metadata. A file may be packed with gzip. Errors: each bad line is a
+    BadRow; blank lines are passed over.
     """
     reader = RowReader(source, also_used=_MULTIMEDISET_KEYS, has_null=True)
+    placeholder = _placeholder(source)
     present: dict[str, None] = {}
     with open_unpacked(reader.file) as stream:
         for line, raw in numbered_lines(stream):
@@ -48,15 +49,14 @@ def read_jsonl(source: JsonlSource) -> Iterator[Case | BadRow]:
             try:
                 row = json_object(short(raw))
                 present.update(dict.fromkeys(row))
-                views = _modalities(reader, row["modalities"]) if "modalities" in row else reader.views(row)
-                yield reader.case(row, line, views=views, text=_jsonl_text(source, row, images=len(views)))
+                yield _case(reader, row, line, placeholder=placeholder)
             except RowError as error:
                 yield reader.bad(line, str(error))
     if present:
         # ``modalities`` stands for the image columns, a conversation for the text.
         stands_for = reader.image_columns if "modalities" in present else []
-        text = [source.columns.text] if present.keys() & set(_TURNS) and source.columns.text else []
-        reader.check_columns([*present, *stands_for, *text])
+        texts = reader.text_columns if present.keys() & set(_TURNS) else []
+        reader.check_columns([*present, *stands_for, *texts])
 
 
 def json_object(raw: bytes) -> dict[str, Any]:
@@ -94,28 +94,47 @@ def _modalities(reader: RowReader, modalities: Any) -> list[View]:
     return views
 
 
-def _jsonl_text(source: JsonlSource, row: Mapping[str, Any], *, images: int) -> str | None:
-    column = source.columns.text
-    if column is None:
-        return None
+def _placeholder(source: JsonlSource) -> re.Pattern[str] | None:
+    """What stands for an image in the texts of a source; None where all texts stay as they are."""
+    given = source.attachment_token
+    tokens = [token for token in ([given] if isinstance(given, str) else given) if token]
+    return re.compile("|".join([*map(re.escape, tokens), f"(?i:{_PLACEHOLDERS})"])) if tokens else None
+
+
+def _case(reader: RowReader, row: Mapping[str, Any], line: int, *, placeholder: re.Pattern[str] | None) -> Case:
+    """The case of an object, whose texts are without what stands for its images."""
+    views = _modalities(reader, row["modalities"]) if "modalities" in row else reader.views(row)
+    texts = _texts(reader, row)
+    tokens = [] if placeholder is None else [token for text in texts for token in placeholder.findall(text.text)]
+    if placeholder is None or not tokens:
+        return reader.case(row, line, views=views, texts=texts)
+    if len(tokens) != len(views):
+        raise RowError(f"the text has {len(tokens)} attachment tokens, the row {len(views)} images")
+    texts = [text._replace(text=_without(placeholder, text.text)) for text in texts]
+    case = reader.case(row, line, views=views, texts=[text for text in texts if text.text])
+    first = reader.example("attachment token", tokens[0])
+    case.notes += (f"attachment tokens, such as '{first}', are removed from the text",)
+    return case
+
+
+def _without(placeholder: re.Pattern[str], text: str) -> str:
+    """A text without its attachment tokens, and without the spaces and empty lines that they leave."""
+    if not placeholder.search(text):
+        return text
+    lines = (" ".join(line.split()) for line in placeholder.sub(" ", text).split("\n"))
+    return "\n".join(line for line in lines if line)
+
+
+def _texts(reader: RowReader, row: Mapping[str, Any]) -> list[Text]:
+    """The texts of an object as they stand there: those of its text columns, or else of its conversation."""
     key = next((key for key in _TURNS if key in row), None)
-    if row.get(column) is None and key is not None:
-        turns = row[key]
-        if not isinstance(turns, list):
-            raise RowError(f"{key} is a {type(turns).__name__}; expected a list of turns")
-        text = "\n".join(map(_turn, turns))
-    else:
-        text = scalar_text(row.get(column), column)
-    if not source.attachment_token:
-        return text or None
-    placeholder = re.compile(f"{re.escape(source.attachment_token)}|(?i:{_PLACEHOLDERS})")
-    without, count = placeholder.subn(" ", text)
-    if count and count != images:
-        raise RowError(f"the text has {count} attachment tokens, the row {images} images")
-    if count:
-        lines = (" ".join(line.split()) for line in without.split("\n"))
-        text = "\n".join(line for line in lines if line)
-    return text or None
+    if key is None or not reader.text_columns or any(row.get(column) is not None for column in reader.text_columns):
+        return reader.texts(row)
+    turns = row[key]
+    if not isinstance(turns, list):
+        raise RowError(f"{key} is a {type(turns).__name__}; expected a list of turns")
+    text = "\n".join(map(_turn, turns))
+    return [Text(text)] if text else []
 
 
 def _turn(turn: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from consilium.data.case import BadRow, Case, RowError, View, printable, scalar_text
+from consilium.data.case import BadRow, Case, RowError, Text, View, printable, scalar_text
 from consilium.data.sources.config import JsonlSource, RetClipTsvSource
 from consilium.data.sources.jsonl import json_object
 from consilium.data.sources.lines import numbered_lines, open_unpacked, short
@@ -42,7 +42,7 @@ def read_ret_clip_tsv(source: RetClipTsvSource) -> Iterator[Case | BadRow]:
                     raise RowError(f"the image id '{image_id}' was given before, in line {first_line[image_id]}")
                 wanted = texts.of_image.get(image_id, [])
                 if not wanted:
-                    yield images.case({"id": image_id, "group_id": image_id}, line, views=views, text=None)
+                    yield images.case({"id": image_id, "group_id": image_id}, line, views=views, texts=[])
             except RowError as error:
                 yield images.bad(line, str(error))
                 continue
@@ -113,7 +113,9 @@ def _pair(text: _Text, image_id: str, views: list[View], *, file: str, line: int
     name = text.name if text.is_whole_id else f"{text.name}-{image_id}"
     group = scalar_text(text.row.get("group_id"), "group_id") or image_id
     try:
-        case = text.reader.case({**text.row, "id": name, "group_id": group}, text.line, views=views, text=text.text)
+        case = text.reader.case(
+            {**text.row, "id": name, "group_id": group}, text.line, views=views, texts=[Text(text.text)]
+        )
     except RowError as error:
         return text.reader.bad(text.line, str(error))
     case.file, case.line = file, line

@@ -13,7 +13,7 @@ from consilium.core.errors import ConfigError
 from consilium.core.places import (
     FileFacts,
     absolute,
-    exists,
+    facts,
     is_bucket,
     is_remote,
     join,
@@ -26,7 +26,9 @@ from consilium.data.case import (
     MISSING_LABEL,
     BadRow,
     Case,
+    Mask,
     RowError,
+    Text,
     View,
     flag,
     is_missing,
@@ -41,6 +43,7 @@ from consilium.data.sources.config import Columns, RowSource
 from consilium.data.sources.findings import IGNORED, FindingReader
 
 _OPTIONAL = ("text", "label", "split", "group", "id", "mask", "is_gt")
+_SINGLE = ("label", "split", "group", "id", "is_gt")  # of these there is one column
 # What a cell that says nan, NA or None is read as, by key; a label stays what it is, for "none" may be a class.
 _MISSING = {
     "group": "each of these images is a group of its own",
@@ -72,10 +75,10 @@ class RowReader:
         self._listings: dict[str, dict[str, FileFacts]] = {}  # folders of buckets, each asked for once
         root = source.image_root
         self.root = parent(self.file) if root is None else absolute(root)
-        image = self.columns.image
-        self.image_columns = [image] if isinstance(image, str) else list(image)
-        self._named = {key: name for key in _OPTIONAL if (name := getattr(self.columns, key)) is not None}
-        self.used = also_used.union(self.image_columns, self._named.values())
+        self.image_columns, self.text_columns = self.columns.names("image"), self.columns.names("text")
+        self._masks = list(_masks_of(self.columns.mask))
+        self._named = {key: name for key in _SINGLE if (name := getattr(self.columns, key)) is not None}
+        self.used = also_used.union(*(self.columns.names(key) for key in ("image", *_OPTIONAL)))
         findings = self.columns.findings
         self.findings = None if findings is None else FindingReader(findings, used=self.used)
 
@@ -87,18 +90,17 @@ class RowReader:
         """
         default: Columns = type(self.source).model_fields["columns"].default
         self._check_mapping(present)
-        named = [(key, name) for key in _OPTIONAL if (name := getattr(self.columns, key)) != getattr(default, key)]
-        if self.columns.image != default.image:
-            named += [("image", name) for name in self.image_columns]
+        given = [key for key in (*_OPTIONAL, "image") if getattr(self.columns, key) != getattr(default, key)]
+        named = [(key, name) for key in given for name in self.columns.names(key)]
         named += [("meta", name) for name in self.columns.meta or []]
         keys = [(f"columns.{key} is", name) for key, name in named]
         keys += [("image_template names", match["column"]) for match in self._places() if match["column"]]
         for key, name in keys:
-            if name is not None and name not in present:
+            if name not in present:
                 raise ConfigError(f"source '{self.source.name}': {key} '{name}', {self._absent(name, present)}")
         self._check_findings(present)
         self._check_spelling(present)
-        if self.columns.text not in present and not set(self.image_columns) & set(present):
+        if not {*self.text_columns, *self.image_columns} & set(present):
             raise ConfigError(
                 f"source '{self.source.name}': neither an image nor a text column was found; name one in columns.image "
                 f"or columns.text. The image column is '{self.image_columns[0]}', "
@@ -134,11 +136,7 @@ class RowReader:
     def _check_mapping(self, present: Sequence[str]) -> None:
         """Refuse a file without the columns of its ready-made mapping."""
         required = self.source.required
-        expected = {
-            key: self.image_columns if key == "image" else [name]
-            for key in required
-            if (name := getattr(self.columns, key)) is not None
-        }
+        expected = {key: names for key in required if (names := self.columns.names(key))}
         missing = [(key, name) for key, names in expected.items() for name in names if name not in present]
         if missing:
             key, name = missing[0]
@@ -211,10 +209,19 @@ class RowReader:
         text = scalar_text(cell, "image")
         return [View(self.path(text), name)] if text else []
 
-    def case(self, row: Mapping[str, Any], line: int, *, views: list[View], text: str | None) -> Case:
-        """The case of a row whose images and text are known already."""
+    def texts(self, row: Mapping[str, Any]) -> list[Text]:
+        """The texts in the text columns; each column of a list names its text."""
+        several = isinstance(self.columns.text, list)
+        found = []
+        for column in self.text_columns:
+            if text := scalar_text(row.get(column), column):
+                found.append(Text(text, column if several else ""))
+        return found
+
+    def case(self, row: Mapping[str, Any], line: int, *, views: list[View], texts: list[Text]) -> Case:
+        """The case of a row whose images and texts are known already."""
         source = self.source
-        if not views and not text:
+        if not views and not texts:
             raise RowError("the row has neither an image nor a text")
         notes: list[str] = []
         found = {key: row.get(column) for key, column in self._named.items()}
@@ -226,12 +233,12 @@ class RowReader:
         return Case(
             id=identity or f"{self.row_name}:{line}",
             source=source.name,
-            group=scalar_text(found.get("group"), "group") or self._own_group(views, text, identity),
+            group=scalar_text(found.get("group"), "group") or self._own_group(views, texts, identity),
             split="unlabelled" if IGNORED in notes else split,
             views=tuple(views),
-            text=text,
+            texts=tuple(texts),
             labels=labels,
-            mask=self._mask(found.get("mask")),
+            masks=tuple(self._found_masks(row)),
             is_gt=flag(found.get("is_gt"), "is_gt"),
             file=self.file,
             line=line,
@@ -260,14 +267,14 @@ class RowReader:
                 notes.append(f"the label '{label}' {MISSING_LABEL}: leave such cells empty")
             elif odd:
                 notes.append(
-                    f"a label with '{odd}' in it, such as '{self._example(odd, label)}', is one class: where it is "
+                    f"a label with '{odd}' in it, such as '{self.example(odd, label)}', is one class: where it is "
                     f'several labels, set columns.label_separator: "{odd}" and task.multi_label: true'
                 )
         return labels
 
-    def _example(self, mark: str, label: str) -> str:
-        """The first label with this mark, so that all rows say the same."""
-        return self._examples.setdefault(mark, label[:80])
+    def example(self, kind: str, found: str) -> str:
+        """The first that was found of a kind, so that the notes of all rows say the same."""
+        return self._examples.setdefault(kind, found[:80])
 
     def _wanted(self, row: Mapping[str, Any]) -> Iterable[str]:
         """The columns that are kept as metadata."""
@@ -276,7 +283,7 @@ class RowReader:
         findings = {} if self.findings is None else self.findings.columns(list(row))
         return (key for key in row if key not in self.used and key not in findings)
 
-    def _own_group(self, views: list[View], text: str | None, identity: str) -> str:
+    def _own_group(self, views: list[View], texts: list[Text], identity: str) -> str:
         """The group where none is given: rows of one image belong together. It never hangs on the row's line,
         so that rows put in between move nothing."""
         if views and views[0].image and views[0].data is None:  # beside bytes there is a bare name, if any
@@ -284,30 +291,42 @@ class RowReader:
             return f"{self.source.name}:{file.removeprefix(f'{self.root}/')}"
         if identity and not views:
             return f"{self.source.name}:{identity}"
-        content = views[0].data if views else (text or "").encode(errors="surrogatepass")
+        content = views[0].data if views else texts[0].text.encode(errors="surrogatepass")
         return f"{self.source.name}:{hashlib.blake2b(content or b'', digest_size=8).hexdigest()}"
 
-    def _mask(self, cell: Any) -> str | None:
-        value = scalar_text(cell, "mask")
-        if not value:
-            return None
-        path = self.path(value)
-        if not self._exists(path):
-            raise RowError(f"the mask {path} does not exist")
-        return path
+    def _found_masks(self, row: Mapping[str, Any]) -> list[Mask]:
+        """The masks of a row and their files; that one is missing is found out when the images are looked at."""
+        found = []
+        for name, annotator, column in self._masks:
+            if value := scalar_text(row.get(column), "mask"):
+                path = self.path(value)
+                found.append(Mask(path, name, annotator, self._facts(path)))
+        return found
 
-    def _exists(self, path: str) -> bool:
+    def _facts(self, path: str) -> FileFacts | None:
+        """What is known of a file; a folder of a bucket is listed once."""
         if not is_remote(path):
-            return exists(path)
+            return facts(path)
         folder, name = path.rsplit("/", 1)
         if folder not in self._listings:
             self._listings[folder] = names_in(folder)
-        return name in self._listings[folder]
+        return self._listings[folder].get(name)
 
     def table_case(self, row: Mapping[str, Any], line: int) -> Case | BadRow:
         """The case of a csv or parquet row."""
         try:
-            text = scalar_text(row.get(self.columns.text), "text") if self.columns.text is not None else ""
-            return self.case(row, line, views=self.views(row), text=text or None)
+            return self.case(row, line, views=self.views(row), texts=self.texts(row))
         except RowError as error:
             return self.bad(line, str(error))
+
+
+def _masks_of(given: str | list[str] | dict[str, str | dict[str, str]] | None) -> Iterator[tuple[str, str, str]]:
+    """(class, annotator, column) of each mask that ``columns.mask`` names."""
+    if isinstance(given, str):
+        yield "", "", given
+    elif isinstance(given, list):
+        yield from ((column, "", column) for column in given)
+    elif given is not None:
+        for name, columns in given.items():
+            by_annotator = {"": columns} if isinstance(columns, str) else columns
+            yield from ((name, annotator, column) for annotator, column in by_annotator.items())

@@ -1,0 +1,59 @@
+"""The bases of the ``task`` section of a config and of what a bundle knows; no torch."""
+
+from __future__ import annotations
+
+from consilium.core.config import Config
+from consilium.core.contracts import Needs
+
+
+class TaskSection(Config):
+    """The ``task`` section of a family: what can be asked before anything is built."""
+
+    kind: str
+
+    @property
+    def needs(self) -> Needs:
+        """Which fields of a case the task reads."""
+        raise NotImplementedError
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the task's parameter groups."""
+        raise NotImplementedError
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric that chooses the best weights where ``trainer.monitor`` names none."""
+        raise NotImplementedError
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The fields of a case that an answer is made from."""
+        needs = self.needs
+        return tuple(name for name in ("image", "text") if getattr(needs, name) != "no")
+
+    @property
+    def staged(self) -> bool:
+        """Whether a training is made of several runs, each with settings of its own."""
+        return False
+
+    @property
+    def origin(self) -> str | None:
+        """A trained bundle that the task goes on from; None: there is none."""
+        return None
+
+    @property
+    def towers(self) -> dict[str, str]:
+        """The names of its encoders, by what a report calls them."""
+        return {}
+
+    @property
+    def gives(self) -> tuple[str, ...]:
+        """The keys of an answer."""
+        raise NotImplementedError
+
+
+class Knowledge(Config):
+    """What the training cases taught beside the weights; a bundle keeps it as JSON."""
+
+    training_cases: int

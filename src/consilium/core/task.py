@@ -1,0 +1,81 @@
+"""The base of all that is trained: a model, its loss, and what its predictions mean."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from consilium.core.contracts import Batch, Encoder, ImageInput, Look, ParameterGroup, Prediction, StepOutput, TextCoder
+
+
+class Task(nn.Module, ABC):
+    """A trainable whole; the images of its batches are normalised."""
+
+    @abstractmethod
+    def step(self, batch: Batch) -> StepOutput:
+        """The training loss of a batch, a mean over its cases. It may gather over processes."""
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> Prediction:
+        """The prediction for a batch; in evaluation mode it changes no state.
+
+        It never gathers: validation and judging run on the main process alone.
+        """
+
+    @abstractmethod
+    def combine(self, looks: Sequence[tuple[Look, Prediction]]) -> Prediction:
+        """What several looks at the same cases say together."""
+
+    @abstractmethod
+    def records(self, prediction: Prediction) -> list[dict[str, Any]]:
+        """A JSON-able dictionary for every case of a prediction."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All parameters, frozen ones too, each in exactly one group."""
+
+    def evidence(self, prediction: Prediction, batch: Batch) -> Mapping[str, Tensor]:
+        """What is kept of a prediction to judge it: small tensors by name, whose first axis is the case."""
+        return prediction.arrays
+
+    def about(self) -> str:
+        """What the task answers, in a few words."""
+        return type(self).__name__
+
+    def columns(self) -> list[str]:
+        """The columns of a table of answers, beside those of the case and of an error; [] where none fits a table."""
+        return []
+
+    def row(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A record as a row of that table."""
+        return {}
+
+    def vectors(self) -> dict[str, int]:
+        """The vectors that a record may hold, and their lengths; {} where it holds none."""
+        return {}
+
+    def text_coder(self) -> TextCoder | None:
+        """What makes tokens of the texts that the task reads; None: it reads none."""
+        return None
+
+    def image_input(self) -> ImageInput | None:
+        """The images that the image tower was made for; None: there is no such tower."""
+        return None
+
+    def notes(self) -> list[str]:
+        """What a person should know of what was built, such as weights that did not fit."""
+        return []
+
+    def set_epoch(self, epoch: int) -> None:
+        """Freeze and unfreeze what the config says for this epoch (first epoch: 0)."""
+
+    def encoders(self) -> Mapping[str, Encoder]:
+        """The frozen parts by the column that they encode (``images``, ``texts``); {} where nothing stays frozen."""
+        return {}
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Same as ``step``, so that distributed wrappers see the training computation."""
+        return self.step(batch)

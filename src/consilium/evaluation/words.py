@@ -1,0 +1,123 @@
+"""How every metric is called in a report, and what it means to someone who does not compute metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Word:
+    """``share``: it is shown as a percentage."""
+
+    name: str
+    meaning: str
+    share: bool = False
+    higher_is_better: bool = True
+
+
+WORDS: dict[str, Word] = {
+    "accuracy": Word("Accuracy", "share of cases named right", share=True),
+    "balanced_accuracy": Word("Balanced accuracy", "share found of each class, averaged over classes", share=True),
+    "exact_match": Word("Exact match", "share of cases whose whole set of labels is right", share=True),
+    "hamming_loss": Word(
+        "Hamming loss", "share of single label decisions that are wrong; 0 is best", higher_is_better=False
+    ),
+    "macro_f1": Word("Macro F1", "precision and recall in one, averaged over classes; 1 is best"),
+    "micro_f1": Word("Micro F1", "precision and recall in one, all decisions pooled; 1 is best"),
+    "weighted_f1": Word("Weighted F1", "F1 averaged over classes by their size"),
+    "macro_precision": Word("Macro precision", "share right among the cases called a class, averaged over classes"),
+    "macro_recall": Word("Macro recall", "share found of each class, averaged over classes"),
+    "macro_auroc": Word("Macro AUROC", "how well scores rank a class above the rest; 0.5 is chance, 1 is best"),
+    "macro_aupr": Word("Macro AUPR", "area under the precision-recall curve, averaged over classes; 1 is best"),
+    "quadratic_kappa": Word("Quadratic kappa", "agreement beyond chance; an error costs its distance squared"),
+    "calibration_error": Word(
+        "Calibration error", "how far stated confidence is from the share right; 0 is best", higher_is_better=False
+    ),
+    "log_loss": Word("Log loss", "penalty for confident errors, in nats; 0 is best", higher_is_better=False),
+    "brier": Word("Brier score", "squared error of the probabilities; 0 is best", higher_is_better=False),
+    "hierarchical_precision": Word("Hierarchical precision", "of the nodes that are answered, the share that is right"),
+    "hierarchical_recall": Word("Hierarchical recall", "of the nodes on the true paths, the share that is answered"),
+    "hierarchical_f1": Word("Hierarchical F1", "both in one, all levels of the tree pooled; 1 is best"),
+    "hierarchical_f1_whole": Word("Hierarchical F1, whole", "the same, had no answer stopped; 1 is best"),
+    "coverage": Word("Answered", "share of cases that get an answer, not “unknown”", share=True),
+    "answered_accuracy": Word("Right when answered", "share of these whose answer is right", share=True),
+    "aurc": Word(
+        "Risk over coverage",
+        "mean share of wrong answers when only the surest are given; 0 is best",
+        higher_is_better=False,
+    ),
+    "mean_recall": Word("Mean recall", "mean of R@1, R@5 and R@10 in both directions", share=True),
+    "image_to_text_recall_at_1": Word(
+        "Image to text R@1",
+        "share of queries with its text nearest of all",
+        share=True,
+    ),
+    "image_to_text_recall_at_5": Word(
+        "Image to text R@5",
+        "share of queries with its text among the 5 nearest",
+        share=True,
+    ),
+    "image_to_text_recall_at_10": Word(
+        "Image to text R@10",
+        "share of queries with its text among the 10 nearest",
+        share=True,
+    ),
+    "image_to_text_median_rank": Word(
+        "Image to text, median rank",
+        "where its text stands for half of the queries; 1 is best",
+        higher_is_better=False,
+    ),
+    "image_to_text_mean_average_precision": Word(
+        "Image to text, mAP",
+        "mean over queries of the average precision; 1 is best",
+    ),
+    "text_to_image_recall_at_1": Word(
+        "Text to image R@1",
+        "share of queries with an image of it nearest of all",
+        share=True,
+    ),
+    "text_to_image_recall_at_5": Word(
+        "Text to image R@5",
+        "share of queries with an image of it among the 5 nearest",
+        share=True,
+    ),
+    "text_to_image_recall_at_10": Word(
+        "Text to image R@10",
+        "share of queries with an image of it among the 10 nearest",
+        share=True,
+    ),
+    "text_to_image_median_rank": Word(
+        "Text to image, median rank",
+        "where an image of it stands for half of the queries; 1 is best",
+        higher_is_better=False,
+    ),
+    "text_to_image_mean_average_precision": Word(
+        "Text to image, mAP",
+        "mean over queries of the average precision; 1 is best",
+    ),
+}
+_PARTS_OF_TABLES = {
+    "precision",
+    "recall",
+    "specificity",
+    "answered",
+    "recall_at_1",
+    "recall_at_5",
+    "recall_at_10",
+}  # figures of rows that are shares, too
+
+
+def title(metric: str) -> str:
+    """The name of a metric in a report; an unknown one is called as it is."""
+    return WORDS[metric].name if metric in WORDS else metric
+
+
+def meaning(metric: str) -> str:
+    """What a metric means; '' for an unknown one."""
+    return WORDS[metric].meaning if metric in WORDS else ""
+
+
+def is_share(metric: str) -> bool:
+    """Whether a figure is shown as a percentage."""
+    known = metric in WORDS and WORDS[metric].share
+    return known or metric in _PARTS_OF_TABLES or metric.startswith("sensitivity_at")

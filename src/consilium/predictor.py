@@ -1,0 +1,221 @@
+"""The Predictor, through which everything else uses a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from consilium.bundle import load_member
+from consilium.core.config import build
+from consilium.core.contracts import Batch, Outputs, Prediction
+from consilium.core.devices import choose_device
+from consilium.core.errors import ConsiliumError, ImageError
+from consilium.core.section import Knowledge
+from consilium.core.task import Task
+from consilium.data.cases import Studied
+from consilium.data.config import ImageConfig, LoaderConfig
+from consilium.data.features import CachedReader
+from consilium.data.loader import Loaded, Loader, evaluation_requests
+from consilium.data.looks import looks
+from consilium.data.readers import ImageReader, Images, Readers, TextReader, Texts, numbered
+from consilium.data.rows import Item, Items, is_one_item
+from consilium.data.store import CaseTable
+from consilium.data.transforms import DeviceTransform
+from consilium.evaluation.config import AveragingConfig
+from consilium.manifest import Manifest, local_bundle, read_manifest
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Evidence over rows: ``by_name`` [N, ...] of those that could be read; ``unread`` the others, and why."""
+
+    by_name: dict[str, np.ndarray]
+    unread: dict[int, str]
+
+
+class Predictor:
+    """A task ready to answer: decoding, normalisation and model exactly as in training's evaluation."""
+
+    def __init__(
+        self,
+        task: Task,
+        knowledge: Knowledge,
+        *,
+        image: ImageConfig,
+        loader: LoaderConfig,
+        device: torch.device,
+        manifest: Manifest | None = None,
+        looks: AveragingConfig | None = None,
+        cached: CachedReader | None = None,
+    ) -> None:
+        """``cached`` reads features for the rows of a training, whose images are then not read."""
+        self.task = task
+        self.knowledge = knowledge
+        self.image = image
+        self.loader = loader
+        self.device = device
+        self.manifest = manifest
+        self.looks = looks or AveragingConfig()
+        self._cached = cached
+        self._transform = DeviceTransform(image, augmentation=None, seed=0)
+
+    def __repr__(self) -> str:
+        name = "" if self.manifest is None else f" '{self.manifest.name}'"
+        height, width = self.image.size
+        return f"<Predictor{name}: {self.task.about()}, images of {height} x {width} pixels, on {self.device}>"
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        batch_size: int = 32,
+        workers: int | None = None,
+    ) -> Predictor:
+        """The predictor of a bundle (a folder, here or in a bucket, or an archive); a damaged one is a BundleError."""
+        own = {"batch_size": batch_size, "workers": "auto" if workers is None else workers}
+        loader = build(LoaderConfig, own, origin="the arguments")
+        folder = local_bundle(folder)
+        manifest = read_manifest(folder)
+        chosen = choose_device(device)
+        member = load_member(folder, manifest)
+        member.task.to(chosen).to(memory_format=torch.channels_last)
+        member.task.eval()
+        return cls(
+            member.task,
+            member.knowledge,
+            image=manifest.image,
+            loader=loader,
+            device=chosen,
+            manifest=manifest,
+            looks=manifest.looks,
+        )
+
+    def predict(self, images: Iterable[Item] | Item) -> list[dict[str, Any]]:
+        """A record for every item, in order: its answer, or ``{"image": ..., "error": ...}``.
+
+        An item is a path, the bytes of an image file, a Pillow image, an array [H, W] or [H, W, 3] (RGB) of uint8 or
+        uint16, or a list or tuple of these: the views of one case. A ``Query`` has such an image, a text, or both.
+        """
+        whole = is_one_item(images) or isinstance(images, Sequence)
+        return list(self.stream(images if whole else list(images)))  # type: ignore[arg-type]
+
+    def stream(self, items: Iterable[Item] | Item) -> Iterator[dict[str, Any]]:
+        """As ``predict``, one record at a time, so that any number of images fits; a generator is read as it goes."""
+        if is_one_item(items):
+            yield from self._records([items])  # type: ignore[list-item]
+        elif isinstance(items, Sequence):
+            yield from self._records(items)  # type: ignore[arg-type]
+        else:
+            following = iter(items)  # type: ignore[arg-type]
+            while part := list(islice(following, self.loader.eval_batch_size or self.loader.batch_size)):
+                yield from self._records(part)
+
+    def _records(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        source = Items(items)
+        for row, answer in self._answers(source, range(len(items)), here=source.in_memory()):
+            key = source.key(row)
+            yield {**key, "error": str(answer)} if isinstance(answer, ConsiliumError) else {**key, **answer}
+
+    def _answers(
+        self, source: Items, rows: Sequence[int], *, here: bool
+    ) -> Iterator[tuple[int, dict[str, Any] | ConsiliumError]]:
+        for loaded, prediction in self._run(source, rows, texts=source, here=here):
+            found: dict[int, dict[str, Any] | ConsiliumError] = dict(loaded.errors)
+            if loaded.batch is not None and prediction is not None:
+                records = self.task.records(prediction)
+                found.update(zip(loaded.batch.rows_B.tolist(), records, strict=True))
+            yield from sorted(found.items())
+
+    def _run(
+        self, source: Images, rows: Sequence[int], *, texts: Texts | None, here: bool = False
+    ) -> Iterator[tuple[Loaded, Prediction | None]]:
+        """Batches and their predictions; ``here``: read in this process."""
+        config = self.loader
+        if here or self._cached is not None or len(rows) <= (config.eval_batch_size or config.batch_size):
+            config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
+        loader = Loader(self._readers(source, texts), config=config)
+        for loaded in loader.load(evaluation_requests(rows, config=config)):
+            prediction = None
+            if loaded.batch is not None:
+                batch = self._transform(loaded.batch.to(self.device), train=False)
+                loaded, prediction = replace(loaded, batch=batch), self._predict(batch)
+            yield loaded, prediction
+
+    def _readers(self, source: Images, texts: Texts | None) -> Readers:
+        """A task that reads texts may be asked about an image, a text, or both."""
+        coder = self.task.text_coder()
+        images = self._cached or ImageReader(source, image=self.image, required=coder is None)
+        if coder is None or texts is None:
+            return Readers(images=images)
+        numbers = numbered(texts.texts) if isinstance(texts, CaseTable) else None
+        return Readers(images=images, texts=TextReader(texts, coder, numbers=numbers))
+
+    def _predict(self, batch: Batch) -> Prediction:
+        """The task's prediction over all looks at the images."""
+        if self.looks.looks == 1:
+            return self.task.predict(batch)
+        images = batch.views
+        seen = looks(images.pixels, mirror=self.looks.mirror, crops=self.looks.crops)
+        return self.task.combine(
+            [(look, self.task.predict(replace(batch, images=replace(images, pixels_BVCHW=own)))) for look, own in seen]
+        )
+
+    def arrays(
+        self,
+        source: Images,
+        rows: np.ndarray,
+        *,
+        texts: Texts | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Arrays:
+        """The task's evidence over ``rows``; cases whose image cannot be read are left out, unless all are."""
+        parts: dict[str, list[np.ndarray]] = {}
+        unread: dict[int, str] = {}
+        was_training = self.task.training
+        self.task.eval()
+        done = 0
+        for loaded, prediction in self._run(source, rows.tolist(), texts=texts):
+            for row, error in loaded.errors:
+                if not isinstance(error, ImageError) or len(unread) + 1 == len(rows):
+                    raise error  # an extra that is not installed, or a disk that is not there
+                unread[row] = str(error)
+            if loaded.batch is not None and prediction is not None:
+                for name, tensor in self.task.evidence(prediction, loaded.batch).items():
+                    parts.setdefault(name, []).append(tensor.cpu().numpy())
+            done += len(loaded.errors) + (0 if loaded.batch is None else len(loaded.batch))
+            if progress is not None:
+                progress(done, len(rows))
+        self.task.train(was_training)
+        return Arrays({name: np.concatenate(arrays) for name, arrays in parts.items()}, unread)
+
+
+def case_outputs(
+    predictor: Predictor, studied: Studied[Any], split: str, *, progress: Callable[[int, int], None] | None = None
+) -> Outputs:
+    """The predictor's outputs over one split of studied cases, ready for an evaluator."""
+    cases = studied.cases
+    found = predictor.arrays(cases.table, cases.rows[split], texts=cases.table, progress=progress)
+    unread = {cases.table.ids[row]: reason for row, reason in found.unread.items()}
+    rows = cases.without(unread).rows[split]
+    table = cases.table.select(rows)
+    return Outputs(
+        arrays=found.by_name,
+        targets=None if studied.targets is None else studied.targets[rows],
+        ids=list(table.ids),
+        groups=list(table.groups),
+        columns=table.columns(),
+        unread=unread,
+    )
+
+
+def load(bundle: str | Path, *, device: str | torch.device = "auto", batch_size: int = 32) -> Predictor:
+    """Load a bundle: ``consilium.load("runs/router/...").predict(["a.png"])``."""
+    return Predictor.load(bundle, device=device, batch_size=batch_size)

@@ -1,0 +1,57 @@
+"""A training that goes on from a trained bundle, and takes over what that one was trained with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from consilium.bundle import load_member, read_known
+from consilium.core.config import build, merge
+from consilium.core.errors import ConfigError
+from consilium.core.section import Knowledge
+from consilium.experiment import Experiment
+from consilium.manifest import local_bundle, read_manifest
+from consilium.tasks.family import Member, family_of
+
+
+def load_origin(origin: str) -> Member:
+    """The bundle that a config names, loaded."""
+    folder = local_bundle(origin)
+    return load_member(folder, read_manifest(folder))
+
+
+def with_origin(experiment: Experiment) -> tuple[Experiment, Knowledge | None]:
+    """The experiment with the settings of the bundle that its task goes on from, and what that bundle knows.
+
+    A config that says otherwise is a ConfigError.
+    """
+    origin = experiment.task.origin
+    if origin is None:
+        return experiment, None
+    folder = local_bundle(origin)
+    known = read_known(folder, read_manifest(folder))
+    adopted = family_of(experiment.task).adopted(experiment.task, known)
+    stated = experiment.model_dump(mode="json", exclude_unset=True)
+    if experiment.data.image.statistics != "given":
+        for name in ("mean", "std"):
+            stated["data"]["image"].pop(name, None)
+    if different := list(_different(stated, adopted.settings)):
+        raise ConfigError(
+            f"the training goes on from {origin} and takes over what that was trained with, and the config says "
+            f"otherwise: {'; '.join(different)}. Leave these keys out."
+        )
+    if experiment.trainer.init_from is not None:
+        raise ConfigError(f"{origin} and trainer.init_from both give the first weights; leave init_from out.")
+    tree = merge(merge(experiment.model_dump(mode="json"), adopted.settings), adopted.forced)
+    return build(Experiment, tree, origin=f"the config with the settings of {origin}"), known.knowledge
+
+
+def _different(stated: Mapping[str, Any], own: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The keys in both whose values differ, in words."""
+    for key in stated.keys() & own.keys():
+        here, there, dotted = stated[key], own[key], f"{path}.{key}".lstrip(".")
+        if isinstance(here, dict) and isinstance(there, dict):
+            yield from _different(here, there, dotted)
+        elif here != there:
+            yield f"{dotted} is {json.dumps(here)}, the router's is {json.dumps(there)}"

@@ -1,0 +1,59 @@
+"""What will happen in a training, said before its first step."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from consilium.core.contracts import ImageInput
+from consilium.core.reporter import format_table
+from consilium.core.task import Task
+from consilium.data.cases import Cases
+from consilium.data.config import ImageConfig
+from consilium.data.mixture import Mixture, coverage_warnings, mixture_table
+from consilium.experiment import Experiment
+from consilium.models.weights import parameter_counts
+from consilium.training.hooks import RunLog
+from consilium.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What the report repeats: what is drawn from each source, the parameters of each part, and warnings."""
+
+    mixture: list[dict[str, Any]]
+    parts: list[dict[str, Any]]
+    warnings: list[str]
+
+
+def look_ahead(
+    experiment: Experiment, cases: Cases, *, mixture: Mixture, plan: Plan, task: Task, log: RunLog
+) -> Outlook:
+    """Print the mixture over all epochs and the parameters that learn."""
+    batches = [count for count in plan.batches if count]
+    column, batch_size = experiment.data.mixture.source_column, experiment.data.loader.batch_size
+    table = mixture_table(mixture, cases, column=column, batches=batches, batch_size=batch_size)
+    rows = [asdict(row) for row in table]
+    log.line(format_table(rows, title=f"mixture over {len(batches)} epochs"))
+    warnings = coverage_warnings(table)
+    for warning in warnings:
+        log.line(f"warning: {warning}")
+    parts = [asdict(part) for part in parameter_counts(task)]
+    log.line(format_table(parts, title="parameters"))
+    return Outlook(rows, parts, [*cases.notes, *warnings])
+
+
+def resolved_image(image: ImageConfig, expected: ImageInput | None, *, log: RunLog) -> ImageConfig:
+    """The image config with the statistics that its tower was made for, where they are asked for."""
+    if expected is None:
+        return image
+    if image.statistics == "model":
+        own = {"mean": expected.mean, "std": expected.std}
+        return image.model_copy(update={**own, "statistics": "given"})
+    differs = max(abs(a - b) for a, b in zip(image.mean, expected.mean, strict=True)) > 0.05
+    if expected.pretrained and differs:
+        log.line(
+            f"note: the pretrained tower expects mean {expected.mean} and std {expected.std}, data.image has "
+            f"{image.mean} and {image.std}; data.image.statistics: model takes the tower's."
+        )
+    return image

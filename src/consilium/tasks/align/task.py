@@ -1,0 +1,206 @@
+"""The align task: images and texts into embeddings of one space.
+
+Axes in names: B case in a batch, N image, V view, T token, F feature, D number of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from consilium.core.contracts import (
+    Batch,
+    Encoder,
+    ImageInput,
+    Look,
+    ParameterGroup,
+    Prediction,
+    StepOutput,
+    TextCoder,
+)
+from consilium.core.task import Task
+from consilium.losses.contrastive import ContrastiveLoss
+from consilium.models.projection import Projection
+from consilium.models.text import TextTower
+from consilium.models.tokenizer import Tokenizer
+from consilium.models.vision import VisionTower
+from consilium.models.weights import freeze_tower, keep_frozen_in_eval, weights_hash
+from consilium.tasks.align.config import AlignConfig
+
+SIDES = ("image", "text")
+
+
+class Align(Task):
+    """Two towers and a projection for each; several views of a case are averaged as features."""
+
+    def __init__(
+        self,
+        config: AlignConfig,
+        *,
+        vision: VisionTower,
+        text: TextTower,
+        projections: Mapping[str, Projection],
+        tokenizer: Tokenizer,
+    ) -> None:
+        """``projections`` by side: ``image`` and ``text``."""
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.vision, self.text = vision, text
+        self.image_projection, self.text_projection = (projections[side] for side in SIDES)
+        self.loss = ContrastiveLoss(config.loss)
+        self.set_epoch(0)
+
+    def view_features(self, batch: Batch) -> Tensor:
+        """Features [N, F] of all views there are, case by case: those that the batch brings, or the tower's."""
+        images = batch.views
+        if images.features_BVF is not None:
+            return images.features_BVF[images.there_BV]
+        features_NF: Tensor = self.vision(images.pixels[images.there_BV])
+        return features_NF
+
+    def embed_images(self, batch: Batch) -> Tensor:
+        """Embeddings [B, D] of length 1; of a case without an image, zeros."""
+        there_BV, features_NF = batch.views.there_BV, self.view_features(batch)
+        case_N = there_BV.nonzero()[:, 0]
+        sums_BF = features_NF.new_zeros(len(there_BV), features_NF.shape[1]).index_add_(0, case_N, features_NF)
+        features_BF = sums_BF / there_BV.sum(1, keepdim=True).clamp(min=1).to(sums_BF.dtype)
+        return _where(there_BV.any(1), self.image_projection(features_BF))
+
+    def embed_texts(self, batch: Batch) -> Tensor:
+        """Embeddings [B, D] of length 1; of a case without a text, zeros."""
+        texts = batch.texts
+        if texts is None or texts.tokens_BT is None or texts.attention_BT is None:
+            raise ValueError("this batch has no texts")
+        return _where(texts.there_B, self.text_projection(self.text(texts.tokens_BT, texts.attention_BT)))
+
+    def step(self, batch: Batch) -> StepOutput:
+        """The contrastive loss of this process's pairs among those of all processes."""
+        same_B = None if batch.texts is None else batch.texts.same_B
+        loss = self.loss(self.embed_images(batch), self.embed_texts(batch), same_B=same_B, repeated=batch.share == 0)
+        return StepOutput(loss, {"temperature": 1 / self.loss.scale.detach()})
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Prediction:
+        """``image_embeddings`` and ``text_embeddings`` [B, D], and [B] whether each is there and the ``scale``."""
+        texts = batch.texts
+        scale = self.loss.scale.detach()
+        arrays = {"scale": scale.expand(len(batch)), "has_image": batch.views.there_BV.any(1).float()}
+        if bool(batch.views.there_BV.any()):
+            arrays["image_embeddings"] = self.embed_images(batch)
+        else:
+            arrays["image_embeddings"] = scale.new_zeros(len(batch), self.config.embedding_size)
+        if texts is not None and bool(texts.there_B.any()):
+            arrays["text_embeddings"] = self.embed_texts(batch)
+        else:
+            arrays["text_embeddings"] = scale.new_zeros(len(batch), self.config.embedding_size)
+        arrays["has_text"] = scale.new_zeros(len(batch)) if texts is None else texts.there_B.float()
+        return Prediction(arrays)
+
+    def combine(self, looks: Sequence[tuple[Look, Prediction]]) -> Prediction:
+        """The mean of the image embeddings, of length 1 again; the text is the same for every look."""
+        first = dict(looks[0][1].arrays)
+        mean_BD = torch.stack([seen.arrays["image_embeddings"] for _, seen in looks]).mean(0)
+        return Prediction({**first, "image_embeddings": functional.normalize(mean_BD, dim=1)})
+
+    def evidence(self, prediction: Prediction, batch: Batch) -> Mapping[str, Tensor]:
+        """The embeddings, the temperature, and which texts are equal."""
+        arrays = {name: prediction.arrays[name] for name in ("image_embeddings", "text_embeddings", "scale")}
+        return arrays if batch.texts is None else {**arrays, "same_text": batch.texts.same_B}
+
+    def records(self, prediction: Prediction) -> list[dict[str, Any]]:
+        """Per case the embeddings of what it has."""
+        arrays = {name: array.cpu() for name, array in prediction.arrays.items()}
+        return [
+            {
+                f"{side}_embedding": arrays[f"{side}_embeddings"][case].tolist()
+                for side in SIDES
+                if arrays[f"has_{side}"][case]
+            }
+            for case in range(len(arrays["scale"]))
+        ]
+
+    def vectors(self) -> dict[str, int]:
+        """The embeddings of both sides."""
+        return {f"{side}_embedding": self.config.embedding_size for side in SIDES}
+
+    def about(self) -> str:
+        """The width of the space."""
+        return f"embeddings of {self.config.embedding_size} numbers"
+
+    def text_coder(self) -> TextCoder:
+        """The tokenizer of the text tower."""
+        return self.tokenizer
+
+    def image_input(self) -> ImageInput:
+        """What the image tower was made for."""
+        expected = self.vision.pretrained_input
+        return ImageInput(expected.mean, expected.std, pretrained=self.config.vision.pretrained is not False)
+
+    def notes(self) -> list[str]:
+        """What is odd about the files of the towers' weights."""
+        found = {"vision": self.vision.weights_note, "text": self.text.weights_note}
+        return [f"task.{name}.pretrained: {note}" for name, note in found.items() if note]
+
+    def encoders(self) -> Mapping[str, Encoder]:
+        """The image tower, where it stays frozen."""
+        return {"images": ImageEncoder(self)} if self.config.vision.freeze.kind == "tower" else {}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The towers, the projections, and the temperature."""
+        projections = [*self.image_projection.parameters(), *self.text_projection.parameters()]
+        return [
+            ParameterGroup("image", list(self.vision.parameters()), depths=self.vision.depths),
+            ParameterGroup("text", list(self.text.parameters())),
+            ParameterGroup("projection", projections),
+            ParameterGroup("temperature", list(self.loss.parameters())),
+        ]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Freeze what the config says for this epoch."""
+        freeze_tower(self.vision, self.config.vision.freeze, epoch=epoch)
+        freeze_tower(self.text, self.config.text.freeze, epoch=epoch)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Align:
+        """As ``nn.Module.train``, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            keep_frozen_in_eval(self)
+        return self
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """The frozen image tower of a task, whose features may be kept."""
+
+    task: Align
+
+    @property
+    def width(self) -> int:
+        """Features of each image."""
+        return self.task.vision.num_features
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The tower and its weights."""
+        vision = self.task.config.vision
+        return {
+            "timm": version("timm"),
+            "tower": vision.name,
+            "pooling": vision.pooling,
+            "weights_hash": weights_hash(self.task.vision),
+        }
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Features [N, F] of all views that are there, case by case."""
+        return self.task.view_features(batch)
+
+
+def _where(there_B: Tensor, embeddings_BD: Tensor) -> Tensor:
+    return embeddings_BD * there_B[:, None].to(embeddings_BD.dtype)

@@ -1,0 +1,1 @@
+"""What every task shares whose answer is a label, or a path in a tree of labels."""

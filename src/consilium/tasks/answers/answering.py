@@ -1,0 +1,126 @@
+"""What a task's scores over the nodes of a label tree mean: probabilities, calibrated ones, and answers.
+
+Axes in names: B case in a batch, S look at the same cases, K class (node of the tree).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from consilium.core.answers import UNKNOWN, Calibration, answer
+from consilium.core.contracts import Batch, Look, Prediction
+from consilium.core.labels import LabelTree
+from consilium.core.task import Task
+
+
+class Answering(Task):
+    """The abstract base of tasks that score classes; such a task says how a case becomes scores.
+
+    A prediction has ``logits`` and ``probabilities`` [B, K], and of one label a case ``conditionals`` [B, K]: the
+    probability of a node among its siblings, whose product along a path is the path's in ``probabilities``.
+    """
+
+    temperatures_K: Tensor
+    paths_KK: Tensor | None
+
+    def __init__(self, labels: LabelTree, *, multi_label: bool, threshold: float = 0.5) -> None:
+        """``threshold``: with ``multi_label``, the probability from which on a label is given."""
+        super().__init__()
+        self.labels = labels
+        self.threshold = threshold
+        self.multi_label = multi_label
+        self.calibration = Calibration()
+        # Not saved: they belong to the bundle's manifest. Flat, every path is its own label.
+        self.register_buffer("temperatures_K", torch.ones(len(labels)), persistent=False)
+        paths_KK = torch.from_numpy(labels.ancestry_MM).float() if labels.nested else None
+        self.register_buffer("paths_KK", paths_KK, persistent=False)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Scores [B, K] before softmax among siblings (single label) or sigmoid (multi-label)."""
+        raise NotImplementedError
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Give probabilities and answers as validation taught."""
+        self.calibration = calibration
+        temperatures = [
+            calibration.temperatures.get(self.labels.name_of(self.labels.parent(node)), 1.0)
+            for node in range(len(self.labels))
+        ]
+        self.temperatures_K = torch.tensor(temperatures, device=self.temperatures_K.device)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Prediction:
+        """``logits``, ``conditionals`` (of one label a case: among siblings) and ``probabilities``, all [B, K]."""
+        return self.prediction(self.logits(batch).float())
+
+    def combine(self, looks: Sequence[tuple[Look, Prediction]]) -> Prediction:
+        """What several looks at the same cases say together: the mean of their probabilities, uncalibrated."""
+        seen = [prediction.arrays for _, prediction in looks]
+        if self.multi_label:
+            return Prediction({name: torch.stack([arrays[name] for arrays in seen]).mean(0) for name in seen[0]})
+        log_paths_SBK = torch.stack([self._log_paths(self._log_shares(arrays["logits"])) for arrays in seen])
+        # The softmax among siblings divides the mean of a path by that of its parent.
+        return self.prediction(log_paths_SBK.logsumexp(0) - math.log(len(looks)))
+
+    def prediction(self, logits_BK: Tensor) -> Prediction:
+        """What scores [B, K] say, by the calibration."""
+        if self.multi_label:
+            return Prediction({"logits": logits_BK, "probabilities": logits_BK.sigmoid()})
+        log_shares_BK = self._log_shares(logits_BK / self.temperatures_K)
+        arrays = {"conditionals": log_shares_BK.exp(), "probabilities": self._log_paths(log_shares_BK).exp()}
+        return Prediction({"logits": logits_BK, **arrays})
+
+    def _log_shares(self, logits_BK: Tensor) -> Tensor:
+        """Log of the softmax among siblings."""
+        log_shares_BK = torch.empty_like(logits_BK)
+        for group in self.labels.siblings:
+            ids = list(group.ids)
+            log_shares_BK[:, ids] = logits_BK[:, ids].log_softmax(1)
+        return log_shares_BK
+
+    def _log_paths(self, log_shares_BK: Tensor) -> Tensor:
+        """Log of the probability of every path: the sum down to its node."""
+        return log_shares_BK if self.paths_KK is None else log_shares_BK @ self.paths_KK.T
+
+    def records(self, prediction: Prediction) -> list[dict[str, Any]]:
+        """Per case ``label`` (a node or "unknown"), its ``probability``, the likeliest ``path`` and ``probabilities``.
+
+        The path goes down to a leaf whatever the answer is. Multi-label: ``labels`` from the threshold on, and
+        ``probabilities``.
+        """
+        probabilities_BK = prediction.arrays["probabilities"].cpu().numpy()
+        rows = [[round(value, 6) for value in row] for row in probabilities_BK.tolist()]
+        named = [dict(zip(self.labels.names, row, strict=True)) for row in rows]
+        if self.multi_label:
+            return [
+                {"labels": [label for label, p in own.items() if p >= self.threshold], "probabilities": own}
+                for own in named
+            ]
+        answers = answer(probabilities_BK, labels=self.labels, thresholds=self.calibration.thresholds)
+        records = []
+        for own, path, node in zip(named, answers.paths_NL.tolist(), answers.nodes_N.tolist(), strict=True):
+            label = UNKNOWN if node < 0 else self.labels.names[node]
+            sure = None if node < 0 else own[label]
+            way = [self.labels.names[step] for step in path if step >= 0]
+            steps = [{"label": name, "probability": own[name]} for name in way]
+            records.append({"label": label, "probability": sure, "path": steps, "probabilities": own})
+        return records
+
+    def about(self) -> str:
+        """The labels."""
+        return repr(self.labels)
+
+    def columns(self) -> list[str]:
+        """The answer, its probability, and the probability of every class."""
+        return ["label", "probability", *(f"p_{label}" for label in self.labels.names)]
+
+    def row(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Several labels are joined by semicolons."""
+        label = record.get("label", ";".join(record.get("labels", [])))
+        named = {f"p_{name}": value for name, value in record.get("probabilities", {}).items()}
+        return {"label": label, "probability": record.get("probability", ""), **named}

@@ -1,0 +1,173 @@
+"""What the house asks about ``classify``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from consilium.core.answers import UNKNOWN
+from consilium.core.contracts import Evaluation, Evaluator, Outputs
+from consilium.core.errors import BundleError, DataError
+from consilium.core.labels import class_order, reading_order
+from consilium.core.reporter import Reporter
+from consilium.data.cases import Cases, Studied
+from consilium.data.config import ImageConfig
+from consilium.evaluation.classification import ClassificationEvaluator
+from consilium.evaluation.config import EvaluationConfig, ReportConfig
+from consilium.evaluation.label_report import label_parts
+from consilium.evaluation.label_wording import rough_thresholds
+from consilium.evaluation.parts import ReportParts
+from consilium.evaluation.saliency import SaliencyMap
+from consilium.evaluation.tree import TreeEvaluator
+from consilium.tasks.answers.pool import pool
+from consilium.tasks.answers.targets import LabelKnowledge, study_labels
+from consilium.tasks.classify.config import ClassifyConfig
+from consilium.tasks.classify.growth import adopted, check_growth
+from consilium.tasks.classify.nodes import common_image
+from consilium.tasks.classify.stages import check_nodes, node_stages
+from consilium.tasks.family import Adopted, Ask, Family, Known, Member, Pooled, Settled, Stage
+
+if TYPE_CHECKING:
+    from consilium.tasks.answers.answering import Answering
+
+
+class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
+    """Routers and other image classifiers, flat or over a label tree, and cascades of them."""
+
+    knowledge = LabelKnowledge
+
+    def study(
+        self, section: ClassifyConfig, cases: Cases, *, known: LabelKnowledge | None, learns: bool
+    ) -> Studied[LabelKnowledge]:
+        """The classes, and the target of each case; what a cascade or a router that grows cannot learn is refused."""
+        studied = study_labels(
+            cases,
+            multi_label=section.multi_label,
+            nested=section.tree.nested,
+            given=section.tree.labels(),
+            known=known,
+            learns=learns,
+        )
+        if learns and section.staged:
+            studied.cases.notes.extend(check_nodes(section, studied))
+        if learns and section.add_to is not None and known is not None:
+            check_growth(section.add_to, known, studied)
+        return studied
+
+    def build(
+        self,
+        section: ClassifyConfig,
+        knowledge: LabelKnowledge,
+        *,
+        image: ImageConfig,
+        members: Mapping[str, Member],
+        weights: bool,
+    ) -> Answering:
+        """A network; a cascade of those of its inner nodes; or the network of a bundle with further labels."""
+        from consilium.tasks.classify.cascade import build_cascade
+        from consilium.tasks.classify.task import Classify, build_classify, grown_classify
+
+        if section.tree.head == "cascade":
+            return build_cascade(knowledge, members)
+        if section.add_to is not None and (origin := members.get(section.add_to)) is not None:
+            if not isinstance(origin.task, Classify):
+                raise BundleError(f"task.add_to: {section.add_to} is no single network; labels are added to one.")
+            return grown_classify(origin.task, section, knowledge)
+        return build_classify(section, knowledge, image_size=image.size, weights=weights)
+
+    def evaluator(
+        self, section: ClassifyConfig, knowledge: LabelKnowledge, *, evaluation: EvaluationConfig
+    ) -> Evaluator:
+        """What judges probabilities of labels.
+
+        With a ``wanted_accuracy`` a label that is called as no answer is, "unknown", is a DataError.
+        """
+        labels, answers = knowledge.tree, section.answers
+        if section.multi_label:
+            return ClassificationEvaluator(labels, multi_label=True, config=evaluation, answers=answers)
+        if answers.wanted_accuracy is not None and UNKNOWN in labels.names:
+            raise DataError(
+                f"a label is '{UNKNOWN}', which is also what task.answers.wanted_accuracy answers where the model is "
+                f"not sure. Give the label another name (data.rename_labels: {{{UNKNOWN}: other}})."
+            )
+        return TreeEvaluator(
+            labels,
+            config=evaluation,
+            answers=answers,
+            calibration=knowledge.calibration,
+            order=section.tree.order,
+        )
+
+    def stages(self, section: ClassifyConfig, knowledge: LabelKnowledge) -> Sequence[Stage]:
+        """A cascade trains a flat network for every inner node."""
+        return node_stages(section, knowledge.tree) if section.staged else ()
+
+    def image(self, members: Mapping[str, Member]) -> ImageConfig:
+        """Each network of a cascade normalises for itself."""
+        return common_image({name: member.image for name, member in members.items()})
+
+    def adopted(self, section: ClassifyConfig, origin: Known) -> Adopted:
+        """Tower, head and images of the router that labels are added to."""
+        return adopted(str(section.add_to), origin)
+
+    def report(self, section: ClassifyConfig, knowledge: LabelKnowledge) -> ReportParts:
+        """The leaves, from the lowest to the highest grade where they are grades."""
+        leaves = knowledge.tree.leaves
+        return label_parts(class_order(leaves, given=section.tree.order) or reading_order(leaves))
+
+    def settle(
+        self, section: ClassifyConfig, task: Answering, knowledge: LabelKnowledge, outputs: Mapping[str, Outputs]
+    ) -> Settled[LabelKnowledge]:
+        """Temperatures and thresholds from validation."""
+        from consilium.tasks.answers.settle import settle_answers
+
+        return settle_answers(task, knowledge, outputs, config=section.answers)
+
+    def pooled(
+        self,
+        section: ClassifyConfig,
+        tested: Sequence[tuple[LabelKnowledge, Outputs]],
+        *,
+        evaluation: EvaluationConfig,
+    ) -> Pooled[LabelKnowledge]:
+        """The classes are judged; answers that may stop hang on the thresholds of each model, and are not."""
+        knowledge, outputs = pool(tested, multi_label=section.multi_label)
+        evaluator = ClassificationEvaluator(
+            knowledge.tree,
+            multi_label=section.multi_label,
+            config=evaluation,
+            answers=section.answers,
+            order=section.tree.order,
+        )
+        return Pooled(knowledge, evaluator.evaluate(outputs, split="crossval"))
+
+    def says_little(self, studied: Studied[LabelKnowledge]) -> list[str]:
+        """A single label is no test of telling labels apart."""
+        targets = studied.known_targets[studied.cases.rows["test"]]
+        if targets.ndim > 1 or len(present := set(targets.tolist())) != 1:
+            return []
+        label = studied.knowledge.labels[present.pop()]
+        return [f"all cases tested have one label ({label}): only how many are found can be measured."]
+
+    def pictures(
+        self,
+        task: Answering,
+        studied: Studied[LabelKnowledge],
+        outputs: Mapping[str, Outputs],
+        *,
+        image: ImageConfig,
+        ask: Ask,
+        report: ReportConfig,
+        reporter: Reporter,
+    ) -> list[SaliencyMap]:
+        """Which places of a few images the answer depends on."""
+        from consilium.tasks.answers.occlusion import saliency_maps
+
+        return saliency_maps(task, studied, outputs, image=image, ask=ask, report=report, reporter=reporter)
+
+    def doubts(self, section: ClassifyConfig, validation: Evaluation) -> list[str]:
+        """Thresholds that validation could not give, or gave from few answers."""
+        return [] if section.answers.wanted_accuracy is None else rough_thresholds(validation)
+
+
+FAMILY = ClassifyFamily()

@@ -1,0 +1,164 @@
+"""The classify task: images of a case into a path of the label tree, or into any number of classes.
+
+Axes in names: B case in a batch, N image, V view, C channel, H height, W width, F feature, K class (node of the tree).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from torch import Tensor, nn
+
+from consilium.core.contracts import Batch, Encoder, ImageInput, ParameterGroup, StepOutput
+from consilium.core.labels import LabelTree
+from consilium.losses.classification import build_loss
+from consilium.models.heads import build_head, grown_head
+from consilium.models.vision import VisionTower, build_vision
+from consilium.models.weights import freeze_tower, keep_frozen_in_eval, weights_hash
+from consilium.tasks.answers.answering import Answering
+from consilium.tasks.answers.targets import LabelKnowledge
+from consilium.tasks.classify.config import ClassifyConfig
+from consilium.tasks.classify.nodes import growing
+
+
+class Classify(Answering):
+    """A vision tower and a head; several views of a case are averaged as features."""
+
+    def __init__(
+        self, config: ClassifyConfig, *, labels: LabelTree, tower: VisionTower, head: nn.Module, loss: nn.Module
+    ) -> None:
+        super().__init__(labels, multi_label=config.multi_label, threshold=config.answers.threshold)
+        self.config = config
+        self.tower = tower
+        self.head = head
+        self.loss = loss
+        self.said: list[str] = []  # by what built it
+        self.set_epoch(0)
+
+    def view_features(self, batch: Batch) -> Tensor:
+        """Features [N, F] of all views there are, case by case: those that the batch brings, or the tower's."""
+        images = batch.views
+        if images.features_BVF is not None:
+            return images.features_BVF[images.there_BV]
+        # Only real views pass the tower: padding would shift batch statistics.
+        single = images.there_BV.shape[1] == 1
+        features_NF: Tensor = self.tower(images.pixels[:, 0] if single else images.pixels[images.there_BV])
+        return features_NF
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Scores [B, K] before softmax (single label) or sigmoid (multi-label)."""
+        mask_BV, features_BF = batch.views.there_BV, self.view_features(batch)
+        if mask_BV.shape[1] > 1:
+            case_N = mask_BV.nonzero()[:, 0]
+            sums_BF = features_BF.new_zeros(len(mask_BV), features_BF.shape[1]).index_add_(0, case_N, features_BF)
+            features_BF = sums_BF / mask_BV.sum(1, keepdim=True).to(sums_BF.dtype)
+        logits_BK: Tensor = self.head(features_BF)
+        return logits_BK
+
+    def step(self, batch: Batch) -> StepOutput:
+        """The training loss of a batch."""
+        logits_BK = self.logits(batch)
+        loss = self.loss(logits_BK, batch.targets_B)
+        return StepOutput(loss=loss)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The tower's and the head's parameters."""
+        return [
+            ParameterGroup("tower", list(self.tower.parameters()), depths=self.tower.depths),
+            ParameterGroup("head", list(self.head.parameters())),
+        ]
+
+    def image_input(self) -> ImageInput:
+        """What the tower was made for."""
+        expected = self.tower.pretrained_input
+        return ImageInput(expected.mean, expected.std, pretrained=self.config.vision.pretrained is not False)
+
+    def notes(self) -> list[str]:
+        """What is odd about the file of the tower's weights."""
+        own = [f"task.vision.pretrained: {self.tower.weights_note}"] if self.tower.weights_note else []
+        return [*own, *self.said]
+
+    def encoders(self) -> Mapping[str, Encoder]:
+        """The tower, where it stays frozen."""
+        return {"images": ImageEncoder(self)} if self.config.vision.freeze.kind == "tower" else {}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Freeze what the config says for this epoch."""
+        freeze_tower(self.tower, self.config.vision.freeze, epoch=epoch)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Classify:
+        """As ``nn.Module.train``, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            keep_frozen_in_eval(self)
+        return self
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """The frozen tower of a task, whose features may be kept."""
+
+    task: Classify
+
+    @property
+    def width(self) -> int:
+        """Features of each image."""
+        return self.task.tower.num_features
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The tower and its weights."""
+        vision = self.task.config.vision
+        return {
+            "timm": version("timm"),
+            "tower": vision.name,
+            "pooling": vision.pooling,
+            "weights_hash": weights_hash(self.task.tower),
+        }
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Features [N, F] of all views that are there, case by case."""
+        return self.task.view_features(batch)
+
+
+def build_classify(
+    config: ClassifyConfig, knowledge: LabelKnowledge, *, image_size: tuple[int, int], weights: bool = True
+) -> Classify:
+    """The task of a config, calibrated; ``weights=False`` skips pretrained weights (a bundle brings its own)."""
+    labels = knowledge.tree
+    tower = build_vision(config.vision, image_size=image_size, weights=weights)
+    head = build_head(config.head, in_features=tower.num_features, classes=len(labels))
+    task = Classify(config, labels=labels, tower=tower, head=head, loss=_loss(config, knowledge))
+    task.calibrate(knowledge.calibration)
+    return task
+
+
+def _loss(config: ClassifyConfig, knowledge: LabelKnowledge) -> nn.Module:
+    return build_loss(
+        config.loss,
+        labels=knowledge.tree,
+        multi_label=config.multi_label,
+        class_counts=knowledge.class_counts,
+        cases=knowledge.training_cases,
+    )
+
+
+def grown_classify(old: Classify, config: ClassifyConfig, knowledge: LabelKnowledge) -> Classify:
+    """A trained task with further labels, which come after its own; only ``growing`` scores learn.
+
+    It takes over the modules of ``old``, which is not to be used any more, and its calibration: the thresholds, and
+    the temperature of every group of siblings that ``old`` tells apart.
+    """
+    labels = knowledge.tree
+    head = grown_head(old.head, classes=len(labels), learning=growing(labels, known=len(old.labels)))
+    grown = Classify(config, labels=labels, tower=old.tower, head=head, loss=_loss(config, knowledge))
+    told_apart = [old.labels.name_of(group.parent) for group in old.labels.choices]
+    temperatures = {name: old.calibration.temperatures.get(name, 1.0) for name in told_apart}
+    grown.calibrate(old.calibration.model_copy(update={"temperatures": temperatures}))
+    new = ", ".join(labels.names[len(old.labels) :])
+    grown.said.append(f"adding {new} to the {len(old.labels)} labels of {config.add_to}, whose tower stays")
+    return grown

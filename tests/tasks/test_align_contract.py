@@ -1,0 +1,183 @@
+"""Align keeps the contract of families."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import consilium
+from consilium.core.config import apply_overrides, build
+from consilium.core.errors import ConfigError, DataError
+from consilium.data.rows import Query
+from consilium.data.store import Store
+from consilium.experiment import Experiment
+from consilium.predictions import predict_files
+from consilium.session import train
+from tests.contracts.family import FamilyContract
+from tests.tiny import Recorder, Run
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210), "yellow": (210, 200, 40)}
+TREE: dict[str, Any] = {
+    "name": "pairs",
+    "task": {
+        "kind": "align",
+        "vision": {"name": "test_vit", "pretrained": False},
+        "text": {"name": "tiny", "pretrained": False, "context_length": 16, "vocabulary_size": 256},
+        "embedding_size": 16,
+    },
+    "data": {
+        "image": {"size": [32, 32]},
+        "loader": {"batch_size": 8, "workers": 0, "drop_last": True},
+    },
+    "optimizer": {"kind": "adamw", "learning_rate": 1e-3},
+    "schedule": {"kind": "constant"},
+    "trainer": {"max_epochs": 2, "precision": "fp32", "device": "cpu", "log_every": 1},
+    "evaluation": {"bootstrap_samples": 20},
+    "report": {"cases": 2},
+}
+
+
+def write(folder: Path, *, texts: dict[str, str] | None = None) -> Path:
+    """Captioned squares of a colour; some texts repeat."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "pairs.jsonl"
+    if table.is_file():
+        return table
+    random, rows = np.random.default_rng(0), []
+    for number in range(48):
+        name = list(COLOURS)[number % 4]
+        pixels = np.array(COLOURS[name]) + random.integers(-30, 30, (32, 32, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+        split = "val" if number % 6 == 4 else "test" if number % 6 == 5 else "train"
+        text = f"A square that is {name}, as number {number // 8} of its kind"
+        rows.append({"image": f"{number}.png", "text": (texts or {}).get(name, text), "split": split})
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return table
+
+
+def experiment_of(folder: Path, *overrides: str, texts: dict[str, str] | None = None) -> Experiment:
+    places = {
+        "data.sources": [{"kind": "jsonl", "name": "pairs", "path": str(write(folder / "pairs", texts=texts))}],
+        "data.store": {"root": str(folder / "stores")},
+        "output.root": str(folder / "runs"),
+    }
+    own = [f"{key}={json.dumps(value)}" for key, value in places.items()]
+    return build(Experiment, apply_overrides(TREE, [*own, *overrides], model=Experiment), origin="tests")
+
+
+def square(name: str) -> np.ndarray:
+    return np.full((32, 32, 3), COLOURS[name], dtype=np.uint8)
+
+
+class TestAlign(FamilyContract):
+    @classmethod
+    def experiment(cls, folder: Path, *overrides: str) -> Experiment:
+        return experiment_of(folder, *overrides)
+
+    @classmethod
+    def queries(cls, experiment: Experiment) -> list[Any]:
+        text = "A square that is red, as number 1 of its kind"
+        return [Query(image=square(name), text=text) for name in ("red", "green")]
+
+    def test_images_texts_and_both_may_be_asked_about(self, run: Run) -> None:
+        model = consilium.load(run.folder, device="cpu")
+        text = "A square that is blue, as number 2 of its kind"
+        image, words, both = model.predict([square("blue"), Query(text=text), Query(square("blue"), text)])
+        assert set(image) == {"image", "image_embedding"}
+        assert set(words) == {"text", "text_embedding"}
+        assert set(both) == {"image", "text", "image_embedding", "text_embedding"}
+        assert both["image_embedding"] == pytest.approx(image["image_embedding"], abs=1e-5)
+        assert both["text_embedding"] == pytest.approx(words["text_embedding"], abs=1e-5)
+        for embedding in (image["image_embedding"], words["text_embedding"]):
+            assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-5)
+        (nothing,) = model.predict([Query()])
+        assert "neither an image nor a text" in nothing["error"]
+
+    @pytest.mark.parametrize("ending", ["npz", "parquet", "jsonl"])
+    def test_embeddings_of_a_store_and_of_what_cannot_be_read(self, run: Run, tmp_path: Path, ending: str) -> None:
+        (store,) = (run.folder.parents[2] / "stores").glob("pairs-*")
+        odd, out = tmp_path / "odd.png", tmp_path / f"found.{ending}"
+        odd.write_bytes(b"no image")
+        summary = predict_files(
+            run.folder, [str(store), str(odd)], out=out, batch_size=8, device="cpu", reporter=Recorder()
+        )
+        table = Store.open(store).table
+        assert (summary.cases, summary.errors) == (len(table) + 1, 1)
+        rows = {
+            "npz": lambda: [dict(zip(found, own, strict=True)) for own in zip(*found.values(), strict=True)],
+            "parquet": lambda: pq.read_table(out).to_pylist(),
+            "jsonl": lambda: [json.loads(line) for line in out.read_text().splitlines()],
+        }
+        found = dict(np.load(out)) if ending == "npz" else {}
+        read = rows[ending]()
+        assert [row["image"] for row in read] == [*table.ids, str(odd)]
+        assert [bool(row.get("error")) for row in read] == [False] * len(table) + [True]
+        query = Query(image=table.images(0)[0], text=table.text(0))
+        (expected,) = consilium.load(run.folder, device="cpu").predict([query])
+        for name in ("image_embedding", "text_embedding"):
+            assert read[0][name] == pytest.approx(expected[name], abs=1e-5)
+            assert ending == "jsonl" or read[-1][name] is None or np.isnan(read[-1][name]).all()
+
+    def test_embeddings_fit_no_csv(self, run: Run, tmp_path: Path) -> None:
+        image = tmp_path / "a.png"
+        Image.fromarray(square("red")).save(image)
+        with pytest.raises(ConfigError, match=r"does not fit .*it writes \.jsonl, \.npz, \.parquet\."):
+            predict_files(
+                run.folder, [str(image)], out=tmp_path / "a.csv", batch_size=1, device="cpu", reporter=Recorder()
+            )
+
+    def test_the_report_says_chance_beside_ranks(self, run: Run) -> None:
+        text = (run.folder / "report.html").read_text(encoding="utf-8")
+        for told in ("Finding one by the other", "chance", "The nearest texts of an image", "The nearest images of a"):
+            assert told in text
+        card = (run.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+        assert "An image and a text encoder" in card
+
+    def test_a_bundle_needs_no_hub_and_keeps_its_tokenizer(self, run: Run) -> None:
+        assert "WordPiece" in run.knowledge["tokenizer"]
+        assert run.knowledge["architecture"]["model_type"] == "bert"
+
+
+def test_captions_that_teach_nothing_are_refused(tmp_path: Path) -> None:
+    same = dict.fromkeys(COLOURS, "a picture")
+    with pytest.raises(DataError, match=r"training texts are all the same, so that there is nothing to tell apart"):
+        train(experiment_of(tmp_path, texts=same), reporter=Recorder())
+
+
+def test_cases_without_a_text_are_counted_and_left_out(tmp_path: Path) -> None:
+    reporter = Recorder()
+    train(experiment_of(tmp_path, texts={"red": ""}), reporter=reporter, dry_run=True)
+    assert any("12 cases left out: no text" in line for line in reporter.lines)
+
+
+def test_long_texts_are_counted_and_cut(tmp_path: Path) -> None:
+    reporter = Recorder()
+    train(experiment_of(tmp_path, "task.text.context_length=6"), reporter=reporter, dry_run=True)
+    assert any("are longer than the text tower reads (task.text.context_length: 6 tokens)" in x for x in reporter.lines)
+
+
+def test_a_batch_of_one_pair_is_refused_before_step_one(tmp_path: Path) -> None:
+    one = "data.loader={batch_size: 31, workers: 0, drop_last: false}"
+    with pytest.raises(ConfigError, match="a contrastive loss compares the pairs of a batch, and this batch has one"):
+        train(experiment_of(tmp_path, one), reporter=Recorder())
+
+
+def test_equal_texts_are_right_for_each_other(tmp_path: Path) -> None:
+    """With one text for each colour every image of the colour is a right answer."""
+    texts = {name: f"A {name} square" for name in COLOURS}
+    result = train(experiment_of(tmp_path, texts=texts), reporter=Recorder())
+    assert result is not None
+    judged = json.loads((result.folder / "metrics.json").read_text(encoding="utf-8"))
+    assert judged["test"]["metrics"]["image_to_text_recall_at_5"] == 1.0, "there are four texts"
+
+
+def test_frozen_image_towers_are_cached(tmp_path: Path) -> None:
+    reporter = Recorder()
+    train(experiment_of(tmp_path, "task.vision.freeze.kind=tower"), reporter=reporter)
+    assert any("are cached in" in line for line in reporter.lines)
