@@ -127,11 +127,13 @@ def _section_key(dotted: str, field: FieldInfo, models: list[type[BaseModel]]) -
     """A section as a row of the section around it; ``default`` is what holds where it is left out."""
     kinds = [f"`{kind}`" for model in models for kind in _kinds(model)] if len(models) > 1 else []
     words = {list: "list of sections", dict: "section for each name"}.get(get_origin(field.annotation), "section")
+    if bool in get_args(field.annotation):
+        words = f"{_words(bool)}, or section"
     first_line = (inspect.getdoc(models[0]) or "").partition("\n")[0]
     about = f"`kind` is {_or(kinds)}." if kinds else field.description or first_line
     if field.is_required():
         return Key(dotted, words, None, about)
-    if get_origin(field.annotation) is dict or field.default is None:
+    if not isinstance(field.default, BaseModel):
         return Key(dotted, words, _default(field), about)
     changed = field.default.model_dump(mode="json", exclude_defaults=True)
     if kinds:
