@@ -159,6 +159,7 @@ def environment(*, escape_html: bool, package: str = "consilium.evaluation") -> 
         "words": wording,
         "said": label_wording,
         "title": words.title,
+        "is_rank": words.is_rank,
         "plots": plots,
         "tree_plots": tree_plots,
         "strip": plots.interval_strip,

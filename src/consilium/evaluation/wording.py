@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from consilium.core.contracts import Evaluation, Interval
-from consilium.evaluation.words import is_share
+from consilium.evaluation.words import is_rank, is_share
 
 FEW_CASES = 10
 FEW_GROUPS = 20
@@ -37,8 +37,15 @@ def number(value: Any) -> str:
     return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") if isinstance(value, int) else f"{value:.3f}"
 
 
+def place(rank: float) -> str:
+    """A place in an order: ``7``, or ``7.5`` between two."""
+    return f"{rank:.1f}".removesuffix(".0")
+
+
 def figure(name: str, value: float | None) -> str:
-    """A metric's value: a percentage for shares, three decimals otherwise."""
+    """A metric's value: a percentage for shares, a place for ranks, three decimals otherwise."""
+    if is_rank(name) and value is not None:
+        return place(value)
     return percent(value) if is_share(name) else number(value)
 
 
@@ -48,6 +55,8 @@ def spread(name: str, low: float | None, high: float | None) -> str:
         return ""
     if is_share(name):
         return f"{100 * low:.1f} to {100 * high:.1f}"
+    if is_rank(name):
+        return f"{place(low)} to {place(high)}"
     return f"{low:.3f} to {high:.3f}"
 
 

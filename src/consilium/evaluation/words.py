@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Word:
-    """``share``: it is shown as a percentage."""
+    """``share``: it is shown as a percentage; ``rank``: as a place in an order, which may lie between two."""
 
     name: str
     meaning: str
     share: bool = False
+    rank: bool = False
     higher_is_better: bool = True
 
 
@@ -65,6 +66,7 @@ WORDS: dict[str, Word] = {
     "image_to_text_median_rank": Word(
         "Image to text, median rank",
         "where its text stands for half of the queries; 1 is best",
+        rank=True,
         higher_is_better=False,
     ),
     "image_to_text_mean_average_precision": Word(
@@ -89,6 +91,7 @@ WORDS: dict[str, Word] = {
     "text_to_image_median_rank": Word(
         "Text to image, median rank",
         "where an image of it stands for half of the queries; 1 is best",
+        rank=True,
         higher_is_better=False,
     ),
     "text_to_image_mean_average_precision": Word(
@@ -115,6 +118,11 @@ def title(metric: str) -> str:
 def meaning(metric: str) -> str:
     """What a metric means; '' for an unknown one."""
     return WORDS[metric].meaning if metric in WORDS else ""
+
+
+def is_rank(metric: str) -> bool:
+    """Whether a figure is shown as a place in an order."""
+    return metric in WORDS and WORDS[metric].rank
 
 
 def is_share(metric: str) -> bool:
