@@ -20,7 +20,6 @@ from consilium.core.section import Knowledge
 from consilium.core.task import Task
 from consilium.data.cases import Studied
 from consilium.data.config import ImageConfig, LoaderConfig
-from consilium.data.features import CachedReader
 from consilium.data.loader import Loaded, Loader, evaluation_requests
 from consilium.data.looks import looks
 from consilium.data.readers import ImageReader, Images, Readers, TextReader, Texts, numbered
@@ -52,9 +51,9 @@ class Predictor:
         device: torch.device,
         manifest: Manifest | None = None,
         looks: AveragingConfig | None = None,
-        cached: CachedReader | None = None,
+        cached: Readers | None = None,
     ) -> None:
-        """``cached`` reads features for the rows of a training, whose images are then not read."""
+        """``cached`` reads features for the rows of a training, whose images or texts are then not read."""
         self.task = task
         self.knowledge = knowledge
         self.image = image
@@ -62,7 +61,7 @@ class Predictor:
         self.device = device
         self.manifest = manifest
         self.looks = looks or AveragingConfig()
-        self._cached = cached
+        self._cached = cached or Readers()
         self._transform = DeviceTransform(image, augmentation=None, seed=0)
 
     def __repr__(self) -> str:
@@ -139,7 +138,7 @@ class Predictor:
     ) -> Iterator[tuple[Loaded, Prediction | None]]:
         """Batches and their predictions; ``here``: read in this process."""
         config = self.loader
-        if here or self._cached is not None or len(rows) <= (config.eval_batch_size or config.batch_size):
+        if here or self._cached.images is not None or len(rows) <= (config.eval_batch_size or config.batch_size):
             config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
         loader = Loader(self._readers(source, texts), config=config)
         for loaded in loader.load(evaluation_requests(rows, config=config)):
@@ -152,9 +151,11 @@ class Predictor:
     def _readers(self, source: Images, texts: Texts | None) -> Readers:
         """A task that reads texts may be asked about an image, a text, or both."""
         coder = self.task.text_coder()
-        images = self._cached or ImageReader(source, image=self.image, required=coder is None)
+        images = self._cached.images or ImageReader(source, image=self.image, required=coder is None)
         if coder is None or texts is None:
             return Readers(images=images)
+        if self._cached.texts is not None:
+            return Readers(images=images, texts=self._cached.texts)
         numbers = numbered(texts.texts) if isinstance(texts, CaseTable) else None
         return Readers(images=images, texts=TextReader(texts, coder, numbers=numbers))
 

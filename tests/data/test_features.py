@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from consilium.core.errors import StoreError
 from consilium.data.config import AugmentationConfig, LoaderConfig
-from consilium.data.features import LOCK, CachedReader, CachedViews, FeatureCache
+from consilium.data.features import LOCK, CachedFeatures, CachedImageReader, CachedTextReader, Contents, FeatureCache
 from consilium.data.loader import Loader, Request, evaluation_requests
 from consilium.data.readers import Readers
 
@@ -128,7 +130,8 @@ def test_batches_hold_the_features_of_every_view(tmp_path: Path, dtype: torch.dt
     append(cache, [5, 6, 7], shard=1)
     cache.refresh()
     targets = np.arange(5) * 10
-    reader = CachedReader(cache, CachedViews(Table()), dtype=dtype, unread={})  # type: ignore[arg-type]
+    contents = Contents.images(Table())  # type: ignore[arg-type]
+    reader = CachedImageReader(CachedFeatures(cache, contents, dtype=dtype, unread={}))
     loader = Loader(Readers(images=reader), config=LoaderConfig(workers=0), targets=targets)
     requests = [
         Request([3, 0, 1], [30, 31, 32], {"cases": 5}, 1.5),
@@ -151,6 +154,33 @@ def test_batches_hold_the_features_of_every_view(tmp_path: Path, dtype: torch.dt
     assert first.targets_B.tolist() == [30, 0, 10]
     assert torch.equal(second.views.features_BVF[:, 0], torch.from_numpy(features([6, 3])).to(dtype))
     assert second.views.there_BV.shape == (2, 1)
+
+
+class Captions:
+    """Four cases; the second has no text, and two have the same."""
+
+    texts: ClassVar[list[str | None]] = ["a", None, "b", "a"]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def test_a_text_is_told_by_its_content(tmp_path: Path) -> None:
+    contents = Contents.texts(Captions())  # type: ignore[arg-type]
+    assert contents.rows.tolist() == [0, 2, 3]
+    assert contents.digests[0] == contents.digests[2] == hashlib.sha256(b"a").digest()
+    cache = FeatureCache(tmp_path, width=WIDTH)
+    cache.append(contents.digests[:2], features([1, 2]), shard=0)
+    cache.refresh()
+    cached = CachedFeatures(cache, contents, dtype=torch.float32, unread={})
+    reader = CachedTextReader(cached, Captions.texts, numbers={"a": 0, "b": 1})
+    found = reader.collate([reader.read(row, 0) for row in (3, 1, 2)], shared=False)
+    assert (found.there_B.tolist(), found.same_B.tolist()) == ([True, False, True], [0, -1, 1])
+    assert found.features_BF is not None
+    expected = np.stack([features([1])[0], np.zeros(WIDTH, dtype=np.float32), features([2])[0]])
+    assert torch.equal(found.features_BF, torch.from_numpy(expected))
+    nothing = reader.collate([reader.read(1, 0)], shared=False)
+    assert (nothing.there_B.tolist(), nothing.same_B.tolist()) == ([False], [-1])
 
 
 def test_augmentations_that_are_on() -> None:

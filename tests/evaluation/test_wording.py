@@ -213,5 +213,5 @@ def test_every_figure_has_words() -> None:
 def test_a_rank_is_a_place() -> None:
     assert wording.figure("image_to_text_median_rank", 7.0) == "7"
     assert wording.figure("image_to_text_median_rank", 7.5) == "7.5"
-    assert wording.figure("image_to_text_median_rank", None) == "–"  # noqa: RUF001  (the dash of the report)
+    assert wording.figure("image_to_text_median_rank", None) == "–"
     assert wording.spread("text_to_image_median_rank", 4.0, 10.025) == "4 to 10"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 import consilium
 from consilium.core.config import apply_overrides, build
@@ -17,6 +21,8 @@ from consilium.core.errors import ConfigError, DataError
 from consilium.data.rows import Query
 from consilium.data.store import Store
 from consilium.experiment import Experiment
+from consilium.models.text import TextTower
+from consilium.models.vision import VisionTower
 from consilium.predictions import predict_files
 from consilium.session import train
 from tests.contracts.family import FamilyContract
@@ -177,7 +183,37 @@ def test_equal_texts_are_right_for_each_other(tmp_path: Path) -> None:
     assert judged["test"]["metrics"]["image_to_text_recall_at_5"] == 1.0, "there are four texts"
 
 
-def test_frozen_image_towers_are_cached(tmp_path: Path) -> None:
-    reporter = Recorder()
-    train(experiment_of(tmp_path, "task.vision.freeze.kind=tower"), reporter=reporter)
-    assert any("are cached in" in line for line in reporter.lines)
+@pytest.mark.parametrize("frozen", [["text"], ["vision", "text"]])
+def test_a_frozen_tower_runs_once_and_teaches_what_it_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: list[str]
+) -> None:
+    """A text tower also where augmentation changes the images."""
+    seen = {VisionTower: 0, TextTower: 0}
+
+    def counting(tower: type[nn.Module]) -> Callable[..., Tensor]:
+        forward = tower.forward
+
+        def counted(self: nn.Module, *columns: Tensor) -> Tensor:
+            seen[tower] += len(columns[0])
+            return cast("Tensor", forward(self, *columns))
+
+        return counted
+
+    own = [f"task.{tower}.freeze.kind=tower" for tower in frozen]
+    if frozen == ["text"]:
+        own.append("data.augmentation.horizontal_flip_prob=0.5")
+    with monkeypatch.context() as patch:
+        for tower in seen:
+            patch.setattr(tower, "forward", counting(tower))
+        reporter = Recorder()
+        cached = train(experiment_of(tmp_path, *own), reporter=reporter)
+        assert cached is not None
+        assert seen[TextTower] <= 24 + 8, "each of 24 texts once, and a few to try"
+        assert (seen[VisionTower] <= 48 + 8) == ("vision" in frozen)
+        assert any("features of the texts of 48 cases are cached in" in line for line in reporter.lines)
+    run = train(experiment_of(tmp_path, *own, "trainer.cache_features=false"), reporter=Recorder())
+    assert run is not None
+    expected = load_file(run.folder / "model.safetensors")
+    for name, tensor in load_file(cached.folder / "model.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=name)
+    assert cached.runs[0].metrics["test"] == pytest.approx(run.runs[0].metrics["test"], abs=1e-4)

@@ -1,12 +1,13 @@
-"""Features of images, computed once and kept on disk by content, and read in the place of images.
+"""Features of images and texts, computed once and kept on disk by content, and read in the place of these.
 
-Axes in names: B case in a batch, V view, N image, F feature.
+Axes in names: B case in a batch, V view, N image or text, F feature.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,18 +16,18 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from consilium.core.contracts import Views
+from consilium.core.contracts import Texts, Views
 from consilium.core.errors import ImageError, StoreError
 from consilium.core.files import write_json
 from consilium.data.store import CaseTable
 
 DIGEST = 32  # bytes of a SHA-256
 ABOUT, LOCK = "features.json", ".lock"
-_SHARD_SHIFT = 48  # place of an image = shard << 48 | row
+_SHARD_SHIFT = 48  # place of a content = shard << 48 | row
 
 
 class FeatureCache:
-    """The features of images by the SHA-256 of each, in one folder, read memory-mapped.
+    """The features of images or texts by the SHA-256 of each, in one folder, read memory-mapped.
 
     Every process of a training that computes some appends to a shard of its own: ``{shard}.features`` (float32, F
     values for each image) and ``{shard}.keys`` (32 bytes for each). A key is written after its features are on the
@@ -53,7 +54,7 @@ class FeatureCache:
                     self._places[keys[row * DIGEST : (row + 1) * DIGEST]] = shard << _SHARD_SHIFT | row
 
     def _count(self, keys: Path) -> int:
-        """Images that are whole in a shard: the last append may have been cut short."""
+        """Contents that are whole in a shard: the last append may have been cut short."""
         features = keys.with_suffix(".features")
         sizes = [path.stat().st_size if path.is_file() else 0 for path in (keys, features)]
         return min(sizes[0] // DIGEST, sizes[1] // (4 * self.width))
@@ -62,7 +63,7 @@ class FeatureCache:
         return digest in self._places
 
     def read(self, digests: Sequence[bytes]) -> np.ndarray:
-        """The features [N, F] of images that are all there, float32."""
+        """The features [N, F] of contents that are all there, float32."""
         places_N = np.array([self._places[digest] for digest in digests], dtype=np.int64)
         shards_N, rows_N = places_N >> _SHARD_SHIFT, places_N & ((1 << _SHARD_SHIFT) - 1)
         features_NF = np.empty((len(places_N), self.width), dtype=np.float32)
@@ -72,7 +73,7 @@ class FeatureCache:
         return features_NF
 
     def append(self, digests: Sequence[bytes], features_NF: np.ndarray, *, shard: int) -> None:
-        """Add images to the shard of this process, while one process of the training holds the ``lock``."""
+        """Add contents to the shard of this process, while one process of the training holds the ``lock``."""
         keys = self.folder / f"{shard}.keys"
         with self._writing():
             count = self._count(keys)
@@ -121,42 +122,93 @@ def _append(file: BinaryIO, data: bytes, *, at: int) -> None:
     os.fsync(file.fileno())
 
 
-class CachedViews:
-    """The views of a case table as images by content: which are of which case."""
+class Contents:
+    """The images or the texts of a case table by content: which are of which case."""
 
-    def __init__(self, table: CaseTable) -> None:
-        self.rows, digests = table.view_column("sha256")
-        self.digests = [bytes.fromhex(digest) for digest in digests]
-        self.starts = np.searchsorted(self.rows, np.arange(len(table) + 1)).tolist()
+    def __init__(self, rows: np.ndarray, digests: list[bytes], *, cases: int) -> None:
+        """``rows`` are the cases that the contents belong to, in their order."""
+        self.rows, self.digests = rows, digests
+        self.starts = np.searchsorted(rows, np.arange(cases + 1)).tolist()
+
+    @classmethod
+    def images(cls, table: CaseTable) -> Contents:
+        """All views."""
+        rows, digests = table.view_column("sha256")
+        return cls(rows, [bytes.fromhex(digest) for digest in digests], cases=len(table))
+
+    @classmethod
+    def texts(cls, table: CaseTable) -> Contents:
+        """The text of every case that has one."""
+        texts = table.texts
+        rows = np.array([row for row, text in enumerate(texts) if text], dtype=np.int64)
+        digests = [hashlib.sha256(text.encode()).digest() for text in texts if text]
+        return cls(rows, digests, cases=len(table))
 
     def of(self, rows: Sequence[int]) -> list[int]:
-        """The view numbers of cases, in the order of these."""
-        return [view for row in rows for view in range(self.starts[row], self.starts[row + 1])]
+        """The numbers of the contents of cases, in the order of these."""
+        return [number for row in rows for number in range(self.starts[row], self.starts[row + 1])]
 
 
-class CachedReader:
-    """Reads cached features in the place of images."""
-
-    nbytes = 0  # they are read in the process that uses them
+class CachedFeatures:
+    """Features by content, for the readers below; what is there must have been computed."""
 
     def __init__(
-        self, cache: FeatureCache, views: CachedViews, *, dtype: torch.dtype, unread: Mapping[bytes, str]
+        self, cache: FeatureCache, contents: Contents, *, dtype: torch.dtype, unread: Mapping[bytes, str]
     ) -> None:
-        """``unread``: images that have no features, and why; the features of all others must be there."""
-        self._cache, self._views, self._dtype, self._unread = cache, views, dtype, unread
+        """``dtype`` is what the encoder gives; ``unread``: images that have no features, and why."""
+        self._cache, self._contents, self._dtype, self._unread = cache, contents, dtype, unread
 
-    def read(self, row: int, draw: int) -> list[bytes]:
-        """The digests of a case's images."""
-        digests = [self._views.digests[view] for view in self._views.of([row])]
+    def digests(self, row: int) -> list[bytes]:
+        """The contents of a case; one that could not be read is an ImageError."""
+        digests = [self._contents.digests[number] for number in self._contents.of([row])]
         for digest in digests if self._unread else ():
             if digest in self._unread:
                 raise ImageError(self._unread[digest])
         return digests
 
-    def collate(self, raws: Sequence[list[bytes]], *, shared: bool) -> Views:
-        """The features, as the encoder gives them in ``dtype``."""
-        counts_B = np.array([len(digests) for digests in raws])
-        there_BV = np.arange(counts_B.max()) < counts_B[:, None]
+    def padded(self, digests_B: Sequence[list[bytes]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which contents there are [B, V], and their features [B, V, F]; zeros where there is none."""
+        counts_B = np.array([len(digests) for digests in digests_B])
+        there_BV = np.arange(max(1, counts_B.max())) < counts_B[:, None]
         features_BVF = np.zeros((*there_BV.shape, self._cache.width), dtype=np.float32)
-        features_BVF[there_BV] = self._cache.read([digest for digests in raws for digest in digests])
-        return Views(torch.from_numpy(there_BV), features_BVF=torch.from_numpy(features_BVF).to(self._dtype))
+        features_BVF[there_BV] = self._cache.read([digest for digests in digests_B for digest in digests])
+        return torch.from_numpy(there_BV), torch.from_numpy(features_BVF).to(self._dtype)
+
+
+class CachedImageReader:
+    """Reads cached features in the place of images."""
+
+    nbytes = 0  # they are read in the process that uses them
+
+    def __init__(self, cached: CachedFeatures) -> None:
+        self._cached = cached
+
+    def read(self, row: int, draw: int) -> list[bytes]:
+        """The digests of a case's images."""
+        return self._cached.digests(row)
+
+    def collate(self, raws: Sequence[list[bytes]], *, shared: bool) -> Views:
+        """The features, as the encoder gives them."""
+        there_BV, features_BVF = self._cached.padded(raws)
+        return Views(there_BV, features_BVF=features_BVF)
+
+
+class CachedTextReader:
+    """Reads cached features in the place of texts."""
+
+    nbytes = 0
+
+    def __init__(self, cached: CachedFeatures, texts: Sequence[str | None], *, numbers: Mapping[str, int]) -> None:
+        """``texts`` by case; equal ones have equal ``numbers``."""
+        self._cached, self._texts, self._numbers = cached, texts, numbers
+
+    def read(self, row: int, draw: int) -> tuple[int, list[bytes]]:
+        """The number and the digest of a case's text; -1 and no digest where it has none."""
+        text = self._texts[row]
+        return (self._numbers[text] if text else -1), self._cached.digests(row)
+
+    def collate(self, raws: Sequence[tuple[int, list[bytes]]], *, shared: bool) -> Texts:
+        """The features, as the encoder gives them."""
+        there_BV, features_BVF = self._cached.padded([digests for _, digests in raws])
+        same_B = torch.tensor([number for number, _ in raws])
+        return Texts(there_BV[:, 0], same_B, features_BF=features_BVF[:, 0])

@@ -113,6 +113,18 @@ class FoundItems(Sequence[Item]):
 
 
 @dataclass(frozen=True)
+class SingleTexts:
+    """The texts of some cases as rows of texts."""
+
+    table: CaseTable
+    cases: np.ndarray
+
+    def text(self, row: int) -> str | None:
+        """The text of a row."""
+        return self.table.text(int(self.cases[row]))
+
+
+@dataclass(frozen=True)
 class SingleViews:
     """Single views of cases as rows of images; ``numbers`` says which view of its case each is."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -292,7 +293,7 @@ class Session:
             loader=self.experiment.data.loader,
             device=self.device,
             looks=looks,
-            cached=self.feed.judged if looks.looks == 1 else None,
+            cached=self.feed.judged if looks.looks == 1 else replace(self.feed.judged, images=None),
         )
 
     def _fit(self, folder: Path, precision: str) -> Progress:
@@ -359,7 +360,7 @@ class Session:
             log_every=experiment.trainer.log_every,
             monitor=self.monitor,
             shown=(*self.parts.curves, "log_loss"),
-            cached=self.feed.frozen is not None,
+            cached="images" in self.feed.frozen,
             wandb=wandb_run(experiment.trainer, name=experiment.name, config=experiment.model_dump(mode="json")),
         )
 

@@ -1,8 +1,9 @@
-"""What a training reads: batches of images, or of the features that a frozen tower made of them once."""
+"""What a training reads: batches of images and texts, or of the features that a frozen tower made of them once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -13,12 +14,12 @@ from consilium.core.reporter import Reporter
 from consilium.core.task import Task
 from consilium.data.cases import Cases
 from consilium.data.config import DataConfig, ImageConfig
-from consilium.data.features import CachedReader
+from consilium.data.features import CachedImageReader, CachedTextReader, Contents
 from consilium.data.loader import Loader, training_requests
 from consilium.data.mixture import Mixture
 from consilium.data.readers import ImageReader, Readers, TextReader, numbered
 from consilium.training.config import TrainerConfig
-from consilium.training.frozen import FrozenFeatures
+from consilium.training.frozen import Field, FrozenFeatures, ImageField, TextField
 from consilium.training.hooks import RunLog
 from consilium.training.plan import Plan
 
@@ -26,8 +27,8 @@ from consilium.training.plan import Plan
 class Feed:
     """The batches of one training, for this process.
 
-    Where the tower stays frozen and no augmentation is on, they hold cached features: the batches, their order and
-    what is learned are the same.
+    Where a tower stays frozen and nothing changes what it sees, they hold cached features: the batches, their order
+    and what is learned are the same.
     """
 
     def __init__(
@@ -49,34 +50,49 @@ class Feed:
         self.cases, self.targets, self.image = cases, targets, image
         self.config, self.mixture = config, mixture
         self.plan, self.seed, self.accelerator, self.log = plan, seed, accelerator, log
-        coder = task.text_coder()
-        self.texts = None if coder is None else TextReader(cases.table, coder, numbers=numbered(cases.table.texts))
-        self.frozen: FrozenFeatures | None = None
-        encoder = task.encoders().get("images")
-        if encoder is not None and _cacheable(config, trainer, log):
-            precision = "bf16" if trainer.precision == "bf16" else "fp32"
-            self.frozen = FrozenFeatures(
-                encoder, cases.table, image=image, config=config, precision=precision, accelerator=accelerator, log=log,
+        self.coder = task.text_coder()
+        self.numbers = {} if self.coder is None else numbered(cases.table.texts)
+        fields: dict[str, Field] = {}
+        for name in task.encoders():
+            if not _cacheable(name, config, trainer, log):
+                continue
+            if name == "images":
+                contents = Contents.images(cases.table)
+                fields[name] = ImageField(cases.table, contents, image=image, store=config.store)
+            elif self.coder is not None:
+                fields[name] = TextField(cases.table, Contents.texts(cases.table), self.coder)
+        self.frozen = {
+            name: FrozenFeatures(
+                task.encoders()[name],
+                field,
+                image=image,
+                config=config,
+                precision="bf16" if trainer.precision == "bf16" else "fp32",
+                accelerator=accelerator,
+                log=log,
                 reporter=reporter,
-            )  # fmt: skip
+            )
+            for name, field in fields.items()
+        }
 
     def precision(self, asked: str) -> str:
-        """The precision to try: with cached features ``auto`` is fp32, since hardly anything is left to compute."""
-        return asked if self.frozen is None else self.frozen.precision
+        """The precision to try: where all is cached, ``auto`` is fp32, since hardly anything is left to compute."""
+        read = {"images"} if self.coder is None else {"images", "texts"}
+        return self.frozen["images"].precision if read <= self.frozen.keys() else asked
 
     def first(self) -> Batch:
         """The first batch, for a trial; says what the rest of the features will take."""
-        if self.frozen is not None:
-            self.frozen.fill(self.mixture.epoch(0)[: self.config.loader.batch_size], precision=self.frozen.precision)
-            self._tell(self.frozen)
+        for frozen in self.frozen.values():
+            frozen.fill(self.mixture.epoch(0)[: self.config.loader.batch_size], precision=frozen.precision)
+            self._tell(frozen)
         return next(self.batches(0, 0))
 
     def fill(self) -> None:
         """Compute the features that are still missing for training, validation and judging."""
-        if self.frozen is not None:
-            for precision, rows in self._needs(self.frozen).items():
-                self.frozen.fill(rows, precision=precision)
-            self.frozen.refuse_unread(self._drawn())
+        for frozen in self.frozen.values():
+            for precision, rows in self._needs(frozen).items():
+                frozen.fill(rows, precision=precision)
+            frozen.refuse_unread(self._drawn())
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from number ``start`` on."""
@@ -95,22 +111,32 @@ class Feed:
         self.__dict__.pop("_training", None)
 
     @cached_property
-    def judged(self) -> CachedReader | None:
-        """Reads the features of cases that are judged; None: their images are read."""
-        return None if self.frozen is None else self.frozen.reader(precision="fp32")
+    def judged(self) -> Readers:
+        """Reads the features of cases that are judged; what is not cached has no reader here."""
+        return self._cached(dict.fromkeys(self.frozen, "fp32"))
 
     @cached_property
     def _training(self) -> Loader:
-        config, images = self.config.loader, self._images()
-        if self.frozen is not None:  # what is there already needs no processes
+        config, table = self.config.loader, self.cases.table
+        readers = self._cached({name: frozen.precision for name, frozen in self.frozen.items()})
+        if readers.images is not None:  # what is there already needs no processes
             config = config.model_copy(update={"workers": 0})
-        readers = Readers(images=images, texts=self.texts)
+        else:
+            augmentation = self.config.augmentation
+            images = ImageReader(table, image=self.image, augmentation=augmentation, seed=self.seed)
+            readers = replace(readers, images=images)
+        if self.coder is not None and readers.texts is None:
+            readers = replace(readers, texts=TextReader(table, self.coder, numbers=self.numbers))
         return Loader(readers, targets=self.targets, config=config, seed=self.seed, note=self.log.line)
 
-    def _images(self) -> CachedReader | ImageReader:
-        if self.frozen is not None:
-            return self.frozen.reader(precision=self.frozen.precision)
-        return ImageReader(self.cases.table, image=self.image, augmentation=self.config.augmentation, seed=self.seed)
+    def _cached(self, precisions: Mapping[str, str]) -> Readers:
+        """Readers of the cached fields, each in a precision."""
+        found = {name: self.frozen[name].cached(precision=precision) for name, precision in precisions.items()}
+        images, texts = found.get("images"), found.get("texts")
+        return Readers(
+            images=None if images is None else CachedImageReader(images),
+            texts=None if texts is None else CachedTextReader(texts, self.cases.table.texts, numbers=self.numbers),
+        )
 
     def _needs(self, frozen: FrozenFeatures) -> dict[str, np.ndarray]:
         """The rows whose features are read, by precision."""
@@ -128,19 +154,20 @@ class Feed:
     def _tell(self, frozen: FrozenFeatures) -> None:
         for precision, rows in self._needs(frozen).items():
             missing = len(frozen.missing(rows, precision=precision))
-            rate = frozen.images_a_second
-            takes = f", about {missing / rate / 60:.1f} min" if rate is not None else ""
-            left = f"{missing} images are still to be computed{takes}" if missing else "all are there"
-            self.log.line(f"features of {len(rows)} cases are cached in {frozen.folder(precision)}: {left}")
+            takes = f", about {missing / frozen.rate / 60:.1f} min" if frozen.rate is not None else ""
+            left = f"{missing} {frozen.field.name} are still to be computed{takes}" if missing else "all are there"
+            of = "features" if frozen.field.name == "images" else "features of the texts"
+            self.log.line(f"{of} of {len(rows)} cases are cached in {frozen.folder(precision)}: {left}")
 
 
-def _cacheable(config: DataConfig, trainer: TrainerConfig, log: RunLog) -> bool:
-    """Whether a frozen encoder gives the same features for an image throughout; says why it does not."""
+def _cacheable(field: str, config: DataConfig, trainer: TrainerConfig, log: RunLog) -> bool:
+    """Whether a frozen encoder gives the same features for a content throughout; says why it does not."""
+    names = config.augmentation.names if field == "images" else []
     if not trainer.cache_features:
         log.line("features of the frozen tower are not cached: trainer.cache_features is false")
-    elif names := config.augmentation.names:
+    elif names:
         log.line(
             f"note: the tower is frozen, but data.augmentation ({', '.join(names)}) changes its images, so that it "
             "runs in every epoch; without augmentation its features are computed once and the head trains in seconds."
         )
-    return trainer.cache_features and not config.augmentation.names
+    return trainer.cache_features and not names

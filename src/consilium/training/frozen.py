@@ -1,25 +1,31 @@
-"""Frozen means cached: what a frozen tower makes of images that nothing changes is computed once and kept."""
+"""Frozen means cached: what a frozen tower makes of what nothing changes is computed once and kept.
+
+Axes in names: N image or text, F feature.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from consilium.core.contracts import Batch, Encoder, Views
+from consilium.core.contracts import Batch, Encoder, TextCoder, Texts, Views
 from consilium.core.errors import ConsiliumError, DataError, ImageError
 from consilium.core.files import fingerprint
 from consilium.core.reporter import Reporter
-from consilium.data.config import DataConfig, ImageConfig
-from consilium.data.features import CachedReader, CachedViews, FeatureCache
+from consilium.data.config import DataConfig, ImageConfig, StoreConfig
+from consilium.data.features import CachedFeatures, Contents, FeatureCache
 from consilium.data.loader import Loader, evaluation_requests, unusable
-from consilium.data.readers import ImageReader, Readers
-from consilium.data.rows import SingleViews
+from consilium.data.readers import ImageReader, Readers, TextReader
+from consilium.data.rows import SingleTexts, SingleViews
 from consilium.data.store import CaseTable
 from consilium.data.transforms import DeviceTransform
 from consilium.training.hooks import RunLog
@@ -29,19 +35,93 @@ VERSION = 1
 SAVE_EVERY = 30.0  # seconds of computing that a kill may cost
 
 
-class FrozenFeatures:
-    """The features of all images that a training reads, by the frozen encoder that computes them.
+@dataclass(frozen=True)
+class Field(ABC):
+    """A field of the cases of a table whose features are kept: what its contents are, and how they are read."""
 
-    They are kept in ``{store.root}/features-{key}``, where the key is of all that decides them but the image itself:
-    the encoder's weights, the size and normalisation of images, the precision. An image is known by the SHA-256 of its
-    file, so other labels, splits, mixtures, heads, seeds and a store that has grown find what is there. Training
-    reads features in its own ``precision``; validation and judging are never in bf16, as with images.
+    name: ClassVar[str]
+    table: CaseTable
+    contents: Contents
+
+    @property
+    @abstractmethod
+    def about(self) -> dict[str, Any]:
+        """All that decides the features, beside the content and the encoder."""
+
+    @abstractmethod
+    def single(self, numbers: Sequence[int]) -> Readers:
+        """Readers of these contents, one by one."""
+
+    @abstractmethod
+    def blank(self) -> Batch:
+        """A batch of one content that is nothing."""
+
+
+@dataclass(frozen=True)
+class ImageField(Field):
+    """The images of a case table; ``image`` and ``store`` say how they are read."""
+
+    name = "images"
+    image: ImageConfig
+    store: StoreConfig
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Size and normalisation, and what the store does to images."""
+        return {
+            "image": self.image.model_dump(mode="json", exclude={"statistics", "max_pixels"}),
+            "store": self.store.model_dump(mode="json", include={"images", "resize"}),
+        }
+
+    def single(self, numbers: Sequence[int]) -> Readers:
+        """Single views."""
+        cases_N = self.contents.rows[list(numbers)]
+        views_N = np.array(numbers) - np.array(self.contents.starts)[cases_N]
+        return Readers(images=ImageReader(SingleViews(self.table, cases_N, views_N), image=self.image))
+
+    def blank(self) -> Batch:
+        """A black image."""
+        none_1 = torch.zeros(1, dtype=torch.int64)
+        images = Views(torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, 3, *self.image.size))
+        return Batch(none_1, none_1, images=images)
+
+
+@dataclass(frozen=True)
+class TextField(Field):
+    """The texts of a case table; ``coder`` makes tokens of them."""
+
+    name = "texts"
+    coder: TextCoder
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Nothing: the tokenizer belongs to the encoder."""
+        return {}
+
+    def single(self, numbers: Sequence[int]) -> Readers:
+        """Single texts."""
+        return Readers(texts=TextReader(SingleTexts(self.table, self.contents.rows[list(numbers)]), self.coder))
+
+    def blank(self) -> Batch:
+        """An empty text."""
+        none_1, padded = torch.zeros(1, dtype=torch.int64), self.coder.pad(self.coder.encode([""]))
+        texts = Texts(torch.ones(1, dtype=torch.bool), none_1, padded.tokens_BT, padded.attention_BT)
+        return Batch(none_1, none_1, texts=texts)
+
+
+class FrozenFeatures:
+    """The features of all images, or all texts, that a training reads, by the frozen encoder that computes them.
+
+    They are kept in ``{store.root}/features-{key}``, where the key is of all that decides them but the content itself:
+    the encoder's weights, how the field is read, the precision. An image is known by the SHA-256 of its file, a text by
+    its own, so other labels, splits, mixtures, heads, seeds and a store that has grown find what is there. Training
+    reads features in its own ``precision``; validation and judging are never in bf16, as without a cache.
     """
 
     def __init__(
         self,
         encoder: Encoder,
-        table: CaseTable,
+        field: Field,
         *,
         image: ImageConfig,
         config: DataConfig,
@@ -50,41 +130,34 @@ class FrozenFeatures:
         log: RunLog,
         reporter: Reporter,
     ) -> None:
-        self.encoder, self.table, self.image, self.config = encoder, table, image, config
-        self.precision, self.accelerator, self.log, self.reporter = precision, accelerator, log, reporter
-        self.views = CachedViews(table)
-        self._about = {
-            "version": VERSION,
-            **encoder.identity,
-            "image": image.model_dump(mode="json", exclude={"statistics", "max_pixels"}),
-            "store": config.store.model_dump(mode="json", include={"images", "resize"}),
-            "device": accelerator.device.type,
-        }
+        self.encoder, self.field, self.contents = encoder, field, field.contents
+        self.config, self.precision, self.accelerator = config, precision, accelerator
+        self.log, self.reporter = log, reporter
+        self._transform = DeviceTransform(image, augmentation=None, seed=0)
+        about = {"version": VERSION, **encoder.identity, **field.about, "device": accelerator.device.type}
+        self._about = about
         self._caches = {name: self._cache(name) for name in {precision, "fp32"}}
         self.unread: dict[bytes, str] = {}  # images that have no features, since they cannot be read, and why
-        self.images_a_second: float | None = None
+        self.rate: float | None = None  # contents a second
 
     def _cache(self, precision: str) -> FeatureCache:
         root = Path(self.config.store.root).expanduser().absolute()
         key = fingerprint([self._about, precision])
         return FeatureCache(root / f"features-{key}", width=self.encoder.width)
 
-    def reader(self, *, precision: str) -> CachedReader:
-        """Reads features as the encoder gives them in ``precision``; ``fill`` it first."""
+    def cached(self, *, precision: str) -> CachedFeatures:
+        """The features as the encoder gives them in ``precision``; ``fill`` it first."""
         dtype = torch.float32
         if precision == "bf16":  # what is normalised last comes out as float32 all the same
-            none_1 = torch.zeros(1, dtype=torch.int64)
-            there_11 = torch.ones(1, 1, dtype=torch.bool)
-            blank = Views(there_11, torch.zeros(1, 1, 3, *self.image.size)).each(self._here)
-            dtype = self._encoded(Batch(none_1, none_1, images=blank), precision).dtype
-        return CachedReader(self._caches[precision], self.views, dtype=dtype, unread=self.unread)
+            dtype = self._encoded(self.field.blank().to(self.accelerator.device), precision).dtype
+        return CachedFeatures(self._caches[precision], self.contents, dtype=dtype, unread=self.unread)
 
     def missing(self, rows: np.ndarray, *, precision: str) -> list[int]:
-        """One view of every image of these cases that has no features yet."""
+        """One of every content of these cases that has no features yet."""
         cache = self._caches[precision]
         cache.refresh()
-        found = {self.views.digests[view]: view for view in self.views.of(rows.tolist())}
-        return sorted(view for digest, view in found.items() if digest not in cache)
+        found = {self.contents.digests[number]: number for number in self.contents.of(rows.tolist())}
+        return sorted(number for digest, number in found.items() if digest not in cache)
 
     def folder(self, precision: str) -> Path:
         """Where the features are."""
@@ -120,30 +193,27 @@ class FrozenFeatures:
             raise DataError(others[0])
         cache.refresh()
         if missing:
-            self.images_a_second = len(missing) / (time.perf_counter() - start)
+            self.rate = len(missing) / (time.perf_counter() - start)
 
     def refuse_unread(self, rows: np.ndarray) -> None:
         """One of these cases without features is a DataError: a training leaves no case out."""
-        for view in self.views.of(rows.tolist()) if self.unread else []:
-            if reason := self.unread.get(self.views.digests[view]):
-                raise unusable(self.table.ids[int(self.views.rows[view])], reason)
+        for number in self.contents.of(rows.tolist()) if self.unread else []:
+            if reason := self.unread.get(self.contents.digests[number]):
+                raise unusable(self.field.table.ids[int(self.contents.rows[number])], reason)
 
     def _wait(self) -> None:
         self.log.line("another training computes features of the same tower; waiting for it")
 
-    def _compute(self, views: Sequence[int], precision: str) -> dict[bytes, str]:
-        """Run images through the tower and append what it gives to this process's shard.
+    def _compute(self, numbers: Sequence[int], precision: str) -> dict[bytes, str]:
+        """Run contents through the tower and append what it gives to this process's shard.
 
         Returns the images that cannot be read, and why.
         """
         cache, config = self._caches[precision], self.config.loader
-        cases = self.views.rows[list(views)]
-        source = SingleViews(self.table, cases, np.array(views) - np.array(self.views.starts)[cases])
-        requests = evaluation_requests(range(len(views)), config=config)
+        requests = evaluation_requests(range(len(numbers)), config=config)
         if len(requests) <= 1:
             config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
-        loader = Loader(Readers(images=ImageReader(source, image=self.image)), config=config, note=self.log.line)
-        transform = DeviceTransform(self.image, augmentation=None, seed=0)
+        loader = Loader(self.field.single(numbers), config=config, note=self.log.line)
         unread: dict[bytes, str] = {}
         waiting: list[tuple[list[bytes], np.ndarray]] = []
         done, saved = 0, time.monotonic()
@@ -159,23 +229,20 @@ class FrozenFeatures:
                 for number, error in loaded.errors:
                     if not isinstance(error, ImageError):
                         raise error
-                    unread[self.views.digests[views[number]]] = str(error)
+                    unread[self.contents.digests[numbers[number]]] = str(error)
                 if loaded.batch is not None:
-                    batch = transform(loaded.batch.to(self.accelerator.device), train=False)
+                    batch = self._transform(loaded.batch.to(self.accelerator.device), train=False)
                     features_NF = self._encoded(batch, precision)
-                    digests = [self.views.digests[views[number]] for number in batch.rows_B.tolist()]
+                    digests = [self.contents.digests[numbers[number]] for number in batch.rows_B.tolist()]
                     waiting.append((digests, features_NF.float().cpu().numpy()))
                 done += len(loaded.errors) + (0 if loaded.batch is None else len(loaded.batch))
-                self.reporter.progress("features", done, len(views))
+                self.reporter.progress("features", done, len(numbers))
                 if time.monotonic() - saved > SAVE_EVERY:
                     save()
                     saved = time.monotonic()
         finally:
             save()
         return unread
-
-    def _here(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.accelerator.device)
 
     def _encoded(self, batch: Batch, precision: str) -> torch.Tensor:
         device = self.accelerator.device

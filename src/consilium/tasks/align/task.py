@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +24,7 @@ from consilium.core.contracts import (
     Prediction,
     StepOutput,
     TextCoder,
+    Texts,
 )
 from consilium.core.task import Task
 from consilium.losses.contrastive import ContrastiveLoss
@@ -74,10 +76,18 @@ class Align(Task):
 
     def embed_texts(self, batch: Batch) -> Tensor:
         """Embeddings [B, D] of length 1; of a case without a text, zeros."""
-        texts = batch.texts
-        if texts is None or texts.tokens_BT is None or texts.attention_BT is None:
+        if batch.texts is None:
             raise ValueError("this batch has no texts")
-        return _where(texts.there_B, self.text_projection(self.text(texts.tokens_BT, texts.attention_BT)))
+        return _where(batch.texts.there_B, self.text_projection(self.text_features(batch.texts)))
+
+    def text_features(self, texts: Texts) -> Tensor:
+        """Features [B, F]: those that the batch brings, or the tower's."""
+        if texts.features_BF is not None:
+            return texts.features_BF
+        if texts.tokens_BT is None or texts.attention_BT is None:
+            raise ValueError("this batch has neither tokens nor features of its texts")
+        features_BF: Tensor = self.text(texts.tokens_BT, texts.attention_BT)
+        return features_BF
 
     def step(self, batch: Batch) -> StepOutput:
         """The contrastive loss of this process's pairs among those of all processes."""
@@ -148,8 +158,13 @@ class Align(Task):
         return [f"task.{name}.pretrained: {note}" for name, note in found.items() if note]
 
     def encoders(self) -> Mapping[str, Encoder]:
-        """The image tower, where it stays frozen."""
-        return {"images": ImageEncoder(self)} if self.config.vision.freeze.kind == "tower" else {}
+        """The towers that stay frozen."""
+        found: dict[str, Encoder] = {}
+        if self.config.vision.freeze.kind == "tower":
+            found["images"] = ImageEncoder(self)
+        if self.config.text.freeze.kind == "tower":
+            found["texts"] = TextEncoder(self)
+        return found
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The towers, the projections, and the temperature."""
@@ -200,6 +215,36 @@ class ImageEncoder:
     def encode(self, batch: Batch) -> Tensor:
         """Features [N, F] of all views that are there, case by case."""
         return self.task.view_features(batch)
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """The frozen text tower of a task, whose features may be kept."""
+
+    task: Align
+
+    @property
+    def width(self) -> int:
+        """Features of each text."""
+        return self.task.text.num_features
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The tower, its weights, and the tokenizer, which also says where a text is cut."""
+        text = self.task.config.text
+        return {
+            "transformers": version("transformers"),
+            "tower": text.name,
+            "pooling": text.pooling,
+            "tokenizer": sha256(self.task.tokenizer.definition.encode()).hexdigest(),
+            "weights_hash": weights_hash(self.task.text),
+        }
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Features [B, F] of texts."""
+        if batch.texts is None:
+            raise ValueError("this batch has no texts")
+        return self.task.text_features(batch.texts)
 
 
 def _where(there_B: Tensor, embeddings_BD: Tensor) -> Tensor:
