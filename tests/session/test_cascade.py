@@ -426,7 +426,7 @@ def test_two_processes_train_as_one(run: Run, rows: list[Row], tmp_path: Path) -
     for name in CHILDREN:
         left, right = (load_file(place / node_folder(name) / "model.safetensors") for place in (folder, one.folder))
         assert_close(left, right)
-    assert set(read_manifest(folder).nodes) == set(CHILDREN)
+    assert set(read_manifest(folder).members) == {node_folder(name) for name in CHILDREN}
 
 
 # -- What is refused -------------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def test_it_trains_as_a_cascade_with_the_statistics_of_every_node(figures: Path)
     found = {}
     for node in CHILDREN:
         network = read_manifest(bundle / node_folder(node))
-        assert set(network.labels) == {path_of(node, child) for child in CHILDREN[node].split()}
+        assert set(network.knowledge["labels"]) == {path_of(node, child) for child in CHILDREN[node].split()}
         found[node] = shown(network.image)
     own = consilium.Experiment.load(RECIPE, overrides=[*TINY, "data.filters.node=pho", "task.tree={}"]).data
     own = own.model_copy(update={"store": own.store.model_copy(update={"root": str(figures / "stores")})})

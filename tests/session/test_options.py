@@ -67,7 +67,7 @@ def test_compile_computes_the_same(tiny: TrainTiny) -> None:
     plain, compiled = (tiny(NO_BATCH_STATISTICS, f"trainer.compile={switch}") for switch in ("false", "true"))
     assert plain.weights.keys() == compiled.weights.keys()
     assert plain.steps("train_loss") == pytest.approx(compiled.steps("train_loss"), rel=1e-3)
-    assert consilium.load(compiled.folder).labels.leaves == ("ct", "mri", "xray")
+    assert consilium.load(compiled.folder).task.labels.leaves == ("ct", "mri", "xray")
 
 
 # -- Validation and stopping --------------------------------------------------------------------------------------
