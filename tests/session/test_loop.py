@@ -674,7 +674,7 @@ def test_a_slow_loader_is_noticed(tiny: TrainTiny, monkeypatch: pytest.MonkeyPat
 # -- Several processes --------------------------------------------------------------------------------------------
 
 
-def torchrun(config: Path, folder: Path, *options: str) -> Path:
+def torchrun(config: Path, folder: Path, *options: str, name: str = "tiny") -> Path:
     """``consilium train`` in two processes; the folder of the only run in ``folder``."""
     script = config.with_name("train.py")
     script.write_text("from consilium.cli import main\nmain()\n", encoding="utf-8")
@@ -688,7 +688,7 @@ def torchrun(config: Path, folder: Path, *options: str) -> Path:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished: ") == 1
-    (run,) = (folder / "tiny").iterdir()  # one run folder, whatever the number of processes
+    (run,) = (folder / name).iterdir()  # one run folder, whatever the number of processes
     assert (run / "log.txt").read_text(encoding="utf-8").count("training ended") == 1
     return run
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import consilium
-from consilium.core.config import apply_overrides, build
+from consilium.core.config import apply_overrides, build, to_yaml
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.rows import Query
 from consilium.data.store import Store
@@ -25,8 +25,11 @@ from consilium.models.text import TextTower
 from consilium.models.vision import VisionTower
 from consilium.predictions import predict_files
 from consilium.session import train
+from consilium.training.hooks import read_history
 from tests.contracts.family import FamilyContract
-from tests.tiny import Recorder, Run
+from tests.models.texts import write_encoder
+from tests.session.test_loop import torchrun
+from tests.tiny import Recorder, Run, assert_close
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210), "yellow": (210, 200, 40)}
 TREE: dict[str, Any] = {
@@ -217,3 +220,30 @@ def test_a_frozen_tower_runs_once_and_teaches_what_it_would(
     for name, tensor in load_file(cached.folder / "model.safetensors").items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=name)
     assert cached.runs[0].metrics["test"] == pytest.approx(run.runs[0].metrics["test"], abs=1e-4)
+
+
+@pytest.mark.slow  # two processes that load everything
+@pytest.mark.parametrize("size", [12, 7])  # 32 pairs: a short last batch, also one that does not divide by two
+def test_two_processes_train_as_one(tmp_path: Path, size: int) -> None:
+    """Every pair of a batch is the others' negative, whichever process has it."""
+    encoder = write_encoder(tmp_path / "encoder", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    own = [
+        f"task.text={{name: {encoder}, context_length: 16}}",
+        f"data.loader={{batch_size: {size}, workers: 0, drop_last: false}}",
+        "optimizer={kind: sgd, learning_rate: 0.05, momentum: 0.9}",
+        "trainer.accumulate=2",
+        "trainer.clip_norm=1.0",
+    ]
+    one = train(experiment_of(tmp_path / "one", *own), reporter=Recorder())
+    assert one is not None
+    (config := tmp_path / "two.yaml").write_text(to_yaml(experiment_of(tmp_path / "two", *own)), encoding="utf-8")
+    two = torchrun(config, tmp_path / "two" / "runs", name="pairs")
+    expected, weights = (load_file(folder / "model.safetensors") for folder in (one.folder, two))
+    assert_close(weights, expected)
+    rows = [read_history(folder / "history.csv") for folder in (one.folder, two)]
+    assert len(rows[0]) == len(rows[1])
+    for left, right in zip(*rows, strict=True):
+        for name in ("step", "cases", "learning_rate_image"):
+            assert left[name] == right[name]
+        for name in ("train_loss", "gradient_norm", "val_mean_recall", "val_log_loss"):
+            assert float(left[name] or 0) == pytest.approx(float(right[name] or 0), rel=1e-4)
