@@ -96,8 +96,8 @@ def prepare(folder: Path) -> float:
     """What a training does before it builds its model."""
     from consilium.core.config import build
     from consilium.core.reporter import Silent
+    from consilium.data.cases.load import load_data
     from consilium.data.config import DataConfig
-    from consilium.data.load import load_data
     from consilium.tasks.classify.config import ClassifyConfig
     from consilium.tasks.family import studying
 

@@ -46,8 +46,8 @@ from consilium.data.guards.similarity import (
     similarity,
     similarity_in_full,
 )
-from consilium.data.prepare import prepare
-from consilium.data.store import Store
+from consilium.data.store.prepare import prepare
+from consilium.data.store.store import Store
 
 SIDE, FIELD, FIELDS = 160, 512, 64
 ENLARGED = 4

@@ -35,9 +35,9 @@ from bench._pictures import synthetic
 from consilium.bundle import save_bundle
 from consilium.core.contracts import Batch, Views
 from consilium.core.reporter import Silent
+from consilium.data.batches.loader import Loader, evaluation_requests
+from consilium.data.batches.readers import ImageReader, Readers
 from consilium.data.config import ImageConfig, LoaderConfig
-from consilium.data.loader import Loader, evaluation_requests
-from consilium.data.readers import ImageReader, Readers
 from consilium.evaluation.config import AveragingConfig
 from consilium.manifest import new_manifest
 from consilium.predictions import predict_files

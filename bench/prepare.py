@@ -30,13 +30,13 @@ from bench._machine import describe_machine
 from consilium.core.config import build
 from consilium.core.reporter import Silent
 from consilium.data.config import DataConfig
-from consilium.data.prepare import prepare
-from consilium.data.store import Store
-from consilium.data.store_files import write_dataset_files
+from consilium.data.store.files import write_dataset_files
+from consilium.data.store.prepare import prepare
+from consilium.data.store.store import Store
 
 SIDE = 64
 OPEN = (
-    "import sys, time; import pyarrow; from consilium.data.store import Store; "
+    "import sys, time; import pyarrow; from consilium.data.store.store import Store; "
     "own = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1]) / 1024; "
     "before, start = own(), time.perf_counter(); t = Store.open(sys.argv[1]).table; n = len(t); t.images(n - 1); "
     "print(n, time.perf_counter() - start, own() - before)"

@@ -7,11 +7,11 @@ from typing import Any
 
 from consilium.core.contracts import Needs
 from consilium.core.reporter import Silent
-from consilium.data.cases import Cases, Studied
+from consilium.data.cases.cases import Cases, Studied
+from consilium.data.cases.filters import Filtered
+from consilium.data.cases.load import LoadedData, Study, load_data, studied_cases
 from consilium.data.config import DataConfig
-from consilium.data.filters import Filtered
-from consilium.data.load import LoadedData, Study, load_data, studied_cases
-from consilium.data.store import CaseTable
+from consilium.data.store.store import CaseTable
 from consilium.tasks.answers.targets import LabelKnowledge, study_labels
 
 

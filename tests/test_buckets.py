@@ -27,7 +27,7 @@ from consilium.core import places, transfer
 from consilium.core.errors import BundleError, ConfigError, DataError, RunFolderError, TrainingError, WeightsError
 from consilium.core.places import facts, facts_of, find, open_binary, read_bytes
 from consilium.core.transfer import fetch
-from consilium.data.prepare import prepare
+from consilium.data.store.prepare import prepare
 from tests.cli.conftest import Cli, cli
 from tests.conftest import write_images
 from tests.tiny import Run, TrainTiny, same, tiny_experiment

@@ -19,8 +19,8 @@ from consilium.core.contracts import Evaluation
 from consilium.core.errors import BundleError, ConfigError, ConsiliumError, InterruptedRunError
 from consilium.core.reporter import Silent
 from consilium.crossval import CrossvalResult
-from consilium.data.prepare import prepare
-from consilium.evaluation.crossval_report import FoldFigures
+from consilium.data.store.prepare import prepare
+from consilium.evaluation.report.crossval import FoldFigures
 from consilium.predictor import Predictor, case_outputs
 from consilium.session import RunResult, TrainResult
 from tests.labelled import load_labelled

@@ -18,10 +18,10 @@ from consilium.core.config import build
 from consilium.core.contracts import Batch, Outputs, ParameterGroup, StepOutput
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Silent
-from consilium.data.cases import Studied
+from consilium.data.cases.cases import Studied
 from consilium.data.config import DataConfig, ImageConfig, LoaderConfig
 from consilium.evaluation.config import AveragingConfig, ReportConfig
-from consilium.evaluation.saliency import SaliencyMap
+from consilium.evaluation.labels.saliency import SaliencyMap
 from consilium.experiment import Experiment
 from consilium.judge import pictures
 from consilium.predictor import Predictor, case_outputs

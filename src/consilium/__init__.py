@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from consilium.core.errors import ConsiliumError
     from consilium.crossval import CrossvalResult, cross_validate
-    from consilium.data.rows import Query
+    from consilium.data.batches.rows import Query
     from consilium.experiment import Experiment
     from consilium.judge import evaluate
     from consilium.predictor import Predictor, load
@@ -38,7 +38,7 @@ _HOMES = {
     "CrossvalResult": "consilium.crossval",
     "Experiment": "consilium.experiment",
     "Predictor": "consilium.predictor",
-    "Query": "consilium.data.rows",
+    "Query": "consilium.data.batches.rows",
     "TrainResult": "consilium.session",
     "cross_validate": "consilium.crossval",
     "evaluate": "consilium.judge",

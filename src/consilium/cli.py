@@ -177,7 +177,7 @@ def data_prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     from consilium.console import Console
     from consilium.core.reporter import format_table
     from consilium.data.guards.folders import folder_warnings
-    from consilium.data.prepare import prepare
+    from consilium.data.store.prepare import prepare
 
     experiment = _experiment(config, overrides)
     with Console() as console:
@@ -202,8 +202,8 @@ def data_inspect(
 ) -> None:
     """Count, draw and check what is in the data: sizes, duplicates, leaks, labels, shortcuts."""
     from consilium.console import Console
-    from consilium.data.inspect import inspect
-    from consilium.data.prepare import prepare
+    from consilium.data.look.inspect import inspect
+    from consilium.data.store.prepare import prepare
 
     experiment = _experiment(config, overrides)
     with Console() as console:
@@ -229,9 +229,9 @@ def data_stats(
 ) -> None:
     """The true mean and deviation of all pixels that a training uses, as data.image.statistics: data takes them."""
     from consilium.console import Console
-    from consilium.data.load import used_cases
-    from consilium.data.pixel_statistics import node_lines, node_statistics, pixel_statistics
-    from consilium.data.prepare import prepare
+    from consilium.data.cases.load import used_cases
+    from consilium.data.look.pixel_statistics import node_lines, node_statistics, pixel_statistics
+    from consilium.data.store.prepare import prepare
 
     experiment = _experiment(config, overrides)
     task, window = experiment.task, experiment.data.image.window
@@ -264,10 +264,10 @@ def data_export(
     """Write the prepared cases as one file that other programs read."""
     from consilium.console import Console
     from consilium.data.case import SPLITS
-    from consilium.data.export import export, form_of
-    from consilium.data.filters import filtered
-    from consilium.data.folds import resplit
-    from consilium.data.prepare import prepare
+    from consilium.data.cases.filters import filtered
+    from consilium.data.cases.folds import resplit
+    from consilium.data.store.export import export, form_of
+    from consilium.data.store.prepare import prepare
 
     experiment = _experiment(config, overrides)
     form = form_of(out, format)

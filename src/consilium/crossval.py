@@ -20,16 +20,16 @@ from consilium.core.errors import ConfigError, ConsiliumError, DataError
 from consilium.core.files import write_text
 from consilium.core.reporter import Reporter, counted, figures, format_table
 from consilium.core.section import Knowledge
-from consilium.data.cases import Studied
+from consilium.data.cases.cases import Studied
+from consilium.data.cases.filters import filtered, usable, your_column
+from consilium.data.cases.folds import columns_of
+from consilium.data.cases.load import studied_cases
 from consilium.data.config import GuardConfig
-from consilium.data.filters import filtered, usable, your_column
-from consilium.data.folds import columns_of
-from consilium.data.load import studied_cases
-from consilium.data.prepare import prepare
-from consilium.data.store import Store
-from consilium.evaluation.crossval_report import CrossvalContent, FoldFigures, write_crossval
-from consilium.evaluation.report import METRICS, read_unread, read_warnings
-from consilium.evaluation.wording import FEW_CASES
+from consilium.data.store.prepare import prepare
+from consilium.data.store.store import Store
+from consilium.evaluation.report.crossval import CrossvalContent, FoldFigures, write_crossval
+from consilium.evaluation.report.page import METRICS, read_unread, read_warnings
+from consilium.evaluation.report.wording import FEW_CASES
 from consilium.experiment import Experiment, check_experiment
 from consilium.predictor import Predictor, case_outputs
 from consilium.session import train

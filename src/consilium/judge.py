@@ -23,16 +23,16 @@ from consilium.core.files import write_json
 from consilium.core.moved import up_to_date
 from consilium.core.reporter import Reporter, counted, format_table
 from consilium.core.section import TaskSection
-from consilium.data.cases import SPLITS, Cases, Studied
+from consilium.data.batches.readers import Images
+from consilium.data.cases.cases import SPLITS, Cases, Studied
+from consilium.data.cases.load import load_data
 from consilium.data.config import DataConfig, ImageConfig
-from consilium.data.load import load_data
-from consilium.data.readers import Images
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
-from consilium.evaluation.parts import ReportParts
-from consilium.evaluation.report import ReportContent, write_report
-from consilium.evaluation.saliency import SaliencyMap
+from consilium.evaluation.labels.saliency import SaliencyMap
+from consilium.evaluation.report.page import ReportContent, write_report
+from consilium.evaluation.report.parts import ReportParts
+from consilium.evaluation.report.wording import number
 from consilium.evaluation.statistics import mean_and_deviation
-from consilium.evaluation.wording import number
 from consilium.manifest import Manifest, local_bundle, read_manifest
 from consilium.predictor import Predictor, case_outputs
 from consilium.tasks.config import OneTask
@@ -365,7 +365,7 @@ def _thumbnails(cases: Cases, *, size: int, window: tuple[float, float] | None) 
     def thumbnail(case: str) -> bytes | None:
         import simplejpeg
 
-        from consilium.data.images import load_view, read_bytes
+        from consilium.data.images.reading import load_view, read_bytes
 
         images = cases.table.images(row_of[case])
         if not images:

@@ -22,8 +22,8 @@ from consilium.core.files import atomic_file
 from consilium.core.places import facts, is_remote, join, local_path, matches
 from consilium.core.reporter import Reporter
 from consilium.core.task import Task
+from consilium.data.batches.rows import FoundItems
 from consilium.data.case import printable
-from consilium.data.rows import FoundItems
 from consilium.data.sources.files import IMAGE_EXTENSIONS, counted_reasons, images_under
 from consilium.predictor import Predictor
 
@@ -77,7 +77,7 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], FoundItems]:
     for given in paths:
         path = os.path.expanduser(local_path(given))
         if not is_remote(path) and (Path(path) / "store.json").is_file():
-            from consilium.data.store import Store
+            from consilium.data.store.store import Store
 
             table = Store.open(Path(path)).table
             names += table.ids

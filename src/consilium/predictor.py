@@ -18,14 +18,14 @@ from consilium.core.devices import choose_device
 from consilium.core.errors import ConsiliumError, ImageError
 from consilium.core.section import Knowledge
 from consilium.core.task import Task
-from consilium.data.cases import Studied
+from consilium.data.batches.loader import Loaded, Loader, evaluation_requests
+from consilium.data.batches.looks import looks
+from consilium.data.batches.readers import ImageReader, Images, Readers, TextReader, Texts, numbered
+from consilium.data.batches.rows import Item, Items, is_one_item
+from consilium.data.batches.transforms import DeviceTransform
+from consilium.data.cases.cases import Studied
 from consilium.data.config import ImageConfig, LoaderConfig
-from consilium.data.loader import Loaded, Loader, evaluation_requests
-from consilium.data.looks import looks
-from consilium.data.readers import ImageReader, Images, Readers, TextReader, Texts, numbered
-from consilium.data.rows import Item, Items, is_one_item
-from consilium.data.store import CaseTable
-from consilium.data.transforms import DeviceTransform
+from consilium.data.store.store import CaseTable
 from consilium.evaluation.config import AveragingConfig
 from consilium.manifest import Manifest, local_bundle, read_manifest
 

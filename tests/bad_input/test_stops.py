@@ -21,10 +21,10 @@ from torch import nn
 
 import consilium.training.state
 from consilium.core.contracts import Batch, StepOutput
+from consilium.data.batches.loader import Loader, evaluation_requests
+from consilium.data.batches.readers import ImageReader, Readers
+from consilium.data.batches.rows import Items
 from consilium.data.config import ImageConfig, LoaderConfig
-from consilium.data.loader import Loader, evaluation_requests
-from consilium.data.readers import ImageReader, Readers
-from consilium.data.rows import Items
 from consilium.tasks.classify.task import Classify
 from consilium.training.hooks import ProgressHook, read_history
 from consilium.training.state import checkpoints, load_checkpoint
@@ -414,9 +414,9 @@ def test_workers_outlive_the_signals_that_end_a_step(tiny_images: Path) -> None:
 FAILS_WITH_A_WORKER = """
 import sys
 from consilium.data.config import ImageConfig, LoaderConfig
-from consilium.data.loader import Loader, evaluation_requests
-from consilium.data.readers import ImageReader, Readers
-from consilium.data.rows import Items
+from consilium.data.batches.loader import Loader, evaluation_requests
+from consilium.data.batches.readers import ImageReader, Readers
+from consilium.data.batches.rows import Items
 
 config, image = LoaderConfig(batch_size=1, workers=1), ImageConfig(size=(16, 16))
 loader = Loader(Readers(images=ImageReader(Items([sys.argv[1]] * 24), image=image)), config=config)

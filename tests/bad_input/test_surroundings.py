@@ -19,11 +19,11 @@ import torch
 from consilium.core import surroundings
 from consilium.core.errors import ConfigError
 from consilium.core.surroundings import Screen, require_utf8, use_utf8
-from consilium.data import workers
+from consilium.data.batches import workers
+from consilium.data.batches.loader import Loader, evaluation_requests
+from consilium.data.batches.readers import ImageReader, Readers
+from consilium.data.batches.rows import Items
 from consilium.data.config import ImageConfig, LoaderConfig
-from consilium.data.loader import Loader, evaluation_requests
-from consilium.data.readers import ImageReader, Readers
-from consilium.data.rows import Items
 from tests.bad_input.conftest import runs
 from tests.bad_input.test_stops import CLI, assert_loads, logged_step, saved_steps, start, wait_for
 from tests.cli.conftest import Cli
@@ -103,9 +103,9 @@ def test_where_no_process_can_be_started_images_are_decoded_in_this_one(
 SCRIPT = """
 import sys
 from consilium.data.config import ImageConfig, LoaderConfig
-from consilium.data.loader import Loader, evaluation_requests
-from consilium.data.readers import ImageReader, Readers
-from consilium.data.rows import Items
+from consilium.data.batches.loader import Loader, evaluation_requests
+from consilium.data.batches.readers import ImageReader, Readers
+from consilium.data.batches.rows import Items
 
 print("the script runs", flush=True)
 config, image = LoaderConfig(batch_size=1, workers=2), ImageConfig(size=(16, 16))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import consilium
-from consilium.data.store import Store
+from consilium.data.store.store import Store
 from tests.cli.conftest import Cli
 from tests.tiny import Run
 

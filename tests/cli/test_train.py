@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import consilium.demo.run
-from consilium.data.readers import ImageReader
-from consilium.data.store import CaseTable
+from consilium.data.batches.readers import ImageReader
+from consilium.data.store.store import CaseTable
 from consilium.experiment import Experiment
 from consilium.manifest import read_manifest
 from consilium.session import train

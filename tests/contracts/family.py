@@ -21,9 +21,9 @@ import torch
 
 import consilium
 from consilium.core.reporter import Silent
-from consilium.data.cases import Cases
-from consilium.data.load import load_data, used_cases
-from consilium.data.prepare import prepare
+from consilium.data.cases.cases import Cases
+from consilium.data.cases.load import load_data, used_cases
+from consilium.data.store.prepare import prepare
 from consilium.experiment import Experiment
 from consilium.judge import evaluate
 from consilium.manifest import read_manifest

@@ -17,8 +17,8 @@ from consilium.core.reporter import Silent
 from consilium.data.case import BadRow, Case
 from consilium.data.config import DataConfig
 from consilium.data.sources.reading import read_source
-from consilium.data.store import CaseTable
-from consilium.data.store_files import schema
+from consilium.data.store.files import schema
+from consilium.data.store.store import CaseTable
 
 
 class Bars(Silent):

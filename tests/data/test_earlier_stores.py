@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from consilium.core.files import fingerprint
 from consilium.data.case import Mask, Text
 from consilium.data.config import DataConfig
-from consilium.data.images import decode
-from consilium.data.prepare import prepare
-from consilium.data.store import CaseTable, Store
-from consilium.data.store_files import schema
+from consilium.data.images.reading import decode
+from consilium.data.store.files import schema
+from consilium.data.store.prepare import prepare
+from consilium.data.store.store import CaseTable, Store
 from tests.data.samples import data_config
 
 FORMAT_1 = Path(__file__).parent / "format_1"

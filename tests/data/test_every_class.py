@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consilium.data.config import SplitConfig
-from consilium.data.prepare import prepare
-from consilium.data.splits import GroupSurvey, assign_split, fill_splits, split_rule
+from consilium.data.store.prepare import prepare
+from consilium.data.store.splits import GroupSurvey, assign_split, fill_splits, split_rule
 from tests.data.samples import data_config, write_images
 
 Row = tuple[str, str | None, tuple[str, ...]]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from consilium.core.files import write_json
-from consilium.data.prepare import prepare
+from consilium.data.store.prepare import prepare
 from tests.data.medical_samples import dicom_bytes, dicom_dataset
 from tests.data.samples import data_config
 

@@ -26,12 +26,12 @@ from pydicom.sequence import Sequence
 
 from consilium.core.errors import ImageError, MissingExtraError
 from consilium.core.places import facts, split_frame
+from consilium.data.batches.loader import Loaded, Loader, evaluation_requests
+from consilium.data.batches.readers import ImageReader, Readers
+from consilium.data.batches.rows import Items
 from consilium.data.config import ImageConfig, LoaderConfig
-from consilium.data.images import alone, decode, load_view, probe, read_bytes, resize_once
-from consilium.data.loader import Loaded, Loader, evaluation_requests
-from consilium.data.prepare import prepare
-from consilium.data.readers import ImageReader, Readers
-from consilium.data.rows import Items
+from consilium.data.images.reading import alone, decode, load_view, probe, read_bytes, resize_once
+from consilium.data.store.prepare import prepare
 from consilium.predictions import find_images
 from tests.data.medical_samples import dicom_bytes, dicom_dataset, nifti_bytes, packed_bytes
 from tests.data.samples import data_config, read
@@ -621,7 +621,7 @@ def test_odd_files_write_nothing_on_the_screen(tmp_path: Path) -> None:
     data[place : place + 2] = b"\xff\xfe"
     (tmp_path / "odd.dcm").write_bytes(data + b"\1\2\3")
     code = (
-        "from consilium.data.images import decode, read_bytes\n"
+        "from consilium.data.images.reading import decode, read_bytes\n"
         "for name in ('odd.nii', 'odd.dcm'):\n"
         "    decode(read_bytes(name), name=name, max_pixels=1000)\n"
     )

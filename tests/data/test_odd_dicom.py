@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from consilium.core.errors import ImageError
-from consilium.data.images import decode, probe
+from consilium.data.images.reading import decode, probe
 from tests.data.medical_samples import dicom_bytes, dicom_dataset, packed_bytes
 
 LIMIT = 10**6

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consilium.core.errors import ImageError
-from consilium.data.images import decode, probe
+from consilium.data.images.reading import decode, probe
 from tests.data.medical_samples import nifti_bytes
 
 LIMIT = 10**6

@@ -12,7 +12,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 
 from consilium.core.errors import ImageError
-from consilium.data.images import decode, probe
+from consilium.data.images.reading import decode, probe
 from tests.data.medical_samples import dicom_bytes, dicom_dataset, packed_bytes
 
 LIMIT = 10**6

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from consilium.core.errors import ImageError
-from consilium.data.images import alone, decode, probe, resize_once
+from consilium.data.images.reading import alone, decode, probe, resize_once
 from tests.data.pictures import png, png_chunk, tiff
 
 LIMIT = 10**6

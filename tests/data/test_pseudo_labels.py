@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consilium.core.config import build
+from consilium.data.cases.load import used_cases
+from consilium.data.cases.renames import renamed
 from consilium.data.config import DataConfig
-from consilium.data.load import used_cases
-from consilium.data.pixel_statistics import node_statistics
-from consilium.data.prepare import prepare
-from consilium.data.renames import renamed
+from consilium.data.look.pixel_statistics import node_statistics
+from consilium.data.store.prepare import prepare
 from tests.data.samples import case_table, data_config, write_images, write_jsonl
 from tests.labelled import label_needs, take_labelled
 

@@ -19,8 +19,8 @@ from PIL import Image
 from consilium.core.config import build, merge, read_tree
 from consilium.core.moved import MOVED
 from consilium.data.config import AugmentationConfig
-from consilium.evaluation.classification import _MULTI, _SINGLE
-from consilium.evaluation.tree import ANSWERED, AURC, HIERARCHICAL
+from consilium.evaluation.labels.classification import _MULTI, _SINGLE
+from consilium.evaluation.labels.tree import ANSWERED, AURC, HIERARCHICAL
 from consilium.experiment import Experiment
 from tests.conftest import write_images
 from tests.docs.guides import DOCS, GUIDES, blocks, prose, script

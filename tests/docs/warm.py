@@ -50,7 +50,7 @@ def warm_command(folder: Path) -> Iterator[Path]:
 
 
 def _serve(listening: socket.socket) -> None:
-    for name in ("datasets", "pyarrow.dataset", "consilium.cli", "consilium.data.inspect", "consilium.session"):
+    for name in ("datasets", "pyarrow.dataset", "consilium.cli", "consilium.data.look.inspect", "consilium.session"):
         importlib.import_module(name)
     while True:
         caller, _ = listening.accept()

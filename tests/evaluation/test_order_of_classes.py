@@ -9,9 +9,9 @@ import pytest
 
 from consilium.core.contracts import Evaluation, Outputs
 from consilium.core.labels import LabelTree, class_order, reading_order
-from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import AnswersConfig, EvaluationConfig
-from consilium.evaluation.label_wording import meaning
+from consilium.evaluation.labels.classification import ClassificationEvaluator
+from consilium.evaluation.labels.wording import meaning
 from consilium.tasks.classify.config import TreeConfig
 
 GRADES = ("No DR", "Mild", "Moderate", "Severe")

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from consilium.data.config import ImageConfig
-from consilium.data.images import decode, load_view, probe
-from consilium.data.tiff import is_tiff
+from consilium.data.images.reading import decode, load_view, probe
+from consilium.data.images.tiff import is_tiff
 from tests.fuzz.mutate import Mutator, fuzz
 
 MAX_PIXELS = 1_000_000

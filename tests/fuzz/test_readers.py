@@ -14,7 +14,7 @@ from PIL import Image
 
 from consilium.core.errors import ImageError
 from consilium.data.config import ImageConfig
-from consilium.data.images import alone, decode, load_view, probe, resize_once
+from consilium.data.images.reading import alone, decode, load_view, probe, resize_once
 from tests.data.medical_samples import dicom_bytes, dicom_dataset, nifti_bytes
 from tests.data.pictures import png, png_chunk, tiff
 from tests.fuzz.mutate import Mutator, fuzz

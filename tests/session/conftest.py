@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from consilium.data.images import load_view
+from consilium.data.images.reading import load_view
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.task import build_classify
 from tests.conftest import write_images

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from consilium.core.errors import BadRowsError, DataError
-from consilium.data import parts
 from consilium.data.guards.digests import FILE
-from consilium.data.images import probe
-from consilium.data.prepare import prepare
-from consilium.data.store_names import QUARANTINE
-from consilium.evaluation.report import read_unread
+from consilium.data.images.reading import probe
+from consilium.data.store import parts
+from consilium.data.store.names import QUARANTINE
+from consilium.data.store.prepare import prepare
+from consilium.evaluation.report.page import read_unread
 from tests.cli.conftest import Cli, cli, recipe
 from tests.data.samples import data_config
 from tests.tiny import Recorder, TrainTiny, same, train_tiny
@@ -97,7 +97,7 @@ def test_parts_that_a_killed_run_made_by_headers_are_not_trusted(
         def progress(self, name: str, done: int, total: int | None, text: str = "") -> None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("consilium.data.prepare.BATCH", 16)
+    monkeypatch.setattr("consilium.data.store.prepare.BATCH", 16)
     store = {"root": str(tmp_path / "stores")}
     with pytest.raises(KeyboardInterrupt):
         prepare(data_config(tmp_path, source, store={**store, "check_images": "header"}), reporter=Killed())

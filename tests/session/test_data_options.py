@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from consilium.core.errors import BadRowsError, ConfigError, DataError
-from consilium.data import transforms
-from consilium.data.laterality import exchanged
-from consilium.data.store import Store
+from consilium.data.batches import transforms
+from consilium.data.batches.laterality import exchanged
+from consilium.data.store.store import Store
 from consilium.session import train
 from tests.conftest import ImageFolder, coloured_image
 from tests.tiny import Recorder, Run, TrainTiny, changed, same, tiny_experiment, train_tiny

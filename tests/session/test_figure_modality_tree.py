@@ -11,10 +11,10 @@ import pytest
 
 import consilium
 from consilium.core.labels import ROOT
+from consilium.data.cases.load import used_cases
 from consilium.data.config import ImageConfig
-from consilium.data.load import used_cases
-from consilium.data.pixel_statistics import PixelStatistics, pixel_statistics
-from consilium.data.prepare import prepare
+from consilium.data.look.pixel_statistics import PixelStatistics, pixel_statistics
+from consilium.data.store.prepare import prepare
 from consilium.manifest import read_manifest
 from consilium.tasks.classify.config import NodeStatistics
 from consilium.tasks.classify.nodes import node_folder

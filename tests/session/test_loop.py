@@ -37,8 +37,8 @@ from consilium.core.contracts import (
 )
 from consilium.core.errors import InterruptedRunError, NonFiniteLossError, TrainingError
 from consilium.core.task import Task
-from consilium.data.loader import Loader
-from consilium.data.mixture import Mixture, build_mixture
+from consilium.data.batches.loader import Loader
+from consilium.data.cases.mixture import Mixture, build_mixture
 from consilium.predictor import Predictor
 from consilium.session.train import Session
 from consilium.tasks.classify.task import Classify

@@ -15,7 +15,7 @@ import consilium
 from consilium.core.config import to_yaml
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import LabelTree, paths_of
-from consilium.evaluation.calibration import choose_thresholds, fit_temperatures
+from consilium.evaluation.labels.calibration import choose_thresholds, fit_temperatures
 from consilium.experiment import Experiment
 from consilium.judge import evaluate
 from consilium.predictor import Predictor, case_outputs

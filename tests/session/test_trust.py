@@ -13,7 +13,7 @@ from torch import Tensor
 
 import consilium
 from consilium.core.contracts import Batch, Outputs, StepOutput
-from consilium.data.mixture import Mixture
+from consilium.data.cases.mixture import Mixture
 from consilium.experiment import Experiment
 from consilium.predictor import Predictor, case_outputs
 from consilium.session import train

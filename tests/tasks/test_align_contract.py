@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import consilium
 from consilium.core.config import apply_overrides, build, to_yaml
 from consilium.core.errors import ConfigError, DataError
-from consilium.data.rows import Query
-from consilium.data.store import Store
+from consilium.data.batches.rows import Query
+from consilium.data.store.store import Store
 from consilium.experiment import Experiment
 from consilium.models.text import TextTower
 from consilium.models.vision import VisionTower

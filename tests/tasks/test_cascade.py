@@ -13,8 +13,8 @@ from consilium.core.answers import Calibration
 from consilium.core.contracts import Batch, Look, Views
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
+from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.config import ImageConfig
-from consilium.data.transforms import DeviceTransform
 from consilium.models.config import VisionConfig
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.cascade import LEAST, Cascade

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from consilium.core.errors import DataError
-from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import AnswersConfig, EvaluationConfig
-from consilium.evaluation.tree import TreeEvaluator
+from consilium.evaluation.labels.classification import ClassificationEvaluator
+from consilium.evaluation.labels.tree import TreeEvaluator
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.config import ClassifyConfig
 from consilium.tasks.family import family_of

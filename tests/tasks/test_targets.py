@@ -9,10 +9,10 @@ import pytest
 
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
-from consilium.data.cases import Cases
-from consilium.data.filters import Filtered, usable
-from consilium.data.prepare import prepare
-from consilium.data.store import CaseTable
+from consilium.data.cases.cases import Cases
+from consilium.data.cases.filters import Filtered, usable
+from consilium.data.store.prepare import prepare
+from consilium.data.store.store import CaseTable
 from consilium.tasks.answers.targets import rare_class_warnings
 from tests.data.samples import data_config, write_images
 from tests.labelled import label_needs, labelled

@@ -28,10 +28,10 @@ from consilium.core.contracts import (
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.section import Knowledge, TaskSection
 from consilium.core.task import Task
-from consilium.data.cases import Cases, Studied
+from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import EvaluationConfig
-from consilium.evaluation.parts import ReportParts
+from consilium.evaluation.report.parts import ReportParts
 from consilium.tasks.family import Family, Member
 
 

@@ -82,7 +82,7 @@ class SplitConfig(Config):
 
 
 class FilterConfig(Config):
-    """Which cases are used, applied in the order of these keys; see ``consilium.data.filters``.
+    """Which cases are used, applied in the order of these keys; see ``consilium.data.cases.filters``.
 
     The first five act on every split; ``labels`` names labels as they are before ``node``, and what follows counts
     the labels that it makes. ``fraction`` and ``max_samples_per_label`` act on train alone, so that figures stay
@@ -160,7 +160,7 @@ class StoreConfig(Config):
 
 
 class MixtureConfig(Config):
-    """How training rows are drawn; see ``consilium.data.mixture``."""
+    """How training rows are drawn; see ``consilium.data.cases.mixture``."""
 
     stop: Literal["first_exhausted", "all_exhausted", "steps"] = Field(
         default="first_exhausted",
@@ -238,7 +238,7 @@ class AugmentationConfig(Config):
     saturation_jitter: float | None = Field(default=None, gt=0, le=1, description="Factor on the distance from grey.")
     hue_jitter: float | None = Field(default=None, gt=0, le=0.5, description="Fraction of the colour circle.")
     grayscale_prob: Probability | None = Field(default=None, description="Chance to turn grey.")
-    # How other devices and publishers would have shown the image; see ``consilium.data.acquisition``.
+    # How other devices and publishers would have shown the image; see ``consilium.data.batches.acquisition``.
     compression: tuple[Quality, Quality] | None = Field(default=None, description="JPEG quality, [min, max].")
     quarter_turn_prob: Probability | None = Field(
         default=None, description="Chance to turn by 90, 180 or 270 degrees; square images only."

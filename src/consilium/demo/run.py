@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from consilium.core.reporter import Reporter, format_table
-from consilium.data.renames import new_name
+from consilium.data.cases.renames import new_name
 from consilium.demo import demo_data_path
-from consilium.evaluation.report import add_table
+from consilium.evaluation.report.page import add_table
 from consilium.experiment import Experiment
 from consilium.predictor import Predictor
 from consilium.session import TrainResult, train

@@ -10,7 +10,7 @@ from typing import Any
 from consilium.bundle import save_bundle
 from consilium.core.config import to_yaml
 from consilium.core.reporter import Reporter
-from consilium.data.load import LoadedData
+from consilium.data.cases.load import LoadedData
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts, judge, pictures, predict_splits, set_aside, write_judgement
 from consilium.manifest import new_manifest

@@ -8,9 +8,9 @@ from typing import Any
 from consilium.core.contracts import ImageInput
 from consilium.core.reporter import format_table
 from consilium.core.task import Task
-from consilium.data.cases import Cases
+from consilium.data.cases.cases import Cases
+from consilium.data.cases.mixture import Mixture, coverage_warnings, mixture_table
 from consilium.data.config import ImageConfig
-from consilium.data.mixture import Mixture, coverage_warnings, mixture_table
 from consilium.experiment import Experiment
 from consilium.models.weights import parameter_counts
 from consilium.training.hooks import RunLog

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from consilium.core.reporter import counted, figures
-from consilium.evaluation.report import main_split
+from consilium.evaluation.report.page import main_split
 
 
 @dataclass(frozen=True)

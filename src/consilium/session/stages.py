@@ -16,10 +16,10 @@ from consilium.core.config import build, merge, to_yaml
 from consilium.core.errors import ConfigError, ConsiliumError
 from consilium.core.files import write_text
 from consilium.core.reporter import Reporter, Silent, counted, format_table
-from consilium.data.cases import Cases, Studied
+from consilium.data.cases.cases import Cases, Studied
+from consilium.data.cases.filters import Filtered, filtered
+from consilium.data.cases.load import LoadedData, measured
 from consilium.data.config import FilterConfig, ImageConfig
-from consilium.data.filters import Filtered, filtered
-from consilium.data.load import LoadedData, measured
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts
 from consilium.manifest import MANIFEST, read_manifest

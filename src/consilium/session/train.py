@@ -21,13 +21,13 @@ from consilium.core.files import remove_leavings, write_text
 from consilium.core.reporter import Reporter
 from consilium.core.section import Knowledge
 from consilium.core.task import Task
-from consilium.data.laterality import sides_of
-from consilium.data.load import LoadedData, load_data
-from consilium.data.loader import batch_count, fewest_cases
-from consilium.data.mixture import build_mixture
-from consilium.data.transforms import DeviceTransform
+from consilium.data.batches.laterality import sides_of
+from consilium.data.batches.loader import batch_count, fewest_cases
+from consilium.data.batches.transforms import DeviceTransform
+from consilium.data.cases.load import LoadedData, load_data
+from consilium.data.cases.mixture import build_mixture
 from consilium.evaluation.config import AveragingConfig
-from consilium.evaluation.report import read_unread
+from consilium.evaluation.report.page import read_unread
 from consilium.experiment import Experiment, check_experiment
 from consilium.judge import RunFacts, write_summary
 from consilium.manifest import MANIFEST, read_manifest, weights_file

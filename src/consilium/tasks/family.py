@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.reporter import Reporter
 from consilium.core.section import Knowledge, TaskSection
-from consilium.data.cases import Cases, Studied
+from consilium.data.batches.readers import Images
+from consilium.data.cases.cases import Cases, Studied
+from consilium.data.cases.load import Study
 from consilium.data.config import ImageConfig
-from consilium.data.load import Study
-from consilium.data.readers import Images
 from consilium.evaluation.config import AveragingConfig, EvaluationConfig, ReportConfig
-from consilium.evaluation.parts import ReportParts
-from consilium.evaluation.saliency import SaliencyMap
+from consilium.evaluation.labels.saliency import SaliencyMap
+from consilium.evaluation.report.parts import ReportParts
 
 if TYPE_CHECKING:
     import numpy as np

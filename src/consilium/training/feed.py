@@ -12,12 +12,12 @@ from accelerate import Accelerator
 from consilium.core.contracts import Batch
 from consilium.core.reporter import Reporter
 from consilium.core.task import Task
-from consilium.data.cases import Cases
+from consilium.data.batches.features import CachedImageReader, CachedTextReader, Contents
+from consilium.data.batches.loader import Loader, training_requests
+from consilium.data.batches.readers import ImageReader, Readers, TextReader, numbered
+from consilium.data.cases.cases import Cases
+from consilium.data.cases.mixture import Mixture
 from consilium.data.config import DataConfig, ImageConfig
-from consilium.data.features import CachedImageReader, CachedTextReader, Contents
-from consilium.data.loader import Loader, training_requests
-from consilium.data.mixture import Mixture
-from consilium.data.readers import ImageReader, Readers, TextReader, numbered
 from consilium.training.config import TrainerConfig
 from consilium.training.frozen import Field, FrozenFeatures, ImageField, TextField
 from consilium.training.hooks import RunLog

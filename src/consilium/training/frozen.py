@@ -21,13 +21,13 @@ from consilium.core.contracts import Batch, Encoder, TextCoder, Texts, Views
 from consilium.core.errors import ConsiliumError, DataError, ImageError
 from consilium.core.files import fingerprint
 from consilium.core.reporter import Reporter
+from consilium.data.batches.features import CachedFeatures, Contents, FeatureCache
+from consilium.data.batches.loader import Loader, evaluation_requests, unusable
+from consilium.data.batches.readers import ImageReader, Readers, TextReader
+from consilium.data.batches.rows import SingleTexts, SingleViews
+from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.config import DataConfig, ImageConfig, StoreConfig
-from consilium.data.features import CachedFeatures, Contents, FeatureCache
-from consilium.data.loader import Loader, evaluation_requests, unusable
-from consilium.data.readers import ImageReader, Readers, TextReader
-from consilium.data.rows import SingleTexts, SingleViews
-from consilium.data.store import CaseTable
-from consilium.data.transforms import DeviceTransform
+from consilium.data.store.store import CaseTable
 from consilium.training.hooks import RunLog
 from consilium.training.processes import from_all, on_main
 

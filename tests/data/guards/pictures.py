@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from consilium.data.prepare import prepare
-from consilium.data.store import Store
+from consilium.data.store.prepare import prepare
+from consilium.data.store.store import Store
 from tests.data.samples import data_config
 
 

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from consilium.core.errors import DataError
-from consilium.data import images
+from consilium.data.cases.load import LoadedData
 from consilium.data.config import DataConfig
 from consilium.data.guards import check as module
 from consilium.data.guards.check import WHERE, Findings, check
-from consilium.data.load import LoadedData
-from consilium.data.prepare import prepare
+from consilium.data.images import reading as images
+from consilium.data.store.prepare import prepare
 from tests.data.samples import data_config
 from tests.labelled import load_labelled
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from consilium.data import parts
 from consilium.data.guards import digests as digests_module
 from consilium.data.guards.digests import FILE, STATISTICS, Digests, image_digests
-from consilium.data.prepare import prepare
-from consilium.data.store import Store
+from consilium.data.store import parts
+from consilium.data.store.prepare import prepare
+from consilium.data.store.store import Store
 from tests.data.guards.pictures import encoded, picture, store_of
 from tests.data.samples import data_config, write_jsonl
 

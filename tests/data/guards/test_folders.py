@@ -11,7 +11,7 @@ import pytest
 
 from consilium.data.guards import folders
 from consilium.data.guards.folders import folder_warnings
-from consilium.data.prepare import prepare
+from consilium.data.store.prepare import prepare
 from tests.data.medical_samples import dicom_bytes, dicom_dataset
 from tests.data.samples import data_config, write_images, write_jsonl
 

@@ -23,8 +23,8 @@ from consilium.data.guards.similarity import (
     similarity,
     similarity_in_full,
 )
-from consilium.data.prepare import prepare
-from consilium.data.store import Store
+from consilium.data.store.prepare import prepare
+from consilium.data.store.store import Store
 from tests.data.guards.pictures import encoded, picture, store_of
 from tests.data.samples import data_config
 

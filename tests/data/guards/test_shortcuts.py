@@ -14,7 +14,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from consilium.data.guards import shortcuts
 from consilium.data.guards.digests import STATISTICS, Digests
 from consilium.data.guards.shortcuts import shortcut_warnings
-from consilium.data.store import CaseTable, Store
+from consilium.data.store.store import CaseTable, Store
 from tests.data.guards.pictures import store_of
 
 CASES = 240

@@ -15,7 +15,7 @@ import datasets
 from consilium.data.case import Case
 from consilium.data.sources.files import list_inputs
 from consilium.data.sources.reading import read_source
-from consilium.data.store import Store
+from consilium.data.store.store import Store
 from tests.data.samples import data_config, image_bytes
 
 ROOT = Path(__file__).parents[3]
@@ -75,7 +75,7 @@ import consilium.data.sources.hub_fetch as hub_fetch
 from consilium.core.config import build
 from consilium.core.errors import ConsiliumError
 from consilium.data.config import DataConfig
-from consilium.data.prepare import prepare
+from consilium.data.store.prepare import prepare
 hub_fetch.PART_ROWS = 16
 class Printer:
     def line(self, text): print(text, flush=True)

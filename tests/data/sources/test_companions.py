@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from consilium.data.prepare import prepare
 from consilium.data.sources.companions import companions, pattern_of
 from consilium.data.sources.names import Glob
+from consilium.data.store.prepare import prepare
 from tests.data.samples import data_config, read, write_images
 
 

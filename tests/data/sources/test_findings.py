@@ -11,7 +11,7 @@ import pytest
 
 from consilium.core.errors import ConfigError
 from consilium.data.config import DataConfig
-from consilium.data.prepare import prepare
+from consilium.data.store.prepare import prepare
 from consilium.experiment import Experiment
 from tests.data.samples import data_config, read, write_images, write_jsonl
 

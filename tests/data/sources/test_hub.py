@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from consilium.core.errors import ConfigError, DataError, StoreError
 from consilium.data.case import Case
-from consilium.data.prepare import prepare
 from consilium.data.sources import hub_fetch
 from consilium.data.sources.config import HubDataset
 from consilium.data.sources.hub import open_cache
+from consilium.data.store.prepare import prepare
 from tests.data.samples import data_config, image_bytes
 from tests.data.sources.hubs import cases_of, dataset, read_all, write_parquet
 

@@ -15,9 +15,9 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from consilium.core.errors import DataError
 from consilium.core.reporter import Silent
-from consilium.data.prepare import prepare
 from consilium.data.sources.config import HubDataset
 from consilium.data.sources.hub_patience import Patience
+from consilium.data.store.prepare import prepare
 from tests.data.samples import data_config
 from tests.data.sources.fake_hub import DATASET, FakeHub, serving
 from tests.data.sources.hubs import finish, rows_of, start, store_rows, write_parquet

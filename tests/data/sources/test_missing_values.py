@@ -11,7 +11,7 @@ import pytest
 from consilium.core.config import build
 from consilium.core.errors import DataError
 from consilium.core.reporter import Silent
-from consilium.data.prepare import prepare
+from consilium.data.store.prepare import prepare
 from tests.data.samples import data_config, read, write_images, write_jsonl
 from tests.labelled import load_labelled
 from tests.tiny import Recorder

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from consilium.core.errors import DataError
-from consilium.data.prepare import Prepared, prepare
+from consilium.data.store.prepare import Prepared, prepare
 from tests.conftest import write_images
 from tests.data.samples import data_config
 

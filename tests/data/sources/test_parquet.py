@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from consilium.core.errors import DataError
-from consilium.data.prepare import prepare
+from consilium.data.store.prepare import prepare
 from tests.data.samples import data_config, image_bytes, read
 
 

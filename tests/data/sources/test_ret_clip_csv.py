@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.case import BadRow, Case
-from consilium.data.prepare import prepare
 from consilium.data.sources import hub_fetch
+from consilium.data.store.prepare import prepare
 from tests.data.samples import data_config, image_bytes
 from tests.data.sources.hubs import read_all, write_parquet
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from consilium.core.errors import DataError
 from consilium.data.case import BadRow, Case
-from consilium.data.prepare import prepare
 from consilium.data.sources import lines as lines_of_files
 from consilium.data.sources import ret_clip_tsv
+from consilium.data.store.prepare import prepare
 from tests.data.samples import data_config, image_bytes, read, write_jsonl
 
 LEFT, RIGHT, OTHER = (image_bytes(seed) for seed in range(3))

@@ -21,7 +21,7 @@ from consilium.data.guards.leaks import Leak, find_leaks
 from consilium.data.guards.near_duplicates import NearDuplicates, Pair, find_near_duplicates
 from consilium.data.guards.shortcuts import shortcut_warnings
 from consilium.data.guards.texts import NamedLabel, named_labels, repeated_texts
-from consilium.data.store import CaseTable, Store
+from consilium.data.store.store import CaseTable, Store
 
 VERSION = 3  # of the near-duplicates that are kept in a store
 WHERE = "`consilium data inspect` lists all that was found, and draws near-duplicates."

@@ -21,8 +21,8 @@ import numpy as np
 from consilium.core.errors import ImageError
 from consilium.core.files import atomic_file
 from consilium.data.config import ImageConfig
-from consilium.data.images import load_view, read_bytes
-from consilium.data.store import CaseTable, Store
+from consilium.data.images.reading import load_view, read_bytes
+from consilium.data.store.store import CaseTable, Store
 
 FILE = "digests.npz"
 VERSION = 1

@@ -23,7 +23,7 @@ from consilium.data.sources.config import FolderSource, RowSource, Source
 from consilium.data.sources.files import extension_of
 from consilium.data.sources.headers import dicom_header
 from consilium.data.sources.layout import layout_notes, layout_of
-from consilium.data.store import CaseTable, Store
+from consilium.data.store.store import CaseTable, Store
 
 FILE = "patients.json"
 BLOCKS, OF_FILES = 16, 128  # of more DICOM files than these only so many headers are read, neighbours together

@@ -11,7 +11,7 @@ from itertools import combinations
 
 from consilium.core.reporter import some
 from consilium.data.guards.leaks import clusters
-from consilium.data.store import CaseTable
+from consilium.data.store.store import CaseTable
 
 # Parts that stand at several places of one tree, each time for the rest of something else.
 COMMON_PARTS = {"background", "healthy", "misc", "none", "normal", "oth", "other", "rest", "unknown"}

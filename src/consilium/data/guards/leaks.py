@@ -11,7 +11,7 @@ import numpy as np
 
 from consilium.core.reporter import counted, some
 from consilium.data.case import SPLITS
-from consilium.data.store import CaseTable
+from consilium.data.store.store import CaseTable
 
 Kind = Literal["group", "group_across_sources", "file", "near_duplicate"]
 KEPT_FIRST = ("test", "val", "train")

@@ -26,7 +26,7 @@ from consilium.data.guards.similarity import (
     similarity,
     similarity_in_full,
 )
-from consilium.data.store import CaseTable
+from consilium.data.store.store import CaseTable
 
 MAX_DISTANCE = 40
 MAX_COMPARED = 20_000

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from consilium.data.guards.digests import Digests
-from consilium.data.splits import position
-from consilium.data.store import CaseTable
+from consilium.data.store.splits import position
+from consilium.data.store.store import CaseTable
 
 LEAST_SKILL = 0.3
 LEAST_GROUPS = 10

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from consilium.data.config import ImageConfig
-from consilium.data.images import load_view, read_bytes
+from consilium.data.images.reading import load_view, read_bytes
 
 COMPARED = 256
 MOST_PIXELS = 4_000_000

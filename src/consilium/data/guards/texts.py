@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from consilium.data.case import SPLITS
-from consilium.data.store import CaseTable
+from consilium.data.store.store import CaseTable
 
 AT_LEAST = 0.05  # of a label's texts
 TIMES = 3.0  # as often as in the texts of other labels

@@ -12,7 +12,7 @@ import numpy as np
 
 from consilium.core.errors import ConsiliumError
 from consilium.core.places import is_remote, join
-from consilium.data.images import decode, read_bytes
+from consilium.data.images.reading import decode, read_bytes
 from consilium.data.sources.names import Glob
 
 Kind = Literal["mask", "thumbnail"]

@@ -14,7 +14,7 @@ from consilium.core.nearby import looked_for
 from consilium.core.places import FileFacts, absolute, facts, find, is_remote, join
 from consilium.core.reporter import Reporter, some
 from consilium.data.case import printable
-from consilium.data.dicom import is_dicom
+from consilium.data.images.dicom import is_dicom
 from consilium.data.sources.config import (
     FolderSource,
     HubDataset,

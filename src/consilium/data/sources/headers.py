@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from consilium.core.errors import MissingExtraError
 from consilium.core.places import open_binary, split_frame
-from consilium.data.dicom import is_dicom, quiet
+from consilium.data.images.dicom import is_dicom, quiet
 
 _START = 4096  # bytes within which a file has said that it is DICOM
 

@@ -18,10 +18,10 @@ from consilium.core.files import fingerprint, write_json
 from consilium.core.places import absolute
 from consilium.core.reporter import Reporter, Silent
 from consilium.data.case import BadRow, Case, RowError, split_name
-from consilium.data.parts import part_range, parts
 from consilium.data.sources.config import HubDataset, HubSource, RetClipCsvSource
 from consilium.data.sources.hub_fetch import BATCH, MANIFEST, Check, alone_in, fetch, find_commit, local_folder
 from consilium.data.sources.rows import RowReader
+from consilium.data.store.parts import part_range, parts
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from consilium.core.errors import ConfigError, ConsiliumError, DataError, Missin
 from consilium.core.files import atomic_file, locked, remove_leavings, write_json
 from consilium.core.places import absolute
 from consilium.core.reporter import Reporter, some
-from consilium.data.parts import PART_BYTES, PART_ROWS, part_range, parts
 from consilium.data.sources.config import HubDataset
 from consilium.data.sources.hub_patience import Patience, quiet_libraries
+from consilium.data.store.parts import PART_BYTES, PART_ROWS, part_range, parts
 
 MANIFEST = "hub.json"
 BATCH = 64  # rows that are read into memory at once

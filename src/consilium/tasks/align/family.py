@@ -11,12 +11,12 @@ from consilium.core.contracts import Evaluator, Outputs
 from consilium.core.errors import DataError
 from consilium.core.reporter import counted
 from consilium.core.section import Knowledge
-from consilium.data.cases import Cases, Studied
+from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import EvaluationConfig
-from consilium.evaluation.parts import ReportParts
-from consilium.evaluation.retrieval_evaluator import RetrievalEvaluator
-from consilium.evaluation.retrieval_report import retrieval_parts
+from consilium.evaluation.report.parts import ReportParts
+from consilium.evaluation.retrieval.evaluator import RetrievalEvaluator
+from consilium.evaluation.retrieval.report import retrieval_parts
 from consilium.models.config import TextConfig
 from consilium.tasks.align.config import AlignConfig
 from consilium.tasks.family import Family, Member, Settled

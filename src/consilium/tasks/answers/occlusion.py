@@ -15,13 +15,13 @@ import numpy as np
 from consilium.core.contracts import Outputs
 from consilium.core.errors import ImageError, MissingExtraError
 from consilium.core.reporter import Reporter
-from consilium.data.cases import Studied
+from consilium.data.cases.cases import Studied
 from consilium.data.config import ImageConfig
-from consilium.data.images import load_view, read_bytes
-from consilium.data.pillow_images import lossless
+from consilium.data.images.pillow import lossless
+from consilium.data.images.reading import load_view, read_bytes
 from consilium.evaluation.config import ReportConfig
-from consilium.evaluation.report import main_split
-from consilium.evaluation.saliency import Said, SaliencyMap, choose
+from consilium.evaluation.labels.saliency import Said, SaliencyMap, choose
+from consilium.evaluation.report.page import main_split
 from consilium.tasks.answers.answering import Answering
 from consilium.tasks.family import Ask
 

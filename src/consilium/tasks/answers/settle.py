@@ -9,8 +9,8 @@ import torch
 
 from consilium.core.answers import Calibration
 from consilium.core.contracts import Outputs
-from consilium.evaluation.calibration import choose_thresholds, fit_temperatures
 from consilium.evaluation.config import AnswersConfig
+from consilium.evaluation.labels.calibration import choose_thresholds, fit_temperatures
 from consilium.tasks.answers.answering import Answering
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.family import Settled

@@ -12,10 +12,10 @@ from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree, reading_order
 from consilium.core.reporter import some
 from consilium.core.section import Knowledge
-from consilium.data.cases import SPLITS, Cases, Studied
+from consilium.data.cases.cases import SPLITS, Cases, Studied
 from consilium.data.guards.labels import spelled_alike
-from consilium.data.splits import missing_values
-from consilium.data.store import CaseTable
+from consilium.data.store.splits import missing_values
+from consilium.data.store.store import CaseTable
 
 
 class LabelKnowledge(Knowledge):

@@ -10,15 +10,15 @@ from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, DataError
 from consilium.core.labels import class_order, reading_order
 from consilium.core.reporter import Reporter
-from consilium.data.cases import Cases, Studied
+from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import ImageConfig
-from consilium.evaluation.classification import ClassificationEvaluator
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
-from consilium.evaluation.label_report import label_parts
-from consilium.evaluation.label_wording import rough_thresholds
-from consilium.evaluation.parts import ReportParts
-from consilium.evaluation.saliency import SaliencyMap
-from consilium.evaluation.tree import TreeEvaluator
+from consilium.evaluation.labels.classification import ClassificationEvaluator
+from consilium.evaluation.labels.report import label_parts
+from consilium.evaluation.labels.saliency import SaliencyMap
+from consilium.evaluation.labels.tree import TreeEvaluator
+from consilium.evaluation.labels.wording import rough_thresholds
+from consilium.evaluation.report.parts import ReportParts
 from consilium.tasks.answers.pool import pool
 from consilium.tasks.answers.targets import LabelKnowledge, study_labels
 from consilium.tasks.classify.config import ClassifyConfig

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.reporter import some
-from consilium.data.cases import Studied
+from consilium.data.cases.cases import Studied
 from consilium.models.config import FreezeConfig
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.config import ClassifyConfig

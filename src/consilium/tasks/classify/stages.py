@@ -7,7 +7,7 @@ from typing import Any
 from consilium.core.config import nearest
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import LabelTree
-from consilium.data.cases import Studied
+from consilium.data.cases.cases import Studied
 from consilium.losses.config import ClassificationLossConfig
 from consilium.tasks.answers.targets import LabelKnowledge, label_counts
 from consilium.tasks.classify.config import ClassifyConfig, TreeConfig

@@ -1,0 +1,137 @@
+"""Rows of images and texts that are not a case table, in a module that a decoding process imports quickly."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from consilium.core.errors import ImageError
+from consilium.data.images.in_memory import View, as_file, is_tensor, name_of
+
+if TYPE_CHECKING:
+    from consilium.data.store.store import CaseTable
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a task is asked about: an image (or a list of views), a text, or both."""
+
+    image: View | Sequence[View] | None = None
+    text: str | None = None
+
+
+Item: TypeAlias = "View | Sequence[View] | Query"
+
+
+def is_one_item(given: object) -> bool:
+    """Whether something stands for one case; else it is a collection of them: a list, an array of images, a generator.
+
+    What is no image is one case too, whose record says so.
+    """
+    if isinstance(given, np.ndarray):
+        return given.ndim != 4 and (given.ndim == 0 or given.dtype.kind not in "OU")
+    one = isinstance(given, str | bytes | bytearray | memoryview | os.PathLike | Mapping | io.IOBase | Query)
+    return one or not isinstance(given, Iterable) or is_tensor(given)
+
+
+@dataclass(frozen=True)
+class Items:
+    """Paths, bytes, Pillow images, arrays and queries as rows of images and texts."""
+
+    items: Sequence[Item]
+
+    def images(self, row: int) -> list[str | bytes]:
+        """The views of an item; one that is no image is an ImageError."""
+        item = self.items[row]
+        if isinstance(item, Query) and item.image is None and not item.text:
+            raise ImageError("the query has neither an image nor a text.")
+        return [as_file(view) for view in _views(item)]
+
+    def text(self, row: int) -> str | None:
+        """The text of a query."""
+        item = self.items[row]
+        return item.text if isinstance(item, Query) else None
+
+    def key(self, row: int) -> dict[str, Any]:
+        """What an answer calls an item: its image, its text."""
+        item = self.items[row]
+        names = [name_of(view) for view in _views(item)]
+        image = (
+            {} if isinstance(item, Query) and item.image is None else {"image": names[0] if len(names) == 1 else names}
+        )
+        return {**image, "text": item.text} if isinstance(item, Query) and item.text else image
+
+    def in_memory(self) -> bool:
+        """Whether a list holds more than paths and bytes: pixels, which are decoded already, or a file that is open.
+
+        Another sequence is not looked through, since it may read its items when they are asked for.
+        """
+        plain = (str, bytes, os.PathLike, int, float, type(None))
+        return isinstance(self.items, list | tuple) and not all(
+            isinstance(view, plain) for item in self.items for view in _views(item)
+        )
+
+
+def _views(item: object) -> list[object]:
+    """The views of a case: those of a list or tuple (of numbers or lists it is none), else the item itself."""
+    if isinstance(item, Query):
+        return [] if item.image is None else _views(item.image)
+    if isinstance(item, list | tuple) and not any(isinstance(view, list | tuple | int | float) for view in item):
+        return list(item)
+    return [item]
+
+
+class FoundItems(Sequence[Item]):
+    """Paths, and cases of stores as queries, which are read when they are asked for: together they may be large.
+
+    ``skipped`` counts what was found and left aside, by reason.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[str | tuple[CaseTable, int]] = []
+        self.skipped: Counter[str] = Counter()
+
+    def add(self, found: Iterable[str | tuple[CaseTable, int]]) -> None:
+        """Append paths, or rows of a store."""
+        self._found.extend(found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __getitem__(self, number: Any) -> Any:
+        found = self._found[number]
+        if isinstance(found, str):
+            return found
+        table, row = found
+        return Query(table.images(row), table.text(row))
+
+
+@dataclass(frozen=True)
+class SingleTexts:
+    """The texts of some cases as rows of texts."""
+
+    table: CaseTable
+    cases: np.ndarray
+
+    def text(self, row: int) -> str | None:
+        """The text of a row."""
+        return self.table.text(int(self.cases[row]))
+
+
+@dataclass(frozen=True)
+class SingleViews:
+    """Single views of cases as rows of images; ``numbers`` says which view of its case each is."""
+
+    table: CaseTable
+    cases: np.ndarray
+    numbers: np.ndarray
+
+    def images(self, row: int) -> list[str | bytes]:
+        """The one view of a row."""
+        return [self.table.images(int(self.cases[row]))[int(self.numbers[row])]]

@@ -1,0 +1,206 @@
+"""Which training row comes when: a pure function of (seed, epoch), known before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from consilium.core.config import nearest
+from consilium.core.errors import ConfigError, DataError
+from consilium.data.cases.cases import Cases, Studied
+from consilium.data.config import DataConfig
+
+MAX_SLOTS = 1e9  # an epoch is drawn before it starts and held in memory
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rows that are drawn together, shuffled, each once before any comes again."""
+
+    name: str
+    rows: np.ndarray  # int64 row numbers of the case table
+    weight: float
+
+
+@dataclass(frozen=True)
+class MixtureRow:
+    """What one source (or value of ``source_column``) gives to a training."""
+
+    source: str
+    rows: int
+    weight: float  # share of the draws that the config asks for
+    draws: int  # realised, over the whole training
+    share: float  # realised share of the draws
+    seen: int  # different rows drawn at least once
+    coverage: float  # seen / rows
+
+
+class Mixture:
+    """The order of training rows.
+
+    Every slot draws a pool with probability weight / sum of weights; inside a pool the rows come in
+    a fresh random order every epoch and every pass. ``first_exhausted`` ends an epoch with the last
+    row of the pool that runs out first, ``all_exhausted`` when every pool has been used up (smaller
+    ones start over), ``steps`` after a fixed number of slots. Pools that are drawn class-balanced
+    start over too; an epoch then has as many slots as there are rows.
+    """
+
+    def __init__(self, pools: Sequence[Pool], *, stop: str, slots: int | None, seed: int) -> None:
+        empty = [pool.name for pool in pools if not len(pool.rows)]
+        if empty or not pools:
+            raise DataError(
+                f"no training rows in: {', '.join(empty) or 'any source'}. Check the split fractions and the "
+                "filters, or take the source out of data.sources."
+            )
+        self.pools = list(pools)
+        self.stop = stop
+        self.slots = slots
+        self.seed = seed
+        weights = np.array([pool.weight for pool in pools], dtype=np.float64)
+        self.probabilities = weights / weights.sum()
+        self._sizes = np.array([len(pool.rows) for pool in pools])
+        needed = self._sizes / self.probabilities  # slots until a pool is used up, on average
+        if stop == "all_exhausted" and slots is None and needed.max() > MAX_SLOTS:
+            name = self.pools[int(needed.argmax())].name
+            raise ConfigError(
+                f"data.mixture.stop is all_exhausted, but with its weight source '{name}' would be used up only after "
+                f"about {needed.max():.0e} draws. Raise its weight, or set stop: first_exhausted or steps."
+            )
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+        self._lengths: dict[int, int] = {}
+
+    def length(self, epoch: int) -> int:
+        """How many rows the epoch draws."""
+        if epoch not in self._lengths:
+            self._lengths[epoch] = len(self._pool_sequence(epoch))
+        return self._lengths[epoch]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """Row numbers [slots] of an epoch, in order."""
+        sequence = self._pool_sequence(epoch)
+        rows = np.empty(len(sequence), dtype=np.int64)
+        for number, pool in enumerate(self.pools):
+            places = np.flatnonzero(sequence == number)
+            passes = -(-len(places) // len(pool.rows))
+            orders = [
+                np.random.default_rng([self.seed, epoch, 1, number, turn]).permutation(pool.rows)
+                for turn in range(passes)
+            ]
+            if orders:
+                rows[places] = np.concatenate(orders)[: len(places)]
+        return rows
+
+    def _pool_sequence(self, epoch: int) -> np.ndarray:
+        """Pool numbers [slots] of an epoch."""
+        random = np.random.default_rng([self.seed, epoch, 0])
+        total = int(self._sizes.sum())
+        if self.slots is not None:
+            return random.choice(len(self.pools), size=self.slots, p=self.probabilities)
+        if len(self.pools) == 1:
+            return np.zeros(total, dtype=np.int64)
+        sequence = np.empty(0, dtype=np.int64)
+        while True:
+            more = random.choice(len(self.pools), size=max(total, len(sequence)), p=self.probabilities)
+            sequence = np.concatenate([sequence, more])
+            # The slot (counted from 1) with which each pool gives its last row; none: not yet.
+            ends = [places[size - 1] + 1 if len(places) >= size else None for places, size in self._places(sequence)]
+            reached = [end for end in ends if end is not None]
+            if self.stop == "first_exhausted" and reached:
+                return sequence[: min(reached)]
+            if len(reached) == len(self.pools):
+                return sequence[: max(reached)]
+
+    def _places(self, sequence: np.ndarray) -> list[tuple[np.ndarray, int]]:
+        return [(np.flatnonzero(sequence == number), int(size)) for number, size in enumerate(self._sizes)]
+
+
+def build_mixture(studied: Studied[Any], *, config: DataConfig, seed: int) -> Mixture:
+    """The mixture of the training rows of studied cases.
+
+    Without weights all sources form one pool. ``class_balanced`` splits every pool by class (the strata of the study;
+    without any it is a ConfigError) and draws the classes of a pool equally; ``source_balanced`` splits these by source
+    and draws the sources of a class equally.
+    """
+    cases, sampling = studied.cases, config.mixture.sampling
+    rows = cases.rows["train"]
+    if all(source.weight is None for source in config.sources):
+        pools = [Pool("all", rows, 1.0)]
+    else:
+        names = np.array(cases.table.sources, dtype=object)[rows]
+        # Where cases are divided anew a source may be tested whole, and it may have nothing below a node of the tree;
+        # else one that has nothing to draw is an error.
+        may_lack = config.split.anew or config.filters.node is not None
+        drawn = [source for source in config.sources if source.name in names or not may_lack]
+        pools = [Pool(source.name, rows[names == source.name], source.weight or 0.0) for source in drawn]
+    steps = config.mixture.steps
+    slots = None if steps is None else steps * config.loader.batch_size
+    if sampling != "shuffle":
+        slots = slots or len(rows)
+        if studied.strata_N is None:
+            raise ConfigError(
+                f"data.mixture.sampling is {sampling}, but this task has no classes to balance; set it to shuffle, and "
+                "give sources a weight."
+            )
+        pools = [part for pool in pools for part in _divided(pool, studied.strata_N)]
+    if sampling == "source_balanced":
+        names = _sources(cases, config.mixture.source_column)
+        pools = [part for pool in pools for part in _divided(pool, names)]
+    return Mixture(pools, stop=config.mixture.stop, slots=slots, seed=seed)
+
+
+def _sources(cases: Cases, column: str) -> np.ndarray:
+    """What the column says of each case of the table [N]; cases where it says nothing ('') are one source."""
+    table = cases.table
+    columns = {"source": table.sources} if column == "source" else table.columns()
+    if column not in columns:
+        raise ConfigError(f"data.mixture.source_column is '{column}'{nearest(column, sorted(columns))}")
+    names: np.ndarray = np.array(columns[column], dtype=object)
+    return names
+
+
+def _divided(pool: Pool, value_of_row: np.ndarray) -> list[Pool]:
+    """A pool for each value that its rows have, drawn equally."""
+    values = value_of_row[pool.rows]
+    present = np.unique(values)
+    return [Pool(f"{pool.name}/{k}", pool.rows[values == k], pool.weight / len(present)) for k in present] or [pool]
+
+
+def mixture_table(
+    mixture: Mixture, cases: Cases, *, column: str, batches: Sequence[int], batch_size: int
+) -> list[MixtureRow]:
+    """Expected and realised draws of every source over a whole training with so many ``batches`` of every epoch.
+
+    ``column`` tells the sources apart: ``source``, or a metadata column.
+    """
+    rows, names = cases.rows["train"], _sources(cases, column)
+    draws = np.zeros(len(names), dtype=np.int64)
+    for epoch, count in enumerate(batches):
+        draws += np.bincount(mixture.epoch(epoch)[: count * batch_size], minlength=len(draws))
+    expected = np.zeros(len(names))  # the chance of each row to be the next
+    for pool, probability in zip(mixture.pools, mixture.probabilities, strict=True):
+        expected[pool.rows] += probability / len(pool.rows)
+    table = []
+    for source in dict.fromkeys(names[rows].tolist()):
+        own = rows[names[rows] == source]
+        drawn, seen = int(draws[own].sum()), int((draws[own] > 0).sum())
+        share = drawn / max(int(draws.sum()), 1)
+        table.append(MixtureRow(source, len(own), float(expected[own].sum()), drawn, share, seen, seen / len(own)))
+    return table
+
+
+def coverage_warnings(table: Sequence[MixtureRow]) -> list[str]:
+    """What to say when most of the data, or most of one source, is never seen."""
+    rows, seen = sum(row.rows for row in table), sum(row.seen for row in table)
+    advice = "Raise its weight or max_epochs, or set data.mixture.stop: all_exhausted."
+    warnings = [
+        f"source '{row.source}': only {row.coverage:.0%} of its {row.rows} training rows are ever seen. {advice}"
+        for row in table
+        if row.coverage < 0.5
+    ]
+    if seen < 0.5 * rows:
+        warnings.insert(0, f"the whole training sees only {seen} of {rows} training rows ({seen / rows:.0%}).")
+    return warnings

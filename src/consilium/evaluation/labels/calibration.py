@@ -1,0 +1,86 @@
+"""What validation teaches about a model's probabilities: temperatures, and thresholds for a wanted accuracy.
+
+Axes in names: N case, M node of the tree, K sibling, L level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from consilium.core.answers import answer
+from consilium.core.labels import LabelTree
+from consilium.evaluation.labels.hierarchy import judge_paths
+
+_SPREAD = 0.5  # deviation of log temperature that is expected before any case is seen
+_RANGE = (math.log(0.05), math.log(20.0))
+_MARGIN = 1e-4  # of a probability: as much as another batch or another machine may change it
+
+
+def fit_temperatures(logits_NM: np.ndarray, targets_N: np.ndarray, *, labels: LabelTree) -> dict[str, float]:
+    """The temperature of every inner node, by its name: the scores of its children are divided by it.
+
+    ``logits_NM`` are a model's raw scores of validation cases, ``targets_N`` the ids of their labels (-1: none). Of
+    each group of siblings the cases count whose label is at or below one of them. Minimised is the sum of their
+    negative log-likelihoods (Guo et al., 2017, arXiv:1706.04599) plus ``(log T)^2 / (2 * 0.5^2)``: a normal prior that
+    keeps the temperature near 1 where there are few cases, and finite where no case is wrong. A group without cases
+    keeps 1.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    temperatures = {}
+    steps_NG = np.where(targets_N[:, None] >= 0, labels.steps_MG[targets_N], -1)
+    for group, steps_N in zip(labels.siblings, steps_NG.T, strict=True):
+        here = np.flatnonzero(steps_N >= 0)
+        logits_NK, truth_N = logits_NM[here][:, list(group.ids)].astype(np.float64), steps_N[here]
+
+        def cost(log_t: float, logits_NK: np.ndarray = logits_NK, truth_N: np.ndarray = truth_N) -> float:
+            log_p_NK = log_softmax(logits_NK / math.exp(log_t), axis=1)
+            return float(-log_p_NK[np.arange(len(truth_N)), truth_N].sum() + log_t**2 / (2 * _SPREAD**2))
+
+        fits = len(here) > 0 and len(group.ids) > 1
+        found = minimize_scalar(cost, bounds=_RANGE, method="bounded").x if fits else 0.0
+        temperatures[labels.name_of(group.parent)] = round(math.exp(found), 4)
+    return temperatures
+
+
+def choose_thresholds(
+    probabilities_NM: np.ndarray,
+    targets_N: np.ndarray,
+    *,
+    labels: LabelTree,
+    wanted_accuracy: float,
+    given: Sequence[float | None] = (),
+) -> list[float | None]:
+    """The least probability of an answer at each level, so that answers are right as often as wanted.
+
+    ``probabilities_NM`` are calibrated ones of paths, of validation cases. From the top, each level takes the lowest
+    threshold at which the share of right answers among the answered is at least ``wanted_accuracy``, which answers
+    the most cases. Judged at a level are all cases answered at the levels above but those whose label stops at an inner
+    node above it, of which nothing is known there. None where no threshold gives that accuracy (or no case reaches the
+    level): such a level is never answered. A threshold is a little below the least probability that it answers, so
+    that rounding in another batch does not change the answer. Those ``given`` for the first levels stay.
+    """
+    thresholds = list(given)
+    probabilities_NM, targets_N = probabilities_NM[targets_N >= 0], targets_N[targets_N >= 0]
+    for level in range(len(thresholds), labels.levels):
+        answers = answer(probabilities_NM, labels=labels, thresholds=[*thresholds, 0.0])
+        judged = judge_paths(targets_N, answers.paths_NL, answers.depths_N, labels=labels)
+        said_N, sure_N = judged.said_NL[:, level], answers.probabilities_NL[:, level]
+        thresholds.append(_lowest(sure_N[said_N], judged.right_NL[said_N, level], wanted_accuracy))
+    return thresholds
+
+
+def _lowest(sure_N: np.ndarray, right_N: np.ndarray, wanted: float) -> float | None:
+    """The threshold that answers most of these cases with a share of right answers of at least ``wanted``."""
+    order = np.argsort(-sure_N, kind="stable")
+    sure_N, share_N = sure_N[order].astype(np.float64), np.cumsum(right_N[order]) / np.arange(1, len(order) + 1)
+    below_N = np.append(sure_N[1:], -1.0)  # the next probability that is not answered
+    good = np.flatnonzero((share_N >= wanted) & (below_N < sure_N))
+    if not len(good):
+        return None
+    least, below = sure_N[good[-1]], below_N[good[-1]]
+    return float(max(least * (1 - _MARGIN), (least + below) / 2))

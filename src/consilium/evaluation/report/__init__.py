@@ -1,0 +1,1 @@
+"""The report: its frame, its charts, its words."""

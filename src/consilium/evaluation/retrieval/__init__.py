@@ -1,0 +1,1 @@
+"""Judging how images and texts find each other."""

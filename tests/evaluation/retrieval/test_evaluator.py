@@ -1,0 +1,205 @@
+"""The evaluator of retrieval: its contract, figures that can be counted by hand, intervals, tables, and refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from consilium.core.contracts import Evaluator, Outputs
+from consilium.core.errors import DataError
+from consilium.evaluation.config import EvaluationConfig
+from consilium.evaluation.retrieval.evaluator import RetrievalEvaluator
+from tests.contracts.evaluator import EvaluatorContract
+
+CONFIG = EvaluationConfig(bootstrap_samples=200)
+
+
+def outputs(
+    count: int = 40, *, texts: int = 20, noise: float = 0.8, seed: int = 0, scale: float | None = 10
+) -> Outputs:
+    """Images near the embedding of their text; cases 2n and 2n + 1 are of one patient."""
+    random = np.random.default_rng(seed)
+    same = np.concatenate((np.arange(texts), random.integers(texts, size=count - texts)))
+    text = random.normal(size=(texts, 8)).astype(np.float32)[same]
+    image = text + noise * random.normal(size=(count, 8)).astype(np.float32)
+    arrays = {"image_embeddings": image, "text_embeddings": text, "same_text": same}
+    if scale is not None:
+        arrays["scale"] = np.full(count, scale, dtype=np.float32)
+    return Outputs(
+        arrays=arrays,
+        targets=None,  # type: ignore[arg-type]
+        ids=[f"case {n:03d}" for n in range(count)],
+        groups=[f"patient {n // 2:03d}" for n in range(count)],
+        columns={"source": ["here" if n % 3 else "there" for n in range(count)]},
+    )
+
+
+class TestRetrieval(EvaluatorContract):
+    def evaluator(self) -> Evaluator:
+        return RetrievalEvaluator(config=CONFIG)
+
+    def outputs(self) -> Outputs:
+        return outputs()
+
+
+def simple() -> Outputs:
+    """Four images in a plane, two of one text; the third is nearer to another text than to its own."""
+    angles = np.radians([0, 10, 50, 90])
+    text = np.radians([0, 0, 90, 120])
+    return Outputs(
+        arrays={
+            "image_embeddings": np.stack((np.cos(angles), np.sin(angles)), axis=1) * 3,
+            "text_embeddings": np.stack((np.cos(text), np.sin(text)), axis=1),
+            "same_text": np.array([7, 7, 2, 4]),
+        },
+        targets=None,  # type: ignore[arg-type]
+        ids=["a", "b", "c", "d"],
+        groups=["a", "b", "c", "d"],
+        columns={"source": ["one"] * 4},
+    )
+
+
+def test_figures_counted_by_hand() -> None:
+    found = RetrievalEvaluator(config=CONFIG).quick(simple())
+    # Images: a, b find 0 degrees first; c (50) finds 90 first; d (90) finds 90, then 120.
+    assert found["image_to_text_recall_at_1"] == 0.75
+    assert found["image_to_text_median_rank"] == 1
+    assert found["image_to_text_mean_average_precision"] == pytest.approx((1 + 1 + 1 + 1 / 2) / 4)
+    # Texts: 0 (twice) finds a, b first; 90 finds d, then c; 120 finds d first.
+    assert found["text_to_image_recall_at_1"] == 0.75
+    assert found["text_to_image_mean_average_precision"] == pytest.approx((1 + 1 + 1 / 2 + 1) / 4)
+    assert found["text_to_image_recall_at_5"] == 1
+    assert found["mean_recall"] == pytest.approx((0.75 + 1 + 1) / 3)
+    assert found["log_loss"] is None
+
+
+def test_the_summary_has_chance_beside_each_figure() -> None:
+    found = RetrievalEvaluator(config=CONFIG).evaluate(simple(), split="test")
+    by_image, by_text = found.tables["retrieval"]
+    assert (by_image["direction"], by_image["queries"], by_image["gallery"]) == ("image_to_text", 4, 3)
+    assert (by_text["direction"], by_text["queries"], by_text["gallery"]) == ("text_to_image", 4, 4)
+    assert by_image["recall_at_1"] == 0.75
+    assert by_image["recall_at_1_chance"] == pytest.approx(1 / 3)
+    assert by_text["recall_at_1_chance"] == pytest.approx((2 / 4 + 2 / 4 + 1 / 4 + 1 / 4) / 4)
+    assert by_image["median_rank_chance"] == 2
+    assert by_image["recall_at_5"] == by_image["recall_at_5_chance"] == 1
+    assert by_image["recall_at_1_low"] <= 0.75 <= by_image["recall_at_1_high"]
+
+
+def test_random_embeddings_are_near_chance_and_right_ones_are_perfect() -> None:
+    random = outputs(400, texts=300)
+    shuffled = replace(random, arrays={**random.arrays, "image_embeddings": random.arrays["image_embeddings"][::-1]})
+    for row in RetrievalEvaluator(config=CONFIG).evaluate(shuffled, split="test").tables["retrieval"]:
+        assert row["recall_at_10"] == pytest.approx(row["recall_at_10_chance"], abs=0.06)
+        assert row["median_rank"] == pytest.approx(row["median_rank_chance"], rel=0.35)
+    perfect = RetrievalEvaluator(config=CONFIG).evaluate(outputs(noise=0.0), split="test")
+    assert perfect.metrics["mean_recall"] == 1
+    assert perfect.intervals["mean_recall"].low == pytest.approx(0.84, abs=0.01)  # Wilson's, of 20 patients
+    assert "worst" not in perfect.tables
+
+
+def test_log_loss_falls_with_better_embeddings_and_is_that_of_equal_ones() -> None:
+    evaluator = RetrievalEvaluator(config=CONFIG)
+    good, bad = (evaluator.quick(outputs(noise=noise))["log_loss"] for noise in (0.2, 2.0))
+    assert good is not None
+    assert bad is not None
+    assert good < bad
+    case = simple()
+    flat = replace(case, arrays={**case.arrays, "image_embeddings": np.ones((4, 2)), "text_embeddings": np.ones((4, 2)),
+                                 "scale": np.full(4, 5.0)})  # fmt: skip
+    by_image, by_text = np.log(3), (2 * np.log(2) + 2 * np.log(4)) / 4
+    assert evaluator.quick(flat)["log_loss"] == pytest.approx((by_image + by_text) / 2)
+
+
+def test_intervals_are_of_groups_as_cases_of_a_patient_are_alike() -> None:
+    case = outputs(60, texts=60, noise=1.5)
+    rows = np.repeat(np.arange(60), 3)  # each patient thrice
+    repeated = Outputs(
+        arrays={name: array[rows] for name, array in case.arrays.items()},
+        targets=None,  # type: ignore[arg-type]
+        ids=[f"{case.ids[row]} {n}" for n, row in enumerate(rows)],
+        groups=[case.ids[row] for row in rows],
+        columns={"source": ["one"] * len(rows)},
+    )
+    by_patient = RetrievalEvaluator(config=CONFIG).evaluate(repeated, split="test")
+    by_case = RetrievalEvaluator(config=CONFIG).evaluate(replace(repeated, groups=repeated.ids), split="test")
+    assert (by_patient.groups, by_case.groups) == (60, 180)
+    for name in ("mean_recall", "text_to_image_mean_average_precision", "log_loss"):
+        wide, narrow = (found.intervals[name] for found in (by_patient, by_case))
+        assert None not in (wide.low, wide.high, narrow.low, narrow.high)
+        assert wide.high - wide.low > 1.2 * (narrow.high - narrow.low)  # type: ignore[operator]
+
+
+def test_figures_of_a_column_are_those_of_its_queries_in_the_whole_gallery() -> None:
+    case = outputs()
+    whole = RetrievalEvaluator(config=CONFIG).evaluate(case, split="test")
+    rows = whole.tables["per_source"]
+    assert [(row["source"], row["n"]) for row in rows] == [("here", 26), ("there", 14)]
+    for name in ("image_to_text_recall_at_1", "text_to_image_mean_average_precision", "mean_recall"):
+        mean = sum(row[name] * row["n"] for row in rows) / 40
+        assert mean == pytest.approx(whole.metrics[name])
+    config = EvaluationConfig(bootstrap_samples=0, columns=["site", "source"], max_column_values=1)
+    noted = RetrievalEvaluator(config=config).evaluate(case, split="test")
+    assert [row["note"].split(";")[0] for row in noted.tables["notes"]] == [
+        "There is no column 'site'",
+        "Column 'source' has 2 values and is left out",
+    ]
+
+
+def test_the_worst_queries_and_what_stands_before_their_answers() -> None:
+    rows = RetrievalEvaluator(config=CONFIG).evaluate(simple(), split="test").tables["worst"]
+    assert [(row["direction"], row["id"], row["rank"], row["first"]) for row in rows] == [
+        ("image_to_text", "d", 2, "c"),
+        ("text_to_image", "c", 2, "d"),
+    ]
+    assert rows[0]["similarity"] == pytest.approx(np.cos(np.radians(30)), abs=1e-6)
+    assert rows[0]["first_similarity"] == pytest.approx(1, abs=1e-6)
+
+
+def test_neighbours_of_a_few_queries_over_all_groups() -> None:
+    tables = RetrievalEvaluator(config=CONFIG).evaluate(outputs(100), split="test").tables
+    for name in ("nearest_texts", "nearest_images"):
+        queries = list(dict.fromkeys(row["query"] for row in tables[name]))
+        assert len(queries) == 12
+        assert (queries[0], queries[-1]) == ("case 000", "case 098")
+        assert [row["rank"] for row in tables[name]] == [1, 2, 3, 4, 5] * 12
+        assert any(row["right"] for row in tables[name])
+    few = RetrievalEvaluator(config=CONFIG).evaluate(simple(), split="test").tables["nearest_texts"]
+    assert [row["id"] for row in few if row["query"] == "b"] == ["a", "c", "d"]  # a text is named by its first case
+
+
+def test_cases_without_a_text_are_left_out_and_counted() -> None:
+    case = outputs()
+    same = case.arrays["same_text"].copy()
+    same[[3, 5]] = -1
+    found = RetrievalEvaluator(config=CONFIG).evaluate(
+        replace(case, arrays={**case.arrays, "same_text": same}), split="test"
+    )
+    assert found.cases == 38
+    assert found.tables["notes"] == [{"note": "2 of 40 cases have no text and are left out."}]
+    json.dumps(asdict(found), allow_nan=False)
+
+
+def test_one_case_is_found_by_chance() -> None:
+    found = RetrievalEvaluator(config=CONFIG).evaluate(outputs(1, texts=1), split="test")
+    assert found.metrics["mean_recall"] == 1
+    assert found.tables["retrieval"][0]["recall_at_1_chance"] == 1
+
+
+def test_outputs_that_cannot_be_judged() -> None:
+    case, evaluator = outputs(), RetrievalEvaluator(config=CONFIG)
+
+    def changed(name: str, array: np.ndarray) -> Outputs:
+        return replace(case, arrays={**case.arrays, name: array})
+
+    with pytest.raises(DataError, match=r"text_embeddings \(40, 7\) .* do not fit 40 cases"):
+        evaluator.quick(changed("text_embeddings", np.ones((40, 7))))
+    with pytest.raises(DataError, match="none of 40 cases has a text"):
+        evaluator.quick(changed("same_text", np.full(40, -1)))
+    broken = case.arrays["image_embeddings"].copy()
+    broken[4, 2] = np.nan
+    with pytest.raises(DataError, match=r"image embeddings of 1 of 40 .* \(the first: case 004\)"):
+        evaluator.quick(changed("image_embeddings", broken))
