@@ -178,7 +178,8 @@ class Predictor:
         progress: Callable[[int, int], None] | None = None,
     ) -> Arrays:
         """The task's evidence over ``rows``; cases whose image cannot be read are left out, unless all are."""
-        parts: dict[str, list[np.ndarray]] = {}
+        found: dict[str, np.ndarray] = {}  # of all rows at once: many small arrays would scatter over the memory
+        filled = 0
         unread: dict[int, str] = {}
         was_training = self.task.training
         self.task.eval()
@@ -190,12 +191,16 @@ class Predictor:
                 unread[row] = str(error)
             if loaded.batch is not None and prediction is not None:
                 for name, tensor in self.task.evidence(prediction, loaded.batch).items():
-                    parts.setdefault(name, []).append(tensor.cpu().numpy())
+                    own = tensor.cpu().numpy()
+                    if name not in found:
+                        found[name] = np.empty((len(rows), *own.shape[1:]), dtype=own.dtype)
+                    found[name][filled : filled + len(own)] = own
+                filled += len(loaded.batch)
             done += len(loaded.errors) + (0 if loaded.batch is None else len(loaded.batch))
             if progress is not None:
                 progress(done, len(rows))
         self.task.train(was_training)
-        return Arrays({name: np.concatenate(arrays) for name, arrays in parts.items()}, unread)
+        return Arrays({name: array[:filled] for name, array in found.items()}, unread)
 
 
 def case_outputs(
