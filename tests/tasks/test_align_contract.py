@@ -165,6 +165,13 @@ def test_cases_without_a_text_are_counted_and_left_out(tmp_path: Path) -> None:
     assert any("12 cases left out: no text" in line for line in reporter.lines)
 
 
+def test_data_without_texts_are_refused_with_their_number(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"none of 48 cases can be used: 48 cases left out: no text\. Check the columns"
+    ):
+        train(experiment_of(tmp_path, texts=dict.fromkeys(COLOURS, "")), reporter=Recorder())
+
+
 def test_long_texts_are_counted_and_cut(tmp_path: Path) -> None:
     reporter = Recorder()
     train(experiment_of(tmp_path, "task.text.context_length=6"), reporter=reporter, dry_run=True)

@@ -78,6 +78,7 @@ def load_data(
     uses_text = needs.text != "no" and needs.label in ("one", "many")  # a label in its text is then no secret
     reporter.line(f"store {store.path}: {store.manifest.cases} cases" + ("" if prepared.created else " (unchanged)"))
     chosen = Cases.of(used_cases(store.table, config=config, needs=needs))
+    _refuse_none(chosen, of=len(store.table))
     studied = study(chosen, known=known)
     fewer = _limited(chosen, studied, filters=config.filters, limit=limit)
     if fewer is not chosen:
@@ -159,6 +160,14 @@ def _refuse_large(table: CaseTable, max_pixels: int) -> None:
             f"{counted(len(large), 'image')} with more pixels than data.image.max_pixels ({max_pixels:,}): the first, "
             f"of case {table.ids[int(rows[large[0]])]}, has {pixels[large[0]]:,}. Raise it, or give "
             "data.store.max_pixels the same value: such images are then bad rows."
+        )
+
+
+def _refuse_none(cases: Cases, *, of: int) -> None:
+    if not len(cases.table):
+        raise DataError(
+            f"none of {counted(of, 'case')} can be used: {' '.join(cases.notes)} Check the columns of the sources "
+            "(columns.text, columns.label) and data.filters."
         )
 
 
