@@ -18,7 +18,7 @@ from consilium.core import places
 from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
-from consilium.core.errors import BundleError, ConfigError, DataError, ImageError
+from consilium.core.errors import BundleError, ConfigError, ImageError
 from consilium.core.files import write_json
 from consilium.core.moved import up_to_date
 from consilium.core.reporter import Reporter, counted, format_table
@@ -217,11 +217,6 @@ def _studied(
         reporter=reporter,
     )
     studied, cases = loaded.studied, loaded.cases
-    if not len(cases.table):
-        raise DataError(
-            "none of these cases has a label that can be judged. Say where labels are (columns.label of a source in a "
-            "YAML file); `consilium predict` answers images without labels."
-        )
     if is_own and manifest.data_fingerprint not in loaded.store.fingerprints:
         cases.notes.append("the data changed since the training; this may be another test set.")
         reporter.line(f"note: {cases.notes[-1]}")

@@ -99,7 +99,7 @@ def test_what_a_person_can_mend_is_exit_code_2(
         (["--data", tmp_path / "strange.yaml"], "'dog'"),
         (["--data", tmp_path / "data.docx"], "expected a YAML file"),
         (["--data", tmp_path / "strange.yaml", "--split", "val"], "'dog'"),
-        (["--data", bare], "none of these cases has a label that can be judged"),
+        (["--data", bare], "none of 4 cases can be used: 4 cases left out: no label"),
     ):
         answer = cli("evaluate", bundle, *arguments)
         assert answer.code == 2, arguments

@@ -167,7 +167,7 @@ def test_cases_without_a_text_are_counted_and_left_out(tmp_path: Path) -> None:
 
 def test_data_without_texts_are_refused_with_their_number(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"none of 48 cases can be used: 48 cases left out: no text\. Check the columns"
+        DataError, match=r"none of 48 cases can be used: 48 cases left out: no text\. Say in the sources"
     ):
         train(experiment_of(tmp_path, texts=dict.fromkeys(COLOURS, "")), reporter=Recorder())
 
