@@ -166,9 +166,9 @@ def _refuse_large(table: CaseTable, max_pixels: int) -> None:
 def _refuse_none(cases: Cases, *, of: int) -> None:
     if not len(cases.table):
         raise DataError(
-            f"none of {counted(of, 'case')} can be used: {' '.join(cases.notes)} Say in the sources of a YAML file where "
-            "labels and texts are (columns.label, columns.text), and check data.filters; `consilium predict` needs no "
-            "labels."
+            f"none of {counted(of, 'case')} can be used: {' '.join(cases.notes)} Say in the sources of a YAML file "
+            "where labels and texts are (columns.label, columns.text), and check data.filters; `consilium predict` "
+            "needs no labels."
         )
 
 
