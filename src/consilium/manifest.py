@@ -23,7 +23,7 @@ from consilium.core.section import Knowledge, TaskSection
 from consilium.core.transfer import cache_folder, fetch
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import AveragingConfig
-from consilium.tasks.config import KINDS, OneTask, TaskConfig
+from consilium.tasks.config import OneTask, TaskConfig, kinds
 
 FORMAT_VERSION = 3
 MANIFEST, WEIGHTS = BUNDLE, "model.safetensors"
@@ -224,10 +224,10 @@ def read_manifest(folder: Path) -> Manifest:
             f"({version('consilium')}) reads up to {FORMAT_VERSION}. Update Consilium."
         )
     kind = task.get("kind") if isinstance(task := tree.get("task"), dict) else None
-    if isinstance(kind, str) and kind not in KINDS:
+    if isinstance(kind, str) and kind not in kinds():
         raise BundleError(
             f"{folder} answers with a task of kind '{kind}', which this version ({version('consilium')}) does not "
-            f"know; it knows {', '.join(KINDS)}. Update Consilium."
+            f"know; it knows {', '.join(kinds())}. Update Consilium."
         )
     try:
         return Manifest.model_validate(_upgraded(tree))

@@ -9,11 +9,9 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Tag
 
-import consilium.manifest
-import consilium.tasks.config
 from consilium.experiment import Experiment
 from consilium.manifest import Manifest
-from consilium.tasks.config import KINDS, OneTask, TaskConfig
+from consilium.tasks.config import OneTask, TaskConfig
 from tests.toy import family
 from tests.toy.family import ToySection
 
@@ -24,15 +22,14 @@ def toy_in_the_house() -> Iterator[None]:
     union = get_args(TaskConfig)[0]
     sys.modules["consilium.tasks.toy.family"] = family
     try:
-        _union(union | Annotated[ToySection, Tag("toy")], (*KINDS, "toy"))
+        _union(union | Annotated[ToySection, Tag("toy")])
         yield
     finally:
-        _union(union, KINDS)
+        _union(union)
         del sys.modules["consilium.tasks.toy.family"]
 
 
-def _union(union: Any, kinds: tuple[str, ...]) -> None:
-    consilium.manifest.KINDS = kinds  # type: ignore[misc]
+def _union(union: Any) -> None:
     for model in (OneTask, Experiment, Manifest):
         model.model_fields["task"].annotation = union
         model.model_rebuild(force=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Discriminator, Tag
 
@@ -24,10 +24,15 @@ TaskConfig = Annotated[
     Annotated[ClassifyConfig, Tag("classify")] | Annotated[AlignConfig, Tag("align")],
     Discriminator(kind_of),
 ]
-KINDS = ("classify", "align")
 
 
 class OneTask(Config):
     """A ``task`` section alone."""
 
     task: TaskConfig
+
+
+def kinds() -> list[str]:
+    """All kinds, in the order of the union."""
+    members = get_args(OneTask.model_fields["task"].annotation)
+    return [tag.tag for member in members for tag in get_args(member) if isinstance(tag, Tag)]
