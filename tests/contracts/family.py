@@ -7,6 +7,7 @@ class TestClassify(FamilyContract):
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import shutil
@@ -22,7 +23,7 @@ import torch
 import consilium
 from consilium.core.reporter import Silent
 from consilium.data.cases.cases import Cases
-from consilium.data.cases.load import load_data, used_cases
+from consilium.data.cases.load import LoadedData, load_data, used_cases
 from consilium.data.store.prepare import prepare
 from consilium.experiment import Experiment
 from consilium.judge import evaluate
@@ -30,7 +31,8 @@ from consilium.manifest import read_manifest
 from consilium.predictor import Predictor, case_outputs
 from consilium.session import train
 from consilium.tasks.family import family_of, studying
-from tests.tiny import Recorder, Run, same
+from consilium.training.processes import build_accelerator
+from tests.tiny import SESSION, Recorder, Run, same
 
 
 class FamilyContract(ABC):
@@ -60,15 +62,27 @@ class FamilyContract(ABC):
         assert result is not None
         return Run(result, reporter)
 
-    def studied(self, experiment: Experiment) -> Any:
-        loaded = load_data(
+    def loaded(self, experiment: Experiment) -> LoadedData[Any]:
+        return load_data(
             experiment.data,
             needs=experiment.task.needs,
             study=studying(experiment.task, learns=True),
             splits=("train", "val"),
             reporter=Silent(),
         )
-        return loaded.studied
+
+    def studied(self, experiment: Experiment) -> Any:
+        return self.loaded(experiment).studied
+
+    def test_a_trial_puts_everything_back(self, home: Path) -> None:
+        experiment = self.experiment(home)
+        session = SESSION.Session(
+            experiment, self.loaded(experiment), accelerator=build_accelerator("cpu"), seed=0, reporter=Silent()
+        )
+        before = copy.deepcopy(session.task.state_dict())
+        session.try_out(precision=None)
+        session.close()
+        assert same(session.task.state_dict(), before)
 
     def test_study_is_pure_and_what_it_knows_comes_back_from_json(self, run: Run, home: Path) -> None:
         experiment = self.experiment(home)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -48,7 +47,8 @@ def dry_run(
     slow = device.type == "cpu" and batch.images is not None and batch.images.pixels_BVCHW is not None
     cases = min(len(batch), CPU_CASES) if slow else len(batch)
     batch = _head(batch, cases).to(device)
-    state, random = copy.deepcopy(task.state_dict()), random_state()
+    # Without an optimizer no parameter changes; statistics of batches do.
+    buffers, random = {name: buffer.clone() for name, buffer in task.named_buffers()}, random_state()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
@@ -61,7 +61,8 @@ def dry_run(
         task.predict(transform(_judged(batch)))
     finally:
         task.zero_grad(set_to_none=True)
-        task.load_state_dict(state)
+        for name, buffer in task.named_buffers():
+            buffer.copy_(buffers[name])
         set_random_state(random)
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return Trial(precision, seconds * batch.counts["cases"] / cases, memory, cases)
