@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from datetime import timedelta
@@ -19,14 +20,26 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from consilium.core.errors import ConfigError
-from consilium.losses.config import ContrastiveConfig
-from consilium.losses.contrastive import ContrastiveLoss
+from consilium.losses import contrastive
+from consilium.losses.config import ContrastiveConfig, SigmoidContrastiveConfig, SoftmaxContrastiveConfig
+from consilium.losses.contrastive import ContrastiveLoss, build_contrastive
 
 
 def pairs(count: int, *, width: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(seed)
     images, texts = (functional.normalize(torch.randn(count, width, generator=random), dim=1) for _ in range(2))
     return images, texts
+
+
+def softmax(**options: Any) -> ContrastiveLoss:
+    return build_contrastive(SoftmaxContrastiveConfig(**options))
+
+
+def sigmoid(**options: Any) -> ContrastiveLoss:
+    return build_contrastive(SigmoidContrastiveConfig(**options))
+
+
+LOSSES: dict[str, ContrastiveConfig] = {"softmax": SoftmaxContrastiveConfig(), "sigmoid": SigmoidContrastiveConfig()}
 
 
 def plain(images: np.ndarray, texts: np.ndarray, same: list[int], *, scale: float) -> float:
@@ -48,13 +61,14 @@ def plain(images: np.ndarray, texts: np.ndarray, same: list[int], *, scale: floa
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.integers(1, 9), st.floats(0.02, 1.0), st.booleans())
 def test_it_is_what_its_words_say(same: list[int], width: int, temperature: float, merged: bool) -> None:
     images, texts = pairs(len(same), width=width, seed=len(same))
-    loss = ContrastiveLoss(ContrastiveConfig(temperature=temperature, same_texts=merged))
-    found = loss(images, texts, same_B=torch.tensor(same))
+    loss = softmax(temperature=temperature)
+    own = torch.tensor(same) if merged else None
+    found = loss(images, texts, same_B=own)
     numbers = same if merged else list(range(len(same)))
     expected = plain(images.double().numpy(), texts.double().numpy(), numbers, scale=1 / temperature)
     assert found.shape == ()
     assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert loss(texts, images, same_B=torch.tensor(same)).item() == pytest.approx(found.item(), rel=1e-4)
+    assert loss(texts, images, same_B=own).item() == pytest.approx(found.item(), rel=1e-4, abs=1e-5)
 
 
 def test_it_is_that_of_clip_where_all_texts_differ() -> None:
@@ -62,17 +76,69 @@ def test_it_is_that_of_clip_where_all_texts_differ() -> None:
     logits, truth = images @ texts.T / 0.07, torch.arange(8)
     clip = (functional.cross_entropy(logits, truth) + functional.cross_entropy(logits.T, truth)) / 2
     for same_B in (None, torch.arange(8) * 5):
-        torch.testing.assert_close(ContrastiveLoss(ContrastiveConfig())(images, texts, same_B=same_B), clip)
+        torch.testing.assert_close(softmax()(images, texts, same_B=same_B), clip)
 
 
 def test_the_lowest_value_is_the_logarithm_of_how_many_are_right() -> None:
     axes = torch.eye(3)[[0, 0, 1, 2]]
-    found = ContrastiveLoss(ContrastiveConfig(temperature=0.01))(axes, axes, same_B=torch.tensor([7, 7, 8, 9]))
+    found = softmax(temperature=0.01)(axes, axes, same_B=torch.tensor([7, 7, 8, 9]))
     assert found.item() == pytest.approx(math.log(2) * 2 / 4, abs=1e-4)
 
 
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.floats(0.02, 1.0), st.floats(-12, 3))
+def test_the_sigmoid_loss_is_what_its_words_say(same: list[int], temperature: float, bias: float) -> None:
+    images, texts = pairs(len(same), seed=len(same))
+    found = sigmoid(temperature=temperature, bias=bias)(images, texts, same_B=torch.tensor(same))
+    expected = 0.0
+    for row, image in enumerate(images.double().numpy()):
+        for column, text in enumerate(texts.double().numpy()):
+            score = float(np.dot(image, text)) / temperature + bias
+            expected += float(np.logaddexp(0, -score if same[row] == same[column] else score))
+    assert found.item() == pytest.approx(expected / len(same), rel=1e-4, abs=1e-5)
+
+
+def test_a_case_without_a_number_has_its_own_answer_alone() -> None:
+    images, texts = pairs(4)
+    for loss in (softmax(), sigmoid()):
+        found = loss(images, texts, same_B=torch.tensor([-1, 2, -1, 5]))
+        torch.testing.assert_close(found, loss(images, texts))
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("tile", [1, 3, 5, 100])
+def test_tiles_change_nothing(kind: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradients are those of automatic differentiation of the whole square, in float64."""
+    monkeypatch.setattr(contrastive, "TILE", tile)
+    loss = build_contrastive(LOSSES[kind])
+    same_B = torch.tensor([4, 2, 4, 0, 1, 2, 4])
+    images, texts = (part.requires_grad_() for part in pairs(7))
+    (3 * loss(images, texts, same_B=same_B)).backward()
+    whole = [part.detach().double().requires_grad_() for part in (images, texts, loss.log_scale)]
+    right = (same_B[:, None] == same_B).double()
+    logits = whole[2].exp() * whole[0] @ whole[1].T
+    learned = {"images": images.grad, "texts": texts.grad, "scale": loss.log_scale.grad}
+    if kind == "softmax":
+        targets = right / right.sum(1, keepdim=True)
+        sides = [functional.cross_entropy(one, targets) for one in (logits, logits.T)]
+        (3 * sum(sides) / 2).backward()
+    else:
+        bias = loss.bias.detach().double().requires_grad_()
+        (-3 * functional.logsigmoid((2 * right - 1) * (logits + bias)).sum() / 7).backward()
+        torch.testing.assert_close(loss.bias.grad.double(), bias.grad)
+    for found, tensor in zip(learned.values(), whole, strict=True):
+        torch.testing.assert_close(found.double(), tensor.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_can_be_had_once() -> None:
+    images, texts = (part.requires_grad_() for part in pairs(3))
+    loss = softmax()(images, texts)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_gradients_are_those_of_finite_differences() -> None:
-    loss = ContrastiveLoss(ContrastiveConfig(temperature=0.5))
+    loss = softmax(temperature=0.5)
     same = [4, 2, 4]
     images, texts = (part.requires_grad_() for part in pairs(3, width=2))
     loss(images, texts, same_B=torch.tensor(same)).backward()
@@ -97,7 +163,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 def test_everything_inside_is_float32() -> None:
     images, texts = (part.bfloat16() for part in pairs(6))
-    loss = ContrastiveLoss(ContrastiveConfig())
+    loss = softmax()
     with torch.autocast("cpu", torch.bfloat16):
         found = loss(images, texts)
     assert found.dtype == torch.float32
@@ -108,7 +174,7 @@ def test_everything_inside_is_float32() -> None:
 
 
 def test_the_temperature_starts_at_its_value_learns_and_stays_within_its_range() -> None:
-    loss = ContrastiveLoss(ContrastiveConfig())
+    loss = softmax()
     assert loss.scale.item() == pytest.approx(1 / 0.07)
     images, _ = pairs(4)  # of equal pairs, which ask for a lower and lower temperature
     optimizer = torch.optim.SGD(loss.parameters(), lr=100.0)
@@ -125,19 +191,21 @@ def test_the_temperature_starts_at_its_value_learns_and_stays_within_its_range()
 
 
 def test_a_fixed_temperature_has_no_gradient() -> None:
-    loss = ContrastiveLoss(ContrastiveConfig(learn_temperature=False, temperature=0.1))
+    loss = softmax(learn_temperature=False, temperature=0.1)
     assert [parameter for parameter in loss.parameters() if parameter.requires_grad] == []
     assert loss.scale.item() == pytest.approx(10)
 
 
 def test_a_temperature_out_of_range_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"temperature 0.005 is below 1 / max_scale, 0.01"):
-        ContrastiveConfig(temperature=0.005)
+        SoftmaxContrastiveConfig(temperature=0.005)
+    with pytest.raises(ValidationError, match=r"temperature 0.05 is below 1 / max_scale, 0.1"):
+        SigmoidContrastiveConfig(temperature=0.05, max_scale=10)
 
 
 def test_a_batch_of_one_pair_is_an_error_that_says_what_to_set() -> None:
     with pytest.raises(ConfigError, match=r"this batch has one. Set data.loader.drop_last: true, or another data"):
-        ContrastiveLoss(ContrastiveConfig())(*pairs(1))
+        softmax()(*pairs(1))
 
 
 # -- Several processes --------------------------------------------------------------------------------------------
@@ -145,18 +213,18 @@ def test_a_batch_of_one_pair_is_an_error_that_says_what_to_set() -> None:
 BATCHES = (8, 7, 2)  # cases of a whole batch; of two, a third process gets none
 
 
-def towers() -> nn.ModuleDict:
+def towers(kind: str) -> nn.ModuleDict:
     torch.manual_seed(0)
-    parts = {"image": nn.Linear(5, 4), "text": nn.Linear(3, 4), "loss": ContrastiveLoss(ContrastiveConfig())}
+    parts = {"image": nn.Linear(5, 4), "text": nn.Linear(3, 4), "loss": build_contrastive(LOSSES[kind])}
     return nn.ModuleDict(parts)
 
 
 class Step(nn.Module):
     """What a task does with a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.parts = towers()
+        self.parts = towers(kind)
 
     def forward(self, images: Tensor, texts: Tensor, same_B: Tensor, repeated: bool) -> Tensor:
         image, text = self.parts["image"](images), self.parts["text"](texts)
@@ -171,8 +239,8 @@ def cases(count: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(count, 5, generator=random), torch.randn(count, 3, generator=random), same_B
 
 
-def alone(count: int) -> dict[str, Any]:
-    step = Step()
+def alone(count: int, kind: str) -> dict[str, Any]:
+    step = Step(kind)
     loss = step(*cases(count), False)
     loss.backward()
     return {"loss": loss.detach(), **{name: one.grad for name, one in step.named_parameters()}}
@@ -185,15 +253,16 @@ def one_of_several(process: int, processes: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/meet", rank=process, world_size=processes, timeout=timedelta(seconds=60)
     )
     for count in BATCHES:
-        torch.save(part_of_a_step(count, process, processes), Path(folder) / f"{count}-{process}.pt")
+        for kind in LOSSES:
+            torch.save(part_of_a_step(count, process, processes, kind), Path(folder) / f"{kind}-{count}-{process}.pt")
     distributed.barrier()
     os._exit(0)  # all is saved; taking the group's threads down has aborted a process now and then
 
 
-def part_of_a_step(count: int, process: int, processes: int) -> dict[str, Any]:
+def part_of_a_step(count: int, process: int, processes: int, kind: str) -> dict[str, Any]:
     own = list(range(count))[process::processes]
     share = len(own) * processes / count
-    step = DistributedDataParallel(Step())
+    step = DistributedDataParallel(Step(kind))
     rows = own or [0]  # who gets nothing repeats the first row
     loss = step(*(part[rows] for part in cases(count)), share == 0)
     (loss * share).backward()
@@ -206,10 +275,10 @@ def part_of_a_step(count: int, process: int, processes: int) -> dict[str, Any]:
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_are_one_with_all_pairs(processes: int, tmp_path: Path) -> None:
     multiprocessing.spawn(one_of_several, args=(processes, str(tmp_path)), nprocs=processes)
-    for count in BATCHES:
-        expected = alone(count)
+    for count, kind in itertools.product(BATCHES, LOSSES):
+        expected = alone(count, kind)
         for process in range(processes):
-            found = torch.load(tmp_path / f"{count}-{process}.pt", weights_only=True)
+            found = torch.load(tmp_path / f"{kind}-{count}-{process}.pt", weights_only=True)
             assert found.keys() == expected.keys()
             for name, value in expected.items():
                 torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}")

@@ -19,14 +19,21 @@ import consilium
 from consilium.core.config import apply_overrides, build, to_yaml
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.batches.rows import Query
+from consilium.data.cases.cases import Cases
+from consilium.data.cases.filters import Filtered
 from consilium.data.store.store import Store
 from consilium.experiment import Experiment
+from consilium.losses.config import SoftmaxContrastiveConfig
+from consilium.models.config import TextConfig
 from consilium.models.text import TextTower
 from consilium.models.vision import VisionTower
 from consilium.predictions import predict_files
 from consilium.session import train
+from consilium.tasks.align.config import AlignConfig
+from consilium.tasks.align.family import FAMILY
 from consilium.training.hooks import read_history
 from tests.contracts.family import FamilyContract
+from tests.data.samples import case_table
 from tests.models.texts import write_encoder
 from tests.session.test_loop import torchrun
 from tests.tiny import Recorder, Run, assert_close
@@ -182,6 +189,41 @@ def test_a_batch_of_one_pair_is_refused_before_step_one(tmp_path: Path) -> None:
     one = "data.loader={batch_size: 31, workers: 0, drop_last: false}"
     with pytest.raises(ConfigError, match="a contrastive loss compares the pairs of a batch, and this batch has one"):
         train(experiment_of(tmp_path, one), reporter=Recorder())
+
+
+@pytest.mark.parametrize(
+    ("positives", "expected"),
+    [("same_group", [0, 1, 1, 2]), ("same_label", [0, -1, 1, 0]), ("same_text", None), ("case", None)],
+)
+def test_what_is_right_beside_its_own_answer(positives: str, expected: list[int] | None) -> None:
+    rows = [("a", ["x", "y"]), ("b", []), ("b", ["z"]), ("c", ["y", "x"])]
+    table = case_table(
+        [
+            {"split": "train", "group": group, "label": labels, "text": f"text {number}"}
+            for number, (group, labels) in enumerate(rows)
+        ]
+    )
+    section = AlignConfig(
+        kind="align",
+        text=TextConfig(name="tiny", pretrained=False),
+        loss=SoftmaxContrastiveConfig(positives=positives),  # type: ignore[arg-type]
+    )
+    studied = FAMILY.study(section, Cases.of(Filtered(table, [])), known=None, learns=True)
+    assert (studied.targets if expected is None else studied.known_targets.tolist()) == expected
+
+
+def test_labels_that_nobody_gave_make_no_positives(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"task.loss.positives is same_label, but no training case has a label"):
+        train(experiment_of(tmp_path, "task.loss.positives=same_label"), reporter=Recorder(), dry_run=True)
+
+
+def test_the_sigmoid_loss_learns(tmp_path: Path) -> None:
+    own = ["task.loss={kind: sigmoid, positives: same_group}", "trainer.max_epochs=3"]
+    result = train(experiment_of(tmp_path, *own), reporter=Recorder())
+    assert result is not None
+    losses = [float(row["train_loss"]) for row in read_history(result.folder / "history.csv") if row["train_loss"]]
+    assert losses[-1] < losses[0]
+    assert (result.runs[0].metrics["test"]["mean_recall"] or 0) > 0
 
 
 def test_equal_texts_are_right_for_each_other(tmp_path: Path) -> None:

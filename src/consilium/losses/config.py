@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -37,26 +37,62 @@ class FocalConfig(Config):
 ClassificationLossConfig = Annotated[CrossEntropyConfig | FocalConfig, Field(discriminator="kind")]
 
 
-class ContrastiveConfig(Config):
+Positives = Annotated[
+    Literal["case", "same_text", "same_label", "same_group"],
+    Field(
+        description="What is a right answer beside a case's own: nothing (case), cases with the same text, with the "
+        "same labels, or of the same group. A case without labels has its own answer alone."
+    ),
+]
+
+
+class SoftmaxContrastiveConfig(Config):
     """Symmetric softmax loss of CLIP (Radford et al., 2021, arXiv:2103.00020).
 
     Every pair of a batch is the others' negative, over all processes. ``trainer.accumulate`` does not make this batch
     larger: it adds up the gradients of several.
     """
 
-    kind: Literal["softmax"] = Field(default="softmax", description="The loss.")
+    kind: Literal["softmax"] = "softmax"
     temperature: float = Field(
         default=0.07, gt=0.0, le=1.0, description="Similarities are divided by it; where it is learned, the first one."
     )
     learn_temperature: bool = Field(default=True, description="false: the temperature stays as it is.")
     max_scale: float = Field(default=100.0, ge=1.0, description="1 / temperature never learns to be more.")
-    same_texts: bool = Field(
-        default=True,
-        description="Cases with the same text are right answers for each other; false: they are negatives.",
-    )
+    positives: Positives = "same_text"
 
     @model_validator(mode="after")
-    def _starts_within(self) -> ContrastiveConfig:
-        if self.temperature * self.max_scale < 1.0:
-            raise ValueError(f"temperature {self.temperature} is below 1 / max_scale, {1 / self.max_scale:g}")
-        return self
+    def _starts_within(self) -> SoftmaxContrastiveConfig:
+        return _within(self)
+
+
+class SigmoidContrastiveConfig(Config):
+    """Sigmoid loss of SigLIP (Zhai et al., 2023, arXiv:2303.15343): is this text right for this image, yes or no.
+
+    Every image is judged with every text of the batch, over all processes, each by itself.
+    """
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    temperature: float = Field(
+        default=0.1, gt=0.0, le=1.0, description="Similarities are divided by it; where it is learned, the first one."
+    )
+    learn_temperature: bool = Field(default=True, description="false: the temperature stays as it is.")
+    max_scale: float = Field(default=1000.0, ge=1.0, description="1 / temperature never learns to be more.")
+    bias: float = Field(
+        default=-10.0, description="Added to scaled similarities, and learned; low at first, for most pairs are wrong."
+    )
+    positives: Positives = "same_text"
+
+    @model_validator(mode="after")
+    def _starts_within(self) -> SigmoidContrastiveConfig:
+        return _within(self)
+
+
+ContrastiveConfig = SoftmaxContrastiveConfig | SigmoidContrastiveConfig
+ContrastiveT = TypeVar("ContrastiveT", SoftmaxContrastiveConfig, SigmoidContrastiveConfig)
+
+
+def _within(config: ContrastiveT) -> ContrastiveT:
+    if config.temperature * config.max_scale < 1.0:
+        raise ValueError(f"temperature {config.temperature} is below 1 / max_scale, {1 / config.max_scale:g}")
+    return config

@@ -1,33 +1,33 @@
-"""The contrastive loss of pairs of images and texts, over all processes.
+"""Contrastive losses of pairs of images and texts, over all processes.
 
-Axes in names: B pair of this process, N pair of the whole batch, D number of an embedding, P process.
+Axes in names: B pair of this process, T pair of a tile, N pair of the whole batch, D number of an embedding, P process.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
 
 from consilium.core.errors import ConfigError
-from consilium.losses.config import ContrastiveConfig
+from consilium.losses.config import ContrastiveConfig, SigmoidContrastiveConfig
+
+TILE = 128  # rows of similarities that are in memory at a time
 
 
-class ContrastiveLoss(nn.Module):
-    """Symmetric softmax cross entropy between images and texts, with a temperature that can learn.
+class ContrastiveLoss(nn.Module, ABC):
+    """What a loss of pairs of images and texts shares: a scale that can learn, and the pairs of all processes.
 
     ``images_BD`` and ``texts_BD`` are embeddings of length 1 of any float type; row b of both is a pair. Everything
     inside is float32, whatever autocast says. The similarity of an image and a text is their dot product times
-    ``scale`` (1 / temperature). An image's probabilities of all texts of the batch are the softmax of its
-    similarities; its loss is their cross entropy with the right texts, and likewise for a text among all images. The
-    result is the mean of both over the pairs, a scalar in nats: Radford et al., Learning Transferable Visual Models
-    From Natural Language Supervision, 2021, arXiv:2103.00020.
+    ``scale`` (1 / temperature).
 
-    ``same_B`` numbers the texts, equal texts alike in all processes: the target of a case is then spread evenly over
-    the cases with its text (as in UniCL: Yang et al., 2022, arXiv:2204.03610), and the lowest value is the logarithm
-    of how many these are. None: only its own pair is right.
+    ``same_B`` numbers the cases, those that are right answers for each other alike in all processes; a negative number
+    is that of a case which has its own answer alone. None: all are such.
 
     Several processes: the embeddings of all are gathered with their gradients. The result on a process is the mean
     over its own pairs against those of all, so that the mean over processes weighted by ``Batch.share``, and its
@@ -35,12 +35,16 @@ class ContrastiveLoss(nn.Module):
     numbers of pairs; one whose batch only repeats a pair (share 0) says so by ``repeated``, and nobody sees its pair.
     All processes must call it together, so it belongs into ``step`` and never into ``predict``.
 
+    Similarities are computed in tiles of rows, so that memory grows with the batch and not with its square: beside
+    the embeddings and their gradients it is that of ``TILE`` rows.
+
     A whole batch of one pair has nothing to tell apart and is a ConfigError.
     """
 
+    both_ways: ClassVar[bool]  # texts are queries, too
+
     def __init__(self, config: ContrastiveConfig) -> None:
         super().__init__()
-        self._same_texts = config.same_texts
         self._highest = math.log(config.max_scale)
         start = torch.tensor(-math.log(config.temperature))
         self.log_scale = nn.Parameter(start, requires_grad=config.learn_temperature)
@@ -65,29 +69,141 @@ class ContrastiveLoss(nn.Module):
                     "a contrastive loss compares the pairs of a batch, and this batch has one. Set "
                     "data.loader.drop_last: true, or another data.loader.batch_size."
                 )
-            pairs_ND = _gather(torch.cat((images_BD, texts_BD), dim=1)[:own], sizes)
-            images_ND, texts_ND = pairs_ND.chunk(2, dim=1)
-            targets_BN = self._targets(len(images_BD), same_B, sizes=sizes, repeated=repeated)
-            log_scale = self.log_scale.float()
-            image_losses_B = _cross_entropy(log_scale.exp() * images_BD @ texts_ND.T, targets_BN)
-            text_losses_B = _cross_entropy(log_scale.exp() * texts_BD @ images_ND.T, targets_BN)
-            return (image_losses_B + text_losses_B).mean() / 2
+            numbers_B, numbers_N = self._numbers(len(images_BD), same_B, sizes=sizes, repeated=repeated)
+            scale = self.log_scale.float().exp()
+            images_ND, texts_ND = images_BD, texts_BD
+            if len(sizes) > 1:
+                images_ND, texts_ND = _gather(torch.cat((images_BD, texts_BD), dim=1)[:own], sizes).chunk(2, dim=1)
+            total = self.among(images_BD, texts_ND, scale, numbers_B, numbers_N)
+            if self.both_ways:
+                total = (total + self.among(texts_BD, images_ND, scale, numbers_B, numbers_N)) / 2
+            elif repeated:  # it takes part in the backward pass, too
+                total = total + 0.0 * texts_BD.sum()
+            return total / len(images_BD)
 
-    def _targets(self, count: int, same_B: Tensor | None, *, sizes: list[int], repeated: bool) -> Tensor:
-        """How much of the answer each pair of the whole batch is for each of this process, [B, N]; rows sum to 1."""
-        if same_B is not None and self._same_texts:
-            own = 0 if repeated else count
-            same_N = _gather(same_B[:own, None], sizes)[:, 0]
-            right_BN = (same_B[:, None] == same_N).float()
-            return right_BN / right_BN.sum(dim=1, keepdim=True)
+    @abstractmethod
+    def among(
+        self, queries_BD: Tensor, answers_ND: Tensor, scale: Tensor, numbers_B: Tensor, numbers_N: Tensor
+    ) -> Tensor:
+        """The sum of the losses of queries among all answers; those with the number of a query are right for it."""
+
+    def _numbers(self, count: int, same_B: Tensor | None, *, sizes: list[int], repeated: bool) -> tuple[Tensor, Tensor]:
+        """The numbers of this process's pairs [B] and of all [N], from 0 on and without a gap."""
+        device = self.log_scale.device
         # A repeated pair is the first of the whole batch.
         first = 0 if repeated else sum(sizes[: _rank()])
-        places_B = torch.arange(first, first + count, device=self.log_scale.device)
-        return nn.functional.one_hot(places_B, sum(sizes)).float()
+        places_B = torch.arange(first, first + count, device=device)
+        if same_B is None:
+            return places_B, torch.arange(sum(sizes), device=device)
+        alone_B = torch.where(same_B < 0, -1 - places_B, same_B)  # numbers that no other case has
+        own = 0 if repeated else count
+        alone_N = _gather(alone_B[:own, None], sizes)[:, 0]
+        inverse = torch.unique(torch.cat((alone_B, alone_N)), return_inverse=True)[1]
+        return inverse[:count], inverse[count:]
 
 
-def _cross_entropy(logits_BN: Tensor, targets_BN: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits_BN, targets_BN, reduction="none")
+class SoftmaxContrastiveLoss(ContrastiveLoss):
+    """Symmetric softmax cross entropy between images and texts.
+
+    An image's probabilities of all texts of the batch are the softmax of its similarities; its loss is their cross
+    entropy with the right texts, and likewise for a text among all images. The result is the mean of both over the
+    pairs, a scalar in nats: Radford et al., Learning Transferable Visual Models From Natural Language Supervision,
+    2021, arXiv:2103.00020. Where several answers are right, the target is spread evenly over them (as in UniCL: Yang et
+    al., 2022, arXiv:2204.03610), and the lowest value is the logarithm of how many these are.
+    """
+
+    both_ways = True
+
+    def among(
+        self, queries_BD: Tensor, answers_ND: Tensor, scale: Tensor, numbers_B: Tensor, numbers_N: Tensor
+    ) -> Tensor:
+        """The sum of the cross entropies."""
+        total: Tensor = _InTiles.apply(
+            _cross_entropy, queries_BD, answers_ND, scale, scale.new_zeros(()), numbers_B, numbers_N
+        )
+        return total
+
+
+class SigmoidContrastiveLoss(ContrastiveLoss):
+    """Binary cross entropy of every image with every text: right or not.
+
+    The loss of an image is the sum over all texts of the batch of -log sigmoid(+-(similarity + bias)), with the sign of
+    whether the text is right for it; the result is the mean over images, in nats: Zhai et al., Sigmoid Loss for
+    Language Image Pre-Training, 2023, arXiv:2303.15343.
+    """
+
+    both_ways = False
+
+    def __init__(self, config: SigmoidContrastiveConfig) -> None:
+        super().__init__(config)
+        self.bias = nn.Parameter(torch.tensor(config.bias))
+
+    def among(
+        self, queries_BD: Tensor, answers_ND: Tensor, scale: Tensor, numbers_B: Tensor, numbers_N: Tensor
+    ) -> Tensor:
+        """The sum of the binary cross entropies."""
+        total: Tensor = _InTiles.apply(
+            _binary_cross_entropy, queries_BD, answers_ND, scale, self.bias.float(), numbers_B, numbers_N
+        )
+        return total
+
+
+def build_contrastive(config: ContrastiveConfig) -> ContrastiveLoss:
+    """The loss of a config."""
+    if isinstance(config, SigmoidContrastiveConfig):
+        return SigmoidContrastiveLoss(config)
+    return SoftmaxContrastiveLoss(config)
+
+
+def _cross_entropy(logits_TN: Tensor, right_TN: Tensor) -> Tensor:
+    """The sum over queries; ``logits_TN`` becomes its gradient."""
+    targets_TN = right_TN.div_(right_TN.sum(dim=1, keepdim=True))
+    whole_T = logits_TN.logsumexp(dim=1)
+    total = whole_T.sum() - torch.dot(targets_TN.flatten(), logits_TN.flatten())
+    logits_TN.sub_(whole_T[:, None]).exp_().sub_(targets_TN)
+    return total
+
+
+def _binary_cross_entropy(logits_TN: Tensor, right_TN: Tensor) -> Tensor:
+    """The sum over queries and answers; ``logits_TN`` becomes its gradient."""
+    signs_TN = right_TN.mul_(2).sub_(1)
+    total = nn.functional.softplus(logits_TN.mul_(signs_TN).neg_()).sum()
+    logits_TN.sigmoid_().mul_(signs_TN).neg_()
+    return total
+
+
+class _InTiles(torch.autograd.Function):
+    """A loss of the logits scale * query . answer + bias, tile after tile of queries, and its gradients at once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        queries_BD: Tensor,
+        answers_ND: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        numbers_B: Tensor,
+        numbers_N: Tensor,
+    ) -> Tensor:
+        total, to_scale, to_bias = (scale.new_zeros(()) for _ in range(3))
+        to_queries_BD, to_answers_ND = torch.empty_like(queries_BD), torch.zeros_like(answers_ND)
+        for start in range(0, len(queries_BD), TILE):
+            tile = slice(start, start + TILE)
+            logits_TN = torch.addmm(bias, queries_BD[tile] * scale, answers_ND.T)
+            total += loss(logits_TN, (numbers_B[tile, None] == numbers_N).to(logits_TN.dtype))
+            to_bias += logits_TN.sum()  # from here on they are gradients
+            torch.mm(logits_TN, answers_ND, out=to_queries_BD[tile])
+            to_scale += torch.dot(to_queries_BD[tile].flatten(), queries_BD[tile].flatten())
+            to_answers_ND.addmm_(logits_TN.T, queries_BD[tile])
+        ctx.save_for_backward(to_queries_BD.mul_(scale), to_answers_ND.mul_(scale), to_scale, to_bias)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # In place, for memory: a second pass would be refused by torch, which sees that what was saved has changed.
+        to_queries_BD, to_answers_ND, to_scale, to_bias = (saved.mul_(gradient) for saved in ctx.saved_tensors)
+        return None, to_queries_BD, to_answers_ND, to_scale, to_bias, None, None
 
 
 def _processes() -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from consilium.core.contracts import Needs
 from consilium.core.section import TaskSection
-from consilium.losses.config import ContrastiveConfig
+from consilium.losses.config import ContrastiveConfig, SoftmaxContrastiveConfig
 from consilium.models.config import LinearProjectionConfig, ProjectionConfig, TextConfig, VisionConfig
 
 
@@ -20,7 +20,7 @@ class AlignConfig(TaskSection):
     text: TextConfig = TextConfig()
     projection: ProjectionConfig = LinearProjectionConfig()
     embedding_size: int = Field(default=512, ge=1, description="Numbers of an embedding.")
-    loss: ContrastiveConfig = ContrastiveConfig()
+    loss: Annotated[ContrastiveConfig, Field(discriminator="kind")] = SoftmaxContrastiveConfig()
 
     @property
     def needs(self) -> Needs:

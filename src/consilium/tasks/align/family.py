@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from consilium.core.contracts import Evaluator, Outputs
 from consilium.core.errors import DataError
 from consilium.core.reporter import counted
@@ -60,7 +62,7 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
                 f"(task.text.context_length: {section.text.context_length} tokens), and are cut."
             )
             cases = replace(cases, notes=[*cases.notes, note])
-        return Studied(cases, knowledge)
+        return Studied(cases, knowledge, _alike(section.loss.positives, cases))
 
     def build(
         self,
@@ -101,6 +103,27 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
     ) -> Settled[AlignKnowledge]:
         """What the text encoder is made of, so that a bundle needs no hub."""
         return Settled(knowledge.model_copy(update={"architecture": task.text.architecture}), outputs)
+
+
+def _alike(positives: str, cases: Cases) -> np.ndarray | None:
+    """A number for each case, equal for cases that are right answers for each other, -1 for a case without labels.
+
+    None where the texts of a batch say it. Labels that no training case has are a DataError.
+    """
+    table = cases.table
+    if positives == "same_group":
+        return np.unique(table.groups, return_inverse=True)[1]
+    if positives != "same_label":
+        return None
+    if not any(table.labels[row] for row in cases.rows["train"].tolist()):
+        raise DataError(
+            "task.loss.positives is same_label, but no training case has a label. Name their column (columns.label of "
+            "a source), or take same_text."
+        )
+    numbers: dict[tuple[str, ...], int] = {}
+    return np.array(
+        [numbers.setdefault(tuple(sorted(labels)), len(numbers)) if labels else -1 for labels in table.labels]
+    )
 
 
 @lru_cache(maxsize=2)  # a training studies its cases more than once

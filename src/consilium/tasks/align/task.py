@@ -27,7 +27,7 @@ from consilium.core.contracts import (
     Texts,
 )
 from consilium.core.task import Task
-from consilium.losses.contrastive import ContrastiveLoss
+from consilium.losses.contrastive import build_contrastive
 from consilium.models.projection import Projection
 from consilium.models.text import TextTower
 from consilium.models.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ class Align(Task):
         self.config, self.tokenizer = config, tokenizer
         self.vision, self.text = vision, text
         self.image_projection, self.text_projection = (projections[side] for side in SIDES)
-        self.loss = ContrastiveLoss(config.loss)
+        self.loss = build_contrastive(config.loss)
         self.set_epoch(0)
 
     def view_features(self, batch: Batch) -> Tensor:
@@ -91,7 +91,11 @@ class Align(Task):
 
     def step(self, batch: Batch) -> StepOutput:
         """The contrastive loss of this process's pairs among those of all processes."""
-        same_B = None if batch.texts is None else batch.texts.same_B
+        same_B = None
+        if self.config.loss.positives == "same_text" and batch.texts is not None:
+            same_B = batch.texts.same_B
+        elif self.config.loss.positives in ("same_label", "same_group"):
+            same_B = batch.targets_B
         loss = self.loss(self.embed_images(batch), self.embed_texts(batch), same_B=same_B, repeated=batch.share == 0)
         return StepOutput(loss, {"temperature": 1 / self.loss.scale.detach()})
 

@@ -1,0 +1,102 @@
+"""Memory and time of the contrastive losses against the plain square of similarities.
+
+    python bench/contrastive.py [--batch 4096] [--width 512] [--rounds 5]
+
+Plain is what a careful person writes: all similarities, cross entropy both ways (or log sigmoid), automatic
+differentiation. Each round is a process of its own for each side, in turn, one thread. Memory is the peak of the
+process during loss and gradient beyond what it had before, less the gradients of the embeddings. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bench._machine import describe_machine
+from consilium.losses.config import SigmoidContrastiveConfig, SoftmaxContrastiveConfig
+from consilium.losses.contrastive import build_contrastive
+
+CONFIGS = {"softmax": SoftmaxContrastiveConfig(), "sigmoid": SigmoidContrastiveConfig()}
+
+
+def main() -> None:
+    """Measure and print; a side of a round runs this file again with ``--side``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        print(*one(*arguments.side, batch=arguments.batch, width=arguments.width))
+        return
+    print(describe_machine())
+    for kind in CONFIGS:
+        found = []
+        for _ in range(arguments.rounds):
+            command = [sys.executable, __file__, "--batch", str(arguments.batch), "--width", str(arguments.width)]
+            sides = [
+                subprocess.run([*command, "--side", side, kind], capture_output=True, text=True, check=True).stdout
+                for side in ("plain", "ours")
+            ]
+            found.append([[float(value) for value in side.split()] for side in sides])
+        memory = [[side[0] for side in sides] for sides in found]
+        seconds = [[side[1] for side in sides] for sides in found]
+        print(f"{kind}, {arguments.batch} pairs of {arguments.width} numbers:")
+        for name, unit, values in (("memory", "MB", memory), ("time", "s", seconds)):
+            plain, ours = (statistics.median(column) for column in zip(*values, strict=True))
+            ratios = [our / theirs for theirs, our in values]
+            print(
+                f"  {name}: plain {plain:.2f} {unit}, ours {ours:.2f} {unit}, ratio {statistics.median(ratios):.3f} "
+                f"(rounds {min(ratios):.3f} to {max(ratios):.3f})"
+            )
+
+
+def one(side: str, kind: str, *, batch: int, width: int) -> tuple[float, float]:
+    """Megabytes and seconds of a loss and its gradient, after a small one that loads what is needed."""
+    torch.set_num_threads(1)
+    loss = build_contrastive(CONFIGS[kind])
+    step = loss if side == "ours" else lambda images, texts: plain(images, texts, loss)
+    for count in (64, batch):
+        random = torch.Generator().manual_seed(0)
+        images, texts = (functional.normalize(torch.randn(count, width, generator=random), dim=1) for _ in range(2))
+        images.requires_grad_()
+        texts.requires_grad_()
+        before, start = peak(), time.perf_counter()
+        step(images, texts).backward()
+        seconds = time.perf_counter() - start
+    gradients = 2 * images.numel() * 4
+    return (peak() - before - gradients) / 1e6, seconds
+
+
+def plain(images: Tensor, texts: Tensor, loss: torch.nn.Module) -> Tensor:
+    """The loss by its definition."""
+    logits = loss.log_scale.exp() * images @ texts.T
+    if hasattr(loss, "bias"):
+        signs = 2 * torch.eye(len(images)) - 1
+        return -functional.logsigmoid(signs * (logits + loss.bias)).sum() / len(images)
+    truth = torch.arange(len(images))
+    return (functional.cross_entropy(logits, truth) + functional.cross_entropy(logits.T, truth)) / 2
+
+
+def peak() -> int:
+    """The most memory that this process has had, in bytes."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+if __name__ == "__main__":
+    main()
