@@ -213,6 +213,11 @@ class Encoder(Protocol):
     """A part of a task that makes the same of the same field every time; its outputs may be kept."""
 
     @property
+    def module(self) -> nn.Module:
+        """The part, of which nothing changes in a training."""
+        ...
+
+    @property
     def width(self) -> int:
         """Features of each image or text."""
         ...

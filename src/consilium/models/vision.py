@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,14 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models import PretrainedCfg, group_parameters
 from torch import Tensor, nn
 
+from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.reporter import counted
 from consilium.core.transfer import fetch
 from consilium.models.config import VisionConfig
 from consilium.models.hub import cached_if_unreachable
 from consilium.models.parts import first_names, tower_part, without
-from consilium.models.weights import load_state, load_tensors
+from consilium.models.weights import load_state, load_tensors, weights_hash
 
 SHORT_NAMES = {
     "vit_b_16": "vit_base_patch16_224",
@@ -155,6 +158,34 @@ class VisionTower(nn.Module):
             if name and parameters and parameters <= unused:
                 unused -= parameters
                 self.model.set_submodule(name, nn.Identity())
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """A frozen tower, whose features may be kept; ``features`` gives those [N, F] of all views of a batch."""
+
+    module: VisionTower
+    config: VisionConfig
+    features: Callable[[Batch], Tensor]
+
+    @property
+    def width(self) -> int:
+        """Features of each image."""
+        return self.module.num_features
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The tower and its weights."""
+        return {
+            "timm": version("timm"),
+            "tower": self.config.name,
+            "pooling": self.config.pooling,
+            "weights_hash": weights_hash(self.module),
+        }
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Features [N, F] of all views that are there, case by case."""
+        return self.features(batch)
 
 
 def build_vision(config: VisionConfig, *, image_size: tuple[int, int], weights: bool = True) -> VisionTower:

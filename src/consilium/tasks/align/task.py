@@ -31,7 +31,7 @@ from consilium.losses.contrastive import build_contrastive
 from consilium.models.projection import Projection
 from consilium.models.text import TextTower
 from consilium.models.tokenizer import Tokenizer
-from consilium.models.vision import VisionTower
+from consilium.models.vision import ImageEncoder, VisionTower
 from consilium.models.weights import freeze_tower, keep_frozen_in_eval, weights_hash
 from consilium.tasks.align.config import AlignConfig
 
@@ -165,7 +165,7 @@ class Align(Task):
         """The towers that stay frozen."""
         found: dict[str, Encoder] = {}
         if self.config.vision.freeze.kind == "tower":
-            found["images"] = ImageEncoder(self)
+            found["images"] = ImageEncoder(self.vision, self.config.vision, self.view_features)
         if self.config.text.freeze.kind == "tower":
             found["texts"] = TextEncoder(self)
         return found
@@ -195,37 +195,15 @@ class Align(Task):
 
 
 @dataclass(frozen=True)
-class ImageEncoder:
-    """The frozen image tower of a task, whose features may be kept."""
-
-    task: Align
-
-    @property
-    def width(self) -> int:
-        """Features of each image."""
-        return self.task.vision.num_features
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """The tower and its weights."""
-        vision = self.task.config.vision
-        return {
-            "timm": version("timm"),
-            "tower": vision.name,
-            "pooling": vision.pooling,
-            "weights_hash": weights_hash(self.task.vision),
-        }
-
-    def encode(self, batch: Batch) -> Tensor:
-        """Features [N, F] of all views that are there, case by case."""
-        return self.task.view_features(batch)
-
-
-@dataclass(frozen=True)
 class TextEncoder:
     """The frozen text tower of a task, whose features may be kept."""
 
     task: Align
+
+    @property
+    def module(self) -> TextTower:
+        """The tower."""
+        return self.task.text
 
     @property
     def width(self) -> int:

@@ -6,9 +6,6 @@ Axes in names: B case in a batch, N image, V view, C channel, H height, W width,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,8 +13,8 @@ from consilium.core.contracts import Batch, Encoder, ImageInput, ParameterGroup,
 from consilium.core.labels import LabelTree
 from consilium.losses.classification import build_loss
 from consilium.models.heads import build_head, grown_head
-from consilium.models.vision import VisionTower, build_vision
-from consilium.models.weights import freeze_tower, keep_frozen_in_eval, weights_hash
+from consilium.models.vision import ImageEncoder, VisionTower, build_vision
+from consilium.models.weights import freeze_tower, keep_frozen_in_eval
 from consilium.tasks.answers.answering import Answering
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.config import ClassifyConfig
@@ -83,7 +80,9 @@ class Classify(Answering):
 
     def encoders(self) -> Mapping[str, Encoder]:
         """The tower, where it stays frozen."""
-        return {"images": ImageEncoder(self)} if self.config.vision.freeze.kind == "tower" else {}
+        vision = self.config.vision
+        frozen = vision.freeze.kind == "tower"
+        return {"images": ImageEncoder(self.tower, vision, self.view_features)} if frozen else {}
 
     def set_epoch(self, epoch: int) -> None:
         """Freeze what the config says for this epoch."""
@@ -96,33 +95,6 @@ class Classify(Answering):
         if mode:
             keep_frozen_in_eval(self)
         return self
-
-
-@dataclass(frozen=True)
-class ImageEncoder:
-    """The frozen tower of a task, whose features may be kept."""
-
-    task: Classify
-
-    @property
-    def width(self) -> int:
-        """Features of each image."""
-        return self.task.tower.num_features
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """The tower and its weights."""
-        vision = self.task.config.vision
-        return {
-            "timm": version("timm"),
-            "tower": vision.name,
-            "pooling": vision.pooling,
-            "weights_hash": weights_hash(self.task.tower),
-        }
-
-    def encode(self, batch: Batch) -> Tensor:
-        """Features [N, F] of all views that are there, case by case."""
-        return self.task.view_features(batch)
 
 
 def build_classify(
