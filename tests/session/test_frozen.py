@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,21 +14,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from consilium.core.config import apply_overrides, build, to_yaml
-from consilium.core.errors import DataError
+from consilium.core.errors import DataError, RunFolderError
 from consilium.experiment import Experiment
 from consilium.models.vision import VisionTower
 from consilium.session import train
 from consilium.training.hooks import read_history
+from consilium.training.state import FROZEN, saved_weights
 from tests.conftest import write_images
 from tests.session.test_loop import torchrun
 from tests.tiny import Recorder, Run, assert_close, same, tiny_experiment, train_tiny
 
-FROZEN = "task.vision.freeze.kind=tower"
+FREEZE = "task.vision.freeze.kind=tower"
 OFF = "trainer.cache_features=false"
 STEPS = 6
 # 24 cases in batches of 5, two batches a step: three steps an epoch.
 RECIPE = [
-    FROZEN,
+    FREEZE,
     "task.head={kind: mlp, hidden_sizes: [16], dropout: 0.3}",
     "task.loss.class_weights=balanced",
     "data.loader.batch_size=5",
@@ -110,12 +112,9 @@ def unseen(run: Run) -> int:
 
 
 def test_another_head_seed_split_and_a_grown_folder_find_what_is_there(
-    images: Path, tmp_path: Path, tower: Tower, tiny_run: Run
+    images: Path, tmp_path: Path, tower: Tower, tower_file: Path
 ) -> None:
-    weights = tmp_path / "tower.safetensors"
-    state = load_file(tiny_run.folder / "model.safetensors")
-    save_file({name[12:]: tensor for name, tensor in state.items() if name.startswith("tower.model.")}, weights)
-    recipe = [FROZEN, f"task.vision.pretrained={weights}", "trainer.max_steps=3"]
+    recipe = [FREEZE, f"task.vision.pretrained={tower_file}", "trainer.max_steps=3"]
     first = train_tiny(images, tmp_path / "runs", *recipe)
     assert tower.since() == 24 + 9 + 9
     assert "features of 42 cases are cached in" in first.log
@@ -150,13 +149,92 @@ def test_a_stopped_training_goes_on_as_the_unbroken_one(images: Path, tmp_path: 
     assert_equal(train_tiny(images, tmp_path / "broken", *RECIPE, resume=True), whole, tolerance=0)
 
 
+@pytest.fixture
+def tower_file(tiny_run: Run, tmp_path: Path) -> Path:
+    """A weights file of the tower."""
+    file = tmp_path / "tower.safetensors"
+    state = load_file(tiny_run.folder / "model.safetensors")
+    save_file({name[12:]: tensor for name, tensor in state.items() if name.startswith("tower.model.")}, file)
+    return file
+
+
+def stopped(images: Path, runs: Path, *recipe: str) -> Path:
+    """The checkpoints of a run that was stopped after its fourth step."""
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_experiment(images, runs, *recipe), reporter=Recorder(stop_at=4))
+    (folder,) = runs.glob("**/checkpoints")
+    return folder
+
+
+def test_checkpoints_leave_out_what_never_changes(images: Path, tmp_path: Path) -> None:
+    run = train_tiny(images, tmp_path / "runs", *RECIPE)
+    saved = load_file(run.folder / "checkpoints" / FROZEN)
+    assert saved.keys() == {name for name in run.weights if name.startswith("tower.")}
+    assert all(torch.equal(tensor, run.weights[name]) for name, tensor in saved.items())
+    folders = [path for path in (run.folder / "checkpoints").iterdir() if path.is_dir()]
+    assert len(folders) == 2
+    for folder in folders:
+        assert load_file(folder / "model.safetensors").keys() == run.weights.keys() - saved.keys()
+        assert saved_weights(folder).keys() == run.weights.keys()
+    assert same(saved_weights(folders[0].with_name(f"best-{run.checkpoints('best')[0]:08d}")), run.weights)
+    going_on = train_tiny(images, tmp_path / "on", *RECIPE, f"trainer.init_from={folders[0] / 'model.safetensors'}")
+    assert same(going_on.weights, run.weights, prefix="tower.")
+    learns = train_tiny(images, tmp_path / "all", "trainer.max_steps=3", "task.vision.freeze.warmup_epochs=1")
+    assert not (learns.folder / "checkpoints" / FROZEN).exists()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_run_goes_on_with_its_own_tower_whatever_became_of_the_file(
+    images: Path, tmp_path: Path, tower_file: Path, cached: bool
+) -> None:
+    recipe = [*RECIPE, f"task.vision.pretrained={tower_file}", f"trainer.cache_features={str(cached).lower()}"]
+    whole = train_tiny(images, tmp_path / "whole", *recipe)
+    stopped(images, tmp_path / "broken", *recipe)
+    save_file({name: 2 * tensor for name, tensor in load_file(tower_file).items()}, tower_file)
+    run = train_tiny(images, tmp_path / "broken", *recipe, resume=True)
+    assert "note: the frozen weights are not those that the run began with; it goes on with its own" in run.log
+    assert_equal(run, whole, tolerance=0)
+    assert "it goes on with its own" not in whole.log
+
+
+def test_whole_checkpoints_of_an_earlier_version_are_resumed(images: Path, tmp_path: Path) -> None:
+    whole = train_tiny(images, tmp_path / "whole", *RECIPE)
+    folder = stopped(images, tmp_path / "broken", *RECIPE)
+    for path in folder.glob("*-*"):
+        save_file(saved_weights(path), path / "model.safetensors")
+    (folder / FROZEN).unlink()
+    assert_equal(train_tiny(images, tmp_path / "broken", *RECIPE, resume=True), whole, tolerance=0)
+    assert (folder / FROZEN).is_file()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "its frozen weights cannot be used: .* is damaged"),
+        (
+            lambda path: save_file({"tower.other": torch.zeros(1)}, path),
+            "do not fit the model.* 1 unexpected: tower",
+        ),
+        (lambda path: path.unlink(), r"cannot be resumed: .*tower\."),
+    ],
+    ids=["cut short", "another tower", "gone"],
+)
+def test_frozen_weights_that_cannot_be_used_are_refused(
+    images: Path, tmp_path: Path, damage: Callable[[Path], Any], says: str
+) -> None:
+    folder = stopped(images, tmp_path / "broken", *RECIPE)
+    damage(folder / FROZEN)
+    with pytest.raises(RunFolderError, match=f"(?s){says}"):
+        train_tiny(images, tmp_path / "broken", *RECIPE, resume=True)
+
+
 def test_computing_goes_on_where_it_was_stopped(images: Path, tmp_path: Path, tower: Tower) -> None:
     class Stop(Recorder):
         def progress(self, name: str, done: int, total: int | None, text: str = "") -> None:
             if name == "features" and total == 34 and done >= 16:
                 raise KeyboardInterrupt
 
-    recipe = [FROZEN, "trainer.max_steps=3"]
+    recipe = [FREEZE, "trainer.max_steps=3"]
     with pytest.raises(KeyboardInterrupt):
         train(tiny_experiment(images, tmp_path / "runs", *recipe), reporter=Stop())
     assert tower.since() == 8 + 16
@@ -166,7 +244,7 @@ def test_computing_goes_on_where_it_was_stopped(images: Path, tmp_path: Path, to
 
 
 def test_judging_by_several_looks_reads_the_images(images: Path, tmp_path: Path, tower: Tower) -> None:
-    recipe = [FROZEN, "trainer.max_steps=3", "evaluation.averaging.mirror=true"]
+    recipe = [FREEZE, "trainer.max_steps=3", "evaluation.averaging.mirror=true"]
     cached = train_tiny(images, tmp_path / "cached", *recipe)
     assert tower.since() == 42 + 2 * 18
     assert_equal(cached, train_tiny(images, tmp_path / "without", *recipe, OFF), tolerance=1e-6)
@@ -203,10 +281,10 @@ def run_of(images: Path, runs: Path, recipe: list[str]) -> Run:
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        ([FROZEN], "are cached in"),
-        ([FROZEN, OFF], "features of the frozen tower are not cached: trainer.cache_features is false"),
+        ([FREEZE], "are cached in"),
+        ([FREEZE, OFF], "features of the frozen tower are not cached: trainer.cache_features is false"),
         (
-            [FROZEN, "data.augmentation={horizontal_flip_prob: 0.5}"],
+            [FREEZE, "data.augmentation={horizontal_flip_prob: 0.5}"],
             "note: the tower is frozen, but data.augmentation (horizontal_flip_prob) changes its images, so that it "
             "runs in every epoch; without augmentation its features are computed once and the head trains in seconds.",
         ),
@@ -233,7 +311,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_kept(
     broken = images / "train" / "xray" / "006.jpg"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-200] + whole[-2:])  # its header is right
-    recipe = [FROZEN, "trainer.max_steps=3", "data.store.check_images=header"]
+    recipe = [FREEZE, "trainer.max_steps=3", "data.store.check_images=header"]
     with pytest.raises(DataError, match=r"case \S+ cannot be used in training: .*006.jpg"):
         train(tiny_experiment(images, tmp_path / "runs", *recipe), reporter=Recorder())
     assert (computed := tower.since()) == 41  # all but this one

@@ -232,17 +232,17 @@ def test_statistics_of_the_tower_or_the_data_are_those_of_the_router(
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("task.vision.name=test_vit", 'task.vision.name is "test_vit", the router\'s is "test_resnet"'),
-        ("task.vision.pooling=max", 'task.vision.pooling is "max", the router\'s is "default"'),
-        ("task.tree.head=flat", 'task.tree.head is "flat", the router\'s is "joint"'),
-        ("task.head={kind: mlp}", 'task.head.kind is "mlp", the router\'s is "linear"'),
-        ("task.head={kind: linear, dropout: 0.5}", "task.head.dropout is 0.5, the router's is 0.0"),
-        ("data.image.size=[32, 48]", "data.image.size is [32, 48], the router's is [32, 32]"),
+        ("task.vision.name=test_vit", 'task.vision.name is "test_vit", the bundle\'s is "test_resnet"'),
+        ("task.vision.pooling=max", 'task.vision.pooling is "max", the bundle\'s is "default"'),
+        ("task.tree.head=flat", 'task.tree.head is "flat", the bundle\'s is "joint"'),
+        ("task.head={kind: mlp}", 'task.head.kind is "mlp", the bundle\'s is "linear"'),
+        ("task.head={kind: linear, dropout: 0.5}", "task.head.dropout is 0.5, the bundle's is 0.0"),
+        ("data.image.size=[32, 48]", "data.image.size is [32, 48], the bundle's is [32, 32]"),
         (
             "data.image.mean=[0.1, 0.2, 0.3]",
-            "data.image.mean is [0.1, 0.2, 0.3], the router's is [0.485, 0.456, 0.406]",
+            "data.image.mean is [0.1, 0.2, 0.3], the bundle's is [0.485, 0.456, 0.406]",
         ),
-        ("evaluation.averaging.mirror=true", "evaluation.averaging.mirror is true, the router's is false"),
+        ("evaluation.averaging.mirror=true", "evaluation.averaging.mirror is true, the bundle's is false"),
     ],
     ids=["name", "pooling", "tree", "head", "dropout", "size", "mean", "looks"],
 )

@@ -1,4 +1,4 @@
-"""A training that goes on from a trained bundle, and takes over what that one was trained with."""
+"""What a training begins with: the bundle that it goes on from and whose settings it takes over, or weights alone."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any
 
 from consilium.bundle import load_member, read_known
 from consilium.core.config import build, merge
-from consilium.core.errors import ConfigError
+from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.section import Knowledge
+from consilium.core.task import Task
 from consilium.experiment import Experiment
-from consilium.manifest import local_bundle, read_manifest
+from consilium.manifest import local_bundle, read_manifest, weights_file
+from consilium.models.parts import first_names
+from consilium.models.weights import load_state, load_strict
 from consilium.tasks.family import Member, family_of
+from consilium.training.state import FROZEN, saved_weights
 
 
 def load_origin(origin: str) -> Member:
@@ -47,6 +51,20 @@ def with_origin(experiment: Experiment) -> tuple[Experiment, Knowledge | None]:
     return build(Experiment, tree, origin=f"the config with the settings of {origin}"), known.knowledge
 
 
+def load_first(task: Task, origin: str) -> None:
+    """Give a task the weights of ``trainer.init_from``: a bundle, a file of weights, or that of a checkpoint."""
+    file = weights_file(origin)
+    of_checkpoint = (file.parent.parent / FROZEN).is_file()
+    state = saved_weights(file.parent) if of_checkpoint else load_state(file)
+    if not state.keys() & task.state_dict().keys():
+        raise WeightsError(
+            f"trainer.init_from: the weights in {origin} do not fit the model, of which they hold nothing, but "
+            f"{first_names(state)}. Give a bundle of this kind of task; the weights of a tower alone belong to "
+            "task.vision.pretrained."
+        )
+    load_strict(task, state, origin=origin)
+
+
 def _different(stated: Mapping[str, Any], own: Mapping[str, Any], path: str = "") -> Iterator[str]:
     """The keys in both whose values differ, in words."""
     for key in stated.keys() & own.keys():
@@ -54,4 +72,4 @@ def _different(stated: Mapping[str, Any], own: Mapping[str, Any], path: str = ""
         if isinstance(here, dict) and isinstance(there, dict):
             yield from _different(here, there, dotted)
         elif here != there:
-            yield f"{dotted} is {json.dumps(here)}, the router's is {json.dumps(there)}"
+            yield f"{dotted} is {json.dumps(here)}, the bundle's is {json.dumps(there)}"

@@ -16,7 +16,7 @@ from accelerate.utils import set_seed
 from consilium.console import reporting
 from consilium.core.config import to_yaml
 from consilium.core.contracts import Hook, Progress
-from consilium.core.errors import ConfigError, WeightsError
+from consilium.core.errors import ConfigError
 from consilium.core.files import remove_leavings, write_text
 from consilium.core.reporter import Reporter
 from consilium.core.section import Knowledge
@@ -30,12 +30,10 @@ from consilium.evaluation.config import AveragingConfig
 from consilium.evaluation.report.page import read_unread
 from consilium.experiment import Experiment, check_experiment
 from consilium.judge import RunFacts, write_summary
-from consilium.manifest import MANIFEST, read_manifest, weights_file
-from consilium.models.parts import first_names
-from consilium.models.weights import load_state, load_strict
+from consilium.manifest import MANIFEST, read_manifest
 from consilium.predictor import Predictor, case_outputs
 from consilium.session.finish import finish
-from consilium.session.origin import load_origin, with_origin
+from consilium.session.origin import load_first, load_origin, with_origin
 from consilium.session.outlook import look_ahead, resolved_image
 from consilium.session.results import RunResult, TrainResult
 from consilium.session.stages import StagedTraining
@@ -43,13 +41,13 @@ from consilium.tasks.family import family_of, studying
 from consilium.training.dryrun import dry_run, memory_advice
 from consilium.training.feed import Feed
 from consilium.training.hooks import RunLog, build_hooks
-from consilium.training.loop import Training, best_folder, fit, refuse_non_finite
+from consilium.training.loop import Training, fit, load_best, refuse_non_finite
 from consilium.training.monitor import TIE_BREAKER, Monitor
 from consilium.training.optim import Schedule, build_optimizer, warmup_steps
 from consilium.training.plan import Plan, make_plan
 from consilium.training.processes import build_accelerator, configure, on_main
 from consilium.training.runs import CONFIG, copy_run, find_run, new_run, read_state, remove_others, try_copy, working_in
-from consilium.training.state import MODEL, checkpoints, load_checkpoint, remove_weights, set_random_state
+from consilium.training.state import checkpoints, load_checkpoint, remove_weights, restore_frozen, set_random_state
 from consilium.training.tracking import check_wandb, wandb_run
 
 
@@ -205,16 +203,8 @@ class Session:
         )
         for note in task.notes():
             self.log.line(note)
-        origin = self.experiment.trainer.init_from
-        if origin is not None:
-            state = load_state(weights_file(origin))
-            if not state.keys() & task.state_dict().keys():
-                raise WeightsError(
-                    f"trainer.init_from: the weights in {origin} do not fit the model, of which they hold nothing, but "
-                    f"{first_names(state)}. Give a bundle of this kind of task; the weights of a tower alone belong to "
-                    "task.vision.pretrained."
-                )
-            load_strict(task, state, origin=origin)
+        if self.experiment.trainer.init_from is not None:
+            load_first(task, self.experiment.trainer.init_from)
         return task.to(self.device).to(memory_format=torch.channels_last)
 
     def _make_plan(self) -> Plan:
@@ -279,6 +269,10 @@ class Session:
         """Train to the end, judge the best weights, write the bundle and the report into ``folder``."""
         if self.accelerator.is_main_process:
             self.log.open(folder / "log.txt")
+        if restore_frozen(folder / "checkpoints", self.task):
+            self.log.line("note: the frozen weights are not those that the run began with; it goes on with its own")
+            self.close()
+            self.feed = self._make_feed()
         with self._memory_advice():
             self.feed.fill()
         progress = self._fit(folder, precision)
@@ -366,8 +360,7 @@ class Session:
 
     def _finish(self, folder: Path, progress: Progress, precision: str) -> RunResult:
         """Judge the best weights, once, and write report and bundle."""
-        best = best_folder(folder / "checkpoints", progress) / MODEL
-        load_strict(self.task, load_state(best), origin=str(best))
+        load_best(folder / "checkpoints", self.task, progress=progress)
         warnings = list(self.outlook.warnings)
         if progress.best_metric is None:
             warnings.append(self.monitor.undefined())

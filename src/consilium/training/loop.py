@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from consilium.core.contracts import Batch, Hook, Outputs, Progress, StepLog
 from consilium.core.errors import InterruptedRunError, NonFiniteLossError
 from consilium.core.task import Task
+from consilium.models.weights import load_strict
 from consilium.training.config import TrainerConfig
 from consilium.training.interrupts import Interruption, StoppedWaiting, interruptible
 from consilium.training.monitor import Monitor
@@ -31,7 +32,9 @@ from consilium.training.state import (
     random_state,
     remove_weights,
     save_checkpoint,
+    save_frozen,
     save_weights,
+    saved_weights,
     weights_folder,
 )
 
@@ -67,6 +70,7 @@ class Training:
 def fit(training: Training, *, progress: Progress) -> Progress:
     """Train from ``progress`` to the end of the plan; leaves resumable checkpoints and the best weights."""
     progress.total_steps = training.plan.total_steps
+    on_main(training.accelerator, lambda: save_frozen(training.checkpoints, training.task))
     with interruptible(alone=training.accelerator.num_processes == 1) as interruption:
         try:
             _train(training, progress, interruption)
@@ -239,7 +243,8 @@ def _validate(training: Training, progress: Progress, interruption: Interruption
     progress.validation_due = False
     gained = training.monitor.record(progress, metrics)
     if progress.best_step == progress.step:
-        on_main(accelerator, lambda: save_weights(best_folder(training.checkpoints, progress), training.task))
+        best = weights_folder(training.checkpoints, progress.step)
+        on_main(accelerator, lambda: save_weights(best, training.task))
     training.schedule.on_evaluation(gained=gained)
     patience = training.config.patience
     if patience is not None and progress.evaluations_without_improvement >= patience:
@@ -248,9 +253,10 @@ def _validate(training: Training, progress: Progress, interruption: Interruption
         hook.on_evaluation(progress, metrics)
 
 
-def best_folder(folder: Path, progress: Progress) -> Path:
-    """Where the best weights so far are."""
-    return weights_folder(folder, progress.best_step or 0)
+def load_best(folder: Path, task: Task, *, progress: Progress) -> None:
+    """Give a task the best weights so far."""
+    best = weights_folder(folder, progress.best_step or 0)
+    load_strict(task, saved_weights(best), origin=str(best))
 
 
 def _save(training: Training, progress: Progress) -> None:

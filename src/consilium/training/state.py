@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from consilium.core.contracts import Progress
-from consilium.core.errors import RunFolderError
-from consilium.core.files import atomic_folder
-from consilium.models.weights import save_state
+from consilium.core.errors import RunFolderError, WeightsError
+from consilium.core.files import atomic_file, atomic_folder
+from consilium.core.task import Task
+from consilium.models.weights import load_state, load_strict, save_state
 
-MODEL, TRAINER = "model.safetensors", "trainer.pt"
+MODEL, TRAINER, FROZEN = "model.safetensors", "trainer.pt", "frozen.safetensors"
 
 
 def random_state() -> dict[str, Any]:
@@ -44,10 +45,55 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
 
 
+def save_frozen(folder: Path, task: Task) -> None:
+    """Write the encoders that stay frozen once, beside the checkpoints of ``folder``, which then leave them out."""
+    frozen = [encoder.module for encoder in task.encoders().values()]
+    prefixes = tuple(f"{name}." for name, part in task.named_modules() if any(part is own for own in frozen))
+    if prefixes and not (folder / FROZEN).is_file():
+        state = {name: tensor for name, tensor in task.state_dict().items() if name.startswith(prefixes)}
+        with atomic_file(folder / FROZEN) as temporary:
+            save_state(state, temporary)
+
+
+def restore_frozen(folder: Path, task: Task) -> bool:
+    """Give a task the frozen encoders that its run began with; whether it was built with others.
+
+    A weights file may have changed since then, and another machine may resize position embeddings a little differently.
+    """
+    if not (folder / FROZEN).is_file():
+        return False
+    own = task.state_dict()
+    try:
+        saved = load_state(folder / FROZEN)
+        same = all(name in own and torch.equal(tensor, own[name].cpu()) for name, tensor in saved.items())
+        load_strict(task, {**own, **saved}, origin=str(folder / FROZEN))
+    except WeightsError as error:
+        raise RunFolderError(
+            f"the run cannot be resumed, since its frozen weights cannot be used: {error} Start a new run."
+        ) from error
+    return not same
+
+
+def saved_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint, or of the best step, with the frozen ones that lie beside its folder."""
+    beside = folder.parent / FROZEN
+    return {**(load_state(beside) if beside.is_file() else {}), **load_state(folder / MODEL)}
+
+
 def save_weights(folder: Path, module: nn.Module) -> None:
     """Write a folder with the weights only; an older one stays until the new one is whole."""
     with atomic_folder(folder) as temporary:
-        save_state(module.state_dict(), temporary / MODEL)
+        save_state(_changing(module, folder), temporary / MODEL)
+
+
+def _changing(module: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """The weights of a module without those that ``save_frozen`` wrote beside ``folder``."""
+    beside = folder.parent / FROZEN
+    left_out: set[str] = set()
+    if beside.is_file():
+        with safe_open(beside, framework="pt") as file:
+            left_out = set(file.keys())
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in left_out}
 
 
 def weights_folder(folder: Path, step: int) -> Path:
@@ -76,7 +122,7 @@ def save_checkpoint(
     """Write ``folder/step-N`` whole or not at all, then remove the oldest beyond ``keep_last``."""
     target = folder / f"step-{progress.step:08d}"
     with atomic_folder(target) as temporary:
-        save_state(module.state_dict(), temporary / MODEL)
+        save_state(_changing(module, target), temporary / MODEL)
         try:
             torch.save({**trainer, "progress": asdict(progress)}, temporary / TRAINER)
         except RuntimeError as error:  # what torch makes of a full disk
@@ -94,7 +140,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(path: Path, *, module: nn.Module) -> tuple[dict[str, Any], Progress]:
     """Put the weights of a checkpoint into ``module``; returns its trainer state and progress."""
     try:
-        module.load_state_dict(load_file(path / MODEL))
+        module.load_state_dict(saved_weights(path))
         trainer = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
         return trainer, Progress(**trainer.pop("progress"))
     except Exception as error:
