@@ -32,8 +32,8 @@ HEIGHT = {part: height for height, row in enumerate(LAYERS) for part in row}
 FRONT_DOORS = {"", "__main__"}  # they may name everything
 
 HEAVY = {
-    "PIL", "accelerate", "datasets", "huggingface_hub", "jinja2", "matplotlib", "pandas", "pyarrow", "scipy",
-    "simplejpeg", "sklearn", "timm", "tokenizers", "torch", "torchvision", "transformers", "wandb",
+    "PIL", "accelerate", "datasets", "huggingface_hub", "jinja2", "matplotlib", "open_clip", "pandas", "peft",
+    "pyarrow", "scipy", "simplejpeg", "sklearn", "timm", "tokenizers", "torch", "torchvision", "transformers", "wandb",
 }  # fmt: skip
 CONFIG_FILES = sorted(name for name in MODULES if name.endswith(".config"))
 
