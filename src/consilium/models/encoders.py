@@ -1,4 +1,4 @@
-"""Hugging Face text encoders by name or folder: config, tokenizer and weights; code that comes with them never runs."""
+"""Models of the transformers library by folder or name: config, tokenizer and weights; no code that comes along runs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from consilium.core.errors import ConfigError, WeightsError
-from consilium.core.places import is_remote
 from consilium.core.transfer import fetch
-from consilium.models.hub import cached_if_unreachable
+from consilium.models.hub import ModelFolder, short
 from consilium.models.parts import first_names, tower_part
 from consilium.models.weights import load_tensors
 
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
-_WEIGHTS = (
-    ["model*.safetensors", "model.safetensors.index.json"],
-    ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
+_TEXT = ModelFolder(
+    "", "text.name", "Without a network, set text.name to a local folder with its files, or to small (from scratch)."
 )
-_FILES = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
-)  # fmt: skip
-_NO_NETWORK = "Without a network, set text.name to a local folder with its files, or to small (from scratch)."
+_BESIDE = {  # models that the library's AutoModel does not know
+    "siglip_text_model": "SiglipTextModel",
+    "siglip2_text_model": "Siglip2TextModel",
+    "chinese_clip_text_model": "ChineseCLIPTextModel",
+}
+_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -41,25 +40,31 @@ class LoadedEncoder:
 
 
 class HubEncoder:
-    """The config, tokenizer and weights that lie under ``text.name``: in a folder, or on the hub.
+    """The config, tokenizer and weights of a model in the form of transformers.
 
-    What cannot be had or read is a WeightsError; what is there but is no text encoder, a ConfigError.
+    What cannot be had or read is a WeightsError; what is there but is not of this kind, a ConfigError.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, place: ModelFolder = _TEXT) -> None:
+        """``name`` is a folder or a name on the hub; ``place`` says which config key it is from."""
         self.name = name
-        self._folder = _folder(name)
+        self._place = ModelFolder(name, place.key, place.instead)
+
+    @cached_property
+    def any_config(self) -> Any:
+        """The transformers config, of whatever model."""
+        from transformers import AutoConfig
+
+        return self.read("config", AutoConfig.from_pretrained)
 
     @cached_property
     def config(self) -> Any:
-        """The transformers config."""
-        from transformers import AutoConfig
-
-        config = self._read("config", AutoConfig.from_pretrained)
+        """The transformers config of a text encoder."""
+        config = self.any_config
         if config.is_encoder_decoder or getattr(config, "vision_config", None) is not None:
             raise ConfigError(
-                f"text.name '{self.name}' is a model of type {config.model_type}, which is more than a text encoder; "
-                "name an encoder such as a BERT."
+                f"{self._place.key} '{self.name}' is a model of type {config.model_type}, which is more than a text "
+                "encoder; name an encoder such as a BERT, or give the whole model as task.model."
             )
         return config
 
@@ -67,7 +72,7 @@ class HubEncoder:
         """The text of its ``tokenizer.json``, and the id of its padding token."""
         from transformers import AutoTokenizer
 
-        found = self._read("tokenizer", AutoTokenizer.from_pretrained)
+        found = self.read("tokenizer", AutoTokenizer.from_pretrained)
         if not found.is_fast:
             raise ConfigError(
                 f"the tokenizer of {self.name} ({type(found).__name__}) has no form that the tokenizers library reads "
@@ -78,13 +83,14 @@ class HubEncoder:
         definition: str = found.backend_tokenizer.to_str()
         return definition, found.pad_token_id or 0
 
-    def pretrained(self) -> LoadedEncoder:
-        """The model with the weights that lie under the name."""
-        from transformers import AutoModel
+    def pretrained(self, kind: str = "AutoModel") -> LoadedEncoder:
+        """The model with the weights that lie under the name; ``kind`` is its class in transformers."""
+        import transformers
 
         # The library would else build a model in half precision where its file is.
-        options = {"config": self.config, "dtype": torch.float32, "output_loading_info": True}
-        model, info = self._read("weights", AutoModel.from_pretrained, options)
+        config = self.config if kind == "AutoModel" else self.any_config
+        options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        model, info = self.read("weights", getattr(transformers, kind).from_pretrained, options)
         return LoadedEncoder(model, missing=frozenset(info["missing_keys"]))
 
     def with_weights_of(self, place: str) -> LoadedEncoder:
@@ -99,54 +105,46 @@ class HubEncoder:
                 f"the weights in {file} do not fit {self.name}: the file holds {len(tensors)} tensors, "
                 f"{first_names(tensors)}; most of those of {type(empty).__name__} are not among them. Check text.name."
             )
-        try:
-            with _quiet():
-                model, info = type(empty).from_pretrained(
-                    None, config=self.config, state_dict=part.state, dtype=torch.float32, output_loading_info=True
-                )
-        except Exception as error:  # the library raises errors of many kinds
-            raise WeightsError(f"the weights in {file} do not fit {self.name}: {_short(error)}.") from error
+        loaded = with_weights(self.config, part.state, origin=f"the weights in {file} do not fit {self.name}")
         note = part.said()
-        return LoadedEncoder(model, f"{file.name}: {note}" if note else "", frozenset(info["missing_keys"]))
+        return LoadedEncoder(loaded.model, f"{file.name}: {note}" if note else "", loaded.missing)
 
-    def _read(self, what: str, read: Any, options: Mapping[str, Any] | None = None) -> Any:
+    def read(self, what: str, read: Any, options: Mapping[str, Any] | None = None) -> Any:
         """What ``read`` makes of the files, which are fetched from the hub first where they are not in a folder."""
-        folder = self._folder or self._fetched(what)
+        folder = self._place.weights() if what == "weights" else self._place.descriptions(what)
         try:
-            with _quiet():
+            with quiet():
                 return read(folder, local_files_only=True, trust_remote_code=False, **(options or {}))
         except Exception as error:  # the library raises errors of many kinds
-            raise WeightsError(f"the {what} of {self.name} cannot be read ({folder}): {_short(error)}.") from error
-
-    def _fetched(self, what: str) -> Path:
-        """The folder of the hub's cache. The library itself would ask the hub to convert old weights."""
-        from huggingface_hub import snapshot_download
-
-        with cached_if_unreachable() as unreachable:
-            try:
-                if what != "weights":
-                    return Path(snapshot_download(self.name, allow_patterns=list(_FILES)))
-                for patterns in _WEIGHTS:
-                    folder = Path(snapshot_download(self.name, allow_patterns=patterns))
-                    if any(next(folder.glob(pattern), None) for pattern in patterns):
-                        return folder
-                raise FileNotFoundError("no weights in a form of PyTorch were found")
-            except Exception as error:  # the hub's client raises errors of several network libraries
-                why = f"{unreachable}; its cache on this machine does not hold it" if unreachable else _short(error)
-                raise WeightsError(
-                    f"the {what} of text.name '{self.name}' cannot be had from the hub ({why}). {_NO_NETWORK}"
-                ) from error
+            raise WeightsError(f"the {what} of {self.name} cannot be read ({folder}): {short(error)}.") from error
 
 
 def new_encoder(config: Any) -> Any:
     """A model with random weights; a config of which there is no encoder is a ConfigError."""
-    from transformers import AutoModel
-
     try:
-        with _quiet():
-            return AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
+        with quiet():
+            if config.model_type in _BESIDE:
+                return _class_of(config)._from_config(config, dtype=torch.float32)
+            return _class_of(config).from_config(config, trust_remote_code=False, dtype=torch.float32)
     except Exception as error:  # the library raises errors of many kinds
-        raise ConfigError(f"transformers builds no encoder of type {config.model_type}: {_short(error)}.") from error
+        raise ConfigError(f"transformers builds no encoder of type {config.model_type}: {short(error)}.") from error
+
+
+def with_weights(config: Any, state: Mapping[str, Tensor], *, origin: str) -> LoadedEncoder:
+    """A model with these weights, whose names may be those of any version of the library.
+
+    What does not fit is a WeightsError that begins with ``origin``.
+    """
+    with torch.device("meta"):
+        kind = type(new_encoder(config))
+    try:
+        with quiet():
+            model, info = kind.from_pretrained(
+                None, config=config, state_dict=dict(state), dtype=torch.float32, output_loading_info=True
+            )
+    except Exception as error:  # the library raises errors of many kinds
+        raise WeightsError(f"{origin}: {short(error)}.") from error
+    return LoadedEncoder(model, missing=frozenset(info["missing_keys"]))
 
 
 def architecture_of(config: Any) -> dict[str, Any]:
@@ -158,47 +156,41 @@ def architecture_of(config: Any) -> dict[str, Any]:
 
 def encoder_of(architecture: Mapping[str, Any]) -> Any:
     """The model, with random weights, whose architecture was noted."""
+    return new_encoder(config_of(architecture))
+
+
+def config_of(architecture: Mapping[str, Any]) -> Any:
+    """The transformers config that ``architecture_of`` noted."""
     from transformers import AutoConfig
 
     try:
-        with _quiet():
-            config = AutoConfig.for_model(**architecture)
+        with quiet():
+            return AutoConfig.for_model(**architecture)
     except Exception as error:  # the library raises errors of many kinds
-        raise ConfigError(f"the architecture of the text encoder cannot be read: {_short(error)}.") from error
-    return new_encoder(config)
+        raise ConfigError(f"the architecture of an encoder cannot be read: {short(error)}.") from error
 
 
-def _folder(name: str) -> Path | None:
-    """The folder that a name means; None where it is a name on the hub."""
-    if not (is_remote(name) or name.startswith(("/", "./", "../", "~")) or Path(name).is_dir()):
-        return None
-    try:
-        folder = fetch(name, names=(*_FILES, *WEIGHTS_FILES))
-    except OSError as error:
-        raise WeightsError(f"text.name: {error}.") from error
-    if not (folder / "config.json").is_file():
-        raise WeightsError(
-            f"text.name is {name}, which is not a folder with a config.json; give the folder of a Hugging Face "
-            "encoder, or its name on the hub."
-        )
-    return folder
+def _class_of(config: Any) -> Any:
+    import transformers
+
+    return getattr(transformers, _BESIDE.get(config.model_type, "AutoModel"))
 
 
 def _weights_file(place: str) -> Path:
     try:
-        path = fetch(place, names=WEIGHTS_FILES)
+        path = fetch(place, names=_FILES)
     except OSError as error:
         raise WeightsError(f"text.pretrained: {error}.") from error
     if not path.is_dir():
         return path
-    file = next((path / name for name in WEIGHTS_FILES if (path / name).is_file()), None)
+    file = next((path / name for name in _FILES if (path / name).is_file()), None)
     if file is None:
-        raise WeightsError(f"the folder {path} holds no weights; expected {' or '.join(WEIGHTS_FILES)}.")
+        raise WeightsError(f"the folder {path} holds no weights; expected {' or '.join(_FILES)}.")
     return file
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the progress bars and warnings of transformers: what matters of them is an error of ours."""
     from transformers.utils import logging
 
@@ -211,8 +203,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _short(error: Exception) -> str:
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
-    return "; ".join(line[:200] for line in lines[:3]) or type(error).__name__

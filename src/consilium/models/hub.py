@@ -1,13 +1,101 @@
-"""The hub of pretrained weights where there may be no network."""
+"""Folders of pretrained models: on this machine, in a bucket, or on the hub, where there may be no network."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 from huggingface_hub import constants, get_session
 
+from consilium.core.errors import WeightsError
+from consilium.core.places import is_remote
+from consilium.core.transfer import fetch
+
 SECONDS = 5.0  # for an answer of any kind
+DESCRIPTIONS = (
+    "open_clip_config.json", "config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
+    "sentencepiece.bpe.model", "README.md",
+)  # fmt: skip
+WEIGHTS_FILES = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin",
+)  # fmt: skip
+_PATTERNS = (  # those of one row are one model
+    ["open_clip_*model.safetensors"],
+    ["open_clip_*model.bin"],
+    ["open_clip_*model.pth"],
+    ["model*.safetensors", "model.safetensors.index.json"],
+    ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
+)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The files of a model under ``name``, which is a folder here or in a bucket, or a name on the hub.
+
+    ``key`` is the config key that a message names, ``instead`` what one can do without a network. What cannot be had
+    is a WeightsError.
+    """
+
+    name: str
+    key: str
+    instead: str
+
+    @cached_property
+    def local(self) -> Path | None:
+        """The folder that the name means; None where it is a name on the hub."""
+        if not is_a_path(self.name):
+            return None
+        try:
+            folder = fetch(self.name, names=(*DESCRIPTIONS, *WEIGHTS_FILES))
+        except OSError as error:
+            raise WeightsError(f"{self.key}: {error}.") from error
+        if not any((folder / file).is_file() for file in ("config.json", "open_clip_config.json")):
+            raise WeightsError(
+                f"{self.key} is {self.name}, which is not a folder with a config.json; give the folder of a Hugging "
+                "Face model, or its name on the hub."
+            )
+        return folder
+
+    def descriptions(self, what: str) -> Path:
+        """A folder with its configs and its tokenizer; ``what`` of these is wanted, a message says."""
+        return self.local or self._fetched(what, [DESCRIPTIONS])
+
+    def weights(self) -> Path:
+        """A folder with its weights. The library itself would ask the hub to convert old ones."""
+        return self.local or self._fetched("weights", _PATTERNS)
+
+    def _fetched(self, what: str, choices: Sequence[Sequence[str]]) -> Path:
+        """The folder of the hub's cache with the first choice of files of which there is one."""
+        from huggingface_hub import snapshot_download
+
+        with cached_if_unreachable() as unreachable:
+            try:
+                for patterns in choices:
+                    folder = Path(snapshot_download(self.name, allow_patterns=list(patterns)))
+                    if any(next(folder.glob(pattern), None) for pattern in patterns):
+                        return folder
+                raise FileNotFoundError(f"no {what} in a form that is read were found")
+            except Exception as error:  # the hub's client raises errors of several network libraries
+                why = f"{unreachable}; its cache on this machine does not hold it" if unreachable else short(error)
+                raise WeightsError(
+                    f"the {what} of {self.key} '{self.name}' cannot be had from the hub ({why}). {self.instead}"
+                ) from error
+
+
+def is_a_path(name: str) -> bool:
+    """Whether a name means a place on this machine or in a bucket, and not one on the hub."""
+    return is_remote(name) or name.startswith(("/", "./", "../", "~")) or Path(name).exists()
+
+
+def short(error: Exception) -> str:
+    """An error of a library in at most three lines."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return "; ".join(line[:200] for line in lines[:3]) or type(error).__name__
 
 
 @contextlib.contextmanager

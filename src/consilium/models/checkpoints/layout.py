@@ -1,0 +1,58 @@
+"""What a pretrained model is made of, as plain values that a bundle keeps; imports no model library."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from consilium.core.config import Config
+
+
+class PretrainedInput(Config):
+    """The images that pretrained weights were trained on; ``size`` is (height, width)."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, int]
+    interpolation: str = "bicubic"
+    fit: Literal["stretch", "crop", "pad"] | None = None
+
+
+class ImageLayout(Config):
+    """An image tower: a timm model by ``name`` with its ``options``, or the config of a transformers model."""
+
+    library: Literal["timm", "transformers"]
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    input: PretrainedInput
+
+
+class TextLayout(Config):
+    """A text tower: the config of a transformers model, and how one vector comes of its outputs."""
+
+    options: dict[str, Any]
+    pooling: Literal["cls", "mean", "last_token", "eot", "pooler"]
+    context_length: int
+
+
+class ProjectionLayout(Config):
+    """Linear layers from ``sizes[0]`` features to ``sizes[-1]`` numbers; a single size means no layer at all."""
+
+    sizes: list[int]
+    biases: list[bool] = Field(default_factory=list)
+
+
+class ModelLayout(Config):
+    """Two towers that were trained into one space, and what lies between them and it."""
+
+    image: ImageLayout
+    text: TextLayout
+    image_projection: ProjectionLayout
+    text_projection: ProjectionLayout
+    loss: Literal["softmax", "sigmoid"]
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers of an embedding."""
+        return self.image_projection.sizes[-1]
