@@ -17,7 +17,7 @@ from consilium.core.errors import BundleError, ConfigError, DataError
 from consilium.core.labels import LabelTree
 from consilium.experiment import Experiment
 from consilium.session import train
-from consilium.session.origin import with_origin
+from consilium.session.origin import with_start
 from consilium.tasks.classify.nodes import growing
 from tests.session.tables import Row, coloured_rows, write_table
 from tests.tiny import TREE, Recorder, Run, same, tiny_experiment, train_tiny
@@ -217,7 +217,7 @@ def test_the_tower_the_head_and_the_images_need_not_be_given(rows: list[Row], fl
     assert manifest["image"] == {**flat.manifest["image"], "max_pixels": 5000}
     # The config beside the bundle says all that was taken over, and gives the same training.
     kept = Experiment.load(result.bundle / "config.yaml")
-    assert with_origin(given)[0] == kept == with_origin(kept)[0]
+    assert with_start(given)[0] == kept == with_start(kept)[0]
 
 
 def test_statistics_of_the_tower_or_the_data_are_those_of_the_router(
@@ -225,7 +225,7 @@ def test_statistics_of_the_tower_or_the_data_are_those_of_the_router(
 ) -> None:
     for statistics in ("model", "data"):
         own = [f"data.image.statistics={statistics}", "data.image.mean=[0.1, 0.2, 0.3]"]
-        image = with_origin(bare(tmp_path, rows, joint.folder, *own))[0].data.image
+        image = with_start(bare(tmp_path, rows, joint.folder, *own))[0].data.image
         assert (image.statistics, list(image.mean)) == ("given", joint.manifest["image"]["mean"])
 
 
@@ -320,7 +320,7 @@ def test_a_bundle_that_cannot_grow_is_refused(
     manifest["task"].update(changes)
     (tmp_path / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(ConfigError, match=says):
-        with_origin(bare(tmp_path, rows, tmp_path))
+        with_start(bare(tmp_path, rows, tmp_path))
 
 
 def test_first_weights_given_twice_are_refused(rows: list[Row], joint: Run, tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ class TaskSection(Config):
         return None
 
     @property
+    def borrows(self) -> tuple[str, ...]:
+        """Trained bundles of which the task takes a tower."""
+        return ()
+
+    @property
     def towers(self) -> dict[str, str]:
         """The names of its encoders, by what a report calls them."""
         return {}

@@ -46,6 +46,17 @@ Positives = Annotated[
 ]
 
 
+Temperature = Annotated[
+    float | None,
+    Field(
+        gt=0.0,
+        le=1.0,
+        description="Similarities are divided by it; where it is learned, the first one. null: that of task.model, "
+        "else 0.07 (softmax) or 0.1 (sigmoid).",
+    ),
+]
+
+
 class SoftmaxContrastiveConfig(Config):
     """Symmetric softmax loss of CLIP (Radford et al., 2021, arXiv:2103.00020).
 
@@ -54,9 +65,7 @@ class SoftmaxContrastiveConfig(Config):
     """
 
     kind: Literal["softmax"] = "softmax"
-    temperature: float = Field(
-        default=0.07, gt=0.0, le=1.0, description="Similarities are divided by it; where it is learned, the first one."
-    )
+    temperature: Temperature = None
     learn_temperature: bool = Field(default=True, description="false: the temperature stays as it is.")
     max_scale: float = Field(default=100.0, ge=1.0, description="1 / temperature never learns to be more.")
     positives: Positives = "same_text"
@@ -73,13 +82,13 @@ class SigmoidContrastiveConfig(Config):
     """
 
     kind: Literal["sigmoid"] = "sigmoid"
-    temperature: float = Field(
-        default=0.1, gt=0.0, le=1.0, description="Similarities are divided by it; where it is learned, the first one."
-    )
+    temperature: Temperature = None
     learn_temperature: bool = Field(default=True, description="false: the temperature stays as it is.")
     max_scale: float = Field(default=1000.0, ge=1.0, description="1 / temperature never learns to be more.")
-    bias: float = Field(
-        default=-10.0, description="Added to scaled similarities, and learned; low at first, for most pairs are wrong."
+    bias: float | None = Field(
+        default=None,
+        description="Added to scaled similarities, and learned; low at first, for most pairs are wrong. null: that of "
+        "task.model, else -10.",
     )
     positives: Positives = "same_text"
 
@@ -93,6 +102,6 @@ ContrastiveT = TypeVar("ContrastiveT", SoftmaxContrastiveConfig, SigmoidContrast
 
 
 def _within(config: ContrastiveT) -> ContrastiveT:
-    if config.temperature * config.max_scale < 1.0:
+    if config.temperature is not None and config.temperature * config.max_scale < 1.0:
         raise ValueError(f"temperature {config.temperature} is below 1 / max_scale, {1 / config.max_scale:g}")
     return config

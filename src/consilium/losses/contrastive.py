@@ -42,12 +42,19 @@ class ContrastiveLoss(nn.Module, ABC):
     """
 
     both_ways: ClassVar[bool]  # texts are queries, too
+    first_temperature: ClassVar[float]  # where the config gives none
 
     def __init__(self, config: ContrastiveConfig) -> None:
         super().__init__()
+        self.config = config
         self._highest = math.log(config.max_scale)
-        start = torch.tensor(-math.log(config.temperature))
+        start = torch.tensor(-math.log(config.temperature or self.first_temperature))
         self.log_scale = nn.Parameter(start, requires_grad=config.learn_temperature)
+
+    def start_at(self, log_scale: float, *, bias: float | None) -> None:
+        """Begin with what was learned before, as far as ``max_scale`` allows, unless the config gives other values."""
+        if self.config.temperature is None:
+            self.log_scale.data.fill_(min(max(log_scale, 0.0), self._highest))
 
     @property
     def scale(self) -> Tensor:
@@ -112,7 +119,7 @@ class SoftmaxContrastiveLoss(ContrastiveLoss):
     al., 2022, arXiv:2204.03610), and the lowest value is the logarithm of how many these are.
     """
 
-    both_ways = True
+    both_ways, first_temperature = True, 0.07
 
     def among(
         self, queries_BD: Tensor, answers_ND: Tensor, scale: Tensor, numbers_B: Tensor, numbers_N: Tensor
@@ -132,11 +139,18 @@ class SigmoidContrastiveLoss(ContrastiveLoss):
     Language Image Pre-Training, 2023, arXiv:2303.15343.
     """
 
-    both_ways = False
+    both_ways, first_temperature = False, 0.1
 
     def __init__(self, config: SigmoidContrastiveConfig) -> None:
         super().__init__(config)
-        self.bias = nn.Parameter(torch.tensor(config.bias))
+        self._given = config.bias is not None
+        self.bias = nn.Parameter(torch.tensor(-10.0 if config.bias is None else config.bias))
+
+    def start_at(self, log_scale: float, *, bias: float | None) -> None:
+        """Begin with the temperature and the bias that were learned before."""
+        super().start_at(log_scale, bias=bias)
+        if bias is not None and not self._given:
+            self.bias.data.fill_(bias)
 
     def among(
         self, queries_BD: Tensor, answers_ND: Tensor, scale: Tensor, numbers_B: Tensor, numbers_N: Tensor

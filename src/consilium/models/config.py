@@ -40,10 +40,15 @@ def _truth(value: object) -> object:
 
 
 class VisionConfig(Config):
-    """An image encoder: any timm model by name, or a short name such as resnet50 or vit_b_16."""
+    """An image encoder: any timm model, or the image tower of open_clip, of Hugging Face, or of a bundle."""
 
+    kind: Literal["timm", "open_clip", "hf", "bundle"] = Field(
+        default="timm", description="What `name` names. hf: a model of transformers, such as CLIP, SigLIP or DINO."
+    )
     name: str = Field(
-        default="resnet50", description="A timm model, or a short name: vit_b_16, vit_b_32, vit_l_16, vit_l_32."
+        default="resnet50",
+        description="timm: a model, or a short name: vit_b_16, vit_b_32, vit_l_16, vit_l_32. open_clip: MODEL/TAG, "
+        "or a folder or name on the hub. hf: a folder or name on the hub. bundle: a folder, archive or bucket.",
     )
     pretrained: Annotated[bool | str, BeforeValidator(_truth)] = Field(
         default=True, description="true, false, or a weights file or folder, here or in a bucket."
@@ -55,27 +60,33 @@ class VisionConfig(Config):
     freeze: FreezeConfig = FreezeConfig()
 
 
+TextPooling = Literal["cls", "mean", "last_token", "eot", "pooler"]
 FROM_SCRATCH = ("tiny", "small")  # BERT encoders that start from random weights and learn their own vocabulary
 VOCABULARY_SIZE = 8192  # of these, where the config names no other
 
 
 class TextConfig(Config):
-    """A text encoder: any Hugging Face encoder by name or folder, or a small BERT from scratch.
+    """A text encoder: any Hugging Face encoder, the text tower of open_clip or of a bundle, or a BERT from scratch.
 
     ``tiny`` has 2 layers of 128 features, ``small`` 4 of 256. Their WordPiece vocabulary is learned from the training
     texts; every other encoder brings its own tokenizer.
     """
 
+    kind: Literal["hf", "open_clip", "bundle"] = Field(default="hf", description="What `name` names.")
     name: str = Field(
         default="microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
-        description="A Hugging Face encoder: its name on the hub, or a folder here or in a bucket; tiny and small are "
-        "BERT encoders from scratch.",
+        description="hf: an encoder of Hugging Face, or a CLIP or SigLIP, by its name on the hub or as a folder here "
+        "or in a bucket; tiny and small are BERT encoders from scratch. open_clip: MODEL/TAG, or a folder or name on "
+        "the hub. bundle: a folder, archive or bucket.",
     )
     pretrained: Annotated[bool | str, BeforeValidator(_truth)] = Field(
         default=True, description="true: the weights of `name`; false: random; or a weights file or folder."
     )
-    pooling: Literal["cls", "mean", "pooler"] = Field(
-        default="cls", description="One vector of a text: its first token, the mean of its tokens, or the model's own."
+    pooling: TextPooling | None = Field(
+        default=None,
+        description="One vector of a text: its first token (cls), the mean of its tokens, its last_token, the token at "
+        "the end of the text (eot, of CLIP), or the model's own pooler. null: as a CLIP, SigLIP or bundle was trained, "
+        "else cls.",
     )
     context_length: int = Field(default=256, ge=3, description="Tokens of a text that are read; longer ones are cut.")
     vocabulary_size: int | None = Field(
@@ -86,7 +97,7 @@ class TextConfig(Config):
     @property
     def from_scratch(self) -> bool:
         """Whether the encoder and its tokenizer start from nothing."""
-        return self.name in FROM_SCRATCH
+        return self.kind == "hf" and self.name in FROM_SCRATCH
 
     @model_validator(mode="after")
     def _scratch_brings_nothing(self) -> TextConfig:

@@ -1,4 +1,4 @@
-"""Models of the transformers library by folder or name: config, tokenizer and weights; no code that comes along runs."""
+"""Models of transformers by folder or name: config, tokenizer and weights; code that comes with them never runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text towers: any Hugging Face encoder, or a small BERT from scratch, as tokens in, features out.
+"""Text towers: any Hugging Face encoder, one of CLIP or SigLIP, or a small BERT from scratch; tokens in, features out.
 
 Axes in names: B text in a batch, T token, F feature.
 """
@@ -13,14 +13,19 @@ from torch import Tensor, nn
 
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.reporter import some
-from consilium.models.config import VOCABULARY_SIZE, TextConfig
-from consilium.models.encoders import HubEncoder, LoadedEncoder, architecture_of, encoder_of, new_encoder
+from consilium.models.blocks import layer_blocks
+from consilium.models.checkpoints.find import find_text
+from consilium.models.checkpoints.pretrained import TextSource
+from consilium.models.config import VOCABULARY_SIZE, TextConfig, TextPooling
+from consilium.models.encoders import LoadedEncoder, architecture_of, encoder_of, new_encoder
 from consilium.models.tokenizer import Padded, Tokenizer, train_tokenizer
 
 _SIZES: dict[str, dict[str, Any]] = {  # of the encoders from scratch
     "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512},
     "small": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
 }
+_WITHOUT_MASK = {"clip_text_model", "siglip_text_model"}  # causal; and trained to read padding, too
+_TO_CONTEXT = {"siglip_text_model"}
 _PROBE = ("", "a a a")  # the first is padded beside the second
 _SAME = 1e-3  # differences of features that padding may make, relative to their size
 _SHOWN = 5
@@ -34,13 +39,14 @@ class TextTower(nn.Module):
     person should know of the file of its weights.
     """
 
-    def __init__(self, model: nn.Module, *, pooling: str, probe: Padded, weights_note: str = "") -> None:
+    def __init__(self, model: nn.Module, *, pooling: TextPooling, probe: Padded, weights_note: str = "") -> None:
         """``probe`` is a short and a longer text, from the tower's own tokenizer."""
         super().__init__()
         self.model: Any = model
         self.pooling = pooling
         self.weights_note = weights_note
         self.architecture = architecture_of(self.model.config)
+        self._masked = self.architecture["model_type"] not in _WITHOUT_MASK
         training = self.training
         self.eval()
         self._drop_unused(probe)
@@ -49,38 +55,22 @@ class TextTower(nn.Module):
 
     def forward(self, tokens_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Features [B, num_features] of tokens int64 [B, T]; ``attention_BT`` is 1 for tokens and 0 for padding."""
-        found = self.model(input_ids=tokens_BT, attention_mask=attention_BT)
-        if self.pooling == "pooler":
+        found = self.model(input_ids=tokens_BT, **({"attention_mask": attention_BT} if self._masked else {}))
+        if self.pooling in ("pooler", "eot"):
             features_BF: Tensor = found.pooler_output
             return features_BF
         hidden_BTF: Tensor = found.last_hidden_state
         if self.pooling == "cls":
             return hidden_BTF[:, 0]
+        if self.pooling == "last_token":
+            last_B = attention_BT.sum(1) - 1
+            return hidden_BTF[torch.arange(len(last_B), device=last_B.device), last_B]
         weights_BT = attention_BT[:, :, None].to(hidden_BTF.dtype)
         return (hidden_BTF * weights_BT).sum(1) / weights_BT.sum(1)
 
     def blocks(self) -> list[list[nn.Parameter]]:
         """All parameters in blocks from input to output: the embeddings, then each layer; a last norm joins it."""
-        count = getattr(self.model.config, "num_hidden_layers", None)
-        lists = {
-            name: module
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.ModuleList) and len(module) == count
-        }
-        if not lists:
-            kind = self.model.config.model_type
-            raise ConfigError(
-                f"the layers of this text encoder ({kind}) cannot be told apart; set freeze.kind to none or tower."
-            )
-        stem = next(iter(lists))
-        blocks: list[list[nn.Parameter]] = [[]]
-        for name, parameter in self.model.named_parameters():
-            number = name.removeprefix(f"{stem}.").partition(".")[0] if name.startswith(f"{stem}.") else None
-            place = len(blocks) - 1 if number is None else int(number) + 1
-            while len(blocks) <= place:
-                blocks.append([])
-            blocks[place].append(parameter)
-        return blocks
+        return layer_blocks(self.model)
 
     def _drop_unused(self, probe: Padded) -> None:
         """Take out modules that this pooling passes by, so that every parameter gets a gradient."""
@@ -88,7 +78,7 @@ class TextTower(nn.Module):
             with torch.enable_grad():
                 self(probe.tokens_BT, probe.attention_BT).sum().backward()
         except AttributeError as error:
-            raise self._odd(f"has no output for pooling '{self.pooling}'; use cls or mean") from error
+            raise self._odd(f"has no output for pooling '{self.pooling}'; {_others(self.model)}") from error
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise self._odd(f"does not take tokens alone ({error}); name another one") from error
         unused = {parameter for parameter in self.model.parameters() if parameter.grad is None}
@@ -102,56 +92,69 @@ class TextTower(nn.Module):
     def _read_out(self, probe: Padded) -> int:
         """The number of features, which must depend on the whole text and not on padding."""
         tokens_BT, attention_BT = probe.tokens_BT, probe.attention_BT
-        other_BT, middle = tokens_BT.clone(), tokens_BT.shape[1] // 2
+        short, longer = attention_BT.sum(1).tolist()
+        other_BT, middle = tokens_BT.clone(), longer // 2
         other_BT[1, middle] = (tokens_BT[1, middle] + 1) % self.model.get_input_embeddings().num_embeddings
-        short = int(attention_BT[0].sum())
         with torch.no_grad():
             own_BF, other_BF = self(tokens_BT, attention_BT), self(other_BT, attention_BT)
-            alone_F = self(tokens_BT[:1, :short], attention_BT[:1, :short])[0]
-        if float((own_BF[0] - alone_F).abs().max()) > _SAME * float(alone_F.abs().max()):
-            raise self._odd("gives a text that is padded other features, although padding is masked; name another one")
+            if tokens_BT.shape[1] == longer:  # texts are padded to the longest alone
+                alone_F = self(tokens_BT[:1, :short], attention_BT[:1, :short])[0]
+                if float((own_BF[0] - alone_F).abs().max()) > _SAME * float(alone_F.abs().max()):
+                    raise self._odd("gives a padded text other features, although padding is masked; name another one")
         if torch.equal(own_BF[1], other_BF[1]):
-            raise self._odd(f"reads with pooling '{self.pooling}' only a part of the text; use mean")
+            raise self._odd(f"reads with pooling '{self.pooling}' only a part of the text; use mean or last_token")
         return int(own_BF.shape[1])
 
     def _odd(self, what: str) -> ConfigError:
         return ConfigError(f"the text encoder (a {self.model.config.model_type}) {what}.")
 
 
-def build_tokenizer(config: TextConfig, *, texts: Sequence[str] = ()) -> Tokenizer:
+def build_tokenizer(config: TextConfig, *, texts: Sequence[str] = (), source: TextSource | None = None) -> Tokenizer:
     """The tokenizer of the tower that ``config`` describes; ``tiny`` and ``small`` learn theirs from ``texts``.
 
-    Texts that teach nothing are a DataError; a tokenizer that cannot be had or read is a WeightsError.
+    ``source`` is a tower that the config names in another place. Texts that teach nothing are a DataError; a tokenizer
+    that cannot be had or read is a WeightsError.
     """
     if config.from_scratch:
         size = config.vocabulary_size or VOCABULARY_SIZE
         return train_tokenizer(texts, vocabulary_size=size, context_length=config.context_length)
-    definition, pad_id = HubEncoder(config.name).tokenizer()
-    return Tokenizer.made_of(definition, context_length=config.context_length, pad_id=pad_id)
+    source = source or find_text(config)
+    definition, pad_id = source.tokenizer()
+    length, full = config.context_length, source.kind in _TO_CONTEXT
+    if full and length != source.context_length:
+        raise ConfigError(
+            f"task.text.context_length is {length}, but this text tower ({source.kind}) reads a text out at the "
+            f"last of its {source.context_length} positions, to which every text is padded; set it to that."
+        )
+    return Tokenizer.made_of(definition, context_length=length, pad_id=pad_id, to_context=full)
 
 
-def build_text(config: TextConfig, *, tokenizer: Tokenizer, architecture: Mapping[str, Any] | None = None) -> TextTower:
+def build_text(
+    config: TextConfig,
+    *,
+    tokenizer: Tokenizer,
+    architecture: Mapping[str, Any] | None = None,
+    pooling: TextPooling | None = None,
+    source: TextSource | None = None,
+) -> TextTower:
     """The tower that ``config`` describes, for the tokens of ``tokenizer``.
 
-    With ``architecture``, which a bundle keeps, nothing is fetched and the weights are random: the bundle fills in
-    its own. A tokenizer that does not fit, or an encoder that does not give each text one vector, is a ConfigError;
-    weights that cannot be had or do not fit are a WeightsError.
+    With ``architecture`` and ``pooling``, which a bundle keeps, nothing is fetched and the weights are random: the
+    bundle fills in its own. ``source`` is a tower that the config names in another place. A tokenizer that does not
+    fit, or an encoder that does not give each text one vector, is a ConfigError; weights that cannot be had or do not
+    fit are a WeightsError.
     """
     if architecture is not None:
         loaded = LoadedEncoder(encoder_of(architecture))
     elif config.from_scratch:
         loaded = LoadedEncoder(_from_scratch(config, tokenizer))
     else:
-        encoder = HubEncoder(config.name)
-        if config.pretrained is True:
-            loaded = encoder.pretrained()
-        elif config.pretrained is False:
-            loaded = LoadedEncoder(new_encoder(encoder.config))
-        else:
-            loaded = encoder.with_weights_of(config.pretrained)
+        source = source or find_text(config)
+        loaded, pooling = source.load(), config.pooling or source.pooling
     _refuse_misfit(loaded.model, tokenizer, name=config.name)
     probe = tokenizer.pad(tokenizer.encode(_PROBE))
-    tower = TextTower(loaded.model, pooling=config.pooling, probe=probe, weights_note=loaded.note)
+    chosen = config.pooling or pooling or "cls"
+    tower = TextTower(loaded.model, pooling=chosen, probe=probe, weights_note=loaded.note)
     _refuse_missing(tower, loaded, name=config.name)
     return tower
 
@@ -205,3 +208,8 @@ def _refuse_missing(tower: TextTower, loaded: LoadedEncoder, *, name: str) -> No
             f"the weights of {name} lack {len(missing)} tensors of the text encoder: {some(missing, _SHOWN)}. "
             "They are of another model, or of a part of it."
         )
+
+
+def _others(model: Any) -> str:
+    """Which readouts there are instead."""
+    return "it takes none but its pooler" if model.config.model_type in _TO_CONTEXT else "use cls, mean or last_token"

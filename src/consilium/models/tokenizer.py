@@ -49,13 +49,17 @@ class Tokenizer:
         self._alive: tokenizers.Tokenizer | None = None
 
     @classmethod
-    def made_of(cls, definition: str, *, context_length: int, pad_id: int) -> Tokenizer:
-        """Any ``tokenizer.json``, cut at ``context_length`` tokens (special ones count), padded with ``pad_id``."""
+    def made_of(cls, definition: str, *, context_length: int, pad_id: int, to_context: bool = False) -> Tokenizer:
+        """Any ``tokenizer.json``, cut at ``context_length`` tokens (special ones count), padded with ``pad_id``.
+
+        A batch is padded to its longest text, or with ``to_context`` every text to the whole context.
+        """
         import tokenizers
 
         library = tokenizers.Tokenizer.from_str(definition)
         library.enable_truncation(context_length)
-        library.enable_padding(pad_id=pad_id, pad_token=library.id_to_token(pad_id) or "")
+        length = context_length if to_context else None
+        library.enable_padding(pad_id=pad_id, pad_token=library.id_to_token(pad_id) or "", length=length)
         return cls(library.to_str())
 
     @classmethod
@@ -86,21 +90,27 @@ class Tokenizer:
         return int((self._library().padding or {})["pad_id"])
 
     @property
+    def pads_to(self) -> int:
+        """The length of every text at least; 0 where a batch is as long as its longest text."""
+        return int((self._library().padding or {}).get("length") or 0)
+
+    @property
     def vocabulary_size(self) -> int:
         """The rows that a table of embeddings needs: the largest token id and one."""
         return max(self._library().get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, special tokens included, cut at the context length; never none at all."""
-        return [self._library().encode(text).ids or [self.pad_id] for text in texts]
+        found = [self._library().encode(text) for text in texts]
+        return [text.ids[: sum(text.attention_mask)] or [self.pad_id] for text in found]
 
     def count_cut(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than the context, so that ``encode`` leaves their end out."""
         return sum(bool(self._library().encode(text).overflowing) for text in texts)
 
     def pad(self, ids: Sequence[Sequence[int]]) -> Padded:
-        """Encoded texts side by side, filled up to the longest."""
-        longest = max(map(len, ids), default=0)
+        """Encoded texts side by side, filled up to the longest, or to the whole context."""
+        longest = max(map(len, ids), default=0) and max(self.pads_to, *map(len, ids))
         tokens = [[*row, *[self.pad_id] * (longest - len(row))] for row in ids]
         attention = [[1] * len(row) + [0] * (longest - len(row)) for row in ids]
         shape = (len(ids), longest)
@@ -121,6 +131,12 @@ class Tokenizer:
 
     def __hash__(self) -> int:
         return hash(self.definition)
+
+
+def recut(definition: str, *, context_length: int) -> Tokenizer:
+    """The tokenizer of a bundle, which cuts texts at another length than there."""
+    own = Tokenizer(definition)
+    return Tokenizer.made_of(definition, context_length=context_length, pad_id=own.pad_id, to_context=bool(own.pads_to))
 
 
 def train_tokenizer(texts: Sequence[str], *, vocabulary_size: int, context_length: int) -> Tokenizer:

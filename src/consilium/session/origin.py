@@ -15,26 +15,26 @@ from consilium.experiment import Experiment
 from consilium.manifest import local_bundle, read_manifest, weights_file
 from consilium.models.parts import first_names
 from consilium.models.weights import load_state, load_strict
-from consilium.tasks.family import Member, family_of
+from consilium.tasks.family import Known, Member, family_of
 from consilium.training.state import FROZEN, saved_weights
 
 
-def load_origin(origin: str) -> Member:
-    """The bundle that a config names, loaded."""
+def load_bundle(origin: str) -> Member:
+    """A bundle that a config names, loaded."""
     folder = local_bundle(origin)
     return load_member(folder, read_manifest(folder))
 
 
-def with_origin(experiment: Experiment) -> tuple[Experiment, Knowledge | None]:
-    """The experiment with the settings of the bundle that its task goes on from, and what that bundle knows.
+def with_start(experiment: Experiment) -> tuple[Experiment, Knowledge | None]:
+    """The experiment with the settings of what it begins with, and what that knows.
 
-    A config that says otherwise is a ConfigError.
+    A bundle that the task goes on from fixes settings, and a config that says otherwise is a ConfigError; pretrained
+    models bring settings for what the config leaves out.
     """
     origin = experiment.task.origin
     if origin is None:
-        return experiment, None
-    folder = local_bundle(origin)
-    known = read_known(folder, read_manifest(folder))
+        return _with_pretrained(experiment)
+    known = _known(origin)
     adopted = family_of(experiment.task).adopted(experiment.task, known)
     stated = experiment.model_dump(mode="json", exclude_unset=True)
     if experiment.data.image.statistics != "given":
@@ -49,6 +49,22 @@ def with_origin(experiment: Experiment) -> tuple[Experiment, Knowledge | None]:
         raise ConfigError(f"{origin} and trainer.init_from both give the first weights; leave init_from out.")
     tree = merge(merge(experiment.model_dump(mode="json"), adopted.settings), adopted.forced)
     return build(Experiment, tree, origin=f"the config with the settings of {origin}"), known.knowledge
+
+
+def _with_pretrained(experiment: Experiment) -> tuple[Experiment, Knowledge | None]:
+    """The experiment with what the pretrained models that it names bring, where the config leaves it open."""
+    task = experiment.task
+    brought = family_of(task).brings(task, {name: _known(name) for name in task.borrows})
+    if not brought.settings:
+        return experiment, brought.knowledge
+    stated = experiment.model_dump(mode="json", exclude_unset=True)
+    tree = merge(merge(experiment.model_dump(mode="json"), brought.settings), stated)
+    return build(Experiment, tree, origin="the config with the settings of its pretrained models"), brought.knowledge
+
+
+def _known(bundle: str) -> Known:
+    folder = local_bundle(bundle)
+    return read_known(folder, read_manifest(folder))
 
 
 def load_first(task: Task, origin: str) -> None:

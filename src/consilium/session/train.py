@@ -33,7 +33,7 @@ from consilium.judge import RunFacts, write_summary
 from consilium.manifest import MANIFEST, read_manifest
 from consilium.predictor import Predictor, case_outputs
 from consilium.session.finish import finish
-from consilium.session.origin import load_first, load_origin, with_origin
+from consilium.session.origin import load_bundle, load_first, with_start
 from consilium.session.outlook import look_ahead, resolved_image
 from consilium.session.results import RunResult, TrainResult
 from consilium.session.stages import StagedTraining
@@ -85,7 +85,7 @@ def _train(
     resume: bool,
     reporter: Reporter,
 ) -> TrainResult | None:
-    experiment, known = with_origin(experiment)
+    experiment, known = with_start(experiment)
     task, config = experiment.task, experiment.data
     if task.staged:  # each stage measures its own statistics
         config = config.model_copy(update={"image": config.image.model_copy(update={"statistics": "given"})})
@@ -197,9 +197,10 @@ class Session:
 
     def _build_task(self) -> Task:
         section = self.experiment.task
-        members = {} if section.origin is None else {section.origin: load_origin(section.origin)}
+        bundles = section.borrows if section.origin is None else (section.origin,)
+        members = {name: load_bundle(name) for name in bundles}
         task: Task = family_of(section).build(
-            section, self.knowledge, image=self.data.image, members=members, weights=not members
+            section, self.knowledge, image=self.data.image, members=members, weights=section.origin is None
         )
         for note in task.notes():
             self.log.line(note)

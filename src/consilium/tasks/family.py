@@ -80,6 +80,17 @@ class Adopted:
 
 
 @dataclass(frozen=True)
+class Brought:
+    """What pretrained models bring beside weights: ``settings`` that hold unless the config says otherwise.
+
+    ``knowledge`` is what the cases need not teach any more.
+    """
+
+    settings: Mapping[str, Any]
+    knowledge: Knowledge | None = None
+
+
+@dataclass(frozen=True)
 class Stage:
     """One ordinary run inside a training: where in its folder, its task, and how the rest of its config differs."""
 
@@ -143,6 +154,10 @@ class Family(Protocol[SectionT_contra, KnowledgeT, TaskT]):
     def adopted(self, section: SectionT_contra, origin: Known) -> Adopted:
         """What the config leaves to the bundle that it goes on from."""
         return Adopted({}, {})
+
+    def brings(self, section: SectionT_contra, borrowed: Mapping[str, Known]) -> Brought:
+        """What the pretrained models of a section bring; ``borrowed`` are the bundles that it takes towers of."""
+        return Brought({})
 
     def pooled(
         self,

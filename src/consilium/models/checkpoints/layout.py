@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from consilium.core.config import Config
+from consilium.models.config import TextPooling
 
 
 class PretrainedInput(Config):
@@ -20,11 +21,16 @@ class PretrainedInput(Config):
 
 
 class ImageLayout(Config):
-    """An image tower: a timm model by ``name`` with its ``options``, or the config of a transformers model."""
+    """An image tower: a timm model by ``name`` with its ``options``, or the config of a transformers model.
+
+    ``readout`` is how transformers' outputs become one vector: what the model itself pools, or its class token, where
+    its pooling was never trained.
+    """
 
     library: Literal["timm", "transformers"]
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
+    readout: Literal["pooler", "cls"] = "pooler"
     input: PretrainedInput
 
 
@@ -32,7 +38,7 @@ class TextLayout(Config):
     """A text tower: the config of a transformers model, and how one vector comes of its outputs."""
 
     options: dict[str, Any]
-    pooling: Literal["cls", "mean", "last_token", "eot", "pooler"]
+    pooling: TextPooling
     context_length: int
 
 

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from consilium.core.config import Config
 from consilium.core.contracts import Needs
 from consilium.core.section import TaskSection
 from consilium.losses.config import ContrastiveConfig, SoftmaxContrastiveConfig
 from consilium.models.config import LinearProjectionConfig, ProjectionConfig, TextConfig, VisionConfig
 
 
+class ModelConfig(Config):
+    """A whole pretrained model: both towers, projections, temperature, tokenizer and image statistics."""
+
+    name: str = Field(
+        description="A folder here or in a bucket, ORG/NAME on the hub, or a model of open_clip as MODEL/TAG: a CLIP "
+        "of open_clip (BiomedCLIP too), or a CLIP, SigLIP, Chinese-CLIP or vision-text dual encoder of transformers."
+    )
+    pretrained: str | None = Field(
+        default=None, description="A weights file in place of that of the folder or tag; of open_clip's models only."
+    )
+
+
+def _named(given: object) -> object:
+    return {"name": given} if isinstance(given, str) else given
+
+
 class AlignConfig(TaskSection):
     """Captioned images into one space with their captions, as in CLIP."""
 
     kind: Literal["align"] = Field(description="What is learned.")
+    model: Annotated[ModelConfig | None, BeforeValidator(_named)] = Field(
+        default=None,
+        description="A whole pretrained model, by its name alone or with `pretrained`. Of vision and text then only "
+        "how they learn is given (freeze, drop_path, context_length).",
+    )
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     projection: ProjectionConfig = LinearProjectionConfig()
@@ -38,11 +60,34 @@ class AlignConfig(TaskSection):
         return "mean_recall"
 
     @property
+    def borrows(self) -> tuple[str, ...]:
+        """The bundles whose towers are taken."""
+        if self.model is not None:
+            return ()
+        return tuple(tower.name for tower in (self.vision, self.text) if tower.kind == "bundle")
+
+    @property
     def towers(self) -> dict[str, str]:
-        """The image and the text tower."""
+        """The whole model, or the image and the text tower."""
+        if self.model is not None:
+            return {"Model": self.model.name}
         return {"Image tower": self.vision.name, "Text tower": self.text.name}
 
     @property
     def gives(self) -> tuple[str, ...]:
         """What an answer may hold: of what was asked about."""
         return ("image_embedding", "text_embedding")
+
+    @model_validator(mode="after")
+    def _one_says_what_the_towers_are(self) -> AlignConfig:
+        if self.model is None:
+            return self
+        given: list[tuple[str, Any, Any]] = [("projection", self.projection, LinearProjectionConfig())]
+        for side, own, usual in (("vision", self.vision, VisionConfig()), ("text", self.text, TextConfig())):
+            given += [(f"{side}.{key}", getattr(own, key), getattr(usual, key)) for key in ("kind", "name", "pooling")]
+        if different := [key for key, own, usual in given if own != usual]:
+            raise ValueError(
+                f"model names both towers and what lies between them, so that {', '.join(different)} cannot be given "
+                "as well; leave these out, or leave model out"
+            )
+        return self

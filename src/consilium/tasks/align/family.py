@@ -19,9 +19,10 @@ from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.report.parts import ReportParts
 from consilium.evaluation.retrieval.evaluator import RetrievalEvaluator
 from consilium.evaluation.retrieval.report import retrieval_parts
-from consilium.models.config import TextConfig
-from consilium.tasks.align.config import AlignConfig
-from consilium.tasks.family import Family, Member, Settled
+from consilium.models.checkpoints.layout import ImageLayout, ProjectionLayout
+from consilium.models.config import TextConfig, TextPooling
+from consilium.tasks.align.config import AlignConfig, ModelConfig
+from consilium.tasks.family import Brought, Family, Known, Member, Settled
 
 if TYPE_CHECKING:
     from consilium.models.tokenizer import Tokenizer
@@ -29,10 +30,17 @@ if TYPE_CHECKING:
 
 
 class AlignKnowledge(Knowledge):
-    """The tokenizer (the text of its ``tokenizer.json``), and once it is built what the text encoder is made of."""
+    """The tokenizer (the text of its ``tokenizer.json``), and once it is built what the task is made of.
+
+    ``architecture`` is that of the text encoder, ``pooling`` how its texts are read out, ``image`` what the image tower
+    is made of where the config does not say it, ``projections`` what a whole pretrained model has, by side.
+    """
 
     tokenizer: str
     architecture: dict[str, Any] | None = None
+    pooling: TextPooling | None = None
+    image: ImageLayout | None = None
+    projections: dict[str, ProjectionLayout] | None = None
 
 
 class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
@@ -43,7 +51,7 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
     def study(
         self, section: AlignConfig, cases: Cases, *, known: AlignKnowledge | None, learns: bool
     ) -> Studied[AlignKnowledge]:
-        """The tokenizer; encoders from scratch learn theirs from the training texts."""
+        """The tokenizer; encoders from scratch learn theirs from the training texts, a bundle's knows its own."""
         if known is not None and not learns:
             return Studied(cases, known)
         texts = [cases.table.texts[row] or "" for row in cases.rows["train"].tolist()]
@@ -53,7 +61,13 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
                 f"the {counted(len(texts), 'training text')} {what}, so that there is nothing to tell apart. Check "
                 "the column of texts (columns.text of a source), and the splits."
             )
-        tokenizer = _tokenizer(section.text, tuple(texts) if section.text.from_scratch else ())
+        if known is not None:
+            from consilium.models.tokenizer import recut
+
+            tokenizer = recut(known.tokenizer, context_length=section.text.context_length)
+        else:
+            scratch = section.model is None and section.text.from_scratch
+            tokenizer = _tokenizer(section.text, section.model, tuple(texts) if scratch else ())
         knowledge = AlignKnowledge(training_cases=len(texts), tokenizer=tokenizer.definition)
         cut = tokenizer.count_cut(texts)
         if learns and cut:
@@ -73,22 +87,16 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
         members: Mapping[str, Member],
         weights: bool,
     ) -> Align:
-        """Two towers with their projections."""
-        from consilium.models.projection import build_projection
-        from consilium.models.text import build_text
-        from consilium.models.tokenizer import Tokenizer
-        from consilium.models.vision import build_vision
-        from consilium.tasks.align.task import Align
+        """Two towers with their projections, of a whole pretrained model or each by itself."""
+        from consilium.tasks.align.build import build_align
 
-        tokenizer = Tokenizer(knowledge.tokenizer)
-        vision = build_vision(section.vision, image_size=image.size, weights=weights)
-        text = build_text(section.text, tokenizer=tokenizer, architecture=None if weights else knowledge.architecture)
-        widths = {"image": vision.num_features, "text": text.num_features}
-        projections = {
-            side: build_projection(section.projection, in_features=width, width=section.embedding_size)
-            for side, width in widths.items()
-        }
-        return Align(section, vision=vision, text=text, projections=projections, tokenizer=tokenizer)
+        return build_align(section, knowledge, image_size=image.size, members=members, weights=weights)
+
+    def brings(self, section: AlignConfig, borrowed: Mapping[str, Known]) -> Brought:
+        """Settings of a whole model, or of towers that are no plain timm models."""
+        from consilium.tasks.align.build import brought
+
+        return brought(section, borrowed)
 
     def evaluator(self, section: AlignConfig, knowledge: AlignKnowledge, *, evaluation: EvaluationConfig) -> Evaluator:
         """Retrieval both ways."""
@@ -101,8 +109,14 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
     def settle(
         self, section: AlignConfig, task: Align, knowledge: AlignKnowledge, outputs: Mapping[str, Outputs]
     ) -> Settled[AlignKnowledge]:
-        """What the text encoder is made of, so that a bundle needs no hub."""
-        return Settled(knowledge.model_copy(update={"architecture": task.text.architecture}), outputs)
+        """What the task is made of, so that a bundle needs no hub."""
+        made_of = {
+            "architecture": task.text.architecture,
+            "pooling": task.text.pooling,
+            "image": task.vision.layout,
+            "projections": task.projections,
+        }
+        return Settled(knowledge.model_copy(update=made_of), outputs)
 
 
 def _alike(positives: str, cases: Cases) -> np.ndarray | None:
@@ -127,10 +141,13 @@ def _alike(positives: str, cases: Cases) -> np.ndarray | None:
 
 
 @lru_cache(maxsize=2)  # a training studies its cases more than once
-def _tokenizer(config: TextConfig, texts: tuple[str, ...]) -> Tokenizer:
+def _tokenizer(config: TextConfig, model: ModelConfig | None, texts: tuple[str, ...]) -> Tokenizer:
+    from consilium.models.checkpoints.find import find_model
+    from consilium.models.checkpoints.pretrained import text_source
     from consilium.models.text import build_tokenizer
 
-    return build_tokenizer(config, texts=texts)
+    source = None if model is None else text_source(find_model(model.name, weights=model.pretrained))
+    return build_tokenizer(config, texts=texts, source=source)
 
 
 FAMILY = AlignFamily()

@@ -28,6 +28,7 @@ from consilium.core.contracts import (
 )
 from consilium.core.task import Task
 from consilium.losses.contrastive import build_contrastive
+from consilium.models.checkpoints.layout import ProjectionLayout
 from consilium.models.projection import Projection
 from consilium.models.text import TextTower
 from consilium.models.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ class Align(Task):
         self.config, self.tokenizer = config, tokenizer
         self.vision, self.text = vision, text
         self.image_projection, self.text_projection = (projections[side] for side in SIDES)
+        self.projections: dict[str, ProjectionLayout] | None = None  # where a whole pretrained model has its own
         self.loss = build_contrastive(config.loss)
         self.set_epoch(0)
 

@@ -16,18 +16,21 @@ from consilium.data.cases.cases import SPLITS, Cases, Studied
 from consilium.data.guards.labels import spelled_alike
 from consilium.data.store.splits import missing_values
 from consilium.data.store.store import CaseTable
+from consilium.models.checkpoints.layout import ImageLayout
 
 
 class LabelKnowledge(Knowledge):
     """The classes of a task and what the cases taught about them.
 
-    ``class_counts`` are the training cases of every class; of a node of a tree also those below it.
+    ``class_counts`` are the training cases of every class; of a node of a tree also those below it. ``tower`` says what
+    the image tower is made of, where its config does not.
     """
 
     labels: list[str]
     nested: bool = False
     class_counts: list[int]
     calibration: Calibration = Calibration()
+    tower: ImageLayout | None = None
 
     @property
     def tree(self) -> LabelTree:

@@ -119,6 +119,11 @@ class ClassifyConfig(TaskSection):
         return self.add_to
 
     @property
+    def borrows(self) -> tuple[str, ...]:
+        """The bundle whose image tower is taken."""
+        return (self.vision.name,) if self.vision.kind == "bundle" else ()
+
+    @property
     def towers(self) -> dict[str, str]:
         """The image tower."""
         return {"Tower": self.vision.name}

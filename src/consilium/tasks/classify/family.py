@@ -25,7 +25,8 @@ from consilium.tasks.classify.config import ClassifyConfig
 from consilium.tasks.classify.growth import adopted, check_growth
 from consilium.tasks.classify.nodes import common_image
 from consilium.tasks.classify.stages import check_nodes, node_stages
-from consilium.tasks.family import Adopted, Ask, Family, Known, Member, Pooled, Settled, Stage
+from consilium.tasks.family import Adopted, Ask, Brought, Family, Known, Member, Pooled, Settled, Stage
+from consilium.tasks.towers import borrowed_image, vision_settings
 
 if TYPE_CHECKING:
     from consilium.tasks.answers.answering import Answering
@@ -73,7 +74,8 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
             if not isinstance(origin.task, Classify):
                 raise BundleError(f"task.add_to: {section.add_to} is no single network; labels are added to one.")
             return grown_classify(origin.task, section, knowledge)
-        return build_classify(section, knowledge, image_size=image.size, weights=weights)
+        source = borrowed_image(section.vision, members)
+        return build_classify(section, knowledge, image_size=image.size, weights=weights, source=source)
 
     def evaluator(
         self, section: ClassifyConfig, knowledge: LabelKnowledge, *, evaluation: EvaluationConfig
@@ -106,6 +108,10 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
         """Each network of a cascade normalises for itself."""
         return common_image({name: member.image for name, member in members.items()})
 
+    def brings(self, section: ClassifyConfig, borrowed: Mapping[str, Known]) -> Brought:
+        """The images that the tower takes."""
+        return Brought(vision_settings(section.vision, borrowed))
+
     def adopted(self, section: ClassifyConfig, origin: Known) -> Adopted:
         """Tower, head and images of the router that labels are added to."""
         return adopted(str(section.add_to), origin)
@@ -118,9 +124,12 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
     def settle(
         self, section: ClassifyConfig, task: Answering, knowledge: LabelKnowledge, outputs: Mapping[str, Outputs]
     ) -> Settled[LabelKnowledge]:
-        """Temperatures and thresholds from validation."""
+        """Temperatures and thresholds from validation, and what the tower is made of."""
         from consilium.tasks.answers.settle import settle_answers
+        from consilium.tasks.classify.task import Classify
 
+        if isinstance(task, Classify):
+            knowledge = knowledge.model_copy(update={"tower": task.tower.layout})
         return settle_answers(task, knowledge, outputs, config=section.answers)
 
     def pooled(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from consilium.core.contracts import Batch, Encoder, ImageInput, ParameterGroup, StepOutput
 from consilium.core.labels import LabelTree
 from consilium.losses.classification import build_loss
+from consilium.models.checkpoints.pretrained import ImageSource
 from consilium.models.heads import build_head, grown_head
 from consilium.models.vision import ImageEncoder, VisionTower, build_vision
 from consilium.models.weights import freeze_tower, keep_frozen_in_eval
@@ -98,11 +99,20 @@ class Classify(Answering):
 
 
 def build_classify(
-    config: ClassifyConfig, knowledge: LabelKnowledge, *, image_size: tuple[int, int], weights: bool = True
+    config: ClassifyConfig,
+    knowledge: LabelKnowledge,
+    *,
+    image_size: tuple[int, int],
+    weights: bool = True,
+    source: ImageSource | None = None,
 ) -> Classify:
-    """The task of a config, calibrated; ``weights=False`` skips pretrained weights (a bundle brings its own)."""
+    """The task of a config, calibrated; ``weights=False`` skips pretrained weights (a bundle brings its own).
+
+    ``source`` is an image tower from elsewhere.
+    """
     labels = knowledge.tree
-    tower = build_vision(config.vision, image_size=image_size, weights=weights)
+    layout = None if weights else knowledge.tower
+    tower = build_vision(config.vision, image_size=image_size, weights=weights, layout=layout, source=source)
     head = build_head(config.head, in_features=tower.num_features, classes=len(labels))
     task = Classify(config, labels=labels, tower=tower, head=head, loss=_loss(config, knowledge))
     task.calibrate(knowledge.calibration)

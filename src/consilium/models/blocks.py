@@ -1,0 +1,34 @@
+"""The layers of a model of transformers, from input to output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from consilium.core.errors import ConfigError
+
+
+def layer_blocks(model: Any) -> list[list[nn.Parameter]]:
+    """All parameters in blocks: the embeddings, then each layer; what follows the last layer joins it.
+
+    A model whose layers cannot be told apart is a ConfigError.
+    """
+    count = getattr(model.config, "num_hidden_layers", None)
+    lists = [
+        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if not lists:
+        raise ConfigError(
+            f"the layers of this encoder ({model.config.model_type}) cannot be told apart; set freeze.kind to none or "
+            "tower."
+        )
+    stem = lists[0]
+    blocks: list[list[nn.Parameter]] = [[]]
+    for name, parameter in model.named_parameters():
+        number = name.removeprefix(f"{stem}.").partition(".")[0] if name.startswith(f"{stem}.") else None
+        place = len(blocks) - 1 if number is None else int(number) + 1
+        while len(blocks) <= place:
+            blocks.append([])
+        blocks[place].append(parameter)
+    return blocks

@@ -1,0 +1,169 @@
+"""From what a config names to the reader of its form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from consilium.core.errors import ConfigError, WeightsError
+from consilium.core.transfer import fetch
+from consilium.models.checkpoints.hugging_face import WHOLE, HubImages, HubModel
+from consilium.models.checkpoints.layout import ImageLayout
+from consilium.models.checkpoints.open_clip import OpenClipModel, read_description
+from consilium.models.checkpoints.pretrained import ImageSource, TextSource, image_source, text_source
+from consilium.models.config import TextConfig, VisionConfig
+from consilium.models.encoders import HubEncoder, LoadedEncoder, encoder_of, new_encoder
+from consilium.models.hub import WEIGHTS_FILES, ModelFolder, cached_if_unreachable, is_a_path, short
+from consilium.models.timm_models import new_timm
+
+if TYPE_CHECKING:
+    from consilium.models.checkpoints.pretrained import Pretrained
+
+_HUB = "hf-hub:"
+_INSTEAD = "Without a network, name a local folder with its files: its weights, its config and its tokenizer."
+
+
+def find_model(name: str, *, weights: str | None = None, key: str = "task.model") -> Pretrained:
+    """The whole model that a config names.
+
+    ``name`` is a folder here or in a bucket, ``ORG/NAME`` or ``hf-hub:ORG/NAME`` on the hub, or a model of open_clip as
+    ``NAME/TAG``, where the tag says which weights. ``weights`` is a file that stands for those of a folder or a tag.
+    ``key`` is the config key that messages name. What cannot be had is a WeightsError, what is no such model a
+    ConfigError.
+    """
+    named, _, tag = name.partition("/")
+    if not is_a_path(name) and not name.startswith(_HUB) and (described := _of_open_clip(named, tag)) is not None:
+        place = ModelFolder(name, key, _INSTEAD)
+        if not tag and weights is None:
+            raise ConfigError(f"{key} '{name}' says no weights: give {name}/TAG, of which there is {_tags(named)}.")
+        return OpenClipModel(
+            name, described, file=lambda: _file(weights, key) if weights else _download(named, tag, place), place=place
+        )
+    place = ModelFolder(name.removeprefix(_HUB), key, _INSTEAD)
+    folder = place.descriptions("config")
+    if (folder / "open_clip_config.json").is_file():
+        described = read_description(folder / "open_clip_config.json")
+        return OpenClipModel(
+            name, described, file=lambda: _file(weights, key) if weights else _only(place.weights()), place=place
+        )
+    if weights is not None:
+        raise ConfigError(
+            f"{key}: {name} is a model of transformers, whose weights lie in its folder; put {weights} there as "
+            "model.safetensors."
+        )
+    return HubModel(place.name, place=place)
+
+
+def find_image(config: VisionConfig) -> ImageSource:
+    """The image tower of another library than timm that a config names: of a whole model, or a model of images alone.
+
+    What cannot be had is a WeightsError, what is no such model a ConfigError.
+    """
+    key = "task.vision.name"
+    weights = config.pretrained if isinstance(config.pretrained, str) else None
+    place = ModelFolder(config.name, key, _INSTEAD)
+    if config.kind == "hf":
+        if weights is not None:
+            raise ConfigError(
+                f"task.vision.pretrained is {weights}, but weights of a model of transformers lie in its folder; name "
+                "that as task.vision.name."
+            )
+        if HubModel(config.name, place=place).kind not in WHOLE:
+            alone = HubImages(config.name, place=place, weights=bool(config.pretrained))
+            return ImageSource(alone.layout, alone.load)
+    found = find_model(config.name, weights=weights, key=key)
+    if config.pretrained:
+        return image_source(found)
+    layout = found.layout.image
+
+    def load(*, image_size: tuple[int, int], drop_path: float = 0.0) -> LoadedEncoder:
+        return LoadedEncoder(new_image_model(layout, image_size=image_size, drop_path=drop_path))
+
+    return ImageSource(layout, load)
+
+
+def find_text(config: TextConfig) -> TextSource:
+    """The text tower that a config names: an encoder of Hugging Face, or that of a whole model.
+
+    What cannot be had is a WeightsError, what is no text tower a ConfigError.
+    """
+    encoder = HubEncoder(config.name)
+    if config.kind == "open_clip" or encoder.any_config.model_type in WHOLE:
+        weights = config.pretrained if isinstance(config.pretrained, str) else None
+        whole = find_model(config.name, weights=weights, key="task.text.name")
+        source = text_source(whole)
+        if config.pretrained:
+            return source
+        return replace(source, load=lambda: LoadedEncoder(encoder_of(whole.layout.text.options)))
+
+    def load() -> LoadedEncoder:
+        if isinstance(config.pretrained, str):
+            return encoder.with_weights_of(config.pretrained)
+        return encoder.pretrained() if config.pretrained else LoadedEncoder(new_encoder(encoder.config))
+
+    return TextSource(encoder.config.model_type, None, None, encoder.tokenizer, load)
+
+
+def new_image_model(layout: ImageLayout, *, image_size: tuple[int, int], drop_path: float = 0.0) -> nn.Module:
+    """The image tower of a layout with random weights."""
+    if layout.library == "timm":
+        return new_timm(layout, image_size=image_size, drop_path=drop_path)
+    found: nn.Module = encoder_of(layout.options)
+    return found
+
+
+def _of_open_clip(name: str, tag: str) -> dict[str, Any] | None:
+    """What open_clip knows of a name and of its weights; None where it is not installed, or does not know it."""
+    try:
+        import open_clip
+    except ImportError:
+        return None
+    if name not in open_clip.list_models():
+        return None
+    model, known = open_clip.get_model_config(name), (open_clip.get_pretrained_cfg(name, tag) if tag else {})
+    if known:  # the activation is that of the weights, whatever the name says
+        model["quick_gelu"] = bool(known.get("quick_gelu", False))
+    return {"model_cfg": model, "preprocess_cfg": known}
+
+
+def _tags(name: str) -> str:
+    import open_clip
+
+    return ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none: name a file as `pretrained`"
+
+
+def _download(name: str, tag: str, place: ModelFolder) -> Path:
+    import open_clip
+
+    config = open_clip.get_pretrained_cfg(name, tag)
+    if not config:
+        raise ConfigError(f"open_clip has no weights '{tag}' of {name}; it has {_tags(name)}.")
+    with cached_if_unreachable() as unreachable:
+        try:
+            return Path(open_clip.download_pretrained(config))
+        except Exception as error:  # several network libraries
+            why = f"{unreachable}; its cache on this machine does not hold them" if unreachable else short(error)
+            raise WeightsError(
+                f"the weights of {place.key} '{name}/{tag}' cannot be had ({why}). Without a network, download "
+                f"{config.get('hf_hub') or config.get('url')} elsewhere, and set {place.key} to "
+                f"{{name: {name}, pretrained: FILE}}."
+            ) from error
+
+
+def _file(place: str, key: str) -> Path:
+    try:
+        file = fetch(place)
+    except OSError as error:
+        raise WeightsError(f"{key}.pretrained: {error}.") from error
+    return _only(file) if file.is_dir() else file
+
+
+def _only(folder: Path) -> Path:
+    """The weights file of a folder, by open_clip's order of names."""
+    found = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise WeightsError(f"the folder {folder} holds no weights; expected one of {', '.join(WEIGHTS_FILES)}.")
+    return found

@@ -1,0 +1,130 @@
+"""How the align task is made: each tower by itself, or a whole pretrained model; and what pretrained models bring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from consilium.core.config import merge
+from consilium.core.errors import ConfigError
+from consilium.losses.config import SigmoidContrastiveConfig
+from consilium.models.checkpoints.find import find_model
+from consilium.models.checkpoints.layout import ModelLayout
+from consilium.models.checkpoints.pretrained import (
+    SIDES,
+    Pretrained,
+    TextSource,
+    image_source,
+    linear_layers,
+    text_source,
+)
+from consilium.models.encoders import LoadedEncoder
+from consilium.models.projection import Projection, build_projection
+from consilium.models.text import build_text
+from consilium.models.tokenizer import Tokenizer
+from consilium.models.vision import build_vision
+from consilium.tasks.align.config import AlignConfig
+from consilium.tasks.align.task import Align
+from consilium.tasks.family import Brought, Known, Member
+from consilium.tasks.towers import borrowed_image, image_settings, vision_settings
+
+if TYPE_CHECKING:
+    from consilium.tasks.align.family import AlignKnowledge
+
+
+def build_align(
+    section: AlignConfig,
+    knowledge: AlignKnowledge,
+    *,
+    image_size: tuple[int, int],
+    members: Mapping[str, Member],
+    weights: bool,
+) -> Align:
+    """The task of a section. Without ``weights`` its parts are those that a bundle knows, and random."""
+    tokenizer, whole = Tokenizer(knowledge.tokenizer), None
+    if section.model is not None and weights:
+        whole = find_model(section.model.name, weights=section.model.pretrained)
+    vision = build_vision(
+        section.vision,
+        image_size=image_size,
+        weights=weights,
+        layout=knowledge.image,
+        source=borrowed_image(section.vision, members) if whole is None else image_source(whole),
+    )
+    text = build_text(
+        section.text,
+        tokenizer=tokenizer,
+        architecture=None if weights else knowledge.architecture,
+        pooling=knowledge.pooling,
+        source=_borrowed_text(section, members) if whole is None else text_source(whole),
+    )
+    layouts = knowledge.projections if whole is None else _projections(whole.layout)
+    if layouts is not None:
+        tensors = {} if whole is None else whole.joint().projections
+        projections = {side: Projection(linear_layers(layouts[side], tensors.get(side))) for side in SIDES}
+    else:
+        widths = {"image": vision.num_features, "text": text.num_features}
+        projections = {
+            side: build_projection(section.projection, in_features=width, width=section.embedding_size)
+            for side, width in widths.items()
+        }
+    task = Align(section, vision=vision, text=text, projections=projections, tokenizer=tokenizer)
+    task.projections = layouts
+    if whole is not None:
+        _start_as(task, whole)
+    return task
+
+
+def brought(section: AlignConfig, borrowed: Mapping[str, Known]) -> Brought:
+    """What a whole model brings, or else what the towers do."""
+    if section.model is None:
+        settings = vision_settings(section.vision, borrowed)
+        if section.text.kind != "bundle":
+            return Brought(settings)
+        known = borrowed[section.text.name]
+        knowledge: Any = known.knowledge
+        own = getattr(known.section, "text", None)
+        if own is None:
+            raise ConfigError(
+                f"task.text.name: {section.text.name} is a bundle without a text tower; name one of kind align."
+            )
+        text = {"context_length": own.context_length, "pooling": knowledge.pooling or own.pooling or "cls"}
+        return Brought(merge(settings, {"task": {"text": text}}), knowledge)
+    layout = find_model(section.model.name, weights=section.model.pretrained).layout
+    if "embedding_size" in section.model_fields_set and section.embedding_size != layout.embedding_size:
+        raise ConfigError(
+            f"task.embedding_size is {section.embedding_size}, but {section.model.name} was trained with "
+            f"{layout.embedding_size}; leave it out."
+        )
+    task: dict[str, Any] = {
+        "embedding_size": layout.embedding_size,
+        "text": {"context_length": layout.text.context_length},
+    }
+    if layout.loss == "sigmoid" and "loss" not in section.model_fields_set:
+        task["loss"] = SigmoidContrastiveConfig().model_dump(mode="json")
+    return Brought({"task": task, "data": {"image": image_settings(layout.image.input)}})
+
+
+def _projections(layout: ModelLayout) -> dict[str, Any]:
+    return {"image": layout.image_projection, "text": layout.text_projection}
+
+
+def _start_as(task: Align, whole: Pretrained) -> None:
+    """Begin with the temperature and the bias that a model has learned, unless the config gives others."""
+    joint = whole.joint()
+    task.loss.start_at(joint.log_scale, bias=joint.bias)
+
+
+def _borrowed_text(section: AlignConfig, members: Mapping[str, Member]) -> TextSource | None:
+    """The text tower of the bundle that a config names; None where it names none."""
+    if section.text.kind != "bundle" or section.text.name not in members:
+        return None
+    task: Any = members[section.text.name].task
+    tower, tokenizer = task.text, task.tokenizer
+    return TextSource(
+        kind=tower.architecture["model_type"],
+        pooling=tower.pooling,
+        context_length=tokenizer.context_length,
+        tokenizer=lambda: (tokenizer.definition, tokenizer.pad_id),
+        load=lambda: LoadedEncoder(tower.model),
+    )
