@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consilium.core.contracts import Evaluation, Outputs
+from consilium.core.contracts import Evaluation, Interval, Outputs
 from consilium.core.labels import LabelTree
 from consilium.evaluation.config import AnswersConfig, EvaluationConfig
 from consilium.evaluation.labels.classification import ClassificationEvaluator
 from consilium.evaluation.labels.report import label_parts
 from consilium.evaluation.report.crossval import CrossvalContent, FoldFigures, write_crossval
+from consilium.evaluation.retrieval.report import retrieval_parts
 
 LOOK = "`consilium data inspect` lists all that was found, and draws near-duplicates."
 ALIKE = (
@@ -106,3 +107,23 @@ def small_evaluation() -> Evaluation:
         LabelTree(["ct", "mri"]), multi_label=False, config=EvaluationConfig(), answers=AnswersConfig()
     )
     return evaluator.evaluate(outputs, split="crossval")
+
+
+def test_a_family_whose_answers_are_not_pooled_has_the_mean_over_the_folds_and_no_word_of_labels(
+    tmp_path: Path,
+) -> None:
+    folds = [
+        FoldFigures(f"fold {n}", "runs", 20, 5, 20, {"mean_recall": value}, {"mean_recall": Interval(value, 0.1, 0.9)})
+        for n, value in enumerate((0.25, 0.5))
+    ]
+    pooled = Evaluation(split="crossval", cases=40, metrics={})
+    found = replace(content([]), folds=folds, pooled=pooled, parts=retrieval_parts())
+    page = write_crossval(tmp_path, found).read_text(encoding="utf-8")
+    assert found.sentences() == [
+        "40 cases were each tested once, by a model that had not seen them: Mean recall 37.5\N{NO-BREAK SPACE}% as the "
+        "mean over the folds.",
+        "Fold by fold from 25.0\N{NO-BREAK SPACE}% (fold 0) to 50.0\N{NO-BREAK SPACE}% (fold 1).",
+    ]
+    assert "Nothing is pooled" in page
+    assert not re.search(r"AUROC|confus|class,|named|all cases, pooled", page)
+    assert [list(row) for row in found.summary_rows()] == [["figure", "mean", "deviation", "folds"]]

@@ -8,8 +8,19 @@ from typing import Any
 from consilium.core.contracts import Evaluation
 from consilium.core.labels import ROOT, indented
 from consilium.core.reporter import format_table
+from consilium.evaluation.labels import charts, tree_plots
 from consilium.evaluation.labels import wording as label_wording
-from consilium.evaluation.report.parts import ReportParts
+from consilium.evaluation.report.parts import PooledParts, ReportParts
+
+_POOLED = PooledParts(
+    sections=("label_confusion.html.j2",),
+    predicates={"accuracy": "were named right", "exact_match": "were given every label right"},
+    undefined="a fold of one class has no AUROC",
+    cautions=(
+        "The pooled figures put answers of different models into one list. Shares of right answers bear that; a rank "
+        "(AUROC) or a calibration does less well, where the models are not equally sure.",
+    ),
+)
 
 
 def label_parts(labels: Sequence[str]) -> ReportParts:
@@ -42,6 +53,9 @@ def label_parts(labels: Sequence[str]) -> ReportParts:
         sections=("labels.html.j2",),
         galleries=("label_cases.html.j2",),
         card="labels.md.j2",
+        pooled=_POOLED,
+        calls={"said": label_wording, "plots": charts, "tree_plots": tree_plots},
+        figures=lambda evaluation: {"largest_class": label_wording.largest_class(evaluation)},
         labels=tuple(labels),
     )
 

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from consilium.core.labels import ROOT
-from consilium.evaluation.report import charts as plots
+from consilium.evaluation.labels import charts
 from consilium.evaluation.report import svg
 from consilium.evaluation.report.wording import number, percent
 
@@ -125,8 +125,8 @@ def decision_plots(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[st
     for name in sorted(judged, key=lambda name: -mistakes[name])[:_SHOWN_DECISIONS]:
         pairs = [row for row in tables["decision_confusion"] if row["node"] == name]
         bins = [row for row in tables["decision_calibration"] if row["node"] == name]
-        reliabilities.append(plots.small_reliability(name, bins))
+        reliabilities.append(charts.small_reliability(name, bins))
         if mistakes[name] > 0:
             short = [{**row, **{key: row[key].rpartition(".")[2] for key in ("truth", "prediction")}} for row in pairs]
-            confusions.append({"node": name, "plot": plots.confusion_heat_map(children[name], short)})
+            confusions.append({"node": name, "plot": charts.confusion_heat_map(children[name], short)})
     return {"confusions": confusions, "reliabilities": reliabilities}

@@ -85,11 +85,13 @@ class CrossvalContent:
         share = self.share
         count = wording.number(self.pooled.cases)
         tested = f"{count} cases were each tested once, by a model that had not seen them"
-        pooled = self.pooled.intervals.get(share)
+        pooled, mean = self.pooled.intervals.get(share), self.means.get(share)
         if pooled is not None:
             shown = wording.with_interval(share, pooled, confidence=self.confidence)
-            right = {"accuracy": " were named right", "exact_match": " were given every label right"}.get(share)
-            tested += f": {shown}{right}" if right else f": {title(share)} {shown}"
+            predicate = self.parts.pooled.predicates.get(share)
+            tested += f": {shown} {predicate}" if predicate else f": {title(share)} {shown}"
+        elif mean is not None:
+            tested += f": {title(share)} {wording.figure(share, mean.mean)} as the mean over the folds"
         sentences = [f"{tested}."]
         ranked = sorted(
             (fold for fold in self.folds if fold.metrics.get(share) is not None),
@@ -114,8 +116,7 @@ class CrossvalContent:
         return [
             f"{spread}: the trainings share most of their cases, and no estimate of the variance from one "
             "cross-validation is unbiased (Bengio & Grandvalet, JMLR 5, 2004).",
-            "The pooled figures put answers of different models into one list. Shares of right answers bear that; a "
-            "rank (AUROC) or a calibration does less well, where the models are not equally sure.",
+            *(self.parts.pooled.cautions if self.pooled.metrics else ()),
             *self.parts.cautions(self.pooled),
             *(f"{value} was not tested: {reason}" for value, reason in self.skipped.items()),
             *everywhere,
@@ -149,8 +150,8 @@ class CrossvalContent:
         ]
 
     def summary_rows(self) -> list[dict[str, Any]]:
-        """The figures over all folds: mean, deviation, and pooled with its interval."""
-        rows = []
+        """The figures over all folds: mean, standard deviation and, where answers are pooled, those with intervals."""
+        rows: list[dict[str, Any]] = []
         for name in self.headlines:
             mean, pooled = self.means.get(name), self.pooled.intervals.get(name)
             rows.append(
@@ -159,11 +160,14 @@ class CrossvalContent:
                     "mean": mean.mean if mean else None,
                     "deviation": mean.deviation if mean else None,
                     "folds": mean.runs if mean else 0,
+                }
+            )
+            if self.pooled.metrics:
+                rows[-1] |= {
                     "pooled": self.pooled.metrics.get(name),
                     "from": pooled.low if pooled else None,
                     "to": pooled.high if pooled else None,
                 }
-            )
         return rows
 
 
@@ -192,8 +196,9 @@ def write_crossval(folder: Path, content: CrossvalContent) -> Path:
         },
     )
     write_text(folder / ROWS, to_csv([_csv_row(fold) for fold in content.folds]))
-    template = environment(escape_html=True).get_template("crossval.html.j2")
-    write_text(folder / PAGE, template.render(content=content, warnings=advised(content.cautions())))
+    template = environment(escape_html=True, package=content.parts.package).get_template("crossval.html.j2")
+    shown = template.render(**content.parts.calls, content=content, warnings=advised(content.cautions()))
+    write_text(folder / PAGE, shown)
     return folder / PAGE
 
 

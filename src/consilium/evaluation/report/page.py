@@ -17,11 +17,8 @@ from consilium.core.contracts import Evaluation
 from consilium.core.files import write_json, write_text
 from consilium.core.labels import reading_order
 from consilium.evaluation.config import ReportConfig
-from consilium.evaluation.labels import tree_plots
-from consilium.evaluation.labels import wording as label_wording
 from consilium.evaluation.labels.saliency import SaliencyMap
-from consilium.evaluation.report import charts as plots
-from consilium.evaluation.report import wording, words
+from consilium.evaluation.report import charts, wording, words
 from consilium.evaluation.report.advice import advised
 from consilium.evaluation.report.parts import ReportParts
 from consilium.evaluation.statistics import MeanAndDeviation
@@ -89,7 +86,7 @@ def write_report(folder: Path, content: ReportContent) -> Path:
             "groups": evaluation.groups,
             "metrics": evaluation.metrics,
             "intervals": intervals,
-            "largest_class": label_wording.largest_class(evaluation),
+            **content.parts.figures(evaluation),
         }
         for name, rows in evaluation.tables.items():
             write_text(folder / TABLES / f"{split}_{name}.csv", to_csv(rows))
@@ -160,12 +157,9 @@ def environment(*, escape_html: bool, package: str = "consilium.evaluation") -> 
     environment.filters.update(filters)
     environment.globals |= {
         "words": wording,
-        "said": label_wording,
         "title": words.title,
         "is_rank": words.is_rank,
-        "plots": plots,
-        "tree_plots": tree_plots,
-        "strip": plots.interval_strip,
+        "strip": charts.interval_strip,
     }
     return environment
 
@@ -176,6 +170,7 @@ def _render(template: str, content: ReportContent, *, escape_html: bool) -> str:
     main = content.main
     loaded = environment(escape_html=escape_html, package=content.parts.package).get_template(template)
     return loaded.render(
+        **content.parts.calls,
         content=content,
         main=main,
         added=Markup(_ADDED),
@@ -231,18 +226,18 @@ def pivot(rows: Sequence[Mapping[str, Any]], *, key: str) -> list[dict[str, Any]
 def _curves(content: ReportContent) -> list[str]:
     columns = dict.fromkeys(name for row in content.history for name in row)
     points = {name: _points(content.history, name) for name in columns}
-    charts = [
-        plots.line_chart(
+    drawn = [
+        charts.line_chart(
             [
-                plots.Series("training loss", smooth(points.get("train_loss", [])), "a"),
-                plots.Series("validation log loss", points.get("val_log_loss", []), "b"),
+                charts.Series("training loss", smooth(points.get("train_loss", [])), "a"),
+                charts.Series("validation log loss", points.get("val_log_loss", []), "b"),
             ],
             title="Loss",
             mark=content.best_step,
         ),
-        plots.line_chart(
+        charts.line_chart(
             [
-                plots.Series(words.title(name), points.get(f"val_{name}", []), tone)
+                charts.Series(words.title(name), points.get(f"val_{name}", []), tone)
                 for name, tone in zip(
                     dict.fromkeys(filter(None, [content.monitor, *content.parts.curves])), "abc", strict=False
                 )
@@ -250,9 +245,9 @@ def _curves(content: ReportContent) -> list[str]:
             title="Validation figures",
             mark=content.best_step,
         ),
-        plots.line_chart(
+        charts.line_chart(
             [
-                plots.Series(name.removeprefix("learning_rate_"), values, tone)
+                charts.Series(name.removeprefix("learning_rate_"), values, tone)
                 for (name, values), tone in zip(
                     ((n, v) for n, v in points.items() if n.startswith("learning_rate_")), "abc", strict=False
                 )
@@ -260,7 +255,7 @@ def _curves(content: ReportContent) -> list[str]:
             title="Learning rate",
         ),
     ]
-    return [chart for chart in charts if chart]
+    return [chart for chart in drawn if chart]
 
 
 def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:

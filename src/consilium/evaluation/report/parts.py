@@ -19,6 +19,21 @@ def _nothing(evaluation: Evaluation) -> list[str]:
 
 
 @dataclass(frozen=True)
+class PooledParts:
+    """What a kind of task adds to the page of a cross-validation whose answers of all folds are judged in one list.
+
+    ``sections`` are templates after the table of folds. ``predicates`` end a sentence that begins with a share of the
+    cases ("were named right"), by figure. ``undefined`` is an example of a fold in which a figure is not defined.
+    ``cautions`` are about figures over the answers of several models.
+    """
+
+    sections: tuple[str, ...] = ()
+    predicates: Mapping[str, str] = field(default_factory=dict)
+    undefined: str = ""
+    cautions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ReportParts:
     """What a kind of task adds to a report. Figures and tables that an evaluation lacks are left out.
 
@@ -26,8 +41,9 @@ class ReportParts:
     ``curves`` those that a training shows beside the loss. ``summary(evaluation, confidence)`` says the result in
     sentences, most important first; ``beside`` what it is to be compared with. ``sections`` and ``galleries`` are
     templates of ``package``, after the headline figures and after the tables by column; ``card`` is one of the model
-    card. What they call is in ``calls``. ``by_column`` are the figures for each value of a column. ``console`` are
-    lines for the screen. ``labels`` are the classes in reading order, of tasks that have some.
+    card. What templates call is in ``calls``. ``figures`` are what ``metrics.json`` has beside the metrics. ``pooled``
+    is added to the page of a cross-validation. ``by_column`` are the figures for each value of a column. ``console``
+    are lines for the screen. ``labels`` are the classes in reading order, of tasks that have some.
     """
 
     about: str
@@ -41,10 +57,12 @@ class ReportParts:
     limits: Callable[[Evaluation | None], list[str]] = lambda evaluation: []
     meaning: Callable[[str, Evaluation], str] = _by_name
     console: Callable[[Evaluation], list[str]] = _nothing
+    figures: Callable[[Evaluation], Mapping[str, Any]] = lambda evaluation: {}
     by_column: tuple[str, ...] = ()
     package: str = "consilium.evaluation"
     sections: tuple[str, ...] = ()
     galleries: tuple[str, ...] = ()
     card: str | None = None
+    pooled: PooledParts = PooledParts()
     calls: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
