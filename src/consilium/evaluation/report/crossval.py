@@ -108,9 +108,9 @@ class CrossvalContent:
     def cautions(self) -> list[str]:
         """What a reader must know before believing the figures."""
         spread = (
-            "The deviation over the values says how much they differ, not how exactly the mean is known"
+            "The standard deviation over the values says how much they differ, not how exactly the mean is known"
             if self.by_value
-            else "The deviation over the folds is not a standard error"
+            else "The standard deviation over the folds is not a standard error"
         )
         everywhere = [note for note in self.folds[0].notes if all(note in fold.notes for fold in self.folds)]
         return [
