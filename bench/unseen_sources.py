@@ -47,11 +47,11 @@ from bench._machine import describe_machine
 from bench._plain import SAME, Cases, Probe, plain, same_probe
 from consilium.core.config import apply_overrides, build, merge, read_tree
 from consilium.core.reporter import Silent, format_table
-from consilium.crossval import GUARDS_OFF
 from consilium.data.cases.load import load_data
 from consilium.data.store.store import CaseTable
 from consilium.experiment import Experiment
 from consilium.predictor import Predictor, case_outputs
+from consilium.series import GUARDS_OFF
 from consilium.session import train
 from consilium.tasks.family import studying
 

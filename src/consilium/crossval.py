@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from consilium.console import reporting
-from consilium.core.config import build, merge, nearest, to_yaml
-from consilium.core.contracts import Evaluation, Interval, Outputs
-from consilium.core.errors import ConfigError, ConsiliumError, DataError
+from consilium.core.config import nearest, to_yaml
+from consilium.core.contracts import Evaluation, Interval
+from consilium.core.errors import ConfigError, DataError
 from consilium.core.files import write_text
 from consilium.core.reporter import Reporter, counted, figures, format_table
-from consilium.core.section import Knowledge
 from consilium.data.cases.cases import Studied
 from consilium.data.cases.filters import filtered, usable, your_column
 from consilium.data.cases.folds import columns_of
 from consilium.data.cases.load import studied_cases
-from consilium.data.config import GuardConfig
 from consilium.data.store.prepare import prepare
 from consilium.data.store.store import Store
 from consilium.evaluation.report.crossval import CrossvalContent, FoldFigures, write_crossval
-from consilium.evaluation.report.page import METRICS, read_unread, read_warnings
 from consilium.evaluation.report.wording import FEW_CASES
 from consilium.experiment import Experiment, check_experiment
-from consilium.predictor import Predictor, case_outputs
-from consilium.session import train
+from consilium.series import Once, Part, Tested, changed
 from consilium.tasks.family import Family, Pooled, family_of, studying
-from consilium.training.runs import CONFIG, finished_run
-
-GUARDS_OFF = {name: False for name, field in GuardConfig.model_fields.items() if field.annotation is bool}
+from consilium.training.runs import CONFIG
 
 
 @dataclass(frozen=True)
@@ -59,38 +51,10 @@ class CrossvalResult:
 
 
 @dataclass(frozen=True)
-class _Fold:
-    """One training to come: its name in tables, its experiment, and its cases."""
+class _Fold(Part):
+    """One training to come, and its cases."""
 
-    name: str
-    experiment: Experiment
     studied: Studied[Any]
-
-
-@dataclass(frozen=True)
-class _Tested:
-    """One finished fold: its figures, and the answers of its model to the cases it tested."""
-
-    figures: FoldFigures
-    outputs: Outputs
-    knowledge: Knowledge
-    unread: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class _Once:
-    """Passes on to ``reporter``, but each note once: what is said of the data comes again with every fold."""
-
-    reporter: Reporter
-    told: set[str] = field(default_factory=set)
-
-    def line(self, text: str) -> None:
-        if not text.startswith("note: ") or text not in self.told:
-            self.reporter.line(text)
-        self.told.add(text)
-
-    def progress(self, name: str, done: int, total: int | None, text: str = "") -> None:
-        self.reporter.progress(name, done, total, text)
 
 
 def cross_validate(
@@ -111,7 +75,7 @@ def cross_validate(
     check_experiment(experiment)
     leave_out = [leave_out] if isinstance(leave_out, str) else leave_out
     with reporting(reporter, quiet=quiet) as shown:
-        return _cross_validate(experiment, folds=folds, leave_out=leave_out, limit=limit, reporter=_Once(shown))
+        return _cross_validate(experiment, folds=folds, leave_out=leave_out, limit=limit, reporter=Once(shown))
 
 
 def _cross_validate(
@@ -128,25 +92,28 @@ def _cross_validate(
     for name, reason in planner.skipped.items():
         reporter.line(f"note: {name} is not tested: {reason}")
     for fold in plan:  # what is wrong with one of them shows before hours are spent on the others
-        with _named(fold):
-            if _finished(fold, store, limit=limit) is None:
-                _try(fold, limit=limit)
-    tested = []
+        with fold.named():
+            if fold.finished(store.fingerprints, limit=limit) is None:
+                fold.try_out(limit=limit)
+    tested: list[FoldFigures] = []
+    answers, unread = [], set[str]()
     for fold in plan:
-        with _named(fold):
-            tested.append(_test(fold, store, limit=limit, reporter=reporter))
+        with fold.named():
+            found = fold.test(store, limit=limit, reporter=reporter)
+        tested.append(_figures(fold, found))
+        answers.append((found.studied.knowledge, found.outputs))
+        unread |= found.unread
     task, family = experiment.task, family_of(experiment.task)
-    answers = [(one.knowledge, one.outputs) for one in tested]
     pooled = family.pooled(task, answers, evaluation=experiment.evaluation) or Pooled(
-        tested[0].knowledge, Evaluation(split="crossval", cases=sum(one.figures.test for one in tested), metrics={})
+        answers[0][0], Evaluation(split="crossval", cases=sum(fold.test for fold in tested), metrics={})
     )
-    folder = _folder(plan[0].experiment)
+    folder = plan[0].folder
     option = f"--folds {folds}" if folds is not None else f"--leave-out {','.join(leave_out)}"
     content = CrossvalContent(
         name=experiment.name,
         what=f"{folds} folds" if folds is not None else f"each {' and '.join(leave_out)} left out",
         by_value=folds is None,
-        folds=[one.figures for one in tested],
+        folds=tested,
         pooled=pooled.evaluation,
         parts=family.report(task, pooled.knowledge),
         skipped=planner.skipped,
@@ -161,7 +128,6 @@ def _cross_validate(
     for text in content.cautions():
         reporter.line(f"note: {text}")
     reporter.line(f"report: {write_crossval(folder, content)}")
-    unread = frozenset[str]().union(*(one.unread for one in tested))
     return CrossvalResult(folder, list(content.folds), content.pooled, planner.skipped, len(unread))
 
 
@@ -263,7 +229,7 @@ class _Planner:
             "data": {"split": split},
             "output": {"root": str(Path(output.root) / own.name), "variation": place, "if_exists": "resume"},
         }
-        experiment = _changed(own, change)
+        experiment = changed(own, change)
         studied = studied_cases(
             self.store.table,
             config=experiment.data,
@@ -271,77 +237,24 @@ class _Planner:
             study=studying(own.task, learns=True),
             limit=self.limit,
         )
-        return _Fold(name, experiment, studied)
+        return _Fold(name, experiment, "crossval", studied)
 
 
-def _changed(experiment: Experiment, change: dict[str, Any]) -> Experiment:
-    return build(Experiment, merge(experiment.model_dump(mode="json"), change), origin="crossval")
-
-
-def _folder(experiment: Experiment) -> Path:
-    return Path(experiment.output.root) / experiment.name
-
-
-@contextlib.contextmanager
-def _named(fold: _Fold) -> Iterator[None]:
-    """Let an error say which fold it stopped."""
-    try:
-        yield
-    except ConsiliumError as error:
-        kept = f"What is finished is kept in {_folder(fold.experiment)}; the same crossval command goes on from there."
-        error.args = (f"{fold.name}: {error} {kept}",)
-        raise
-
-
-def _finished(fold: _Fold, store: Store, *, limit: int | None) -> Path | None:
-    own = fold.experiment
-    return finished_run(own.output, name=own.name, config=own, limit=limit, data_fingerprints=store.fingerprints)
-
-
-def _try(fold: _Fold, *, limit: int | None) -> None:
-    """One step of the fold, without what reads all images: the training itself does that."""
-    change: dict[str, Any] = {"data": {"guards": GUARDS_OFF}, "output": {"if_exists": "new"}}
-    if fold.experiment.data.image.statistics == "data":
-        change["data"]["image"] = {"statistics": "given"}
-    train(_changed(fold.experiment, change), limit=limit, dry_run=True, quiet=True)
-
-
-def _test(fold: _Fold, store: Store, *, limit: int | None, reporter: Reporter) -> _Tested:
-    """Train the fold unless that is done, and let its model answer the cases that it tests."""
-    experiment = fold.experiment
-    folder = _finished(fold, store, limit=limit)
-    if folder is None:
-        reporter.line(f"-- {fold.name} --")
-        result = train(experiment, limit=limit, reporter=reporter)
-        assert result is not None, "no dry run"
-        folder = result.bundle
-    else:
-        reporter.line(f"{fold.name} is finished: {folder}")
-    predictor = Predictor.load(
-        folder, device=experiment.trainer.device, batch_size=experiment.data.loader.eval_batch_size or 32
-    )
-    task = experiment.task
-    studied = studied_cases(
-        store.table,
-        config=experiment.data,
-        needs=task.needs,
-        study=studying(task, learns=False),
-        known=predictor.knowledge,
-        limit=limit,
-    )
-    outputs = case_outputs(predictor, studied, "test")
-    judged = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    figures = FoldFigures(
+def _figures(fold: _Fold, found: Tested) -> FoldFigures:
+    """The figures of a fold."""
+    judged, studied = found.judged, found.studied
+    return FoldFigures(
         name=fold.name,
-        folder=str(folder),
-        train=predictor.knowledge.training_cases,
+        folder=str(found.folder),
+        train=studied.knowledge.training_cases,
         val=judged["val"]["cases"],
-        test=len(outputs.ids),
+        test=len(found.outputs.ids),
         metrics=judged["test"]["metrics"],
         intervals={name: Interval(**interval) for name, interval in judged["test"]["intervals"].items()},
-        notes=list(dict.fromkeys([*studied.cases.notes, *read_warnings(folder), *_few(family_of(task), studied)])),
+        notes=list(
+            dict.fromkeys([*studied.cases.notes, *found.warnings, *_few(family_of(fold.experiment.task), studied)])
+        ),
     )
-    return _Tested(figures, outputs, studied.knowledge, frozenset({*outputs.unread, *read_unread(folder)}))
 
 
 def _few(family: Family[Any, Any, Any], studied: Studied[Any]) -> list[str]:

@@ -25,7 +25,8 @@ LAYERS = (
     ("judge",),
     ("experiment",),
     ("session",),
-    ("crossval", "labelling", "launch", "serving", "demo"),
+    ("series",),
+    ("crossval", "comparison", "labelling", "launch", "serving", "demo"),
     ("cli",),
 )
 HEIGHT = {part: height for height, row in enumerate(LAYERS) for part in row}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consilium.evaluation.report.advice import advised
+from consilium.evaluation.report.advice import advised, gathered
 
 LOOK = "`consilium data inspect` lists all that was found, and draws near-duplicates."
 SOURCE = "a model can learn a hospital. Judge it on one it never saw: `consilium crossval --leave-out hospital`."
@@ -18,3 +18,10 @@ def test_what_has_no_command_stays_as_it_is() -> None:
     texts = ["Fewer than 10 cases: a. b", "no full stop", "data.on_leak: drop takes out 2 cases (`x`). See e.g. there."]
     assert advised(texts).said == texts
     assert advised(texts).to_run == []
+
+
+def test_notes_of_several_trainings_are_said_once() -> None:
+    odd = "only {} cases tested: the figures say little."
+    found = gathered({"a": ["same", odd.format(5), "own"], "b": ["same", odd.format(8)], "c": ["same"]})
+    assert found == ["same", "a, b: only 5 to 8 cases tested: the figures say little.", "a: own"]
+    assert gathered({}) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,16 +9,14 @@ from typing import Any
 
 from consilium.core.contracts import Evaluation, Interval
 from consilium.core.files import write_json, write_text
-from consilium.core.reporter import counted, figures, in_common, some
+from consilium.core.reporter import counted, figures
 from consilium.evaluation.report import wording
-from consilium.evaluation.report.advice import advised
+from consilium.evaluation.report.advice import advised, gathered
 from consilium.evaluation.report.page import environment, to_csv
 from consilium.evaluation.report.parts import ReportParts
 from consilium.evaluation.report.words import title
 from consilium.evaluation.statistics import MeanAndDeviation, mean_and_deviation
 
-# Where notes of one kind may differ: numbers, what stands in brackets or quotes, and a list before a semicolon.
-_VARYING = re.compile(r"\d+(?:[.,]\d+)*|(?<=\()[^()]*(?=\))|'[^']*'|(?<=case of: )[^;]*(?=;)|(?<=cases of: )[^;]*(?=;)")
 PAGE, FIGURES, ROWS = "crossval.html", "crossval.json", "crossval.csv"
 
 
@@ -112,28 +109,14 @@ class CrossvalContent:
             if self.by_value
             else "The standard deviation over the folds is not a standard error"
         )
-        everywhere = [note for note in self.folds[0].notes if all(note in fold.notes for fold in self.folds)]
         return [
             f"{spread}: the trainings share most of their cases, and no estimate of the variance from one "
             "cross-validation is unbiased (Bengio & Grandvalet, JMLR 5, 2004).",
             *(self.parts.pooled.cautions if self.pooled.metrics else ()),
             *self.parts.cautions(self.pooled),
             *(f"{value} was not tested: {reason}" for value, reason in self.skipped.items()),
-            *everywhere,
-            *self._fold_notes(everywhere),
+            *gathered({fold.name: fold.notes for fold in self.folds}),
             *self.notes,
-        ]
-
-    def _fold_notes(self, everywhere: Sequence[str]) -> list[str]:
-        """What is said of some folds; what differs only in numbers is one line."""
-        kinds: dict[str, list[tuple[str, str]]] = {}
-        for fold in self.folds:
-            for note in fold.notes:
-                if note not in everywhere:
-                    kinds.setdefault(_VARYING.sub("...", note), []).append((fold.name, note))
-        return [
-            f"{some([name for name, _ in of_kind], 6)}: {in_common([note for _, note in of_kind], varying=_VARYING)}"
-            for of_kind in kinds.values()
         ]
 
     def rows(self) -> list[dict[str, Any]]:
