@@ -276,7 +276,8 @@ class Evaluation:
 
     ``metrics`` are plain figures by name (``accuracy``, ``macro_f1`` ...), ``intervals`` the headline
     ones with bootstrap intervals, ``tables`` rows of dictionaries by name (``per_class``, ``per_source``,
-    ``confusion`` ...), ready for JSON, CSV and the report. Undefined figures are None, never NaN.
+    ``confusion`` ...), ready for JSON, CSV and the report. Undefined figures are None, never NaN. ``draws`` are the
+    bootstrap draws of figures, [samples] each; those of two models for the same cases are of the same resamples.
     """
 
     split: str
@@ -285,6 +286,7 @@ class Evaluation:
     intervals: dict[str, Interval] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     groups: int | None = None  # bootstrap units (patients) among the cases
+    draws: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return f"<Evaluation of {self.split}: {counted(self.cases, 'case')}, {figures(self.metrics)}>"

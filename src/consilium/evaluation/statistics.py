@@ -1,4 +1,4 @@
-"""Uncertainty: the bootstrap over groups, Wilson's interval, mean and deviation of several runs."""
+"""Uncertainty: the bootstrap over groups, Wilson's interval, several runs and their paired differences."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from consilium.evaluation.metrics import Floats
 
 # Resamples are drawn in blocks of about this many numbers (32 MB), so memory does not grow with the set.
 _BLOCK = 4_000_000
+_VARIATES = 100  # of Student's t for each resample, so that the ends of an interval hardly depend on them
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,32 @@ def mean_and_deviation(values: Sequence[float]) -> MeanAndDeviation:
     """Mean and sample standard deviation of a figure over one or more runs."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return MeanAndDeviation(float(np.mean(values)), deviation, len(values))
+
+
+def paired_interval(differences_S: Floats, draws_SR: Floats, *, confidence: float, seed: int) -> Interval:
+    """The mean paired difference of S trainings and its interval, over test cases and over trainings.
+
+    ``differences_S`` has the difference of each seed, ``draws_SR`` [S, R] the same in R resamples of whole groups, each
+    of which is one for all seeds. How much the mean varies with the groups, its resamples show. How much it varies with
+    the seed is the variance of ``differences_S`` less what the cases alone explain of it (components of variance of a
+    two-way layout: Searle, Casella and McCulloch, "Variance Components", 1992); since so few seeds only estimate it,
+    that part follows Student's t with S - 1 degrees of freedom. One training says nothing of others: its interval is
+    over test cases alone.
+
+    Resamples in which a figure is undefined are left out; low and high are None when that is more than half of them,
+    or when the same difference, other than 0, is in all: then too few cases were seen, which no resample can show.
+    """
+    seeds, value = len(differences_S), float(np.mean(differences_S))
+    draws_SD = draws_SR[:, ~np.isnan(draws_SR).any(axis=0)]
+    if not draws_SD.size or 2 * draws_SD.shape[1] < draws_SR.shape[1]:
+        return Interval(value)
+    possible = means_D = draws_SD.mean(axis=0)
+    if seeds > 1:
+        explained = (draws_SD.var(axis=1).mean() - means_D.var()) * seeds / (seeds - 1)
+        spread = math.sqrt(max(0.0, float(np.var(differences_S, ddof=1)) - explained) / seeds)
+        variates = np.random.default_rng(seed).standard_t(seeds - 1, size=(_VARIATES, len(means_D)))
+        possible = means_D + spread * variates
+    if np.ptp(possible) < 1e-12 and abs(value) > 1e-12:
+        return Interval(value)
+    low, high = np.quantile(possible, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(value, float(low), float(high))

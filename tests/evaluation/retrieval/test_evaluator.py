@@ -180,7 +180,7 @@ def test_cases_without_a_text_are_left_out_and_counted() -> None:
     )
     assert found.cases == 38
     assert found.tables["notes"] == [{"note": "2 of 40 cases have no text and are left out."}]
-    json.dumps(asdict(found), allow_nan=False)
+    json.dumps(asdict(replace(found, draws={})), allow_nan=False)
 
 
 def test_one_case_is_found_by_chance() -> None:

@@ -140,6 +140,7 @@ class ClassificationEvaluator:
             metrics=self._figures(cases),
             intervals=self._intervals(cases, headline, draws),
             tables={name: rows for name, rows in tables.items() if rows},
+            draws={name: draws[name] for name in self._names if name in draws},
         )
 
     # -- Reading the outputs ------------------------------------------------------------------------------------

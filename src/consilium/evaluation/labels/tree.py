@@ -169,6 +169,7 @@ class TreeEvaluator:
             metrics={**found.metrics, **self._figures(cases)},
             intervals={**found.intervals, **self._intervals(estimates)},
             tables={name: rows for name, rows in {**tables, "notes": notes}.items() if rows},
+            draws={**found.draws, **{name: estimates.draws[name] for name in self._own if name in estimates.draws}},
         )
 
     @property

@@ -120,6 +120,7 @@ class RetrievalEvaluator:
             groups=len(set(cases.groups)),
             metrics=_figures(directions),
             intervals={name: found.interval(name) for name in found.values},
+            draws=found.draws,
             tables={name: rows for name, rows in tables.items() if rows},
         )
 
