@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from consilium.comparison import CompareResult, compare
     from consilium.core.errors import ConsiliumError
     from consilium.crossval import CrossvalResult, cross_validate
     from consilium.data.batches.rows import Query
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "CompareResult",
     "ConsiliumError",
     "CrossvalResult",
     "Experiment",
@@ -27,6 +29,7 @@ __all__ = [
     "Query",
     "TrainResult",
     "__version__",
+    "compare",
     "cross_validate",
     "evaluate",
     "load",
@@ -34,12 +37,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CompareResult": "consilium.comparison",
     "ConsiliumError": "consilium.core.errors",
     "CrossvalResult": "consilium.crossval",
     "Experiment": "consilium.experiment",
     "Predictor": "consilium.predictor",
     "Query": "consilium.data.batches.rows",
     "TrainResult": "consilium.session",
+    "compare": "consilium.comparison",
     "cross_validate": "consilium.crossval",
     "evaluate": "consilium.judge",
     "load": "consilium.predictor",

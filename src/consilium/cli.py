@@ -103,6 +103,29 @@ def crossval(
 
 
 @app.command()
+def compare(
+    configs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Two YAML experiments or more, of which the first is compared with; and dotted overrides for all.",
+            show_default=False,
+        ),
+    ],
+    runs: Annotated[int, typer.Option(min=1, help="Train each with so many seeds, the same for all.")] = 5,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many cases of each split.")] = None,
+) -> None:
+    """Train experiments with the same seeds, and compare them on one test; the same command goes on after a stop."""
+    from consilium.comparison import compare as run
+    from consilium.comparison import load_experiments
+    from consilium.console import Console
+
+    with Console() as console:
+        result = run(load_experiments(configs), runs=runs, limit=limit, reporter=console)
+        console.line(f"finished: {result.folder}")
+    _refuse_unread(result.unread)
+
+
+@app.command()
 def evaluate(
     bundle: BundlePath,
     data: Annotated[

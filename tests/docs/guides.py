@@ -19,6 +19,7 @@ GUIDES = (
     "routers",
     "experts",
     "crossval",
+    "compare",
     "predicting",
     "configuration",
 )

@@ -157,6 +157,13 @@ def test_crossval_guide_runs(world: Path) -> None:
 
 
 @pytest.mark.slow
+def test_compare_guide_runs(world: Path) -> None:
+    printed = follow("compare", world)
+    assert len(list(world.glob("runs/towers/compare-*/*-seed-*/report.html"))) == 2 * 2 + 2 * 3
+    assert "what decides: macro_f1" in printed
+
+
+@pytest.mark.slow
 def test_first_router_and_what_builds_on_it_run(tmp_path: Path) -> None:
     printed = follow("first_router", tmp_path)
     accuracy = re.search(r"test: 90 cases.*?accuracy +(\d\.\d+)", printed, re.DOTALL)

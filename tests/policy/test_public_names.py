@@ -11,6 +11,7 @@ import consilium
 from tests.policy.source import MODULES, Module, public
 
 NAMES = [
+    "CompareResult",
     "ConsiliumError",
     "CrossvalResult",
     "Experiment",
@@ -18,6 +19,7 @@ NAMES = [
     "Query",
     "TrainResult",
     "__version__",
+    "compare",
     "cross_validate",
     "evaluate",
     "load",
@@ -29,6 +31,11 @@ def test_the_list() -> None:
     assert consilium.__all__ == NAMES
     assert sorted(NAMES) == NAMES
     assert dir(consilium) == NAMES
+
+
+def test_no_public_name_is_that_of_a_module() -> None:
+    """Importing the module would put it in the place of the function."""
+    assert not [name for name in NAMES if f"consilium.{name}" in MODULES]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "__version__"])

@@ -159,6 +159,7 @@ def environment(*, escape_html: bool, package: str = "consilium.evaluation") -> 
         "words": wording,
         "title": words.title,
         "is_rank": words.is_rank,
+        "higher_is_better": words.higher_is_better,
         "strip": charts.interval_strip,
     }
     return environment

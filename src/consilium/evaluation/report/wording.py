@@ -49,6 +49,22 @@ def figure(name: str, value: float | None) -> str:
     return percent(value) if is_share(name) else number(value)
 
 
+def difference(name: str, value: float | None, *, unit: bool = True) -> str:
+    """How much a metric differs, with its sign: ``+1.2 points`` (of a hundred) for a share."""
+    if value is None:
+        return "–"
+    size = f"{100 * abs(value):.1f}" if is_share(name) else place(abs(value)) if is_rank(name) else f"{abs(value):.3f}"
+    sign = "" if not float(size) else "+" if value > 0 else "\N{MINUS SIGN}"
+    return sign + size + (" points" if unit and is_share(name) else "")
+
+
+def difference_spread(name: str, low: float | None, high: float | None) -> str:
+    """``+0.4 to +2.0``, empty when there is no interval."""
+    if low is None or high is None:
+        return ""
+    return f"{difference(name, low, unit=False)} to {difference(name, high, unit=False)}"
+
+
 def spread(name: str, low: float | None, high: float | None) -> str:
     """``91.8 to 96.3``, empty when there is no interval."""
     if low is None or high is None:

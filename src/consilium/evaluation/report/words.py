@@ -120,6 +120,11 @@ def meaning(metric: str) -> str:
     return WORDS[metric].meaning if metric in WORDS else ""
 
 
+def higher_is_better(metric: str) -> bool:
+    """The direction of a metric; an unknown one is taken to grow."""
+    return metric not in WORDS or WORDS[metric].higher_is_better
+
+
 def is_rank(metric: str) -> bool:
     """Whether a figure is shown as a place in an order."""
     return metric in WORDS and WORDS[metric].rank

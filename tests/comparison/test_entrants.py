@@ -1,0 +1,45 @@
+"""The configs of a comparison on the command line: their names, and overrides for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from consilium.comparison.entrants import load_experiments, names_of
+from consilium.core.config import to_yaml
+from consilium.core.errors import ConfigError
+from tests.tiny import tiny_experiment
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/clip.yaml", "a/siglip.yaml"], ["clip", "siglip"]),
+        (["a/clip.yaml", "b/clip.yaml", "c/lora.yaml"], ["a-clip", "b-clip", "lora"]),
+        (["x/a/clip.yaml", "y/a/clip.yaml"], ["a-clip-1", "a-clip-2"]),
+        (["gs://bucket/a/clip.yaml", "my clip (2).yaml"], ["clip", "my_clip__2_"]),
+    ],
+    ids=str,
+)
+def test_names_are_of_files_and_differ(paths: list[str], names: list[str]) -> None:
+    assert names_of(paths) == names
+
+
+def test_a_file_given_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for again in ("./a.yaml", str(tmp_path / "a.yaml"), "a.yaml"):
+        with pytest.raises(ConfigError, match=r"a\.yaml is given twice"):
+            names_of(["a.yaml", again])
+
+
+def test_overrides_are_for_all(tiny_images: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / "a.yaml", tmp_path / "b=c.yaml"]
+    for path in paths:
+        path.write_text(to_yaml(tiny_experiment(tiny_images, tmp_path)), encoding="utf-8")
+    found = load_experiments([str(paths[0]), "trainer.max_epochs=7", str(paths[1]), "trainer.init_from=old.yaml"])
+    assert list(found) == ["a", "b_c"]
+    assert {one.trainer.max_epochs for one in found.values()} == {7}
+    assert {one.trainer.init_from for one in found.values()} == {"old.yaml"}
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml does not exist"):
+        load_experiments([str(paths[0]), "nowhere.yaml"])
