@@ -179,10 +179,19 @@ def test_data_without_texts_are_refused_with_their_number(tmp_path: Path) -> Non
         train(experiment_of(tmp_path, texts=dict.fromkeys(COLOURS, "")), reporter=Recorder())
 
 
-def test_long_texts_are_counted_and_cut(tmp_path: Path) -> None:
-    reporter = Recorder()
-    train(experiment_of(tmp_path, "task.text.context_length=6"), reporter=reporter, dry_run=True)
-    assert any("are longer than the text tower reads (task.text.context_length: 6 tokens)" in x for x in reporter.lines)
+def test_long_texts_are_counted_for_each_source_and_cut() -> None:
+    rows = [("a", "one two"), ("a", "one two three four five"), ("b", "one"), ("c", "one two three four")]
+    table = case_table([{"source": source, "text": text, "split": "train"} for source, text in rows])
+    section = AlignConfig(kind="align", text=TextConfig(name="tiny", pretrained=False, context_length=5))
+    cases = Cases.of(Filtered(table, []))
+    assert FAMILY.study(section, cases, known=None, learns=True).cases.notes == [
+        "source 'a': 1 of 2 training texts is longer than the text tower reads (task.text.context_length: 5 tokens), "
+        "and is cut.",
+        "source 'c': 1 of 1 training text is longer than the text tower reads (task.text.context_length: 5 tokens), "
+        "and is cut.",
+    ]
+    wide = section.model_copy(update={"text": section.text.model_copy(update={"context_length": 9})})
+    assert not FAMILY.study(wide, cases, known=None, learns=True).cases.notes
 
 
 def test_a_batch_of_one_pair_is_refused_before_step_one(tmp_path: Path) -> None:

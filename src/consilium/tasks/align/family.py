@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -69,13 +70,8 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
             scratch = section.model is None and section.text.from_scratch
             tokenizer = _tokenizer(section.text, section.model, tuple(texts) if scratch else ())
         knowledge = AlignKnowledge(training_cases=len(texts), tokenizer=tokenizer.definition)
-        cut = tokenizer.count_cut(texts)
-        if learns and cut:
-            note = (
-                f"{cut} of {counted(len(texts), 'training text')} are longer than the text tower reads "
-                f"(task.text.context_length: {section.text.context_length} tokens), and are cut."
-            )
-            cases = replace(cases, notes=[*cases.notes, note])
+        if learns:
+            cases = replace(cases, notes=[*cases.notes, *_cut(cases, tokenizer)])
         return Studied(cases, knowledge, _alike(section.loss.positives, cases))
 
     def build(
@@ -138,6 +134,21 @@ def _alike(positives: str, cases: Cases) -> np.ndarray | None:
     return np.array(
         [numbers.setdefault(tuple(sorted(labels)), len(numbers)) if labels else -1 for labels in table.labels]
     )
+
+
+def _cut(cases: Cases, tokenizer: Tokenizer) -> list[str]:
+    """How many training texts of each source are longer than the text tower reads; nothing of a source without any."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    for row in cases.rows["train"].tolist():
+        texts[cases.table.sources[row]].append(cases.table.texts[row] or "")
+    cut = {source: tokenizer.count_cut(own) for source, own in texts.items()}
+    return [
+        f"source '{source}': {count} of {counted(len(texts[source]), 'training text')} "
+        f"{'is' if count == 1 else 'are'} longer than the text tower reads (task.text.context_length: "
+        f"{tokenizer.context_length} tokens), and {'is' if count == 1 else 'are'} cut."
+        for source, count in cut.items()
+        if count
+    ]
 
 
 @lru_cache(maxsize=2)  # a training studies its cases more than once
