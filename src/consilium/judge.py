@@ -348,9 +348,10 @@ def _data_rows(cases: Cases) -> list[dict[str, Any]]:
     ]
 
 
-def _texts(cases: Cases) -> Callable[[str], str | None]:
+def _texts(cases: Cases) -> Callable[[str, int], str | None]:
+    """The texts of a case by its id and their number, from 1."""
     row_of = {name: row for row, name in enumerate(cases.table.ids)}
-    return lambda case: cases.table.text(row_of[case])
+    return lambda case, number: next(iter(cases.table.captions(row_of[case])[number - 1 :]), None)
 
 
 def _thumbnails(cases: Cases, *, size: int, window: tuple[float, float] | None) -> Callable[[str], bytes | None]:

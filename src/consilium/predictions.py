@@ -20,7 +20,7 @@ import numpy as np
 from consilium.core.errors import ConfigError, DataError, MissingExtraError
 from consilium.core.files import atomic_file
 from consilium.core.places import facts, is_remote, join, local_path, matches
-from consilium.core.reporter import Reporter
+from consilium.core.reporter import Reporter, counted
 from consilium.core.task import Task
 from consilium.data.batches.rows import FoundItems
 from consilium.data.case import printable
@@ -59,6 +59,8 @@ def predict_files(
         raise ConfigError(f"--out is {out}; expected a name that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}.")
     keys, items = find_images(paths)
     predictor = Predictor.load(bundle, device=device, batch_size=batch_size)
+    if predictor.task.text_coder() is not None and (several := items.several_texts()):
+        reporter.line(f"note: {counted(several, 'case')} with several texts: the answer is about the first.")
     errors = 0
     with _open_writer(out, task=predictor.task) as writer:
         for done, (key, record) in enumerate(zip(keys, predictor.stream(items), strict=True), start=1):

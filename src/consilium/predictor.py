@@ -20,7 +20,7 @@ from consilium.core.section import Knowledge
 from consilium.core.task import Task
 from consilium.data.batches.loader import Loaded, Loader, evaluation_requests
 from consilium.data.batches.looks import looks
-from consilium.data.batches.readers import ImageReader, Images, Readers, TextReader, Texts, numbered
+from consilium.data.batches.readers import CaptionReader, ImageReader, Images, Readers, Texts, numbered
 from consilium.data.batches.rows import Item, Items, is_one_item
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.cases.cases import Studied
@@ -154,10 +154,10 @@ class Predictor:
         images = self._cached.images or ImageReader(source, image=self.image, required=coder is None)
         if coder is None or texts is None:
             return Readers(images=images)
-        if self._cached.texts is not None:
-            return Readers(images=images, texts=self._cached.texts)
-        numbers = numbered(texts.texts) if isinstance(texts, CaseTable) else None
-        return Readers(images=images, texts=TextReader(texts, coder, numbers=numbers))
+        if self._cached.captions is not None:
+            return Readers(images=images, captions=self._cached.captions)
+        numbers = numbered(texts) if isinstance(texts, CaseTable) else None
+        return Readers(images=images, captions=CaptionReader(texts, coder, numbers=numbers))
 
     def _predict(self, batch: Batch) -> Prediction:
         """The task's prediction over all looks at the images."""

@@ -68,8 +68,14 @@ def read(kind: str, path: Path, **keys: Any) -> tuple[list[Case], list[BadRow]]:
     return [i for i in items if isinstance(i, Case)], [i for i in items if isinstance(i, BadRow)]
 
 
+def _texts(row: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """The texts of a row with their names: ``text``, or ``texts``, a list or {name: text}."""
+    given = row.get("texts", [text for text in [row.get("text")] if text is not None])
+    return [(text, name) for name, text in given.items()] if isinstance(given, Mapping) else [(t, "") for t in given]
+
+
 def case_table(rows: Sequence[Mapping[str, Any]]) -> CaseTable:
-    """Cases in memory, fast to make: each row gives some of id, source, group, split, label, text, files and names.
+    """Cases in memory, fast to make: each row gives some of id, source, group, split, label, text(s), files, names.
 
     ``files`` are the digests of its images, ``names`` those of its views; a row that names no id has its number, and no
     group is shared.
@@ -90,7 +96,7 @@ def case_table(rows: Sequence[Mapping[str, Any]]) -> CaseTable:
                 "group": row.get("group", f"group of {number}"),
                 "split": row.get("split", "train"),
                 "views": views,
-                "texts": [{"text": row["text"], "name": ""}] if row.get("text") is not None else [],
+                "texts": [{"text": text, "name": name} for text, name in _texts(row)],
                 "labels": [label] if isinstance(label, str) else list(label),
                 "masks": [],
                 "is_gt": row.get("is_gt", True),

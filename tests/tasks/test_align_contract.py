@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ from tests.models.texts import write_encoder
 from tests.session.test_loop import torchrun
 from tests.tiny import Recorder, Run, assert_close
 
+Captions = str | list[str]
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210), "yellow": (210, 200, 40)}
 TREE: dict[str, Any] = {
     "name": "pairs",
@@ -59,7 +61,7 @@ TREE: dict[str, Any] = {
 }
 
 
-def write(folder: Path, *, texts: dict[str, str] | None = None) -> Path:
+def write(folder: Path, *, texts: Mapping[str, Captions] | None = None) -> Path:
     """Captioned squares of a colour; some texts repeat."""
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "pairs.jsonl"
@@ -77,7 +79,7 @@ def write(folder: Path, *, texts: dict[str, str] | None = None) -> Path:
     return table
 
 
-def experiment_of(folder: Path, *overrides: str, texts: dict[str, str] | None = None) -> Experiment:
+def experiment_of(folder: Path, *overrides: str, texts: Mapping[str, Captions] | None = None) -> Experiment:
     places = {
         "data.sources": [{"kind": "jsonl", "name": "pairs", "path": str(write(folder / "pairs", texts=texts))}],
         "data.store": {"root": str(folder / "stores")},
@@ -134,7 +136,7 @@ class TestAlign(FamilyContract):
         read = rows[ending]()
         assert [row["image"] for row in read] == [*table.ids, str(odd)]
         assert [bool(row.get("error")) for row in read] == [False] * len(table) + [True]
-        query = Query(image=table.images(0)[0], text=table.text(0))
+        query = Query(image=table.images(0)[0], text=table.texts[0])
         (expected,) = consilium.load(run.folder, device="cpu").predict([query])
         for name in ("image_embedding", "text_embedding"):
             assert read[0][name] == pytest.approx(expected[name], abs=1e-5)
@@ -244,9 +246,33 @@ def test_equal_texts_are_right_for_each_other(tmp_path: Path) -> None:
     assert judged["test"]["metrics"]["image_to_text_recall_at_5"] == 1.0, "there are four texts"
 
 
-@pytest.mark.parametrize("frozen", [["text"], ["vision", "text"]])
+def test_all_captions_of_a_case_are_learned_and_right(tmp_path: Path) -> None:
+    """Three captions for each colour: none of the three that stand first is wrong, and any of them may be drawn."""
+    texts = {name: [f"A {name} square", f"This is {name}", f"{name}, and no other"] for name in COLOURS}
+    reporter = Recorder()
+    result = train(experiment_of(tmp_path, "trainer.max_epochs=8", texts=texts), reporter=reporter)
+    assert result is not None
+    with (result.folder / "tables" / "test_retrieval.csv").open(encoding="utf-8") as file:
+        judged = list(csv.DictReader(file))
+    assert [(row["queries"], row["gallery"]) for row in judged] == [("8", "6"), ("24", "8")]
+    precision = float(judged[0]["mean_average_precision"])
+    assert precision > 0.9, "all three captions of a colour stand before those of the others"
+    page = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert sum(text in page for own in texts.values() for text in own) >= 5, "the first five of an image"
+    (store,) = (tmp_path / "stores").glob("pairs-*")
+    out, bundle = tmp_path / "found.npz", result.runs[0].folder
+    predict_files(bundle, [str(store)], out=out, batch_size=8, device="cpu", reporter=reporter)
+    assert "note: 48 cases with several texts: the answer is about the first." in reporter.lines
+    assert np.load(out)["text_embedding"].shape == (48, 16)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "texts"),
+    [(["text"], None), (["vision", "text"], {name: [f"A {name} square", f"This is {name}"] for name in COLOURS})],
+    ids=["text", "both, several captions"],
+)
 def test_a_frozen_tower_runs_once_and_teaches_what_it_would(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: list[str], texts: Mapping[str, Captions] | None
 ) -> None:
     """A text tower also where augmentation changes the images."""
     seen = {VisionTower: 0, TextTower: 0}
@@ -267,12 +293,12 @@ def test_a_frozen_tower_runs_once_and_teaches_what_it_would(
         for tower in seen:
             patch.setattr(tower, "forward", counting(tower))
         reporter = Recorder()
-        cached = train(experiment_of(tmp_path, *own), reporter=reporter)
+        cached = train(experiment_of(tmp_path, *own, texts=texts), reporter=reporter)
         assert cached is not None
         assert seen[TextTower] <= 24 + 8, "each of 24 texts once, and a few to try"
         assert (seen[VisionTower] <= 48 + 8) == ("vision" in frozen)
         assert any("features of the texts of 48 cases are cached in" in line for line in reporter.lines)
-    run = train(experiment_of(tmp_path, *own, "trainer.cache_features=false"), reporter=Recorder())
+    run = train(experiment_of(tmp_path, *own, "trainer.cache_features=false", texts=texts), reporter=Recorder())
     assert run is not None
     expected = load_file(run.folder / "model.safetensors")
     for name, tensor in load_file(cached.folder / "model.safetensors").items():

@@ -62,14 +62,32 @@ class Views(Column):
 
 @dataclass(frozen=True)
 class Texts(Column):
-    """Texts as token ids, or as features; ``there_B`` is False where a case has none. Equal texts have equal
-    numbers in ``same_B``."""
+    """One text of each case as token ids, or as features; ``there_B`` is False where a case has none.
+
+    Texts that are right for the same cases, as equal ones are, have equal numbers in ``same_B``.
+    """
 
     there_B: Tensor
     same_B: Tensor
     tokens_BT: Tensor | None = None
     attention_BT: Tensor | None = None
     features_BF: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Captions(Column):
+    """All texts of each case, up to K: what ``Texts`` has of one. Equal texts, and they alone, have equal numbers."""
+
+    there_BK: Tensor
+    same_BK: Tensor
+    tokens_BKT: Tensor | None = None
+    attention_BKT: Tensor | None = None
+    features_BKF: Tensor | None = None
+
+    def each_text(self) -> Texts:
+        """The texts that are there, case by case, as [N]."""
+        chosen = self.each(lambda tensor: tensor[self.there_BK])
+        return Texts(chosen.there_BK, chosen.same_BK, chosen.tokens_BKT, chosen.attention_BKT, chosen.features_BKF)
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,8 @@ class Batch:
     ``rows_B`` are row numbers of the case table; ``draws_B`` number the draws of a whole training, and key everything
     random about a case. ``counts`` are of this batch over all processes: ``cases``, and those with ``text`` or
     ``mask``. ``share`` is the weight of this process's mean loss in the mean over processes. ``targets_B`` [B, ...] is
-    what the family's study made of the labels.
+    what the family's study made of the labels. A training sees one text of a case, in ``texts``; a task that is asked
+    sees all of them, in ``captions``.
     """
 
     rows_B: Tensor
@@ -104,6 +123,7 @@ class Batch:
     share: float = 1.0
     images: Views | None = None
     texts: Texts | None = None
+    captions: Captions | None = None
     masks: Masks | None = None
     meta: Meta | None = None
     targets_B: Tensor | None = None
@@ -129,8 +149,10 @@ class Batch:
         return replace(taken, rows_B=self.rows_B[chosen], draws_B=self.draws_B[chosen])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        columns = {"images": self.images, "texts": self.texts, "masks": self.masks, "meta": self.meta}
-        changed: dict[str, Any] = {name: column.each(change) for name, column in columns.items() if column is not None}
+        columns = {item.name: getattr(self, item.name) for item in fields(self)}
+        changed: dict[str, Any] = {
+            name: column.each(change) for name, column in columns.items() if isinstance(column, Column)
+        }
         if self.targets_B is not None:
             changed["targets_B"] = change(self.targets_B)
         return replace(self, **changed)

@@ -22,6 +22,7 @@ _SPELLINGS = {
 # What tables write into a cell that has no value.
 _NO_VALUE = frozenset({"nan", "-nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "null", "none", "nil"})
 _NO_VALUE_AS_TEXT = frozenset({"nan", "None", "<NA>", "NaT"})  # what turning a column into text makes of its gaps
+MOST_TEXTS = 100  # of a case; more are the words of one
 MISSING_LABEL = "looks like a missing value, and is a class"  # in the note of a row with such a label
 _WHOLE_NUMBER = re.compile(r"-?\d+\.0")
 _FLAGS = {
@@ -112,6 +113,33 @@ def scalar_text(value: Any, what: str) -> str:
     if isinstance(value, (list, tuple, dict, bytes)):
         raise RowError(f"{what} is a {type(value).__name__}; expected text or a number")
     return str(value)
+
+
+def text_items(value: Any, what: str) -> tuple[list[str], int]:
+    """The texts of a cell, a text or a list of texts, and how many items of a list are empty.
+
+    A number or a truth value, a list inside the list, a mapping and more than ``MOST_TEXTS`` texts are a RowError.
+    """
+    if not isinstance(value, (list, tuple)):
+        return ([text] if (text := _only_text(value, what)) else []), 0
+    if len(value) > MOST_TEXTS:
+        raise RowError(
+            f"{what} is a list of {len(value)} texts; expected at most {MOST_TEXTS} of a case. If these are its words "
+            "or tokens, join them to one text"
+        )
+    texts = [_only_text(item, f"item {number} of {what}") for number, item in enumerate(value, start=1)]
+    return [text for text in texts if text], texts.count("")
+
+
+def _only_text(value: Any, what: str) -> str:
+    """A text; what is missing is ''."""
+    if isinstance(value, str):
+        return value.strip()
+    if value is None or value != value:
+        return ""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    shown = f"the number {value}" if is_number else f"a {type(value).__name__}"
+    raise RowError(f"{what} is {shown}; expected text, or a list of texts (columns.text: null if it holds none)")
 
 
 def looks_missing(text: str) -> bool:

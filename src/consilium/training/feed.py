@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -12,9 +13,15 @@ from accelerate import Accelerator
 from consilium.core.contracts import Batch
 from consilium.core.reporter import Reporter
 from consilium.core.task import Task
-from consilium.data.batches.features import CachedImageReader, CachedTextReader, Contents
+from consilium.data.batches.features import (
+    CachedCaptionReader,
+    CachedFeatures,
+    CachedImageReader,
+    CachedTextReader,
+    Contents,
+)
 from consilium.data.batches.loader import Loader, training_requests
-from consilium.data.batches.readers import ImageReader, Readers, TextReader, numbered
+from consilium.data.batches.readers import ImageReader, Readers, TextReader, alike, numbered
 from consilium.data.cases.cases import Cases
 from consilium.data.cases.mixture import Mixture
 from consilium.data.config import DataConfig, ImageConfig
@@ -51,7 +58,6 @@ class Feed:
         self.config, self.mixture = config, mixture
         self.plan, self.seed, self.accelerator, self.log = plan, seed, accelerator, log
         self.coder = task.text_coder()
-        self.numbers = {} if self.coder is None else numbered(cases.table.texts)
         fields: dict[str, Field] = {}
         for name in task.encoders():
             if not _cacheable(name, config, trainer, log):
@@ -113,30 +119,33 @@ class Feed:
     @cached_property
     def judged(self) -> Readers:
         """Reads the features of cases that are judged; what is not cached has no reader here."""
-        return self._cached(dict.fromkeys(self.frozen, "fp32"))
+        images, texts = self._cached("images", "fp32"), self._cached("texts", "fp32")
+        table = self.cases.table
+        return Readers(
+            images=None if images is None else CachedImageReader(images),
+            captions=None if texts is None else CachedCaptionReader(texts, table, numbers=numbered(table)),
+        )
 
     @cached_property
     def _training(self) -> Loader:
         config, table = self.config.loader, self.cases.table
-        readers = self._cached({name: frozen.precision for name, frozen in self.frozen.items()})
-        if readers.images is not None:  # what is there already needs no processes
+        cached = {name: self._cached(name, frozen.precision) for name, frozen in self.frozen.items()}
+        if (images := cached.get("images")) is not None:  # what is there already needs no processes
             config = config.model_copy(update={"workers": 0})
+            readers = Readers(images=CachedImageReader(images))
         else:
             augmentation = self.config.augmentation
-            images = ImageReader(table, image=self.image, augmentation=augmentation, seed=self.seed)
-            readers = replace(readers, images=images)
-        if self.coder is not None and readers.texts is None:
-            readers = replace(readers, texts=TextReader(table, self.coder, numbers=self.numbers))
+            readers = Readers(images=ImageReader(table, image=self.image, augmentation=augmentation, seed=self.seed))
+        if self.coder is not None:
+            own: dict[str, Any] = {"numbers": alike(table), "seed": self.seed}
+            texts = cached.get("texts")
+            reader = TextReader(table, self.coder, **own) if texts is None else CachedTextReader(texts, table, **own)
+            readers = replace(readers, texts=reader)
         return Loader(readers, targets=self.targets, config=config, seed=self.seed, note=self.log.line)
 
-    def _cached(self, precisions: Mapping[str, str]) -> Readers:
-        """Readers of the cached fields, each in a precision."""
-        found = {name: self.frozen[name].cached(precision=precision) for name, precision in precisions.items()}
-        images, texts = found.get("images"), found.get("texts")
-        return Readers(
-            images=None if images is None else CachedImageReader(images),
-            texts=None if texts is None else CachedTextReader(texts, self.cases.table.texts, numbers=self.numbers),
-        )
+    def _cached(self, name: str, precision: str) -> CachedFeatures | None:
+        """The features of a field that is cached."""
+        return self.frozen[name].cached(precision=precision) if name in self.frozen else None
 
     def _needs(self, frozen: FrozenFeatures) -> dict[str, np.ndarray]:
         """The rows whose features are read, by precision."""

@@ -23,7 +23,7 @@ from consilium.core.files import fingerprint
 from consilium.core.reporter import Reporter
 from consilium.data.batches.features import CachedFeatures, Contents, FeatureCache
 from consilium.data.batches.loader import Loader, evaluation_requests, unusable
-from consilium.data.batches.readers import ImageReader, Readers, TextReader
+from consilium.data.batches.readers import ImageReader, Readers, TextReader, numbered
 from consilium.data.batches.rows import SingleTexts, SingleViews
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.config import DataConfig, ImageConfig, StoreConfig
@@ -52,6 +52,11 @@ class Field(ABC):
     def single(self, numbers: Sequence[int]) -> Readers:
         """Readers of these contents, one by one."""
 
+    def places(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The cases of these contents, and which of its case's contents each is."""
+        cases_N = self.contents.rows[list(numbers)]
+        return cases_N, np.array(numbers) - np.array(self.contents.starts)[cases_N]
+
     @abstractmethod
     def blank(self) -> Batch:
         """A batch of one content that is nothing."""
@@ -75,9 +80,7 @@ class ImageField(Field):
 
     def single(self, numbers: Sequence[int]) -> Readers:
         """Single views."""
-        cases_N = self.contents.rows[list(numbers)]
-        views_N = np.array(numbers) - np.array(self.contents.starts)[cases_N]
-        return Readers(images=ImageReader(SingleViews(self.table, cases_N, views_N), image=self.image))
+        return Readers(images=ImageReader(SingleViews(self.table, *self.places(numbers)), image=self.image))
 
     def blank(self) -> Batch:
         """A black image."""
@@ -100,7 +103,8 @@ class TextField(Field):
 
     def single(self, numbers: Sequence[int]) -> Readers:
         """Single texts."""
-        return Readers(texts=TextReader(SingleTexts(self.table, self.contents.rows[list(numbers)]), self.coder))
+        texts = SingleTexts(self.table, *self.places(numbers))
+        return Readers(texts=TextReader(texts, self.coder, numbers=numbered(self.table), seed=0))
 
     def blank(self) -> Batch:
         """An empty text."""

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from consilium.core.errors import StoreError
 from consilium.data.batches.features import (
     LOCK,
+    CachedCaptionReader,
     CachedFeatures,
     CachedImageReader,
     CachedTextReader,
@@ -24,7 +25,7 @@ from consilium.data.batches.features import (
     FeatureCache,
 )
 from consilium.data.batches.loader import Loader, Request, evaluation_requests
-from consilium.data.batches.readers import Readers
+from consilium.data.batches.readers import Readers, drawn_text
 from consilium.data.config import AugmentationConfig, LoaderConfig
 
 WIDTH = 3
@@ -164,30 +165,56 @@ def test_batches_hold_the_features_of_every_view(tmp_path: Path, dtype: torch.dt
 
 
 class Captions:
-    """Four cases; the second has no text, and two have the same."""
+    """Four cases; the second has no text, the last has two, of which one is that of the first."""
 
-    texts: ClassVar[list[str | None]] = ["a", None, "b", "a"]
+    texts: ClassVar[list[list[str]]] = [["a"], [], ["b"], ["c", "a"]]
+    most_captions = 2
 
     def __len__(self) -> int:
         return len(self.texts)
 
+    def captions(self, row: int) -> list[str]:
+        return self.texts[row]
 
-def test_a_text_is_told_by_its_content(tmp_path: Path) -> None:
+
+@pytest.fixture
+def cached_texts(tmp_path: Path) -> CachedFeatures:
+    """The features of a, b and c are those of the images 1, 2 and 3."""
     contents = Contents.texts(Captions())  # type: ignore[arg-type]
-    assert contents.rows.tolist() == [0, 2, 3]
-    assert contents.digests[0] == contents.digests[2] == hashlib.sha256(b"a").digest()
+    assert contents.rows.tolist() == [0, 2, 3, 3]
+    assert contents.digests[0] == contents.digests[3] == hashlib.sha256(b"a").digest()
     cache = FeatureCache(tmp_path, width=WIDTH)
-    cache.append(contents.digests[:2], features([1, 2]), shard=0)
+    cache.append(contents.digests[:3], features([1, 2, 3]), shard=0)
     cache.refresh()
-    cached = CachedFeatures(cache, contents, dtype=torch.float32, unread={})
-    reader = CachedTextReader(cached, Captions.texts, numbers={"a": 0, "b": 1})
-    found = reader.collate([reader.read(row, 0) for row in (3, 1, 2)], shared=False)
-    assert (found.there_B.tolist(), found.same_B.tolist()) == ([True, False, True], [0, -1, 1])
-    assert found.features_BF is not None
-    expected = np.stack([features([1])[0], np.zeros(WIDTH, dtype=np.float32), features([2])[0]])
-    assert torch.equal(found.features_BF, torch.from_numpy(expected))
+    return CachedFeatures(cache, contents, dtype=torch.float32, unread={})
+
+
+def test_a_text_is_told_by_its_content_and_drawn_as_its_tokens_would_be(cached_texts: CachedFeatures) -> None:
+    reader = CachedTextReader(cached_texts, Captions(), numbers={"a": 0, "b": 1, "c": 2}, seed=3)
+    drawn = [drawn_text(Captions.texts[3], draw, seed=3) for draw in range(20)]
+    assert set(drawn) == {"a", "c"}
+    for draw, text in enumerate(drawn):
+        found = reader.collate([reader.read(row, draw) for row in (3, 1, 2)], shared=False)
+        assert found.there_B.tolist() == [True, False, True]
+        assert found.same_B.tolist() == [{"a": 0, "c": 2}[text], -1, 1]
+        assert found.features_BF is not None
+        own = features([{"a": 1, "c": 3}[text], 2])
+        assert torch.equal(found.features_BF, torch.from_numpy(np.stack([own[0], np.zeros_like(own[0]), own[1]])))
     nothing = reader.collate([reader.read(1, 0)], shared=False)
     assert (nothing.there_B.tolist(), nothing.same_B.tolist()) == ([False], [-1])
+
+
+def test_all_texts_of_a_case_are_read_where_nothing_is_drawn(cached_texts: CachedFeatures) -> None:
+    reader = CachedCaptionReader(cached_texts, Captions(), numbers={"a": 0, "b": 1, "c": 2})
+    for rows in ([3, 1, 2], [1, 2]):  # as wide where no case of the batch has two
+        found = reader.collate([reader.read(row, 7) for row in rows], shared=False)
+        assert found.same_BK.tolist() == [{3: [2, 0], 1: [-1, -1], 2: [1, -1]}[row] for row in rows]
+        assert torch.equal(found.there_BK, found.same_BK >= 0)
+        assert found.features_BKF is not None
+        expected = np.zeros((len(rows), 2, WIDTH), dtype=np.float32)
+        for place, row in enumerate(rows):
+            expected[place, : len(Captions.texts[row])] = features([" abc".index(text) for text in Captions.texts[row]])
+        assert torch.equal(found.features_BKF, torch.from_numpy(expected))
 
 
 def test_augmentations_that_are_on() -> None:

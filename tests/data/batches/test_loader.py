@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from consilium.core.contracts import Batch
 from consilium.data.batches.loader import Loader, training_requests
-from consilium.data.batches.readers import ImageReader, Readers
+from consilium.data.batches.readers import ImageReader, Readers, TextReader
 from consilium.data.batches.rows import Items
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.cases.mixture import Mixture, Pool
@@ -37,8 +37,34 @@ def cases() -> Items:
     )
 
 
-def reader() -> ImageReader:
-    return ImageReader(cases(), image=IMAGE, augmentation=AUGMENTATION, seed=SEED)
+@dataclass(frozen=True)
+class Padded:
+    tokens_BT: Tensor
+    attention_BT: Tensor
+
+
+class Captions:
+    """Cases of one to three texts, whose token is their length; a coder in one."""
+
+    most_captions = 3
+
+    def captions(self, row: int) -> list[str]:
+        return ["x" * (3 * row + number + 1) for number in range(1 + row % 3)]
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[len(text)] for text in texts]
+
+    def pad(self, ids: Sequence[Sequence[int]]) -> Padded:
+        tokens_BT = torch.tensor(ids)
+        return Padded(tokens_BT, torch.ones_like(tokens_BT))
+
+
+def readers() -> Readers:
+    numbers = {"x" * length: length for length in range(1, 3 * ROWS + 3)}
+    return Readers(
+        images=ImageReader(cases(), image=IMAGE, augmentation=AUGMENTATION, seed=SEED),
+        texts=TextReader(Captions(), Captions(), numbers=numbers, seed=SEED),
+    )
 
 
 @dataclass(frozen=True)
@@ -47,6 +73,7 @@ class Arrived:
 
     row: int
     target: int
+    text: int
     raw: bytes
     ready: Tensor
 
@@ -66,9 +93,7 @@ class Setup:
     def __init__(self, workers: int, processes: int) -> None:
         self.config, self.processes = config(workers), processes
         targets = np.arange(ROWS) * 7
-        self.loaders = [
-            Loader(Readers(images=reader()), targets=targets, config=self.config, seed=SEED) for _ in range(processes)
-        ]
+        self.loaders = [Loader(readers(), targets=targets, config=self.config, seed=SEED) for _ in range(processes)]
 
     def batches(self, epoch: int, start: int = 0) -> list[dict[int, Arrived]]:
         """Global batches from ``start`` on: what arrives anywhere, by its draw number."""
@@ -96,19 +121,22 @@ class Setup:
 
 def arrived(batch: Batch) -> Iterator[tuple[int, Arrived]]:
     assert batch.targets_B is not None
+    assert batch.texts is not None
+    assert batch.texts.tokens_BT is not None
+    assert torch.equal(batch.texts.tokens_BT[:, 0], batch.texts.same_B)
     transform = DeviceTransform(IMAGE, augmentation=AUGMENTATION, seed=SEED)
     ready = transform(batch, train=True).views.pixels
     for place, (row, draw) in enumerate(zip(batch.rows_B.tolist(), batch.draws_B.tolist(), strict=True)):
         seen = batch.views.there_BV[place]
         raw = batch.views.pixels[place, seen].contiguous().numpy().tobytes()
-        yield draw, Arrived(row, int(batch.targets_B[place]), raw, ready[place, seen])
+        yield draw, Arrived(row, int(batch.targets_B[place]), int(batch.texts.same_B[place]), raw, ready[place, seen])
 
 
 def assert_same_batches(found: list[dict[int, Arrived]], expected: list[dict[int, Arrived]]) -> None:
     assert [sorted(batch) for batch in found] == [sorted(batch) for batch in expected]
     for one, other in zip(found, expected, strict=True):
         for draw, case in one.items():
-            assert (case.row, case.target) == (other[draw].row, other[draw].target)
+            assert (case.row, case.target, case.text) == (other[draw].row, other[draw].target, other[draw].text)
             assert case.raw == other[draw].raw
             assert torch.equal(case.ready, other[draw].ready)
 
@@ -135,6 +163,7 @@ def test_the_sample_is_worth_it(expected: list[list[dict[int, Arrived]]]) -> Non
     assert again  # a small source started over ...
     assert len({case.raw for case in cases}) == len(cases)  # ... and its images were cut anew
     assert not {case.raw for case in cases} & {case.raw for batch in second for case in batch.values()}
+    assert any(len({one.text for one in cases if one.row == case.row}) > 1 for case in again)  # another of its texts
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

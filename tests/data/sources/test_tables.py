@@ -63,7 +63,13 @@ def test_multimediset_rows(tmp_path: Path) -> None:
         ("[" * 100_000, "not valid JSON"),
         ('{"label": "ct"}', "neither an image nor a text"),
         ('{"text": "", "modalities": []}', "neither an image nor a text"),
-        ('{"text": ["a"]}', "text is a list"),
+        ('{"text": {"a": "b"}}', "'text' is a dict; expected text, or a list of texts (columns.text: null if it"),
+        ('{"text": 7}', "'text' is the number 7; expected text"),
+        ('{"text": true}', "'text' is a bool; expected text"),
+        ('{"text": ["a", 7.5]}', "item 2 of 'text' is the number 7.5; expected text"),
+        ('{"text": ["a", ["b"]]}', "item 2 of 'text' is a list; expected text"),
+        (json.dumps({"text": ["a"] * 101}), "'text' is a list of 101 texts; expected at most 100 of a case. If these"),
+        ('{"text": []}', "neither an image nor a text"),
         ('{"text": "a", "modalities": [{"type": "video", "value": "a.mp4"}]}', "type 'video' is not supported"),
         ('{"text": "a", "modalities": [{"type": "image"}]}', "has no value"),
         ('{"text": "a", "modalities": ["a.jpg"]}', "holds a str"),
@@ -361,6 +367,34 @@ def test_tokens_of_several_texts_are_counted_together(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"image": ["a.png", "b.png"], "q": "<image> What?", "a": "<attachment>"}])
     (case,), _ = read("jsonl", path, columns={"text": ["q", "a"]})
     assert case.texts == (Text("What?", "q"),)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_list_is_several_texts(tmp_path: Path, kind: str) -> None:
+    rows = [{"image": "a.jpg", "captions": [" one ", "two"], "more": "three"},
+            {"image": "b.jpg", "captions": [], "more": None},
+            {"image": "c.jpg", "captions": ["one", None, ""], "more": ""}]  # fmt: skip
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        write_jsonl(path, rows)
+    for column, name in (("captions", ""), (["captions"], "captions"), (["captions", "more"], "captions")):
+        cases, bad = read(kind, path, columns={"text": column, "meta": []})
+        assert not bad
+        more = (Text("three", "more"),) if "more" in column else ()
+        assert [case.texts for case in cases] == [
+            (Text("one", name), Text("two", name), *more), (), (Text("one", name),)
+        ]  # fmt: skip
+        assert [case.notes for case in cases] == [(), (), ("an empty text in a list of texts is left out",)]
+
+
+def test_each_caption_of_a_list_may_name_the_image(tmp_path: Path) -> None:
+    row = {"image": "a.png", "text": ["<image> A lung.", "Shown is <image> a lung."]}
+    odd = {"image": "b.png", "text": ["<image> <image> A lung.", "A lung."]}
+    cases, bad = read("jsonl", write_jsonl(tmp_path / "a.jsonl", [row, odd]))
+    assert [[text.text for text in case.texts] for case in cases] == [["A lung.", "Shown is a lung."]]
+    assert [row.reason for row in bad] == ["the text has 2 attachment tokens, the row 1 images"]
 
 
 # ---------------------------------------------------------------- parquet

@@ -178,6 +178,20 @@ def test_several_texts_and_masks_and_back(
     assert found == expected
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_lists_of_texts_and_back(world: Path, tmp_path: Path, form: Form) -> None:
+    lines = [{"text": text, "modalities": modalities(("scans/0.png", "")), "id": str(number)}
+             for number, text in enumerate([["b", "a"], "c", None, ["d"]])]  # fmt: skip
+    source = {"kind": "jsonl", "name": "s", "path": str(write_jsonl(world / "lists.jsonl", lines))}
+    before = store_of(tmp_path, source)
+    export(before, tmp_path / f"x.{form}", form=form)
+    after = store_of(tmp_path, {"kind": form, "name": "s", "path": str(tmp_path / f"x.{form}")})
+    assert [[text.text for text in own] for own in after.table.named_texts] == [["b", "a"], ["c"], [], ["d"]]
+    assert cases_of(after) == cases_of(before)
+    done = export(before, tmp_path / "eyes.tsv", form="ret_clip_tsv") if form == "jsonl" else None
+    assert done is None or done.notes[0].startswith("of several texts of one name the form holds the first; jsonl and")
+
+
 def test_ret_clip_holds_the_first_text(world: Path, tmp_path: Path) -> None:
     lines = [{"findings": "a", "impression": "b", "disc": "scans/1.png", "modalities": modalities(("scans/0.png", ""))}]
     columns = {"text": ["findings", "impression"], "mask": ["disc"]}

@@ -159,6 +159,69 @@ def test_the_worst_queries_and_what_stands_before_their_answers() -> None:
     assert rows[0]["first_similarity"] == pytest.approx(1, abs=1e-6)
 
 
+def several() -> Outputs:
+    """Three images in a plane; the first has two texts, of which the second is the third image's, too."""
+    angles, none = np.radians([0, 60, 90]), 0.0
+    text = np.radians([[20, 80], [65, none], [80, none]])
+    plane = [np.stack((np.cos(own), np.sin(own)), axis=-1) for own in (angles, text)]
+    same = np.array([[5, 8], [6, -1], [8, -1]])
+    return Outputs(
+        arrays={"image_embeddings": plane[0], "text_embeddings": plane[1], "same_text": same, "scale": np.full(3, 4.0)},
+        targets=None,
+        ids=["a", "b", "c"],
+        groups=["a", "b", "c"],
+        columns={"source": ["one"] * 3},
+    )
+
+
+def test_all_texts_of_a_case_are_right_answers_counted_by_hand() -> None:
+    evaluator = RetrievalEvaluator(config=CONFIG)
+    found = evaluator.evaluate(several(), split="test")
+    metrics = found.metrics
+    # Images: a finds 20 first, then 65 (wrong), then 80; b finds 65 first; c finds 80 first.
+    assert metrics["image_to_text_recall_at_1"] == 1
+    assert metrics["image_to_text_mean_average_precision"] == pytest.approx(((1 + 2 / 3) / 2 + 1 + 1) / 3)
+    # Texts: 20 finds a first; 80 finds c first, and a, which is right as well, last; 65 finds b first.
+    assert metrics["text_to_image_recall_at_1"] == 1
+    eighty = (1 + 2 / 3) / 2
+    assert metrics["text_to_image_mean_average_precision"] == pytest.approx(((1 + eighty) / 2 + 1 + eighty) / 3)
+    by_image, by_text = found.tables["retrieval"]
+    assert (by_image["queries"], by_image["gallery"]) == (3, 3)
+    assert (by_text["queries"], by_text["gallery"]) == (4, 3)
+    assert by_image["recall_at_1_chance"] == pytest.approx((2 + 1 + 1) / 3 / 3)
+    assert by_text["recall_at_1_chance"] == pytest.approx(((1 + 2) / 2 + 1 + 2) / 3 / 3)
+    shown = [(row["query"], row["id"], row["text"], row["right"]) for row in found.tables["nearest_texts"]]
+    assert shown[:3] == [("a", "a", 1, True), ("a", "b", 1, False), ("a", "a", 2, True)]
+    rows = [(row["query"], row["text"], row["id"], row["right"]) for row in found.tables["nearest_images"]]
+    assert rows[-3:] == [("c", 1, "c", True), ("c", 1, "b", False), ("c", 1, "a", True)]
+
+
+def test_the_texts_of_a_case_count_together_as_much_as_one() -> None:
+    """The text of every second case is given thrice, in other words that are embedded alike: figures stay."""
+    case = outputs(texts=40)
+    text, same = case.arrays["text_embeddings"], case.arrays["same_text"]
+    thrice = np.stack([same, np.where(same % 2, 40 + same, -1), np.where(same % 2, 80 + same, -1)], axis=1)
+    arrays = {**case.arrays, "text_embeddings": np.repeat(text[:, None], 3, axis=1), "same_text": thrice}
+    evaluator = RetrievalEvaluator(config=CONFIG)
+    one, other = (evaluator.evaluate(found, split="test") for found in (case, replace(case, arrays=arrays)))
+    for name in one.metrics:
+        if name.startswith("text_to_image"):
+            assert other.metrics[name] == pytest.approx(one.metrics[name])
+            assert other.intervals[name].low == pytest.approx(one.intervals[name].low)
+    for figure in ("recall_at_1_chance", "median_rank_chance", "mean_average_precision_chance"):
+        assert other.tables["retrieval"][1][figure] == pytest.approx(one.tables["retrieval"][1][figure])
+
+
+def test_a_text_that_a_case_has_twice_counts_once() -> None:
+    case = several()
+    twice = {
+        "text_embeddings": np.concatenate([case.arrays["text_embeddings"], case.arrays["text_embeddings"]], axis=1),
+        "same_text": np.concatenate([case.arrays["same_text"]] * 2, axis=1),
+    }
+    evaluator = RetrievalEvaluator(config=CONFIG)
+    assert evaluator.quick(replace(case, arrays={**case.arrays, **twice})) == evaluator.quick(case)
+
+
 def test_neighbours_of_a_few_queries_over_all_groups() -> None:
     tables = RetrievalEvaluator(config=CONFIG).evaluate(outputs(100), split="test").tables
     for name in ("nearest_texts", "nearest_images"):
@@ -195,7 +258,9 @@ def test_outputs_that_cannot_be_judged() -> None:
     def changed(name: str, array: np.ndarray) -> Outputs:
         return replace(case, arrays={**case.arrays, name: array})
 
-    with pytest.raises(DataError, match=r"text_embeddings \(40, 7\) .* do not fit 40 cases"):
+    with pytest.raises(
+        DataError, match=r"text_embeddings \(40, 7\) .* do not fit 40 cases; expected \[N, F\], \[N, K, F\]"
+    ):
         evaluator.quick(changed("text_embeddings", np.ones((40, 7))))
     with pytest.raises(DataError, match="none of 40 cases has a text"):
         evaluator.quick(changed("same_text", np.full(40, -1)))

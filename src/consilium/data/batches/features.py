@@ -16,9 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from consilium.core.contracts import Texts, Views
+from consilium.core.contracts import Captions, Texts, Views
 from consilium.core.errors import ImageError, StoreError
 from consilium.core.files import write_json
+from consilium.data.batches.readers import Texts as TextRows
+from consilium.data.batches.readers import caption_numbers, drawn_text
 from consilium.data.store.store import CaseTable
 
 DIGEST = 32  # bytes of a SHA-256
@@ -138,11 +140,10 @@ class Contents:
 
     @classmethod
     def texts(cls, table: CaseTable) -> Contents:
-        """The text of every case that has one."""
-        texts = table.texts
-        rows = np.array([row for row, text in enumerate(texts) if text], dtype=np.int64)
-        digests = [hashlib.sha256(text.encode()).digest() for text in texts if text]
-        return cls(rows, digests, cases=len(table))
+        """All texts."""
+        found = [(row, text_digest(text)) for row in range(len(table)) for text in table.captions(row)]
+        rows = np.array([row for row, _ in found], dtype=np.int64)
+        return cls(rows, [digest for _, digest in found], cases=len(table))
 
     def of(self, rows: Sequence[int]) -> list[int]:
         """The numbers of the contents of cases, in the order of these."""
@@ -166,10 +167,10 @@ class CachedFeatures:
                 raise ImageError(self._unread[digest])
         return digests
 
-    def padded(self, digests_B: Sequence[list[bytes]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which contents there are [B, V], and their features [B, V, F]; zeros where there is none."""
+    def padded(self, digests_B: Sequence[list[bytes]], *, width: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which contents there are [B, V], V at least ``width``, and their features [B, V, F]; else zeros."""
         counts_B = np.array([len(digests) for digests in digests_B])
-        there_BV = np.arange(max(1, counts_B.max())) < counts_B[:, None]
+        there_BV = np.arange(max(width, counts_B.max())) < counts_B[:, None]
         features_BVF = np.zeros((*there_BV.shape, self._cache.width), dtype=np.float32)
         features_BVF[there_BV] = self._cache.read([digest for digests in digests_B for digest in digests])
         return torch.from_numpy(there_BV), torch.from_numpy(features_BVF).to(self._dtype)
@@ -194,21 +195,47 @@ class CachedImageReader:
 
 
 class CachedTextReader:
-    """Reads cached features in the place of texts."""
+    """Reads cached features in the place of the text that is drawn of each case."""
 
     nbytes = 0
 
-    def __init__(self, cached: CachedFeatures, texts: Sequence[str | None], *, numbers: Mapping[str, int]) -> None:
-        """``texts`` by case; equal ones have equal ``numbers``."""
-        self._cached, self._texts, self._numbers = cached, texts, numbers
+    def __init__(self, cached: CachedFeatures, source: TextRows, *, numbers: Mapping[str, int], seed: int) -> None:
+        """``numbers`` and ``seed`` as for the reader of tokens."""
+        self._cached, self._source, self._numbers, self._seed = cached, source, numbers, seed
 
     def read(self, row: int, draw: int) -> tuple[int, list[bytes]]:
-        """The number and the digest of a case's text; -1 and no digest where it has none."""
-        text = self._texts[row]
-        return (self._numbers[text] if text else -1), self._cached.digests(row)
+        """The number and the digest of the text; -1 and no digest where a case has none."""
+        text = drawn_text(self._source.captions(row), draw, seed=self._seed)
+        return (self._numbers[text], [text_digest(text)]) if text else (-1, [])
 
     def collate(self, raws: Sequence[tuple[int, list[bytes]]], *, shared: bool) -> Texts:
         """The features, as the encoder gives them."""
         there_BV, features_BVF = self._cached.padded([digests for _, digests in raws])
         same_B = torch.tensor([number for number, _ in raws])
         return Texts(there_BV[:, 0], same_B, features_BF=features_BVF[:, 0])
+
+
+class CachedCaptionReader:
+    """Reads cached features in the place of all texts of each case."""
+
+    nbytes = 0
+
+    def __init__(self, cached: CachedFeatures, source: TextRows, *, numbers: Mapping[str, int]) -> None:
+        """``numbers`` as for the reader of tokens."""
+        self._cached, self._source, self._numbers = cached, source, numbers
+        self._width = max(1, source.most_captions)
+
+    def read(self, row: int, draw: int) -> list[str]:
+        """The texts."""
+        return list(self._source.captions(row))
+
+    def collate(self, raws: Sequence[list[str]], *, shared: bool) -> Captions:
+        """The features, as the encoder gives them."""
+        same_BK, there_BK = caption_numbers([[self._numbers[text] for text in own] for own in raws], self._width)
+        digests = [[text_digest(text) for text in own] for own in raws]
+        return Captions(there_BK, same_BK, features_BKF=self._cached.padded(digests, width=self._width)[1])
+
+
+def text_digest(text: str) -> bytes:
+    """What a text is known by."""
+    return hashlib.sha256(text.encode()).digest()

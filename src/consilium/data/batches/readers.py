@@ -5,21 +5,25 @@ Axes in names: B case in a batch, V view, C channel, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from consilium.core.contracts import Column, Masks, Meta, TextCoder, Views
+from consilium.core.contracts import Captions, Column, Masks, Meta, TextCoder, Views
 from consilium.core.contracts import Texts as TextColumn
 from consilium.core.errors import ImageError
 from consilium.data.batches import workers
 from consilium.data.batches.acquisition import recompressed
-from consilium.data.batches.transforms import sample_box, sample_quality
+from consilium.data.batches.transforms import sample_box, sample_quality, sample_text
 from consilium.data.config import AugmentationConfig, ImageConfig
 from consilium.data.images.reading import load_view, probe, read_bytes
+
+if TYPE_CHECKING:
+    from consilium.data.store.store import CaseTable
 
 NO_DRAW = -1  # the draw number of a case that nothing random happens to
 
@@ -51,6 +55,7 @@ class Readers:
 
     images: Reader[Any, Views] | None = None
     texts: Reader[Any, TextColumn] | None = None
+    captions: Reader[Any, Captions] | None = None
     masks: Reader[Any, Masks] | None = None
     meta: Reader[Any, Meta] | None = None
 
@@ -70,8 +75,13 @@ class Images(Protocol):
 class Texts(Protocol):
     """Anything with rows of texts: the case table, or a list of queries."""
 
-    def text(self, row: int) -> str | None:
-        """The text of a row; None where it has none."""
+    @property
+    def most_captions(self) -> int:
+        """The most texts that a row has."""
+        ...
+
+    def captions(self, row: int) -> Sequence[str]:
+        """The texts of a row, each once."""
         ...
 
 
@@ -135,33 +145,83 @@ class ImageReader:
 
 
 class TextReader:
-    """Tokens of texts, padded to the longest of the batch; equal texts have equal numbers."""
+    """Tokens of one text of each case, padded to the longest of the batch. Of several texts the draw chooses one."""
 
     nbytes = 0  # tokens are few
 
-    def __init__(self, source: Texts, coder: TextCoder, *, numbers: Mapping[str, int] | None = None) -> None:
-        """``numbers`` says which texts are equal over a whole set; None: equal within a batch is all that matters."""
-        self._source, self._coder, self._numbers = source, coder, numbers
+    def __init__(self, source: Texts, coder: TextCoder, *, numbers: Mapping[str, int], seed: int) -> None:
+        """``numbers`` are those of ``alike``."""
+        self._source, self._coder, self._numbers, self._seed = source, coder, numbers, seed
 
-    def read(self, row: int, draw: int) -> tuple[str | None, list[int]]:
-        """The text of a case and its token ids."""
-        text = self._source.text(row)
-        return text, self._coder.encode([text or ""])[0]
+    def read(self, row: int, draw: int) -> tuple[int, list[int]]:
+        """The number of the text, -1 where there is none, and its token ids."""
+        text = drawn_text(self._source.captions(row), draw, seed=self._seed)
+        return (self._numbers[text] if text else -1), self._coder.encode([text])[0]
 
-    def collate(self, raws: Sequence[tuple[str | None, list[int]]], *, shared: bool) -> TextColumn:
-        """A case without a text is there as an empty one, with the number -1."""
+    def collate(self, raws: Sequence[tuple[int, list[int]]], *, shared: bool) -> TextColumn:
+        """A case without a text is there as an empty one."""
         padded = self._coder.pad([ids for _, ids in raws])
-        numbers = self._numbers
-        if numbers is None:
-            numbers = numbered(text for text, _ in raws)
-        same = [-1 if not text else numbers[text] for text, _ in raws]
-        there = torch.tensor([bool(text) for text, _ in raws])
-        return TextColumn(there, torch.tensor(same), padded.tokens_BT, padded.attention_BT)
+        same_B = torch.tensor([number for number, _ in raws])
+        return TextColumn(same_B >= 0, same_B, padded.tokens_BT, padded.attention_BT)
 
 
-def numbered(texts: Iterable[str | None]) -> dict[str, int]:
-    """A number for every different text."""
-    return {text: number for number, text in enumerate(dict.fromkeys(text for text in texts if text))}
+class CaptionReader:
+    """Tokens of all texts of each case, as a task that is asked gets them; nothing is drawn."""
+
+    nbytes = 0
+
+    def __init__(self, source: Texts, coder: TextCoder, *, numbers: Mapping[str, int] | None = None) -> None:
+        """``numbers`` are those of ``numbered``; None: it does not matter which texts are equal."""
+        self._source, self._coder, self._numbers = source, coder, numbers
+        self._width = max(1, source.most_captions)  # the same in every batch
+
+    def read(self, row: int, draw: int) -> list[tuple[int, list[int]]]:
+        """The number and the token ids of every text."""
+        texts = self._source.captions(row)
+        numbers = [0 if self._numbers is None else self._numbers[text] for text in texts]
+        return list(zip(numbers, self._coder.encode(texts), strict=True))
+
+    def collate(self, raws: Sequence[list[tuple[int, list[int]]]], *, shared: bool) -> Captions:
+        """Texts that are not there are empty ones, with the number -1."""
+        same_BK, there_BK = caption_numbers([[number for number, _ in own] for own in raws], self._width)
+        (nothing,) = self._coder.encode([""])
+        rows = [[ids for _, ids in own] + [nothing] * (self._width - len(own)) for own in raws]
+        padded = self._coder.pad([ids for own in rows for ids in own])
+        shape = (len(raws), self._width, -1)
+        return Captions(there_BK, same_BK, padded.tokens_BT.reshape(shape), padded.attention_BT.reshape(shape))
+
+
+def caption_numbers(numbers: Sequence[Sequence[int]], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers of the texts of cases [B, K], -1 where there is none, and whether there is one."""
+    same_BK = torch.tensor([[*own, *[-1] * (width - len(own))] for own in numbers])
+    return same_BK, same_BK >= 0
+
+
+def drawn_text(texts: Sequence[str], draw: int, *, seed: int) -> str:
+    """The text of a draw among the texts of a case; without any the empty one."""
+    if len(texts) < 2 or draw == NO_DRAW:
+        return texts[0] if texts else ""
+    return texts[sample_text(draw, seed=seed, count=len(texts))]
+
+
+def numbered(source: CaseTable) -> dict[str, int]:
+    """A number for every different text of a table."""
+    texts = (text for row in range(len(source)) for text in source.captions(row))
+    return {text: number for number, text in enumerate(dict.fromkeys(texts))}
+
+
+def alike(source: CaseTable) -> dict[str, int]:
+    """A number for every text of a table; texts that the very same cases have get one number.
+
+    So the texts of one case, or of cases that share all they have, are right answers for each other, whichever are
+    drawn. A text that further cases have is right for these as well, and has a number of its own.
+    """
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row in range(len(source)):
+        for text in source.captions(row):
+            rows_of[text].append(row)
+    numbers: dict[tuple[int, ...], int] = {}
+    return {text: numbers.setdefault(tuple(rows), len(numbers)) for text, rows in rows_of.items()}
 
 
 def tensors(column: Column) -> Column:

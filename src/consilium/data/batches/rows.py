@@ -53,10 +53,15 @@ class Items:
             raise ImageError("the query has neither an image nor a text.")
         return [as_file(view) for view in _views(item)]
 
-    def text(self, row: int) -> str | None:
-        """The text of a query."""
+    @property
+    def most_captions(self) -> int:
+        """A query has one text."""
+        return 1
+
+    def captions(self, row: int) -> list[str]:
+        """The text of a query, or none."""
         item = self.items[row]
-        return item.text if isinstance(item, Query) else None
+        return [item.text] if isinstance(item, Query) and item.text else []
 
     def key(self, row: int) -> dict[str, Any]:
         """What an answer calls an item: its image, its text."""
@@ -101,6 +106,11 @@ class FoundItems(Sequence[Item]):
         """Append paths, or rows of a store."""
         self._found.extend(found)
 
+    def several_texts(self) -> int:
+        """How many cases of stores have more than one text; a query has the first."""
+        cases = (found for found in self._found if not isinstance(found, str))
+        return sum(len(table.captions(row)) > 1 for table, row in cases)
+
     def __len__(self) -> int:
         return len(self._found)
 
@@ -109,19 +119,25 @@ class FoundItems(Sequence[Item]):
         if isinstance(found, str):
             return found
         table, row = found
-        return Query(table.images(row), table.text(row))
+        return Query(table.images(row), table.texts[row])
 
 
 @dataclass(frozen=True)
 class SingleTexts:
-    """The texts of some cases as rows of texts."""
+    """Single texts of cases as rows of texts; ``numbers`` says which text of its case each is."""
 
     table: CaseTable
     cases: np.ndarray
+    numbers: np.ndarray
 
-    def text(self, row: int) -> str | None:
-        """The text of a row."""
-        return self.table.text(int(self.cases[row]))
+    @property
+    def most_captions(self) -> int:
+        """Each has one text."""
+        return 1
+
+    def captions(self, row: int) -> list[str]:
+        """The one text of a row."""
+        return [self.table.captions(int(self.cases[row]))[int(self.numbers[row])]]
 
 
 @dataclass(frozen=True)

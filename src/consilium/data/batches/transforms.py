@@ -80,6 +80,7 @@ class _Position(IntEnum):
 
 
 _NUMBERS = max(_Position) + 1
+_TEXT_STREAM = 1 << 40  # no view has so high a number
 
 
 def uniforms(draws_B: npt.NDArray[np.int64], *, seed: int, stream: int, count: int) -> Uniforms:
@@ -144,6 +145,11 @@ def sample_quality(draw: int, *, seed: int, view: int, augmentation: Augmentatio
     stream = 2 * _numbered_as(view, augmentation)
     number = uniforms(np.array([draw]), seed=seed, stream=stream, count=place + 1)[0, place]
     return low + int(number * (high - low + 1))
+
+
+def sample_text(draw: int, *, seed: int, count: int) -> int:
+    """Which of so many texts of a case is drawn, all equally likely."""
+    return int(uniforms(np.array([draw]), seed=seed, stream=_TEXT_STREAM, count=1)[0, 0] * count)
 
 
 def _numbered_as(view: int, augmentation: AugmentationConfig) -> int:

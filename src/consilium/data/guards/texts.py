@@ -118,7 +118,7 @@ def _rows_with(table: CaseTable, rows: Sequence[int], terms: set[Term]) -> dict[
         lengths[form[0]].add(len(form))
     rows_with: dict[Term, list[int]] = {term: [] for term in terms}
     for row in rows:
-        text = (table.texts[row] or "").casefold()
+        text = "\n".join(table.captions(row)).casefold()
         words = _WORD.findall(text)
         if "-" in text:  # x-ray is also xray
             words += ["", *_WORD.findall(text.replace("-", ""))]
@@ -166,9 +166,8 @@ def repeated_texts(table: CaseTable) -> list[str]:
     A model of texts is then judged on what it has seen. Case, punctuation and spaces do not count.
     """
     plain: dict[str, list[str]] = defaultdict(list)
-    for split, text in zip(table.splits, table.texts, strict=True):
-        if text:
-            plain[split].append(" ".join(_WORD.findall(text.casefold())))
+    for row, split in enumerate(table.splits):
+        plain[split] += [" ".join(_WORD.findall(text.casefold())) for text in table.captions(row)]
     seen = set(plain["train"])
     warnings = []
     for split in ("val", "test"):

@@ -95,7 +95,8 @@ class Columns(Config):
 
     image: str | list[str] = Field(default="image", description="Path of the image; several columns: several views.")
     text: str | list[str] | None = Field(
-        default="text", description="Text of the case; several columns: several texts, named after them."
+        default="text",
+        description="Text of the case, or a list of texts; several columns: several texts, named after them.",
     )
     label: str | None = Field(default="label", description="Label; a dot separates the levels of one, as in a.b.")
     split: str | None = Field(default="split", description="train, val, test or unlabelled, in any usual spelling.")

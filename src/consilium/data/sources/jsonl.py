@@ -105,10 +105,12 @@ def _case(reader: RowReader, row: Mapping[str, Any], line: int, *, placeholder: 
     """The case of an object, whose texts are without what stands for its images."""
     views = _modalities(reader, row["modalities"]) if "modalities" in row else reader.views(row)
     texts = _texts(reader, row)
-    tokens = [] if placeholder is None else [token for text in texts for token in placeholder.findall(text.text)]
+    found = [] if placeholder is None else [placeholder.findall(text.text) for text in texts]
+    tokens = [token for own in found for token in own]
     if placeholder is None or not tokens:
         return reader.case(row, line, views=views, texts=texts)
-    if len(tokens) != len(views):
+    # Of several captions each may name all images.
+    if len(tokens) != len(views) and {len(own) for own in found} != {len(views)}:
         raise RowError(f"the text has {len(tokens)} attachment tokens, the row {len(views)} images")
     texts = [text._replace(text=_without(placeholder, text.text)) for text in texts]
     case = reader.case(row, line, views=views, texts=[text for text in texts if text.text])

@@ -38,10 +38,12 @@ from consilium.data.case import (
     printable,
     scalar_text,
     split_name,
+    text_items,
 )
 from consilium.data.sources.config import Columns, RowSource
 from consilium.data.sources.findings import IGNORED, FindingReader
 
+EMPTY_TEXT = "an empty text in a list of texts is left out"
 _OPTIONAL = ("text", "label", "split", "group", "id", "mask", "is_gt")
 _SINGLE = ("label", "split", "group", "id", "is_gt")  # of these there is one column
 # What a cell that says nan, NA or None is read as, by key; a label stays what it is, for "none" may be a class.
@@ -210,20 +212,20 @@ class RowReader:
         return [View(self.path(text), name)] if text else []
 
     def texts(self, row: Mapping[str, Any]) -> list[Text]:
-        """The texts in the text columns; each column of a list names its text."""
+        """The texts in the text columns, of which each may hold a list; each column of a list names its texts."""
         several = isinstance(self.columns.text, list)
-        found = []
-        for column in self.text_columns:
-            if text := scalar_text(row.get(column), column):
-                found.append(Text(text, column if several else ""))
-        return found
+        return [
+            Text(text, column if several else "")
+            for column in self.text_columns
+            for text in text_items(row.get(column), f"'{column}'")[0]
+        ]
 
     def case(self, row: Mapping[str, Any], line: int, *, views: list[View], texts: list[Text]) -> Case:
         """The case of a row whose images and texts are known already."""
         source = self.source
         if not views and not texts:
             raise RowError("the row has neither an image nor a text")
-        notes: list[str] = []
+        notes = [EMPTY_TEXT for column in self.text_columns if text_items(row.get(column), f"'{column}'")[1]][:1]
         found = {key: row.get(column) for key, column in self._named.items()}
         for key in _MISSING:
             if isinstance(cell := found.get(key), str) and looks_missing(cell):

@@ -19,7 +19,7 @@ import numpy as np
 from consilium.core.errors import DataError
 from consilium.core.files import atomic_file, atomic_folder
 from consilium.core.places import is_remote
-from consilium.data.case import SPLITS
+from consilium.data.case import SPLITS, Text
 from consilium.data.images.reading import alone, read_bytes
 from consilium.data.sources.files import extension_of
 from consilium.data.store.export_names import hints, mask_columns, text_columns
@@ -140,6 +140,7 @@ class _Job:
         self.image_folder = out.with_name(f"{out.stem}_images")
         self.notes: list[str] = []
         self.several_labels = any(len(labels) > 1 for labels in table.labels)
+        self.several_texts = any(len({text.name for text in own}) < len(own) for own in table.named_texts)
         several_sources = len(set(table.sources)) > 1
         # Ids are unique within a source only.
         self.prefix_ids = several_sources and len(set(table.ids)) < len(table)
@@ -173,7 +174,7 @@ class _Job:
         values: dict[str, Any] = {
             "id": f"{source}:{table.ids[row]}" if self.prefix_ids else table.ids[row],
             **dict.fromkeys(self.text_columns.values()),
-            **{self.text_columns[text.name]: text.text for text in table.named_texts[row]},
+            **self._texts(table.named_texts[row]),
             "label": list(labels) if self.several_labels else next(iter(labels), None),
             "split": table.splits[row],
             "group_id": table.groups[row],
@@ -184,6 +185,13 @@ class _Job:
         if "source" in self.reserved:
             values["source"] = source
         return values | {self.meta_names[key]: value for key, value in table.metas[row].items()}
+
+    def _texts(self, texts: Sequence[Text]) -> dict[str, Any]:
+        """The texts of a case by column; lists where a case has several of one name."""
+        found: dict[str, list[str]] = {}
+        for text in texts:
+            found.setdefault(self.text_columns[text.name], []).append(text.text)
+        return dict(found) if self.several_texts else {column: own[0] for column, own in found.items()}
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Every case with its number."""
@@ -292,6 +300,8 @@ class _ViewColumns:
         }
         texts, masks = self.job.text_columns.values(), self.job.mask_columns.values()
         named |= {key: (pa.string(), text) for key in ("id", *texts, *_KEYS, *masks)}
+        if self.job.several_texts:
+            named |= {key: (pa.list_(pa.string()), _list(text)) for key in texts}
         named["is_gt"] = pa.bool_(), {"dtype": "bool", "_type": "Value"}
         named["label"] = (pa.list_(pa.string()), _list(text)) if several else (pa.string(), text)
         others = ["source"] if "source" in self.job.reserved else []
@@ -321,6 +331,8 @@ def _write_ret_clip(job: _Job) -> None:
     without_text = 0
     if hints(job.text_columns, job.mask_columns):
         job.notes.append("the form holds one text of a case, the first, and one mask; all others become metadata.")
+    if job.several_texts:
+        job.notes.append("of several texts of one name the form holds the first; jsonl and parquet hold all.")
     with (
         atomic_file(job.out.with_suffix(".jsonl")) as texts_path,
         atomic_file(job.out) as images_path,

@@ -15,7 +15,7 @@ MaskKind = tuple[str, str]  # class and annotator
 
 def text_columns(table: CaseTable, *, taken: Collection[str]) -> dict[str, str]:
     """The column of each name of a text: ``text`` for a text without one."""
-    names = _in_order(tuple(text.name for text in texts) for texts in table.named_texts) or [""]
+    names = _in_order(tuple(dict.fromkeys(text.name for text in texts)) for texts in table.named_texts) or [""]
     return _columns({name: name or "text" for name in names}, taken=set(taken) - {"text"}, kind="text")
 
 

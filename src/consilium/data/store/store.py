@@ -158,17 +158,16 @@ class CaseTable:
     @cached_property
     def texts(self) -> list[str | None]:
         """The only or first text of each case, None where it has none."""
-        if self._is_format_1:
-            return self._column("text")
-        rows, found = self._items("texts", "text")
-        texts: list[str | None] = [None] * len(self)
-        for row, text in zip(reversed(rows.tolist()), reversed(found), strict=True):  # the first comes last, and stays
-            texts[row] = text
-        return texts
+        return [texts[0].text if texts else None for texts in self.named_texts]
 
-    def text(self, row: int) -> str | None:
-        """The text of a row."""
-        return self.texts[row]
+    def captions(self, row: int) -> list[str]:
+        """The different texts of a case, in their order."""
+        return list(dict.fromkeys(text.text for text in self.named_texts[row] if text.text))
+
+    @cached_property
+    def most_captions(self) -> int:
+        """The most texts that a case has."""
+        return max((len(self.captions(row)) for row in range(len(self))), default=0)
 
     @cached_property
     def named_texts(self) -> list[tuple[Text, ...]]:

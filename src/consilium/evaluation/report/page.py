@@ -60,7 +60,7 @@ class ReportContent:
     config_yaml: str = ""
     command: str = ""
     thumbnail: Callable[[str], bytes | None] | None = None
-    text: Callable[[str], str | None] | None = None
+    text: Callable[[str, int], str | None] | None = None
     maps: Sequence[SaliencyMap] = ()
 
     @property

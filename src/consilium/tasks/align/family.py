@@ -55,12 +55,16 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
         """The tokenizer; encoders from scratch learn theirs from the training texts, a bundle's knows its own."""
         if known is not None and not learns:
             return Studied(cases, known)
-        texts = [cases.table.texts[row] or "" for row in cases.rows["train"].tolist()]
-        if len(different := set(texts) - {""}) < 2:
-            what = "are all the same" if different else "are all empty"
+        texts = [text for row in cases.rows["train"].tolist() for text in cases.table.captions(row)]
+        if len(set(texts)) < 2:
+            what = (
+                f"the {counted(len(texts), 'training text')} are all the same"
+                if texts
+                else "no training case has a text"
+            )
             raise DataError(
-                f"the {counted(len(texts), 'training text')} {what}, so that there is nothing to tell apart. Check "
-                "the column of texts (columns.text of a source), and the splits."
+                f"{what}, so that there is nothing to tell apart. Check the column of texts (columns.text of a "
+                "source), and the splits."
             )
         if known is not None:
             from consilium.models.tokenizer import recut
@@ -69,7 +73,7 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
         else:
             scratch = section.model is None and section.text.from_scratch
             tokenizer = _tokenizer(section.text, section.model, tuple(texts) if scratch else ())
-        knowledge = AlignKnowledge(training_cases=len(texts), tokenizer=tokenizer.definition)
+        knowledge = AlignKnowledge(training_cases=len(cases.rows["train"]), tokenizer=tokenizer.definition)
         if learns:
             cases = replace(cases, notes=[*cases.notes, *_cut(cases, tokenizer)])
         return Studied(cases, knowledge, _alike(section.loss.positives, cases))
@@ -140,7 +144,7 @@ def _cut(cases: Cases, tokenizer: Tokenizer) -> list[str]:
     """How many training texts of each source are longer than the text tower reads; nothing of a source without any."""
     texts: dict[str, list[str]] = defaultdict(list)
     for row in cases.rows["train"].tolist():
-        texts[cases.table.sources[row]].append(cases.table.texts[row] or "")
+        texts[cases.table.sources[row]] += cases.table.captions(row)
     cut = {source: tokenizer.count_cut(own) for source, own in texts.items()}
     return [
         f"source '{source}': {count} of {counted(len(texts[source]), 'training text')} "

@@ -103,19 +103,21 @@ class Align(Task):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
-        """``image_embeddings`` and ``text_embeddings`` [B, D], and [B] whether each is there and the ``scale``."""
-        texts = batch.texts
+        """``image_embeddings`` [B, D] and ``text_embeddings`` [B, K, D] of up to K texts, zeros where there is none;
+        [B] whether there is any of each, and the ``scale``."""
+        captions = batch.captions
         scale = self.loss.scale.detach()
         arrays = {"scale": scale.expand(len(batch)), "has_image": batch.views.there_BV.any(1).float()}
         if bool(batch.views.there_BV.any()):
             arrays["image_embeddings"] = self.embed_images(batch)
         else:
             arrays["image_embeddings"] = scale.new_zeros(len(batch), self.config.embedding_size)
-        if texts is not None and bool(texts.there_B.any()):
-            arrays["text_embeddings"] = self.embed_texts(batch)
-        else:
-            arrays["text_embeddings"] = scale.new_zeros(len(batch), self.config.embedding_size)
-        arrays["has_text"] = scale.new_zeros(len(batch)) if texts is None else texts.there_B.float()
+        there_BK = scale.new_zeros(len(batch), 1).bool() if captions is None else captions.there_BK
+        arrays["has_text"] = there_BK.any(1).float()
+        embeddings_BKD = scale.new_zeros(*there_BK.shape, self.config.embedding_size)
+        if captions is not None and bool(there_BK.any()):
+            embeddings_BKD[there_BK] = self.text_projection(self.text_features(captions.each_text())).float()
+        arrays["text_embeddings"] = embeddings_BKD
         return Prediction(arrays)
 
     def combine(self, looks: Sequence[tuple[Look, Prediction]]) -> Prediction:
@@ -127,11 +129,12 @@ class Align(Task):
     def evidence(self, prediction: Prediction, batch: Batch) -> Mapping[str, Tensor]:
         """The embeddings, the temperature, and which texts are equal."""
         arrays = {name: prediction.arrays[name] for name in ("image_embeddings", "text_embeddings", "scale")}
-        return arrays if batch.texts is None else {**arrays, "same_text": batch.texts.same_B}
+        return arrays if batch.captions is None else {**arrays, "same_text": batch.captions.same_BK}
 
     def records(self, prediction: Prediction) -> list[dict[str, Any]]:
         """Per case the embeddings of what it has."""
         arrays = {name: array.cpu() for name, array in prediction.arrays.items()}
+        arrays["text_embeddings"] = arrays["text_embeddings"][:, 0]  # who asks gives one text
         return [
             {
                 f"{side}_embedding": arrays[f"{side}_embeddings"][case].tolist()
