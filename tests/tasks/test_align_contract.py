@@ -174,6 +174,24 @@ def test_cases_without_a_text_are_counted_and_left_out(tmp_path: Path) -> None:
     assert any("12 cases left out: no text" in line for line in reporter.lines)
 
 
+def test_labels_alone_become_captions(tmp_path: Path) -> None:
+    """Two templates a label: all cases of the label are right answers, whichever template was drawn."""
+    write(tmp_path / "pairs")
+    for number in range(48):
+        folder = tmp_path / "squares" / list(COLOURS)[number % 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pairs" / f"{number}.png").rename(folder / f"{number}.png")
+    source = {"kind": "folder", "name": "squares", "path": str(tmp_path / "squares")}
+    source |= {"captions": {"template": ["a {label} square", "a square, {label}"]}}
+    own = [f"data.sources={json.dumps([source])}", "data.split={val: 0.25, test: 0.25}"]
+    reporter = Recorder()
+    result = train(experiment_of(tmp_path, *own), reporter=reporter)
+    assert result is not None
+    assert any("48 cases got texts out of labels (captions.template), 2 each." in line for line in reporter.lines)
+    with (result.folder / "tables" / "test_retrieval.csv").open(encoding="utf-8") as file:
+        assert next(csv.DictReader(file))["gallery"] == "8"
+
+
 def test_data_without_texts_are_refused_with_their_number(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"none of 48 cases can be used: 48 cases left out: no text\. Say in the sources"

@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from consilium.core.config import Config
 
 ATTACHMENT_TOKENS = ("<attachment>", "<|reserved_special_token_0|>")
+_PLACES = re.compile(r"\{([^{}]*)\}")
 FORMER_ATTACHMENT_TOKEN = "<|reserved_special_token_0|>"  # the default of earlier versions
+
+
+def _one_or_several(value: object) -> object:
+    """A text alone stands for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+class CaptionConfig(Config):
+    """What texts are made of the rows of a source, when they are used; the store holds rows as they are."""
+
+    template: Annotated[list[str], BeforeValidator(_one_or_several, json_schema_input_type=str | list[str])] = Field(
+        default=[],
+        description='Text of a case that has none, as in "a fundus photograph of {label}"; of several each is a text.',
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _have_a_place(cls, templates: list[str]) -> list[str]:
+        for template in templates:
+            if set(_PLACES.findall(template)) != {"label"}:
+                raise ValueError(
+                    f"the template '{template}' has {_odd_places(template)}; write {{label}} where the label belongs, "
+                    "as in 'a fundus photograph of {label}'"
+                )
+        return templates
+
+
+def _odd_places(template: str) -> str:
+    odd = [place for place in _PLACES.findall(template) if place != "label"]
+    return f"a place for '{odd[0]}', which is not known" if odd else "no place for the label"
 
 
 class SourceBase(Config):
@@ -30,6 +69,7 @@ class SourceBase(Config):
     split: Literal["train", "val", "test", "unlabelled"] | None = Field(
         default=None, description="The split of every row that names none; null: what data.split decides."
     )
+    captions: CaptionConfig = CaptionConfig()
 
 
 class FolderSource(SourceBase):

@@ -20,6 +20,7 @@ from consilium.core.places import FileFacts, facts_of, is_remote, reading_thread
 from consilium.core.reporter import Reporter, Silent, counted
 from consilium.core.surroundings import require_utf8
 from consilium.data.case import SPLITS, BadRow, Case
+from consilium.data.cases.captions import captioned
 from consilium.data.cases.groups import one_group
 from consilium.data.cases.renames import renamed
 from consilium.data.config import DataConfig
@@ -45,14 +46,14 @@ class Prepared:
     """What ``prepare`` did; ``created`` is False when the store was there already.
 
     ``summary`` has a row per source: cases per split, different labels, rows that were bad, files that were skipped.
-    ``grouped`` says that all cases are of one group, where they are.
+    ``remarks`` say which texts were made of rows, and that all cases are of one group, where they are.
     """
 
     store: Store
     created: bool
     bad_rows: list[BadRow]
     summary: list[dict[str, str | int]]
-    grouped: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         state = "prepared" if self.created else "unchanged"
@@ -63,7 +64,7 @@ class Prepared:
         manifest = self.store.manifest
         lines = [f"{name}: skipped {counted_reasons(reasons)}" for name, reasons in manifest.skipped.items() if reasons]
         notes = [(name, note, rows) for name, found in manifest.notes.items() for note, rows in found.items()]
-        lines += [f"{name}: {counted(rows, 'row')}: {note}" for name, note, rows in notes] + self.grouped
+        lines += [f"{name}: {counted(rows, 'row')}: {note}" for name, note, rows in notes] + self.remarks
         if self.bad_rows:
             listing = self.store.path / QUARANTINE
             lines.append(f"{counted(len(self.bad_rows), 'bad row')} left out; {listing} lists them.")
@@ -107,8 +108,10 @@ def prepare(config: DataConfig, *, reporter: Reporter | None = None) -> Prepared
         listing = store.path / QUARANTINE
         raise bad_rows_error(bad_rows, listing=listing, sources=config.sources, splits=store.manifest.splits)
     grouped = one_group(store.table.groups, config.sources)
+    made = captioned(store.table, config.sources)
+    store.table = made.table
     summary = _summary(config.sources, store.manifest, bad_rows)
-    return Prepared(store, created, bad_rows, summary, [] if grouped is None else [grouped])
+    return Prepared(store, created, bad_rows, summary, made.notes + ([] if grouped is None else [grouped]))
 
 
 def _fetch(config: DataConfig, inputs: Sequence[Inputs], reporter: Reporter) -> None:

@@ -101,7 +101,9 @@ class CaseTable:
         return f"<CaseTable of {counted(len(self), 'case')} in {self._folder}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_folder": self._folder, "_rows": self._rows, "_kinds": None}  # workers only read images
+        texts = {name: given for name, given in self._given().items() if name == "named_texts"}
+        # Workers only read images and texts.
+        return {"_folder": self._folder, "_rows": self._rows, "_kinds": None, "_replaced": tuple(texts), **texts}
 
     def __len__(self) -> int:
         return self._arrow.num_rows if self._rows is None else len(self._rows)
@@ -331,6 +333,10 @@ class CaseTable:
     def with_labels(self, labels: Sequence[tuple[str, ...]]) -> CaseTable:
         """The same cases with other labels, a tuple for each."""
         return self._with(self._rows, {**self._given(), "labels": list(labels)})
+
+    def with_texts(self, texts: Sequence[tuple[Text, ...]]) -> CaseTable:
+        """The same cases with other texts, some for each."""
+        return self._with(self._rows, {**self._given(), "named_texts": list(texts)})
 
     def _given(self) -> dict[str, list[Any]]:
         """The columns that are not those of the files any more."""
