@@ -53,6 +53,14 @@ class TaskSection(Config):
         return {}
 
     @property
+    def saves_memory(self) -> str:
+        """What to change where memory does not suffice for a training step; {accumulate} is ``trainer.accumulate``."""
+        return (
+            "Halve data.loader.batch_size and double trainer.accumulate (now {accumulate}): the gradient stays the "
+            "same; or choose a smaller data.image.size or task.vision.name."
+        )
+
+    @property
     def gives(self) -> tuple[str, ...]:
         """The keys of an answer."""
         raise NotImplementedError

@@ -72,6 +72,13 @@ class Task(nn.Module, ABC):
     def set_epoch(self, epoch: int) -> None:
         """Freeze and unfreeze what the config says for this epoch (first epoch: 0)."""
 
+    def found(self) -> dict[str, int]:
+        """What ``auto`` of some keys became on this machine, by key; a run goes on with it when it is resumed."""
+        return {}
+
+    def take_found(self, found: Mapping[str, int]) -> None:
+        """Go on with what ``found`` said in an earlier start of the run."""
+
     def encoders(self) -> Mapping[str, Encoder]:
         """The frozen parts by the column that they encode (``images``, ``texts``); {} where nothing stays frozen."""
         return {}

@@ -259,6 +259,8 @@ class Session:
                 fewest=self.fewest,
             )
         seconds = trial.seconds_per_batch * trainer.accumulate * self.plan.total_steps
+        for key, found in self.task.found().items():
+            self.log.line(f"{key}: auto is {found} here")
         memory = "" if trial.memory_bytes is None else f", {trial.memory_bytes / 2**30:.1f} GiB at peak"
         self.log.line(
             f"trial step on {self.device}: {trial.precision}, {trial.seconds_per_batch:.2f} s a batch{memory}; "
@@ -388,5 +390,6 @@ class Session:
         return result
 
     def _memory_advice(self) -> contextlib.AbstractContextManager[None]:
-        batch_size, accumulate = self.experiment.data.loader.batch_size, self.experiment.trainer.accumulate
-        return memory_advice(self.device, batch_size=batch_size, accumulate=accumulate, image_size=self.image.size)
+        batch_size = self.experiment.data.loader.batch_size
+        advice = self.experiment.task.saves_memory.format(accumulate=self.experiment.trainer.accumulate)
+        return memory_advice(self.device, batch_size=batch_size, image_size=self.image.size, advice=advice)

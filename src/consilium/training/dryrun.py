@@ -118,17 +118,12 @@ def _head(batch: Batch, cases: int) -> Batch:
 
 
 @contextlib.contextmanager
-def memory_advice(
-    device: torch.device, *, batch_size: int, accumulate: int, image_size: tuple[int, int]
-) -> Iterator[None]:
+def memory_advice(device: torch.device, *, batch_size: int, image_size: tuple[int, int], advice: str) -> Iterator[None]:
     """Turns running out of memory into an error that says what to change, with the figures it is based on."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         height, width = image_size
         raise MemoryExhaustedError(
-            f"{device} ran out of memory with batches of {batch_size} images of {height} x {width}: {error}. Halve "
-            f"data.loader.batch_size and double trainer.accumulate (now {accumulate}): the gradient stays the same; "
-            "or choose "
-            "a smaller data.image.size or task.vision.name."
+            f"{device} ran out of memory with batches of {batch_size} images of {height} x {width}: {error}. {advice}"
         ) from error

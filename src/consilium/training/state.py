@@ -116,15 +116,13 @@ def remove_weights(folder: Path, *, keep: int | None) -> None:
             shutil.rmtree(path)
 
 
-def save_checkpoint(
-    folder: Path, *, module: nn.Module, trainer: dict[str, Any], progress: Progress, keep_last: int
-) -> Path:
+def save_checkpoint(folder: Path, *, module: Task, trainer: dict[str, Any], progress: Progress, keep_last: int) -> Path:
     """Write ``folder/step-N`` whole or not at all, then remove the oldest beyond ``keep_last``."""
     target = folder / f"step-{progress.step:08d}"
     with atomic_folder(target) as temporary:
         save_state(_changing(module, target), temporary / MODEL)
         try:
-            torch.save({**trainer, "progress": asdict(progress)}, temporary / TRAINER)
+            torch.save({**trainer, "found": module.found(), "progress": asdict(progress)}, temporary / TRAINER)
         except RuntimeError as error:  # what torch makes of a full disk
             raise OSError(str(error)) from error
     for old in checkpoints(folder)[:-keep_last]:
@@ -137,11 +135,12 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / TRAINER).is_file())
 
 
-def load_checkpoint(path: Path, *, module: nn.Module) -> tuple[dict[str, Any], Progress]:
+def load_checkpoint(path: Path, *, module: Task) -> tuple[dict[str, Any], Progress]:
     """Put the weights of a checkpoint into ``module``; returns its trainer state and progress."""
     try:
         module.load_state_dict(saved_weights(path))
         trainer = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
+        module.take_found(trainer.pop("found", {}))
         return trainer, Progress(**trainer.pop("progress"))
     except Exception as error:
         raise RunFolderError(

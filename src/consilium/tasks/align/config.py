@@ -42,6 +42,12 @@ class AlignConfig(TaskSection):
     text: TextConfig = TextConfig()
     projection: ProjectionConfig = LinearProjectionConfig()
     embedding_size: int = Field(default=512, ge=1, description="Numbers of an embedding.")
+    chunk: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default=None,
+        description="Images, and texts, that a tower computes at a time: the same batch, loss and gradient in the "
+        "memory of this many cases, for about a third more time. null: the whole batch; auto: as many as fit into free "
+        "memory. trainer.accumulate does not enlarge a contrastive batch; this makes room for one.",
+    )
     loss: Annotated[ContrastiveConfig, Field(discriminator="kind")] = SoftmaxContrastiveConfig()
 
     @property
@@ -72,6 +78,16 @@ class AlignConfig(TaskSection):
         if self.model is not None:
             return {"Model": self.model.name}
         return {"Image tower": self.vision.name, "Text tower": self.text.name}
+
+    @property
+    def saves_memory(self) -> str:
+        """A smaller batch, accumulated or not, would be another task."""
+        chunk = "task.chunk: auto" if self.chunk is None else f"a smaller task.chunk (now {self.chunk})"
+        return (
+            f"Set {chunk}: the same batch, loss and gradient in less memory. A smaller data.loader.batch_size is "
+            "another, easier task, with fewer negatives, and trainer.accumulate (now {accumulate}) does not give them "
+            "back. Or choose a smaller data.image.size, task.text.context_length or tower."
+        )
 
     @property
     def gives(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ Axes in names: B case in a batch, N image, V view, T token, F feature, D number 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -26,9 +26,12 @@ from consilium.core.contracts import (
     TextCoder,
     Texts,
 )
+from consilium.core.errors import ConfigError
+from consilium.core.reporter import some
 from consilium.core.task import Task
 from consilium.losses.contrastive import build_contrastive
 from consilium.models.checkpoints.layout import ProjectionLayout
+from consilium.models.chunked import batch_statistics, in_chunks, largest_chunk
 from consilium.models.projection import Projection
 from consilium.models.text import TextTower
 from consilium.models.tokenizer import Tokenizer
@@ -37,6 +40,7 @@ from consilium.models.weights import freeze_tower, keep_frozen_in_eval, weights_
 from consilium.tasks.align.config import AlignConfig
 
 SIDES = ("image", "text")
+LAST = 10**9  # an epoch after every warm-up
 
 
 class Align(Task):
@@ -58,6 +62,9 @@ class Align(Task):
         self.image_projection, self.text_projection = (projections[side] for side in SIDES)
         self.projections: dict[str, ProjectionLayout] | None = None  # where a whole pretrained model has its own
         self.loss = build_contrastive(config.loss)
+        self.chunk = None if config.chunk == "auto" else config.chunk
+        if config.chunk is not None:
+            self._refuse_batch_statistics()
         self.set_epoch(0)
 
     def view_features(self, batch: Batch) -> Tensor:
@@ -65,8 +72,8 @@ class Align(Task):
         images = batch.views
         if images.features_BVF is not None:
             return images.features_BVF[images.there_BV]
-        features_NF: Tensor = self.vision(images.pixels[images.there_BV])
-        return features_NF
+        places_N2 = images.there_BV.nonzero()
+        return in_chunks(lambda own: self.vision(images.pixels[own[:, 0], own[:, 1]]), places_N2, size=self.chunk)
 
     def embed_images(self, batch: Batch) -> Tensor:
         """Embeddings [B, D] of length 1; of a case without an image, zeros."""
@@ -88,11 +95,24 @@ class Align(Task):
             return texts.features_BF
         if texts.tokens_BT is None or texts.attention_BT is None:
             raise ValueError("this batch has neither tokens nor features of its texts")
-        features_BF: Tensor = self.text(texts.tokens_BT, texts.attention_BT)
-        return features_BF
+        tokens_BT, attention_BT = texts.tokens_BT, texts.attention_BT
+        if self.chunk is None:
+            features_BF: Tensor = self.text(tokens_BT, attention_BT)
+            return features_BF
+
+        def encode(own: Tensor) -> Tensor:
+            kept_T = attention_BT[own].any(0)
+            features_BF: Tensor = self.text(tokens_BT[own][:, kept_T], attention_BT[own][:, kept_T])
+            return features_BF
+
+        # Texts of like length stand together: a chunk is padded to the longest of its own, not of the batch.
+        order_B = attention_BT.sum(1).argsort(stable=True)
+        return in_chunks(encode, order_B, size=self.chunk)[order_B.argsort()]
 
     def step(self, batch: Batch) -> StepOutput:
         """The contrastive loss of this process's pairs among those of all processes."""
+        if self.config.chunk == "auto" and self.chunk is None:
+            self._find_chunk(batch)
         same_B = None
         if self.config.loss.positives == "same_text" and batch.texts is not None:
             same_B = batch.texts.same_B
@@ -165,6 +185,45 @@ class Align(Task):
         """What is odd about the files of the towers' weights."""
         found = {"vision": self.vision.weights_note, "text": self.text.weights_note}
         return [f"task.{name}.pretrained: {note}" for name, note in found.items() if note]
+
+    def found(self) -> dict[str, int]:
+        """The chunk that fits into memory, once it is known."""
+        return {"task.chunk": self.chunk} if self.config.chunk == "auto" and self.chunk is not None else {}
+
+    def take_found(self, found: Mapping[str, int]) -> None:
+        """Go on in the chunks of the run's first start."""
+        self.chunk = found.get("task.chunk", self.chunk)
+
+    def _find_chunk(self, batch: Batch) -> None:
+        """Take as many images, and texts of the full context, as fit into free memory; of cached features all do."""
+        encoders: list[Callable[[int], Tensor]] = []
+        if (pixels_BVCHW := batch.views.pixels_BVCHW) is not None:
+            image_2CHW = pixels_BVCHW.new_zeros(2, *pixels_BVCHW.shape[2:]).requires_grad_()  # also if it is frozen
+            encoders.append(lambda count: self.vision(image_2CHW[:count]))
+        if batch.texts is not None and batch.texts.tokens_BT is not None:
+            text_2T = batch.texts.tokens_BT[:1, :1].expand(2, self.tokenizer.context_length)
+            encoders.append(lambda count: self.text(text_2T[:count], torch.ones_like(text_2T[:count])))
+        if encoders:
+            learns = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            self.chunk = largest_chunk(encoders, learns=learns)
+
+    def _refuse_batch_statistics(self) -> None:
+        """A tower whose outputs for a case depend on the rest of the batch is a ConfigError."""
+        self.set_epoch(LAST)
+        training = self.training
+        self.train()
+        for key, tower, name in (
+            ("vision", self.vision, self.config.vision.name),
+            ("text", self.text, self.config.text.name),
+        ):
+            if found := batch_statistics(tower):
+                raise ConfigError(
+                    f"task.chunk is {self.config.chunk}, but {name} has BatchNorm ({some(found, 3)}), which learns "
+                    "from the whole batch at once: in chunks it would be another model. Leave task.chunk out, freeze "
+                    f"the tower (task.{key}.freeze.kind: tower), or take one without BatchNorm (vit_b_16, "
+                    "convnext_tiny)."
+                )
+        self.train(training)
 
     def encoders(self) -> Mapping[str, Encoder]:
         """The towers that stay frozen."""
