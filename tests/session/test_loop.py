@@ -715,6 +715,7 @@ def test_two_processes_train_as_one(tiny_images: Path, tmp_path: Path, size: int
         "trainer.max_steps=8",
         "trainer.validate_every=0.5",
         "trainer.save_every=0.5",
+        "trainer.ema={decay: 0.6}",
     ]
     one = train_tiny(tiny_images, tmp_path / "one", *overrides).folder
     shared = tiny_experiment(tiny_images, tmp_path / "two", *overrides, "data.loader.workers=1")

@@ -64,6 +64,7 @@ RECIPES = {
         "optimizer={kind: adamw, learning_rate: 0.003, groups: {tower: {kind: sgd, learning_rate: 0.1, momentum: 0.9"
         ", layer_decay: 0.7, floor: 0.5}}}",
         "schedule={kind: cosine, warmup: 2}",
+        "trainer.ema={decay: 0.6}",
     ],
 }
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from consilium.core.contracts import Batch, Encoder, ImageInput, Look, ParameterGroup, Prediction, StepOutput, TextCoder
 
+LAST_EPOCH = 10**9  # after every warm-up: ``set_epoch`` with it lets learn whatever learns in the end
+
 
 class Task(nn.Module, ABC):
     """A trainable whole; the images of its batches are normalised."""

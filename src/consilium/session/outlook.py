@@ -13,6 +13,7 @@ from consilium.data.cases.mixture import Mixture, coverage_warnings, mixture_tab
 from consilium.data.config import ImageConfig
 from consilium.experiment import Experiment
 from consilium.models.weights import parameter_counts
+from consilium.training.averaging import average_warnings
 from consilium.training.hooks import RunLog
 from consilium.training.plan import Plan
 
@@ -35,7 +36,10 @@ def look_ahead(
     table = mixture_table(mixture, cases, column=column, batches=batches, batch_size=batch_size)
     rows = [asdict(row) for row in table]
     log.line(format_table(rows, title=f"mixture over {len(batches)} epochs"))
-    warnings = coverage_warnings(table)
+    warnings = [
+        *coverage_warnings(table),
+        *average_warnings(experiment.trainer.ema, total_steps=plan.total_steps),
+    ]
     for warning in warnings:
         log.line(f"warning: {warning}")
     parts = [asdict(part) for part in parameter_counts(task)]

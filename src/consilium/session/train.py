@@ -38,16 +38,17 @@ from consilium.session.outlook import look_ahead, resolved_image
 from consilium.session.results import RunResult, TrainResult
 from consilium.session.stages import StagedTraining
 from consilium.tasks.family import family_of, studying
+from consilium.training.averaging import MovingAverage
 from consilium.training.dryrun import dry_run, memory_advice
 from consilium.training.feed import Feed
 from consilium.training.hooks import RunLog, build_hooks
-from consilium.training.loop import Training, fit, load_best, refuse_non_finite
+from consilium.training.loop import Training, fit, load_best, refuse_non_finite, restored
 from consilium.training.monitor import TIE_BREAKER, Monitor
 from consilium.training.optim import Schedule, build_optimizer, warmup_steps
 from consilium.training.plan import Plan, make_plan
 from consilium.training.processes import build_accelerator, configure, on_main
 from consilium.training.runs import CONFIG, copy_run, find_run, new_run, read_state, remove_others, try_copy, working_in
-from consilium.training.state import checkpoints, load_checkpoint, remove_weights, restore_frozen, set_random_state
+from consilium.training.state import checkpoints, remove_weights, restore_frozen
 from consilium.training.tracking import check_wandb, wandb_run
 
 
@@ -302,20 +303,6 @@ class Session:
             steps_per_epoch=self.plan.steps[0],
             floors=experiment.optimizer.floors,
         )
-        progress = Progress()
-        found = checkpoints(folder / "checkpoints")
-        if found:
-            state, progress = load_checkpoint(found[-1], module=self.task)
-            self.optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["schedule"])
-            states = state["random"]  # one per process
-            set_random_state(states[self.accelerator.process_index % len(states)])
-            self.log.line(f"resumed from {found[-1].name}: epoch {progress.epoch}, batch {progress.batch}")
-        if self.accelerator.is_main_process:  # what a killed start left, and best weights of steps that come again
-            remove_leavings(folder / "checkpoints")
-            remove_weights(folder / "checkpoints", keep=progress.best_step)
-        if trainer.compile:
-            self.task.compile()
         training = Training(
             task=self.task,
             batches=self.feed.batches,
@@ -330,8 +317,17 @@ class Session:
             precision=precision,
             monitor=self.monitor,
             checkpoints=folder / "checkpoints",
-            hooks=self._hooks(folder, progress.step),
+            average=None if trainer.ema is None else MovingAverage(self.task, trainer.ema),
         )
+        progress = restored(training)
+        if found := checkpoints(folder / "checkpoints"):
+            self.log.line(f"resumed from {found[-1].name}: epoch {progress.epoch}, batch {progress.batch}")
+        if self.accelerator.is_main_process:  # what a killed start left, and best weights of steps that come again
+            remove_leavings(folder / "checkpoints")
+            remove_weights(folder / "checkpoints", keep=progress.best_step)
+        if trainer.compile:
+            self.task.compile()
+        training.hooks = self._hooks(folder, progress.step)
         with self._memory_advice():
             return fit(training, progress=progress)
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError, MemoryExhaustedError
-from consilium.core.task import Task
+from consilium.core.task import LAST_EPOCH, Task
 from consilium.training.precision import auto_precision
 from consilium.training.state import random_state, set_random_state
 
@@ -83,7 +83,7 @@ def _step(task: Task, batch: Batch, *, device: torch.device, precision: str) -> 
 
 def _try_single(task: Task, batch: Batch, *, only: bool) -> None:
     """One case alone; ``only`` where no batch has more."""
-    task.set_epoch(10**9)  # what a frozen warm-up holds in evaluation mode learns by then
+    task.set_epoch(LAST_EPOCH)  # what a frozen warm-up holds in evaluation mode learns by then
     try:
         # On large images torch takes the statistics of a single case; they are not those that validation uses.
         if only and any(isinstance(part, _BatchNorm) and part.training for part in task.modules()):

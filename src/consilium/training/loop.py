@@ -21,6 +21,7 @@ from consilium.core.contracts import Batch, Hook, Outputs, Progress, StepLog
 from consilium.core.errors import InterruptedRunError, NonFiniteLossError
 from consilium.core.task import Task
 from consilium.models.weights import load_strict
+from consilium.training.averaging import MovingAverage
 from consilium.training.config import TrainerConfig
 from consilium.training.interrupts import Interruption, StoppedWaiting, interruptible
 from consilium.training.monitor import Monitor
@@ -29,12 +30,14 @@ from consilium.training.plan import Plan
 from consilium.training.processes import anywhere, from_all, on_main
 from consilium.training.state import (
     checkpoints,
+    load_checkpoint,
     random_state,
     remove_weights,
     save_checkpoint,
     save_frozen,
     save_weights,
     saved_weights,
+    set_random_state,
     weights_folder,
 )
 
@@ -48,7 +51,7 @@ class Training:
 
     ``batches(epoch, start)`` yields the epoch's batches from number ``start`` on. ``transform`` augments and
     normalises on the device. ``validate`` returns the validation metrics of the task as it is.
-    ``case_ids`` names rows in errors.
+    ``case_ids`` names rows in errors. ``average`` has the weights that are validated and kept; None: the task's own.
     """
 
     task: Task
@@ -64,6 +67,7 @@ class Training:
     precision: str
     monitor: Monitor
     checkpoints: Path
+    average: MovingAverage | None = None
     hooks: Sequence[Hook] = field(default_factory=list)
 
 
@@ -99,6 +103,8 @@ def _train(training: Training, progress: Progress, interruption: Interruption) -
         stream = training.batches(progress.epoch, progress.batch)
         for window in _windows(stream, size=training.config.accumulate, interruption=interruption):
             log = _optimizer_step(training, model=model, optimizer=optimizer, window=window)
+            if training.average is not None:
+                training.average.update()
             _advance(progress, plan=plan, window=window)
             progress.seconds += log.data_seconds + log.step_seconds
             progress.loss_sum += log.loss * log.cases
@@ -238,13 +244,14 @@ def _advance(progress: Progress, *, plan: Plan, window: _Window) -> None:
 def _validate(training: Training, progress: Progress, interruption: Interruption) -> None:
     accelerator = training.accelerator
     _refuse_weights(training, progress)
-    with interruption.waiting():
-        metrics = on_main(accelerator, training.validate)
-    progress.validation_due = False
-    gained = training.monitor.record(progress, metrics)
-    if progress.best_step == progress.step:
-        best = weights_folder(training.checkpoints, progress.step)
-        on_main(accelerator, lambda: save_weights(best, training.task))
+    with contextlib.nullcontext() if training.average is None else training.average.in_place():
+        with interruption.waiting():
+            metrics = on_main(accelerator, training.validate)
+        progress.validation_due = False
+        gained = training.monitor.record(progress, metrics)
+        if progress.best_step == progress.step:
+            best = weights_folder(training.checkpoints, progress.step)
+            on_main(accelerator, lambda: save_weights(best, training.task))
     training.schedule.on_evaluation(gained=gained)
     patience = training.config.patience
     if patience is not None and progress.evaluations_without_improvement >= patience:
@@ -259,12 +266,28 @@ def load_best(folder: Path, task: Task, *, progress: Progress) -> None:
     load_strict(task, saved_weights(best), origin=str(best))
 
 
+def restored(training: Training) -> Progress:
+    """Put a training where its last checkpoint stood; at the beginning where there is none."""
+    found = checkpoints(training.checkpoints)
+    if not found:
+        return Progress()
+    state, progress = load_checkpoint(found[-1], module=training.task)
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.schedule.load_state_dict(state["schedule"])
+    if training.average is not None:
+        training.average.load_state_dict(state["average"])
+    states = state["random"]  # one per process
+    set_random_state(states[training.accelerator.process_index % len(states)])
+    return progress
+
+
 def _save(training: Training, progress: Progress) -> None:
     _refuse_weights(training, progress)
     trainer = {
         "optimizer": training.optimizer.state_dict(),
         "schedule": training.schedule.state_dict(),
         "random": from_all(training.accelerator, random_state()),
+        "average": None if training.average is None else training.average.state_dict(),
     }
 
     def write() -> None:

@@ -28,7 +28,7 @@ from consilium.core.contracts import (
 )
 from consilium.core.errors import ConfigError
 from consilium.core.reporter import some
-from consilium.core.task import Task
+from consilium.core.task import LAST_EPOCH, Task
 from consilium.losses.contrastive import build_contrastive
 from consilium.models.checkpoints.layout import ProjectionLayout
 from consilium.models.chunked import batch_statistics, in_chunks, largest_chunk
@@ -40,7 +40,6 @@ from consilium.models.weights import freeze_tower, keep_frozen_in_eval, weights_
 from consilium.tasks.align.config import AlignConfig
 
 SIDES = ("image", "text")
-LAST = 10**9  # an epoch after every warm-up
 
 
 class Align(Task):
@@ -209,7 +208,7 @@ class Align(Task):
 
     def _refuse_batch_statistics(self) -> None:
         """A tower whose outputs for a case depend on the rest of the batch is a ConfigError."""
-        self.set_epoch(LAST)
+        self.set_epoch(LAST_EPOCH)
         training = self.training
         self.train()
         for key, tower, name in (
