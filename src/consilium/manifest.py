@@ -50,6 +50,7 @@ class Manifest(Config):
     seed: int
     data_fingerprint: str
     metrics: dict[str, dict[str, float | None]]
+    alpha: float | None = Field(default=None, description="trainer.wise_ft: share of what was learned in the weights.")
     files: dict[str, str] = Field(default={}, description="SHA-256 of weights and tokenizer.")
     members: dict[str, str] = Field(default={}, description="SHA-256 of the manifest of each bundle inside.")
 
@@ -77,6 +78,7 @@ def new_manifest(
     seed: int,
     data_fingerprint: str,
     metrics: dict[str, dict[str, float | None]],
+    alpha: float | None = None,
 ) -> Manifest:
     """A manifest of this version and moment."""
     return Manifest(
@@ -92,6 +94,7 @@ def new_manifest(
         seed=seed,
         data_fingerprint=data_fingerprint,
         metrics=metrics,
+        alpha=alpha,
     )
 
 

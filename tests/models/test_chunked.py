@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from consilium.core import devices
 from consilium.core.devices import _left_by_limits, free_memory
 from consilium.models import chunked
-from consilium.models.chunked import MARGIN, _kept, batch_statistics, in_chunks, largest_chunk
+from consilium.models.chunked import MARGIN, _kept, in_chunks, largest_chunk
+from consilium.models.weights import batch_statistics
 
 
 def layers(dropout: float = 0.0) -> nn.Sequential:

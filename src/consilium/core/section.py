@@ -27,6 +27,16 @@ class TaskSection(Config):
         raise NotImplementedError
 
     @property
+    def pretrained_groups(self) -> tuple[str, ...]:
+        """The parameter groups that start from trained weights."""
+        return ()
+
+    @property
+    def holds_start(self) -> bool:
+        """Whether the task compares itself, while it learns, with what it began with."""
+        return False
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The fields of a case that an answer is made from."""
         needs = self.needs

@@ -81,6 +81,9 @@ class Task(nn.Module, ABC):
     def take_found(self, found: Mapping[str, int]) -> None:
         """Go on with what ``found`` said in an earlier start of the run."""
 
+    def keep_start(self) -> None:
+        """Keep a copy of what the training begins with, where the task compares itself with it."""
+
     def encoders(self) -> Mapping[str, Encoder]:
         """The frozen parts by the column that they encode (``images``, ``texts``); {} where nothing stays frozen."""
         return {}

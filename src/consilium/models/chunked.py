@@ -10,7 +10,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from consilium.core.devices import free_memory
@@ -25,22 +24,13 @@ def in_chunks(encode: Callable[[Tensor], Tensor], rows_N: Tensor, *, size: int |
     Of a chunk only the outputs are kept. The backward pass computes it once more, with the random numbers and the
     precision of the first time, and leaves the gradients of the whole batch (Chen et al., Training Deep Nets with
     Sublinear Memory Cost, 2016, arXiv:1604.06174; for contrastive losses the gradient cache of Gao et al., 2021,
-    arXiv:2101.06983). ``encode`` must give a row the same whatever rows stand beside it: ``batch_statistics`` must be
-    empty.
+    arXiv:2101.06983). ``encode`` must give a row the same whatever rows stand beside it, as a module does for which
+    ``models.weights.batch_statistics`` finds nothing.
     """
     if size is None or len(rows_N) <= size:
         return encode(rows_N)
     run = partial(checkpoint, encode, use_reentrant=False) if torch.is_grad_enabled() else encode
     return torch.cat([run(chunk) for chunk in torch.split(rows_N, size)])
-
-
-def batch_statistics(module: nn.Module) -> list[str]:
-    """The names of layers that mix the rows of a batch as the module stands: BatchNorm in training mode."""
-    return [
-        name
-        for name, part in module.named_modules()
-        if part.training and (isinstance(part, _BatchNorm) or "running_var" in dict(part.named_buffers(recurse=False)))
-    ]
 
 
 def largest_chunk(encoders: Iterable[Callable[[int], Tensor]], *, learns: Iterable[nn.Parameter]) -> int:

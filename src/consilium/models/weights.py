@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.models.config import FreezeConfig
@@ -191,6 +192,15 @@ def keep_frozen_in_eval(module: nn.Module) -> None:
         parameters = list(part.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             part.eval()
+
+
+def batch_statistics(module: nn.Module) -> list[str]:
+    """The names of layers that mix the rows of a batch as the module stands: BatchNorm in training mode."""
+    return [
+        name
+        for name, part in module.named_modules()
+        if part.training and (isinstance(part, _BatchNorm) or "running_var" in dict(part.named_buffers(recurse=False)))
+    ]
 
 
 class BlockTower(Protocol):

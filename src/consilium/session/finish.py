@@ -29,11 +29,13 @@ def finish(
     seed: int,
     facts: RunFacts,
     members: Sequence[str] = (),
+    alpha: float | None = None,
     reporter: Reporter,
 ) -> RunResult:
     """Judge on validation and test, once, and write report and bundle; ``facts`` are what the training knows.
 
-    ``members`` are the folders of finished bundles that the task is made of.
+    ``members`` are the folders of finished bundles that the task is made of, ``alpha`` is the share of what was learned
+    in its weights.
     """
     section, family = experiment.task, family_of(experiment.task)
     splits = [split for split in ("val", "test") if len(data.cases.rows[split])]
@@ -59,6 +61,7 @@ def finish(
         seed=seed,
         data_fingerprint=data.store.table.content,
         metrics={split: dict(evaluation.metrics) for split, evaluation in evaluations.items()},
+        alpha=alpha,
     )
     facts = replace(
         facts,

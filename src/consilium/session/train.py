@@ -33,6 +33,7 @@ from consilium.judge import RunFacts, write_summary
 from consilium.manifest import MANIFEST, read_manifest
 from consilium.predictor import Predictor, case_outputs
 from consilium.session.finish import finish
+from consilium.session.interpolation import Interpolation
 from consilium.session.origin import load_bundle, load_first, with_start
 from consilium.session.outlook import look_ahead, resolved_image
 from consilium.session.results import RunResult, TrainResult
@@ -43,12 +44,12 @@ from consilium.training.dryrun import dry_run, memory_advice
 from consilium.training.feed import Feed
 from consilium.training.hooks import RunLog, build_hooks
 from consilium.training.loop import Training, fit, load_best, refuse_non_finite, restored
-from consilium.training.monitor import TIE_BREAKER, Monitor
+from consilium.training.monitor import build_monitor
 from consilium.training.optim import Schedule, build_optimizer, warmup_steps
 from consilium.training.plan import Plan, make_plan
 from consilium.training.processes import build_accelerator, configure, on_main
 from consilium.training.runs import CONFIG, copy_run, find_run, new_run, read_state, remove_others, try_copy, working_in
-from consilium.training.state import checkpoints, remove_weights, restore_frozen
+from consilium.training.state import checkpoints, remove_weights, restore_frozen, saved_start
 from consilium.training.tracking import check_wandb, wandb_run
 
 
@@ -178,7 +179,8 @@ class Session:
         family = family_of(experiment.task)
         self.evaluator = family.evaluator(experiment.task, self.knowledge, evaluation=experiment.evaluation)
         self.parts = family.report(experiment.task, self.knowledge)
-        self.monitor = self._monitor()
+        self.monitor = build_monitor(experiment.monitor, self.evaluator)
+        self.mixed = Interpolation(self.task, experiment, self.monitor) if experiment.trainer.alphas else None
         if accelerator.num_processes > 1:  # the weights are the same everywhere, what is dropped out is not
             set_seed(seed, device_specific=True)
 
@@ -187,14 +189,6 @@ class Session:
         """What the training cases taught."""
         knowledge: Knowledge = self.data.studied.knowledge
         return knowledge
-
-    def _monitor(self) -> Monitor:
-        """What chooses the best weights; a metric that cannot is a ConfigError."""
-        name = self.experiment.monitor
-        self.evaluator.check_monitor(name)
-        ties = name != TIE_BREAKER and TIE_BREAKER in self.evaluator.metric_names
-        higher = self.evaluator.higher_is_better(name)
-        return Monitor(name, higher_is_better=higher, tie_breaker=TIE_BREAKER if ties else None)
 
     def _build_task(self) -> Task:
         section = self.experiment.task
@@ -207,7 +201,9 @@ class Session:
             self.log.line(note)
         if self.experiment.trainer.init_from is not None:
             load_first(task, self.experiment.trainer.init_from)
-        return task.to(self.device).to(memory_format=torch.channels_last)
+        task = task.to(self.device).to(memory_format=torch.channels_last)
+        task.keep_start()
+        return task
 
     def _make_plan(self) -> Plan:
         trainer, loader = self.experiment.trainer, self.experiment.data.loader
@@ -317,6 +313,7 @@ class Session:
             precision=precision,
             monitor=self.monitor,
             checkpoints=folder / "checkpoints",
+            keeps_start=self.mixed is not None or experiment.task.holds_start,
             average=None if trainer.ema is None else MovingAverage(self.task, trainer.ema),
         )
         progress = restored(training)
@@ -360,6 +357,10 @@ class Session:
     def _finish(self, folder: Path, progress: Progress, precision: str) -> RunResult:
         """Judge the best weights, once, and write report and bundle."""
         load_best(folder / "checkpoints", self.task, progress=progress)
+        if self.mixed is not None:
+            begun = saved_start(folder / "checkpoints", self.task)
+            self.mixed.apply(begun, validate=partial(self._validate, folder / "checkpoints"))
+            self.log.line(self.mixed.table())
         warnings = list(self.outlook.warnings)
         if progress.best_metric is None:
             warnings.append(self.monitor.undefined())
@@ -380,8 +381,11 @@ class Session:
             predictor=self._predictor(self.experiment.evaluation.averaging),
             seed=self.seed,
             facts=facts,
+            alpha=None if self.mixed is None else self.mixed.alpha,
             reporter=self.reporter,
         )
+        if self.mixed is not None:
+            self.mixed.report(folder)
         self.log.line(f"bundle and report.html are in {folder}")
         return result
 

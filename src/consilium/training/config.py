@@ -11,6 +11,7 @@ from consilium.core.config import Config, LocalFolder
 
 Rate = Annotated[float, Field(gt=0.0)]
 Decay = Annotated[float, Field(ge=0.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 Floor = Annotated[float, Field(ge=0.0, le=1.0)]
 OptimizerKind = Literal["adamw", "adam", "sgd"]
@@ -175,6 +176,11 @@ class TrainerConfig(Config):
         default=None,
         description="Validate, choose and keep a moving average of the weights; null: the weights themselves.",
     )
+    wise_ft: Share | Annotated[list[Share], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Keep alpha of what was learned and 1 - alpha of the weights that the training began with; of a "
+        "list of alphas the one that is best on validation. null: what was learned (1).",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 where device and model make it faster."
     )
@@ -215,6 +221,12 @@ class TrainerConfig(Config):
     @classmethod
     def _auto_is_null(cls, monitor: str | None) -> str | None:
         return None if monitor == "auto" else monitor
+
+    @property
+    def alphas(self) -> list[float]:
+        """The shares of what was learned to choose among, in ascending order; []: all of it is kept."""
+        given = self.wise_ft if isinstance(self.wise_ft, list) else [self.wise_ft]
+        return sorted({alpha for alpha in given if alpha is not None})
 
     @property
     def tracked(self) -> WandbConfig | None:

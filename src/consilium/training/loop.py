@@ -35,7 +35,9 @@ from consilium.training.state import (
     remove_weights,
     save_checkpoint,
     save_frozen,
+    save_start,
     save_weights,
+    saved_start,
     saved_weights,
     set_random_state,
     weights_folder,
@@ -52,6 +54,7 @@ class Training:
     ``batches(epoch, start)`` yields the epoch's batches from number ``start`` on. ``transform`` augments and
     normalises on the device. ``validate`` returns the validation metrics of the task as it is.
     ``case_ids`` names rows in errors. ``average`` has the weights that are validated and kept; None: the task's own.
+    With ``keeps_start`` the weights that the run begins with are saved beside the checkpoints.
     """
 
     task: Task
@@ -68,13 +71,13 @@ class Training:
     monitor: Monitor
     checkpoints: Path
     average: MovingAverage | None = None
+    keeps_start: bool = False
     hooks: Sequence[Hook] = field(default_factory=list)
 
 
 def fit(training: Training, *, progress: Progress) -> Progress:
     """Train from ``progress`` to the end of the plan; leaves resumable checkpoints and the best weights."""
     progress.total_steps = training.plan.total_steps
-    on_main(training.accelerator, lambda: save_frozen(training.checkpoints, training.task))
     with interruptible(alone=training.accelerator.num_processes == 1) as interruption:
         try:
             _train(training, progress, interruption)
@@ -268,9 +271,16 @@ def load_best(folder: Path, task: Task, *, progress: Progress) -> None:
 
 def restored(training: Training) -> Progress:
     """Put a training where its last checkpoint stood; at the beginning where there is none."""
-    found = checkpoints(training.checkpoints)
+    folder, task = training.checkpoints, training.task
+    on_main(training.accelerator, lambda: save_frozen(folder, task))
+    found = checkpoints(folder)
     if not found:
+        if training.keeps_start:
+            on_main(training.accelerator, lambda: save_start(folder, task))
         return Progress()
+    if training.keeps_start:  # not as it was built: the files of its weights may have changed
+        load_strict(task, saved_start(folder, task), origin=str(folder))
+        task.keep_start()
     state, progress = load_checkpoint(found[-1], module=training.task)
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])

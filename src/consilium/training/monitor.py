@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from consilium.core.contracts import Progress
+from consilium.core.contracts import Evaluator, Progress
 from consilium.core.errors import TrainingError
 
 TIE_BREAKER = "log_loss"  # moves with every step, and every label task has it; lower is better
@@ -68,6 +68,14 @@ class Monitor:
         if value is None:
             return float("-inf")
         return value if self.higher_is_better else -value
+
+
+def build_monitor(name: str, evaluator: Evaluator) -> Monitor:
+    """What chooses the best weights by an evaluator's figure; one that cannot is a ConfigError."""
+    evaluator.check_monitor(name)
+    ties = name != TIE_BREAKER and TIE_BREAKER in evaluator.metric_names
+    higher = evaluator.higher_is_better(name)
+    return Monitor(name, higher_is_better=higher, tie_breaker=TIE_BREAKER if ties else None)
 
 
 def _lower(value: float | None, *, than: float | None) -> bool:

@@ -19,7 +19,8 @@ from consilium.core.files import atomic_file, atomic_folder
 from consilium.core.task import Task
 from consilium.models.weights import load_state, load_strict, save_state
 
-MODEL, TRAINER, FROZEN = "model.safetensors", "trainer.pt", "frozen.safetensors"
+MODEL, TRAINER = "model.safetensors", "trainer.pt"
+FROZEN, START = "frozen.safetensors", "start.safetensors"  # beside the checkpoints
 
 
 def random_state() -> dict[str, Any]:
@@ -72,6 +73,20 @@ def restore_frozen(folder: Path, task: Task) -> bool:
             f"the run cannot be resumed, since its frozen weights cannot be used: {error} Start a new run."
         ) from error
     return not same
+
+
+def save_start(folder: Path, task: Task) -> None:
+    """Write what the run begins with, but for what ``save_frozen`` wrote, beside the checkpoints of ``folder``."""
+    with atomic_file(folder / START) as temporary:
+        save_state(_changing(task, folder / START), temporary)
+
+
+def saved_start(folder: Path, task: Task) -> dict[str, Tensor]:
+    """All weights that the run of ``folder`` began with."""
+    try:
+        return {**task.state_dict(), **load_state(folder / START)}
+    except WeightsError as error:
+        raise RunFolderError(f"what the run began with cannot be had: {error} Start a new run.") from error
 
 
 def saved_weights(folder: Path) -> dict[str, Tensor]:

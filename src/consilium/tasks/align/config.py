@@ -61,6 +61,12 @@ class AlignConfig(TaskSection):
         return ("image", "text", "projection", "temperature")
 
     @property
+    def pretrained_groups(self) -> tuple[str, ...]:
+        """The towers that do not start from nothing."""
+        towers = {"image": self.vision.pretrained, "text": self.text.pretrained}
+        return tuple(name for name, pretrained in towers.items() if pretrained is not False)
+
+    @property
     def monitor(self) -> str:
         """The mean of the six recalls: of images and of texts among the first 1, 5 and 10."""
         return "mean_recall"

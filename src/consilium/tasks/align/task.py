@@ -31,12 +31,12 @@ from consilium.core.reporter import some
 from consilium.core.task import LAST_EPOCH, Task
 from consilium.losses.contrastive import build_contrastive
 from consilium.models.checkpoints.layout import ProjectionLayout
-from consilium.models.chunked import batch_statistics, in_chunks, largest_chunk
+from consilium.models.chunked import in_chunks, largest_chunk
 from consilium.models.projection import Projection
 from consilium.models.text import TextTower
 from consilium.models.tokenizer import Tokenizer
 from consilium.models.vision import ImageEncoder, VisionTower
-from consilium.models.weights import freeze_tower, keep_frozen_in_eval, weights_hash
+from consilium.models.weights import batch_statistics, freeze_tower, keep_frozen_in_eval, weights_hash
 from consilium.tasks.align.config import AlignConfig
 
 SIDES = ("image", "text")

@@ -109,6 +109,11 @@ class ClassifyConfig(TaskSection):
         return ("tower", "head")
 
     @property
+    def pretrained_groups(self) -> tuple[str, ...]:
+        """The tower, unless it starts from nothing."""
+        return () if self.vision.pretrained is False else ("tower",)
+
+    @property
     def staged(self) -> bool:
         """A cascade has a network for every inner node."""
         return self.tree.head == "cascade"
