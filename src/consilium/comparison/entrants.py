@@ -18,7 +18,7 @@ from consilium.data.store.prepare import prepare
 from consilium.data.store.store import Store
 from consilium.evaluation.config import AveragingConfig, EvaluationConfig
 from consilium.experiment import Experiment
-from consilium.session.origin import with_origin
+from consilium.session.origin import with_start
 from consilium.tasks.family import family_of, studying
 
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
@@ -81,7 +81,7 @@ def names_of(paths: Sequence[str]) -> list[str]:
 
 def entrant(name: str, experiment: Experiment, *, limit: int | None, reporter: Reporter) -> Entrant:
     """A config with its data prepared and studied."""
-    experiment, known = with_origin(experiment)
+    experiment, known = with_start(experiment)
     store = prepare(experiment.data, reporter=reporter).store
     task = experiment.task
     studied = studied_cases(

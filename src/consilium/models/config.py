@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from consilium.core.config import Config
 
@@ -30,6 +31,33 @@ class FreezeConfig(Config):
         return self
 
 
+class LoraConfig(Config):
+    """Low-rank adapters that learn beside the linear layers of a tower, which itself stays as it is.
+
+    A layer changes by ``alpha / rank`` times the product of two matrices, of ``rank`` columns and of as many rows
+    (LoRA, Hu et al., 2022, arXiv:2106.09685). A bundle holds the sum; the adapters lie beside it in peft's format.
+    """
+
+    rank: int = Field(default=8, ge=1, description="Width between the two matrices of an adapter.")
+    alpha: int = Field(default=16, ge=1, description="The change of a layer is scaled by alpha / rank.")
+    dropout: Dropout = Field(default=0.0, description="Share of what an adapter sees that is set to 0 in training.")
+    targets: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Linear layers, by the ends of their names ([qkv, fc1]) or a regular expression over whole names; "
+        "null: those of the attention.",
+    )
+    last_blocks: int | None = Field(default=None, ge=1, description="Only in so many last blocks; null: in all.")
+
+    @field_validator("targets")
+    @classmethod
+    def _pattern_is_one(cls, targets: str | list[str] | None) -> str | list[str] | None:
+        try:
+            re.compile(targets if isinstance(targets, str) else "")
+        except re.error as error:
+            raise ValueError(f"'{targets}' is no regular expression ({error}); names of layers are a list") from error
+        return targets
+
+
 def _truth(value: object) -> object:
     """yes, no, on and off, which are text in YAML, as what they mean."""
     return (
@@ -37,6 +65,25 @@ def _truth(value: object) -> object:
         if isinstance(value, str)
         else value
     )
+
+
+TowerT = TypeVar("TowerT", "VisionConfig", "TextConfig")
+
+
+def _frozen_means_frozen(tower: TowerT) -> TowerT:
+    """What only learning needs is refused where the whole tower stays, and adapters where parts of it learn."""
+    kind = tower.freeze.kind
+    if kind == "none":
+        return tower
+    if tower.lora is not None:
+        raise ValueError(
+            f"lora lets adapters learn and nothing else of the tower, and freeze.kind is {kind}; leave one of them "
+            "out (lora.last_blocks: N has adapters in the last blocks only)"
+        )
+    unused = [name for name in ("gradient_checkpointing", "patch_dropout") if getattr(tower, name, False)]
+    if kind == "tower" and unused:
+        raise ValueError(f"{unused[0]} is for towers that learn, and freeze.kind is tower; leave one of them out")
+    return tower
 
 
 class VisionConfig(Config):
@@ -58,6 +105,11 @@ class VisionConfig(Config):
     )
     drop_path: Dropout = Field(default=0.0, description="Chance to leave a residual branch out (stochastic depth).")
     freeze: FreezeConfig = FreezeConfig()
+    lora: LoraConfig | None = Field(
+        default=None, description="Low-rank adapters that learn in place of the tower; null: none."
+    )
+
+    _consistent = model_validator(mode="after")(_frozen_means_frozen)
 
 
 TextPooling = Literal["cls", "mean", "last_token", "eot", "pooler"]
@@ -93,6 +145,11 @@ class TextConfig(Config):
         default=None, ge=256, description=f"tiny and small only: tokens that are learned; null: {VOCABULARY_SIZE}."
     )
     freeze: FreezeConfig = FreezeConfig()
+    lora: LoraConfig | None = Field(
+        default=None, description="Low-rank adapters that learn in place of the tower; null: none."
+    )
+
+    _consistent = model_validator(mode="after")(_frozen_means_frozen)
 
     @property
     def from_scratch(self) -> bool:

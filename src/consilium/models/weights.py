@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.models.config import FreezeConfig
 
+ADAPTER = ".lora_"  # in the names of the parameters of adapters, which are peft's
 _SHOWN = 5  # keys that an error message names
 # Settings that trainings save beside their weights. They hold values and run no code; torch itself refuses them.
 _PLAIN: list[Any] = [
@@ -206,8 +207,10 @@ def batch_statistics(module: nn.Module) -> list[str]:
 class BlockTower(Protocol):
     """A tower that knows its blocks, from input to output."""
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters."""
+    model: Any
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters by name."""
         ...
 
     def blocks(self) -> list[list[nn.Parameter]]:
@@ -215,11 +218,17 @@ class BlockTower(Protocol):
         ...
 
 
+def adapters(module: nn.Module | BlockTower) -> dict[str, nn.Parameter]:
+    """The parameters of adapters, by name; none in a plain model."""
+    return {name: parameter for name, parameter in module.named_parameters() if ADAPTER in name}
+
+
 def freeze_tower(tower: BlockTower, config: FreezeConfig, *, epoch: int) -> None:
-    """Set which parameters of ``tower`` learn in ``epoch`` (the first is 0)."""
-    warming = epoch < config.warmup_epochs
-    for parameter in tower.parameters():
-        parameter.requires_grad_(config.kind == "none" and not warming)
+    """Set which parameters of ``tower`` learn in ``epoch`` (the first is 0); beside adapters nothing does."""
+    warming, learning = epoch < config.warmup_epochs, adapters(tower)
+    for name, parameter in tower.named_parameters():
+        learns = name in learning or not learning
+        parameter.requires_grad_(learns and config.kind == "none" and not warming)
     if config.kind != "all_but_last_blocks":
         return
     assert config.blocks is not None

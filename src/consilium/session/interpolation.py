@@ -19,7 +19,7 @@ from consilium.core.reporter import format_table, some
 from consilium.core.task import LAST_EPOCH, Task
 from consilium.evaluation.report.page import TABLES, add_table, to_csv
 from consilium.experiment import Experiment
-from consilium.models.weights import batch_statistics
+from consilium.models.weights import adapters, batch_statistics
 from consilium.training.monitor import Monitor
 
 
@@ -94,6 +94,11 @@ def _names(task: Task, groups: Sequence[str]) -> list[str]:
         raise ConfigError(
             f"{began} those ({', '.join(groups)}) stay frozen, so that there is nothing to average. Let a tower learn "
             "(freeze), or leave wise_ft out."
+        )
+    if adapters(task):
+        raise ConfigError(
+            f"{began} an adapter (lora) begins with one that changes nothing: weights between the two are the adapter "
+            "with a smaller lora.alpha. Set that, or leave wise_ft out."
         )
     if mixing:
         raise ConfigError(

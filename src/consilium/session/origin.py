@@ -13,8 +13,9 @@ from consilium.core.section import Knowledge
 from consilium.core.task import Task
 from consilium.experiment import Experiment
 from consilium.manifest import local_bundle, read_manifest, weights_file
+from consilium.models.lora import renamed
 from consilium.models.parts import first_names
-from consilium.models.weights import load_state, load_strict
+from consilium.models.weights import adapters, load_state, load_strict
 from consilium.tasks.family import Known, Member, family_of
 from consilium.training.state import FROZEN, saved_weights
 
@@ -72,13 +73,14 @@ def load_first(task: Task, origin: str) -> None:
     file = weights_file(origin)
     of_checkpoint = (file.parent.parent / FROZEN).is_file()
     state = saved_weights(file.parent) if of_checkpoint else load_state(file)
+    state = renamed(task, state)
     if not state.keys() & task.state_dict().keys():
         raise WeightsError(
             f"trainer.init_from: the weights in {origin} do not fit the model, of which they hold nothing, but "
             f"{first_names(state)}. Give a bundle of this kind of task; the weights of a tower alone belong to "
             "task.vision.pretrained."
         )
-    load_strict(task, state, origin=origin)
+    load_strict(task, {**adapters(task), **state}, origin=origin)
 
 
 def _different(stated: Mapping[str, Any], own: Mapping[str, Any], path: str = "") -> Iterator[str]:

@@ -31,6 +31,7 @@ from consilium.evaluation.report.page import read_unread
 from consilium.experiment import Experiment, check_experiment
 from consilium.judge import RunFacts, write_summary
 from consilium.manifest import MANIFEST, read_manifest
+from consilium.models.lora import adapter_notes, merge_adapters, refuse_unmoved_adapters, save_adapters
 from consilium.predictor import Predictor, case_outputs
 from consilium.session.finish import finish
 from consilium.session.interpolation import Interpolation
@@ -197,7 +198,7 @@ class Session:
         task: Task = family_of(section).build(
             section, self.knowledge, image=self.data.image, members=members, weights=section.origin is None
         )
-        for note in task.notes():
+        for note in (*task.notes(), *adapter_notes(task)):
             self.log.line(note)
         if self.experiment.trainer.init_from is not None:
             load_first(task, self.experiment.trainer.init_from)
@@ -356,11 +357,14 @@ class Session:
 
     def _finish(self, folder: Path, progress: Progress, precision: str) -> RunResult:
         """Judge the best weights, once, and write report and bundle."""
+        refuse_unmoved_adapters(self.task)  # of the last step: the best may lie in a warm-up
         load_best(folder / "checkpoints", self.task, progress=progress)
         if self.mixed is not None:
             begun = saved_start(folder / "checkpoints", self.task)
             self.mixed.apply(begun, validate=partial(self._validate, folder / "checkpoints"))
             self.log.line(self.mixed.table())
+        save_adapters(self.task, folder / "adapters")
+        merge_adapters(self.task)
         warnings = list(self.outlook.warnings)
         if progress.best_metric is None:
             warnings.append(self.monitor.undefined())

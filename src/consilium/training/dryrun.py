@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError, MemoryExhaustedError
 from consilium.core.task import LAST_EPOCH, Task
+from consilium.models.lora import refuse_unused_adapters
+from consilium.models.weights import adapters
 from consilium.training.precision import auto_precision
 from consilium.training.state import random_state, set_random_state
 
@@ -55,6 +57,8 @@ def dry_run(
         task.train()
         if fewest == 1:
             _try_single(task, transform(_head(batch, 1)), only=cases == 1)
+        if adapters(task):
+            _try_adapters(task, transform(batch))
         # The best of a few: a neighbour's load then does not count. The first warms up.
         seconds = min([_step(task, transform(batch), device=device, precision=precision) for _ in range(3)][1:])
         task.eval()
@@ -102,6 +106,17 @@ def _try_single(task: Task, batch: Batch, *, only: bool) -> None:
             "from one. Set data.loader.drop_last: true, or another data.loader.batch_size."
         ) from error
     finally:
+        task.set_epoch(0)
+
+
+def _try_adapters(task: Task, batch: Batch) -> None:
+    """A step in which every adapter must learn."""
+    task.set_epoch(10**9)  # the warm-up is over
+    try:
+        task.step(batch).loss.backward()  # type: ignore[no-untyped-call]
+        refuse_unused_adapters(task)
+    finally:
+        task.zero_grad(set_to_none=True)
         task.set_epoch(0)
 
 

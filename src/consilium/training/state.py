@@ -17,6 +17,7 @@ from consilium.core.contracts import Progress
 from consilium.core.errors import RunFolderError, WeightsError
 from consilium.core.files import atomic_file, atomic_folder
 from consilium.core.task import Task
+from consilium.models.lora import base_names
 from consilium.models.weights import load_state, load_strict, save_state
 
 MODEL, TRAINER = "model.safetensors", "trainer.pt"
@@ -47,11 +48,15 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def save_frozen(folder: Path, task: Task) -> None:
-    """Write the encoders that stay frozen once, beside the checkpoints of ``folder``, which then leave them out."""
-    frozen = [encoder.module for encoder in task.encoders().values()]
+    """Write what never learns once, beside the checkpoints of ``folder``, which then leave it out.
+
+    That is encoders that stay frozen, and towers with adapters but for these.
+    """
+    frozen, base = [encoder.module for encoder in task.encoders().values()], base_names(task)
     prefixes = tuple(f"{name}." for name, part in task.named_modules() if any(part is own for own in frozen))
-    if prefixes and not (folder / FROZEN).is_file():
-        state = {name: tensor for name, tensor in task.state_dict().items() if name.startswith(prefixes)}
+    own = task.state_dict()
+    state = {name: tensor for name, tensor in own.items() if name.startswith(prefixes) or name in base}
+    if state and not (folder / FROZEN).is_file():
         with atomic_file(folder / FROZEN) as temporary:
             save_state(state, temporary)
 

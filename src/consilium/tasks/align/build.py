@@ -22,6 +22,7 @@ from consilium.models.encoders import LoadedEncoder
 from consilium.models.projection import Projection, build_projection
 from consilium.models.text import build_text
 from consilium.models.tokenizer import Tokenizer
+from consilium.models.tuning import tune
 from consilium.models.vision import build_vision
 from consilium.tasks.align.config import AlignConfig
 from consilium.tasks.align.task import Align
@@ -58,6 +59,9 @@ def build_align(
         pooling=knowledge.pooling,
         source=_borrowed_text(section, members) if whole is None else text_source(whole),
     )
+    if weights:
+        tune(vision, section.vision, key="task.vision")
+        tune(text, section.text, key="task.text")
     layouts = knowledge.projections if whole is None else _projections(whole.layout)
     if layouts is not None:
         tensors = {} if whole is None else whole.joint().projections

@@ -62,7 +62,9 @@ class AlignConfig(TaskSection):
 
     @property
     def pretrained_groups(self) -> tuple[str, ...]:
-        """The towers that do not start from nothing."""
+        """The towers that do not start from nothing; all of a whole pretrained model."""
+        if self.model is not None:
+            return self.groups
         towers = {"image": self.vision.pretrained, "text": self.text.pretrained}
         return tuple(name for name, pretrained in towers.items() if pretrained is not False)
 
@@ -106,7 +108,7 @@ class AlignConfig(TaskSection):
             return self
         given: list[tuple[str, Any, Any]] = [("projection", self.projection, LinearProjectionConfig())]
         for side, own, usual in (("vision", self.vision, VisionConfig()), ("text", self.text, TextConfig())):
-            given += [(f"{side}.{key}", getattr(own, key), getattr(usual, key)) for key in ("kind", "name", "pooling")]
+            given += [(f"{side}.{key}", getattr(own, key), getattr(usual, key)) for key in ("kind", "name", "pretrained", "pooling")]
         if different := [key for key, own, usual in given if own != usual]:
             raise ValueError(
                 f"model names both towers and what lies between them, so that {', '.join(different)} cannot be given "

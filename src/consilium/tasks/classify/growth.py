@@ -32,7 +32,7 @@ def adopted(origin: str, member: Known) -> Adopted:
         settings={
             "task": {
                 "tree": {"head": section.tree.head},
-                "vision": section.vision.model_dump(mode="json", exclude={"freeze"}),
+                "vision": section.vision.model_dump(mode="json", exclude={"freeze", "lora"}),
                 "head": section.head.model_dump(mode="json"),
             },
             "data": {"image": member.image.model_dump(mode="json", exclude={"max_pixels", "statistics"})},

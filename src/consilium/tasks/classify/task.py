@@ -14,6 +14,7 @@ from consilium.core.labels import LabelTree
 from consilium.losses.classification import build_loss
 from consilium.models.checkpoints.pretrained import ImageSource
 from consilium.models.heads import build_head, grown_head
+from consilium.models.tuning import tune
 from consilium.models.vision import ImageEncoder, VisionTower, build_vision
 from consilium.models.weights import freeze_tower, keep_frozen_in_eval
 from consilium.tasks.answers.answering import Answering
@@ -106,13 +107,15 @@ def build_classify(
     weights: bool = True,
     source: ImageSource | None = None,
 ) -> Classify:
-    """The task of a config, calibrated; ``weights=False`` skips pretrained weights (a bundle brings its own).
+    """The task of a config, calibrated; ``weights=False`` is for a bundle, which brings its own and does not learn.
 
     ``source`` is an image tower from elsewhere.
     """
     labels = knowledge.tree
     layout = None if weights else knowledge.tower
     tower = build_vision(config.vision, image_size=image_size, weights=weights, layout=layout, source=source)
+    if weights:
+        tune(tower, config.vision, key="task.vision")
     head = build_head(config.head, in_features=tower.num_features, classes=len(labels))
     task = Classify(config, labels=labels, tower=tower, head=head, loss=_loss(config, knowledge))
     task.calibrate(knowledge.calibration)
