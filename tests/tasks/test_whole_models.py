@@ -19,7 +19,8 @@ from consilium.data.batches.rows import Query
 from consilium.experiment import Experiment
 from consilium.session import train
 from consilium.session.origin import with_start
-from consilium.tasks.align.family import FAMILY, AlignKnowledge
+from consilium.tasks.align.family import FAMILY
+from consilium.tasks.align.knowledge import AlignKnowledge
 from consilium.tasks.align.task import Align
 from tests.models.checkpoints.writers import FORMS, Written, clip_hf, clip_open, siglip_hf
 from tests.models.texts import CAPTIONS

@@ -34,8 +34,7 @@ def finish(
 ) -> RunResult:
     """Judge on validation and test, once, and write report and bundle; ``facts`` are what the training knows.
 
-    ``members`` are the folders of finished bundles that the task is made of, ``alpha`` is the share of what was learned
-    in its weights.
+    ``members`` are the folders of finished bundles that it is made of, ``alpha`` the share of what was learned in it.
     """
     section, family = experiment.task, family_of(experiment.task)
     splits = [split for split in ("val", "test") if len(data.cases.rows[split])]
@@ -48,10 +47,9 @@ def finish(
     evaluator = family.evaluator(section, settled.knowledge, evaluation=experiment.evaluation)
     parts = family.report(section, settled.knowledge)
     evaluations = judge(settled.outputs, evaluator, parts=parts, reporter=reporter)
-    doubts = family.doubts(section, evaluations["val"])
-    warnings += doubts
-    for warning in doubts:
-        reporter.line(f"warning: {warning}")
+    for doubt in family.doubts(section, evaluations["val"]):
+        warnings.append(doubt)
+        reporter.line(f"warning: {doubt}")
     manifest = new_manifest(
         section,
         settled.knowledge,

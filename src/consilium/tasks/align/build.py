@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from consilium.core.config import merge
 from consilium.core.errors import ConfigError
@@ -25,12 +25,10 @@ from consilium.models.tokenizer import Tokenizer
 from consilium.models.tuning import tune
 from consilium.models.vision import build_vision
 from consilium.tasks.align.config import AlignConfig
+from consilium.tasks.align.knowledge import AlignKnowledge
 from consilium.tasks.align.task import Align
 from consilium.tasks.family import Brought, Known, Member
 from consilium.tasks.towers import borrowed_image, image_settings, vision_settings
-
-if TYPE_CHECKING:
-    from consilium.tasks.align.family import AlignKnowledge
 
 
 def build_align(

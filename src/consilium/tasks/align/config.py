@@ -108,7 +108,10 @@ class AlignConfig(TaskSection):
             return self
         given: list[tuple[str, Any, Any]] = [("projection", self.projection, LinearProjectionConfig())]
         for side, own, usual in (("vision", self.vision, VisionConfig()), ("text", self.text, TextConfig())):
-            given += [(f"{side}.{key}", getattr(own, key), getattr(usual, key)) for key in ("kind", "name", "pretrained", "pooling")]
+            given += [
+                (f"{side}.{key}", getattr(own, key), getattr(usual, key))
+                for key in ("kind", "name", "pretrained", "pooling")
+            ]
         if different := [key for key, own, usual in given if own != usual]:
             raise ValueError(
                 f"model names both towers and what lies between them, so that {', '.join(different)} cannot be given "

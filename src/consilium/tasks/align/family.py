@@ -6,42 +6,27 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from consilium.core.contracts import Evaluator, Outputs
 from consilium.core.errors import DataError
 from consilium.core.reporter import counted
-from consilium.core.section import Knowledge
 from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.report.parts import ReportParts
 from consilium.evaluation.retrieval.evaluator import RetrievalEvaluator
 from consilium.evaluation.retrieval.report import retrieval_parts
-from consilium.models.checkpoints.layout import ImageLayout, ProjectionLayout
-from consilium.models.config import TextConfig, TextPooling
+from consilium.models.config import TextConfig
 from consilium.tasks.align.config import AlignConfig, ModelConfig
+from consilium.tasks.align.knowledge import AlignKnowledge
 from consilium.tasks.family import Brought, Family, Known, Member, Settled
 
 if TYPE_CHECKING:
     from consilium.models.tokenizer import Tokenizer
     from consilium.tasks.align.task import Align
-
-
-class AlignKnowledge(Knowledge):
-    """The tokenizer (the text of its ``tokenizer.json``), and once it is built what the task is made of.
-
-    ``architecture`` is that of the text encoder, ``pooling`` how its texts are read out, ``image`` what the image tower
-    is made of where the config does not say it, ``projections`` what a whole pretrained model has, by side.
-    """
-
-    tokenizer: str
-    architecture: dict[str, Any] | None = None
-    pooling: TextPooling | None = None
-    image: ImageLayout | None = None
-    projections: dict[str, ProjectionLayout] | None = None
 
 
 class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
