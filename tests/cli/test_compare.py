@@ -38,8 +38,8 @@ def test_compares_and_goes_on(cli: Cli, recipe: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tiny.yaml"], "compare needs two experiments or more; there is 1 experiment"),
-        (["trainer.max_epochs=1"], "there is 0 experiments"),
+        (["tiny.yaml"], "compare needs two experiments or more, but got 1 experiment"),
+        (["trainer.max_epochs=1"], "but got 0 experiments"),
         (["tiny.yaml", "tiny.yaml"], "is given twice"),
         (["tiny.yaml", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["tiny.yaml", "fast.yaml", "trainer.max_epoch=1"], "did you mean `max_epochs`"),

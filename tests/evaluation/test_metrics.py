@@ -176,6 +176,10 @@ WEIGHTED: dict[str, Callable[..., object]] = {
     ),
     "multi_label_calibration": lambda d, w: m.calibration_error(d.scores_NK, d.labels_NK, bins=5, weights=w),
     "exact_match": lambda d, w: m.exact_match(d.labels_NK, d.scores_NK >= 0.5, weights=w),
+    "log_loss": lambda d, w: m.log_loss(d.truth_NK, d.scores_NK, weights=w),
+    "binary_log_loss": lambda d, w: m.binary_log_loss(d.labels_NK, d.scores_NK, weights=w),
+    "brier": lambda d, w: m.brier(d.truth_NK, d.scores_NK, weights=w),
+    "binary_brier": lambda d, w: m.binary_brier(d.labels_NK, d.scores_NK, weights=w),
     "hamming_loss": lambda d, w: m.hamming_loss(d.labels_NK, d.scores_NK >= 0.5, weights=w),
 }  # fmt: skip
 

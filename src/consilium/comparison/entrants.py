@@ -141,6 +141,8 @@ def notes(entrants: Sequence[Entrant]) -> list[str]:
     """What a reader must know of how the trainings differ."""
     first, said = entrants[0], []
     keys = {row["key"]: row for row in changes(entrants)}
+    if not first.experiment.evaluation.bootstrap_samples:
+        said.append("evaluation.bootstrap_samples is 0: the differences will have no intervals.")
     for key in _BUDGET:
         if key in keys:
             values = ", ".join(f"{keys[key][one.name]} for {one.name}" for one in entrants)

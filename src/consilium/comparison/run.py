@@ -78,7 +78,7 @@ def _check(experiments: Mapping[str, Experiment], *, runs: int) -> None:
     for experiment in experiments.values():
         check_experiment(experiment)
     if len(experiments) < 2:
-        raise ConfigError(f"compare needs two experiments or more; there is {counted(len(experiments), 'experiment')}.")
+        raise ConfigError(f"compare needs two experiments or more, but got {counted(len(experiments), 'experiment')}.")
     kinds = {name: experiment.task.kind for name, experiment in experiments.items()}
     if len(set(kinds.values())) > 1:
         shown = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())

@@ -226,29 +226,29 @@ def _average_precision(tp_T: Floats, fp_T: Floats) -> Floats:
 # -- Probabilities ----------------------------------------------------------------------------------------------
 
 
-def log_loss(truth_NK: Bools, probabilities_NK: Floats) -> float:
+def log_loss(truth_NK: Bools, probabilities_NK: Floats, *, weights: Floats | None = None) -> Floats:
     """Mean negative logarithm (nats) of the probability given to the true class; single label.
 
     Probabilities are clipped to the resolution of their type, as in scikit-learn, so one confident error cannot
     make the figure infinite.
     """
-    return float(-(np.log(_clip(probabilities_NK)) * truth_NK).sum(axis=1).mean())
+    return _mean(-(np.log(_clip(probabilities_NK)) * truth_NK).sum(axis=1), weights)
 
 
-def binary_log_loss(truth_NK: Bools, probabilities_NK: Floats) -> float:
+def binary_log_loss(truth_NK: Bools, probabilities_NK: Floats, *, weights: Floats | None = None) -> Floats:
     """Mean binary cross entropy (nats) over all cases and labels; multi-label."""
     probabilities = _clip(probabilities_NK)
-    return float(-np.where(truth_NK, np.log(probabilities), np.log1p(-probabilities)).mean())
+    return _mean(-np.where(truth_NK, np.log(probabilities), np.log1p(-probabilities)).mean(axis=1), weights)
 
 
-def brier(truth_NK: Bools, probabilities_NK: Floats) -> float:
+def brier(truth_NK: Bools, probabilities_NK: Floats, *, weights: Floats | None = None) -> Floats:
     """Mean over cases of the squared error summed over classes, in [0, 2] (Brier, Monthly Weather Review 1950)."""
-    return float(((probabilities_NK - truth_NK) ** 2).sum(axis=1).mean())
+    return _mean(((probabilities_NK - truth_NK) ** 2).sum(axis=1), weights)
 
 
-def binary_brier(truth_NK: Bools, probabilities_NK: Floats) -> float:
+def binary_brier(truth_NK: Bools, probabilities_NK: Floats, *, weights: Floats | None = None) -> Floats:
     """Mean squared error over all cases and labels, in [0, 1]; multi-label."""
-    return float(((probabilities_NK - truth_NK) ** 2).mean())
+    return _mean(((probabilities_NK - truth_NK) ** 2).mean(axis=1), weights)
 
 
 def calibration_error(confidence: Floats, correct: Bools, *, bins: int, weights: Floats | None = None) -> Floats:
@@ -284,14 +284,12 @@ def calibration_bins(confidence: Floats, correct: Bools, *, bins: int) -> Calibr
 
 def exact_match(truth_NK: Bools, predicted_NK: Bools, *, weights: Floats | None = None) -> Floats:
     """Share of cases whose whole set of labels is right (subset accuracy), [...]."""
-    weights = as_weights(weights, len(truth_NK))
-    return ratio(weights @ (truth_NK == predicted_NK).all(axis=1), weights.sum(axis=-1))
+    return _mean((truth_NK == predicted_NK).all(axis=1), weights)
 
 
 def hamming_loss(truth_NK: Bools, predicted_NK: Bools, *, weights: Floats | None = None) -> Floats:
     """Share of case-label decisions that are wrong, [...]."""
-    weights = as_weights(weights, len(truth_NK))
-    return ratio(weights @ (truth_NK != predicted_NK).mean(axis=1), weights.sum(axis=-1))
+    return _mean((truth_NK != predicted_NK).mean(axis=1), weights)
 
 
 # -- Helpers ----------------------------------------------------------------------------------------------------
@@ -300,6 +298,11 @@ def hamming_loss(truth_NK: Bools, predicted_NK: Bools, *, weights: Floats | None
 def as_weights(weights: Floats | None, cases: int) -> Floats:
     """How often each case counts, once each where nothing is given."""
     return np.ones(cases) if weights is None else np.asarray(weights, dtype=float)
+
+
+def _mean(values_N: Any, weights: Floats | None) -> Floats:
+    weights = as_weights(weights, len(values_N))
+    return ratio(weights @ values_N, weights.sum(axis=-1))
 
 
 def ratio(numerator: Any, denominator: Any) -> Floats:

@@ -118,7 +118,7 @@ def test_the_same_model_differs_by_nothing() -> None:
     one = content({"a": 0.8, "b": 0.8})
     runs = [replace(run, test=next(own.test for own in one.of("a") if own.seed == run.seed)) for run in one.runs]
     found = replace(one, runs=runs)
-    assert found.sentences()[0] == "b and a are the same on all test cases."
+    assert found.sentences()[0].startswith("b and a have the same Macro F1, with every seed")
     for difference in found.differences["b"].values():
         assert (difference.mean, difference.low, difference.high, difference.better) == (0, 0, 0, 0)
     ET.fromstring(difference_plot(found, "macro_f1"))
@@ -150,10 +150,15 @@ def test_validation_is_told_where_it_compares() -> None:
 
 
 def test_a_figure_that_is_not_bootstrapped_or_not_defined_decides_nothing(tmp_path: Path) -> None:
-    found = content({"a": 0.6, "b": 0.9}, decides="brier")
-    assert found.figures[0] == "brier"
-    assert "there is no interval, so nothing is decided" in found.sentences()[0]
+    found = content({"a": 0.6, "b": 0.9}, decides="macro_aupr")
+    assert found.figures[0] == "macro_aupr"
+    assert "without an interval nothing is decided" in found.sentences()[0]
+    assert any(
+        "Macro AUPR is not bootstrapped; as trainer.monitor these would be: " in text for text in found.cautions()
+    )
     write_comparison(tmp_path, found)
+    none = [replace(run, test=replace(run.test, draws={})) for run in found.runs]
+    assert "There are no intervals, since evaluation.bootstrap_samples is 0." in replace(found, runs=none).cautions()
     found = content({"a": 0.6, "b": 0.9}, decides="quadratic_kappa")
     runs = [
         replace(run, test=replace(run.test, metrics={**run.test.metrics, "quadratic_kappa": None}))

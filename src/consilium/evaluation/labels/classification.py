@@ -187,18 +187,14 @@ class ClassificationEvaluator:
             "macro_auroc": m.macro(m.auroc(truth, probabilities)),
             "macro_aupr": m.macro(m.average_precision(truth, probabilities)),
             "calibration_error": self._calibration_error(cases, None),
+            **self._penalties(cases, None),
         }
         if self._multi_label:
             values["exact_match"] = m.exact_match(truth, cases.predicted_NK)
-            values["hamming_loss"] = m.hamming_loss(truth, cases.predicted_NK)
-            values["log_loss"] = m.binary_log_loss(truth, probabilities)
-            values["brier"] = m.binary_brier(truth, probabilities)
         else:
             values["accuracy"] = m.accuracy(counts)
             values["balanced_accuracy"] = m.balanced_accuracy(counts)
             values["quadratic_kappa"] = self._quadratic_kappa(cases)
-            values["log_loss"] = m.log_loss(truth, probabilities)
-            values["brier"] = m.brier(truth, probabilities)
         return {name: m.defined(values[name]) for name in self._names}
 
     def _headline(self, cases: _Cases, weights: Floats | None) -> dict[str, Floats]:
@@ -225,6 +221,20 @@ class ClassificationEvaluator:
             "accuracy": m.accuracy(counts),
             "balanced_accuracy": m.balanced_accuracy(counts),
             "macro_f1": m.macro_f1(counts),
+        }
+
+    def _penalties(self, cases: _Cases, weights: Floats | None) -> dict[str, Floats]:
+        """The figures that are means of a penalty for each case."""
+        truth, probabilities = cases.truth_NK, cases.probabilities_NK
+        if self._multi_label:
+            return {
+                "hamming_loss": m.hamming_loss(truth, cases.predicted_NK, weights=weights),
+                "log_loss": m.binary_log_loss(truth, probabilities, weights=weights),
+                "brier": m.binary_brier(truth, probabilities, weights=weights),
+            }
+        return {
+            "log_loss": m.log_loss(truth, probabilities, weights=weights),
+            "brier": m.brier(truth, probabilities, weights=weights),
         }
 
     def _calibration_error(self, cases: _Cases, weights: Floats | None) -> Floats:
@@ -255,7 +265,7 @@ class ClassificationEvaluator:
         config = self._config
         return bootstrap_groups(
             cases.groups,
-            lambda weights: self._headline(cases, weights),
+            lambda weights: {**self._headline(cases, weights), **self._penalties(cases, weights)},
             samples=config.bootstrap_samples,
             seed=config.seed,
         )

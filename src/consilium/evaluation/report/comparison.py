@@ -145,18 +145,21 @@ class ComparisonContent:
         else:
             told = [f"{title(figure)}, which was to decide, is not defined on these test cases: nothing is decided."]
         on_validation = self._on_validation()
+        count = len(self.seeds)
+        with_seeds = f"the same {count} seeds" if count > 1 else f"seed {self.seeds[0]}"
         return [
             *told,
             f"{title(figure)} decides, as was settled before the first training"
             + (f"; {on_validation}." if on_validation else "."),
-            f"All were trained with the same {counted(len(self.seeds), 'seed')} and judged on the same "
-            f"{wording.cases_phrase(test)}.",
+            f"All were trained with {with_seeds} and judged on the same {wording.cases_phrase(test)}.",
         ]
 
     def _verdict(self, name: str, found: Difference) -> str:
         figure, first = self.decides, self.baseline
         if found.equal:
-            return f"{name} and {first} are the same on all test cases."
+            return (
+                f"{name} and {first} have the same {title(figure)}, with every seed and in every resample of the cases."
+            )
         shown = wording.difference(figure, found.mean)
         if spread := wording.difference_spread(figure, found.low, found.high):
             shown += f" ({self.shown_level} interval {spread})"
@@ -166,9 +169,7 @@ class ComparisonContent:
             better = "better" if (found.mean > 0) == higher_is_better(figure) else "worse"
             return f"{name} is {better} than {first}: {title(figure)} {shown}, {seeds}."
         if found.low is None:
-            return (
-                f"{name} less {first}: {title(figure)} {shown}, {seeds}; there is no interval, so nothing is decided."
-            )
+            return f"{name} less {first}: {title(figure)} {shown}, {seeds}; without an interval nothing is decided."
         return f"{name} and {first} are not told apart: {title(figure)} {shown}, {seeds}."
 
     def _on_validation(self) -> str:
@@ -193,13 +194,23 @@ class ComparisonContent:
             "They are not over other divisions of the data, which cross-validation shows, nor over other hospitals.",
             self._on_seeds(),
             *([f"{others} configs are compared with {self.baseline}: each interval is of {self.shown_level}, so that "
-               f"all of a figure hold together with {100 * self.confidence:g}\N{NO-BREAK SPACE}% (Bonferroni)."]
+               f"those of a figure hold together with {100 * self.confidence:g}\N{NO-BREAK SPACE}% (Bonferroni)."]
               if others > 1 else []),
             f"Only {title(self.decides)} decides. Of many other figures some differ by chance, also by more than their "
             "interval.",
+            *self._without_interval(),
             *wording.cautions(self.runs[0].test),
-            *gathered({f"{run.name}, seed {run.seed}": run.notes for run in self.runs}),
+            *gathered({f"{run.name} with seed {run.seed}": run.notes for run in self.runs}),
         ]  # fmt: skip
+
+    def _without_interval(self) -> list[str]:
+        """Why the figure that decides has no interval, where it has none."""
+        drawn = self.runs[0].test.draws
+        if not drawn:
+            return ["There are no intervals, since evaluation.bootstrap_samples is 0."]
+        if self.decides in drawn:
+            return []
+        return [f"{title(self.decides)} is not bootstrapped; as trainer.monitor these would be: {', '.join(drawn)}."]
 
     def _on_seeds(self) -> str:
         count = len(self.seeds)
