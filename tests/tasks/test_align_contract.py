@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import consilium
 from consilium.core.config import apply_overrides, build, to_yaml
+from consilium.core.contracts import Batch, StepOutput
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.batches.rows import Query
 from consilium.data.cases.cases import Cases
@@ -32,6 +33,7 @@ from consilium.predictions import predict_files
 from consilium.session import train
 from consilium.tasks.align.config import AlignConfig
 from consilium.tasks.align.family import FAMILY
+from consilium.tasks.align.task import Align
 from consilium.training.hooks import read_history
 from tests.contracts.family import FamilyContract
 from tests.data.samples import case_table
@@ -190,6 +192,35 @@ def test_labels_alone_become_captions(tmp_path: Path) -> None:
     assert any("48 cases got texts out of labels (captions.template), 2 each." in line for line in reporter.lines)
     with (result.folder / "tables" / "test_retrieval.csv").open(encoding="utf-8") as file:
         assert next(csv.DictReader(file))["gallery"] == "8"
+
+
+@pytest.mark.parametrize("rule", ["one_source", "groups_apart"])
+def test_batches_keep_the_rule_of_the_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    table = write(tmp_path / "pairs")
+    rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
+    for number, row in enumerate(rows):
+        row["group_id"] = f"p{row['split']}{number // 4}"
+    sources = []
+    for number, part in enumerate([rows[:30], rows[30:]]):
+        (path := table.with_name(f"part{number}.jsonl")).write_text("".join(json.dumps(row) + "\n" for row in part))
+        sources.append({"kind": "jsonl", "name": f"part{number}", "path": str(path)})
+    own = [f"data.sources={json.dumps(sources)}", f"data.mixture.{rule}=true", "trainer.max_epochs=1"]
+    seen: list[list[int]] = []
+    step = Align.step
+
+    def noting(task: Align, batch: Batch) -> StepOutput:
+        seen.append(batch.rows_B.tolist())
+        return step(task, batch)
+
+    monkeypatch.setattr(Align, "step", noting)
+    assert train(experiment_of(tmp_path, *own, "data.loader.batch_size=4"), reporter=Recorder()) is not None
+    (store,) = (tmp_path / "stores").glob("part0+part1-*")
+    values = {"one_source": Store.open(store).table.sources, "groups_apart": Store.open(store).table.groups}[rule]
+    different = {len({values[row] for row in batch}) for batch in seen if len(batch) == 4}
+    assert different == ({1} if rule == "one_source" else {4})
+    if rule == "groups_apart":
+        with pytest.raises(ConfigError, match=r"the group 'ptrain\d+' is drawn \d times in an epoch, .* at most \d+"):
+            train(experiment_of(tmp_path, *own, "data.loader.batch_size=31"), reporter=Recorder())
 
 
 def test_data_without_texts_are_refused_with_their_number(tmp_path: Path) -> None:

@@ -175,9 +175,11 @@ class MixtureConfig(Config):
     source_column: str = Field(
         default="source",
         min_length=1,
-        description="What tells sources apart in source_balanced and in the mixture table: source, or a metadata "
-        "column.",
+        description="What tells sources apart in source_balanced, one_source and the mixture table: source, or a "
+        "metadata column.",
     )
+    one_source: bool = Field(default=False, description="All cases of a batch are of one source.")
+    groups_apart: bool = Field(default=False, description="No two cases of a batch are of one group (patient).")
 
     @model_validator(mode="after")
     def _steps_given_once(self) -> MixtureConfig:

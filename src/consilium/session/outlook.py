@@ -8,6 +8,7 @@ from typing import Any
 from consilium.core.contracts import ImageInput
 from consilium.core.reporter import format_table
 from consilium.core.task import Task
+from consilium.data.batches.loader import trained_rows
 from consilium.data.cases.cases import Cases
 from consilium.data.cases.mixture import Mixture, coverage_warnings, mixture_table
 from consilium.data.config import ImageConfig
@@ -31,11 +32,10 @@ def look_ahead(
     experiment: Experiment, cases: Cases, *, mixture: Mixture, plan: Plan, task: Task, log: RunLog
 ) -> Outlook:
     """Print the mixture over all epochs and the parameters that learn."""
-    batches = [count for count in plan.batches if count]
-    column, batch_size = experiment.data.mixture.source_column, experiment.data.loader.batch_size
-    table = mixture_table(mixture, cases, column=column, batches=batches, batch_size=batch_size)
+    epochs = trained_rows(mixture, batches=plan.batches, config=experiment.data.loader)
+    table = mixture_table(mixture, cases, column=experiment.data.mixture.source_column, epochs=epochs)
     rows = [asdict(row) for row in table]
-    log.line(format_table(rows, title=f"mixture over {len(batches)} epochs"))
+    log.line(format_table(rows, title=f"mixture over {sum(count > 0 for count in plan.batches)} epochs"))
     warnings = [
         *coverage_warnings(table),
         *average_warnings(experiment.trainer.ema, total_steps=plan.total_steps),

@@ -22,7 +22,7 @@ from consilium.core.reporter import Reporter
 from consilium.core.section import Knowledge
 from consilium.core.task import Task
 from consilium.data.batches.laterality import sides_of
-from consilium.data.batches.loader import batch_count, fewest_cases
+from consilium.data.batches.loader import batch_sizes
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.cases.load import LoadedData, load_data
 from consilium.data.cases.mixture import build_mixture
@@ -208,10 +208,9 @@ class Session:
 
     def _make_plan(self) -> Plan:
         trainer, loader = self.experiment.trainer, self.experiment.data.loader
-        lengths = [self.mixture.length(epoch) for epoch in range(trainer.max_epochs)]
-        processes = self.accelerator.num_processes
-        self.fewest = min(fewest_cases(length, config=loader, processes=processes) for length in lengths)
-        plan = make_plan([batch_count(length, config=loader) for length in lengths], config=trainer)
+        sizes = [batch_sizes(self.mixture, epoch=epoch, config=loader) for epoch in range(trainer.max_epochs)]
+        self.fewest = max(min(map(min, sizes)) // self.accelerator.num_processes, 1)
+        plan = make_plan([len(own) for own in sizes], config=trainer)
         warmup_steps(self.experiment.schedule, total_steps=plan.total_steps)
         return plan
 

@@ -20,7 +20,7 @@ from consilium.data.batches.features import (
     CachedTextReader,
     Contents,
 )
-from consilium.data.batches.loader import Loader, training_requests
+from consilium.data.batches.loader import Loader, trained_rows, training_requests
 from consilium.data.batches.readers import ImageReader, Readers, TextReader, alike, numbered
 from consilium.data.cases.cases import Cases
 from consilium.data.cases.mixture import Mixture
@@ -156,9 +156,8 @@ class Feed:
 
     def _drawn(self) -> np.ndarray:
         """The rows that the training draws."""
-        size = self.config.loader.batch_size
-        own = [self.mixture.epoch(epoch)[: count * size] for epoch, count in enumerate(self.plan.batches)]
-        return np.unique(np.concatenate(own))
+        drawn = trained_rows(self.mixture, batches=self.plan.batches, config=self.config.loader)
+        return np.unique(np.concatenate([*drawn]))
 
     def _tell(self, frozen: FrozenFeatures) -> None:
         for precision, rows in self._needs(frozen).items():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consilium.core.errors import ConfigError, DataError
-from consilium.data.batches.loader import batch_count, training_requests
+from consilium.data.batches.loader import batch_sizes, trained_rows, training_requests
 from consilium.data.cases.mixture import Mixture, MixtureRow, Pool, build_mixture, coverage_warnings, mixture_table
 from consilium.data.config import DataConfig, LoaderConfig
 
@@ -243,9 +243,9 @@ SIX = [40, 80, 160, 320, 640, 1280]
 def coverage_of(data: _Cases, settings: DataConfig, *, epochs: int, seed: int) -> list[MixtureRow]:
     """The table of a training over whole epochs."""
     mixture = build_mixture(data, config=settings, seed=seed)  # type: ignore[arg-type]
-    batches = [batch_count(mixture.length(epoch), config=settings.loader) for epoch in range(epochs)]
-    size = settings.loader.batch_size
-    return mixture_table(mixture, data, column=settings.mixture.source_column, batches=batches, batch_size=size)  # type: ignore[arg-type]
+    batches = [len(batch_sizes(mixture, epoch=epoch, config=settings.loader)) for epoch in range(epochs)]
+    rows = trained_rows(mixture, batches=batches, config=settings.loader)
+    return mixture_table(mixture, data, column=settings.mixture.source_column, epochs=rows)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("weights", "most"), [([float(size) for size in SIX], True), ([1.0] * 6, False)])
@@ -310,7 +310,7 @@ def test_processes_share_the_same_global_batches(rows: int, batch_size: int, dro
     loader = LoaderConfig(batch_size=batch_size, drop_last=drop_last)
     if drop_last and rows < batch_size:
         with pytest.raises(ConfigError, match=f"at most {rows}"):
-            batch_count(rows, config=loader)
+            batch_sizes(mixture, epoch=1, config=loader)
         return
     whole = training_requests(mixture, epoch=1, config=loader)
     parts = [

@@ -216,10 +216,9 @@ def training_requests(
     """
     rows = mixture.epoch(epoch)
     draws = (epoch << EPOCH_SHIFT) + np.arange(len(rows), dtype=np.int64)
-    requests = []
-    for number in range(batch_count(len(rows), config=config)):
-        span = slice(number * config.batch_size, (number + 1) * config.batch_size)
-        cases = len(rows[span])
+    requests, start = [], 0
+    for cases in batch_sizes(mixture, epoch=epoch, config=config):
+        span, start = slice(start, start + cases), start + cases
         own_rows, own_draws = rows[span][process::processes], draws[span][process::processes]
         share = len(own_rows) * processes / cases
         if not len(own_rows):
@@ -228,21 +227,25 @@ def training_requests(
     return requests
 
 
-def batch_count(rows: int, *, config: LoaderConfig) -> int:
-    """Batches in an epoch of ``rows`` rows; none at all is a ConfigError."""
-    count = rows // config.batch_size if config.drop_last else -(-rows // config.batch_size)
-    if not count:
+def batch_sizes(mixture: Mixture, *, epoch: int, config: LoaderConfig) -> list[int]:
+    """The cases of every global batch of an epoch, in order; no batch at all is a ConfigError."""
+    sizes = mixture.sizes(epoch, size=config.batch_size, drop_last=config.drop_last)
+    if not sizes:
+        rows = mixture.length(epoch)
+        of_one = ", of which no source fills a batch," if rows >= config.batch_size else ""
+        most = " lower" if of_one else f" to at most {rows}"
         raise ConfigError(
-            f"data.loader.batch_size is {config.batch_size}, an epoch has only {rows} rows and drop_last is true, so "
-            f"no batch would ever be trained on. Set batch_size to at most {rows}, or drop_last: false."
+            f"data.loader.batch_size is {config.batch_size}, an epoch has only {rows} rows{of_one} and drop_last is "
+            f"true, so no batch would ever be trained on. Set batch_size{most}, or drop_last: false."
         )
-    return count
+    return sizes
 
 
-def fewest_cases(rows: int, *, config: LoaderConfig, processes: int) -> int:
-    """The cases that a process gets of the smallest batch in an epoch of ``rows`` rows."""
-    last = rows % config.batch_size
-    return max((config.batch_size if config.drop_last or not last else last) // processes, 1)
+def trained_rows(mixture: Mixture, *, batches: Sequence[int], config: LoaderConfig) -> Iterator[np.ndarray]:
+    """The rows of the first so many ``batches`` of every epoch."""
+    for epoch, count in enumerate(batches):
+        if count:
+            yield mixture.epoch(epoch)[: sum(batch_sizes(mixture, epoch=epoch, config=config)[:count])]
 
 
 def evaluation_requests(rows: Sequence[int] | np.ndarray, *, config: LoaderConfig) -> list[Request]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from consilium.core.config import nearest
 from consilium.core.errors import ConfigError, DataError
+from consilium.data.cases.batching import Arrangement
 from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import DataConfig
 
@@ -49,7 +50,16 @@ class Mixture:
     start over too; an epoch then has as many slots as there are rows.
     """
 
-    def __init__(self, pools: Sequence[Pool], *, stop: str, slots: int | None, seed: int) -> None:
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        *,
+        stop: str,
+        slots: int | None,
+        seed: int,
+        arrangement: Arrangement | None = None,
+    ) -> None:
+        """``arrangement``: the rules of batches, for which what an epoch draws is put into another order."""
         empty = [pool.name for pool in pools if not len(pool.rows)]
         if empty or not pools:
             raise DataError(
@@ -60,6 +70,7 @@ class Mixture:
         self.stop = stop
         self.slots = slots
         self.seed = seed
+        self.arrangement = arrangement
         weights = np.array([pool.weight for pool in pools], dtype=np.float64)
         self.probabilities = weights / weights.sum()
         self._sizes = np.array([len(pool.rows) for pool in pools])
@@ -72,6 +83,7 @@ class Mixture:
             )
         self.epoch = lru_cache(maxsize=2)(self._epoch)
         self._lengths: dict[int, int] = {}
+        self._sizes_of: dict[int, list[int]] = {}
 
     def length(self, epoch: int) -> int:
         """How many rows the epoch draws."""
@@ -79,8 +91,26 @@ class Mixture:
             self._lengths[epoch] = len(self._pool_sequence(epoch))
         return self._lengths[epoch]
 
+    def sizes(self, epoch: int, *, size: int, drop_last: bool) -> list[int]:
+        """The sizes of the batches of an epoch, in order; ``size`` is that of a whole one."""
+        if epoch not in self._sizes_of:
+            if self.arrangement is not None:
+                found = self.arrangement.sizes(self._drawn(epoch))
+            else:
+                whole, rest = divmod(self.length(epoch), size)
+                found = [size] * whole + ([] if drop_last or not rest else [rest])
+            self._sizes_of[epoch] = found
+        return self._sizes_of[epoch]
+
     def _epoch(self, epoch: int) -> np.ndarray:
-        """Row numbers [slots] of an epoch, in order."""
+        """Row numbers [slots] of an epoch, in the order of its batches."""
+        rows = self._drawn(epoch)
+        if self.arrangement is None:
+            return rows
+        return self.arrangement.arranged(rows, random=np.random.default_rng([self.seed, epoch, 2]))
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """Row numbers [slots] of an epoch, in the order in which they are drawn."""
         sequence = self._pool_sequence(epoch)
         rows = np.empty(len(sequence), dtype=np.int64)
         for number, pool in enumerate(self.pools):
@@ -149,7 +179,21 @@ def build_mixture(studied: Studied[Any], *, config: DataConfig, seed: int) -> Mi
     if sampling == "source_balanced":
         names = _sources(cases, config.mixture.source_column)
         pools = [part for pool in pools for part in _divided(pool, names)]
-    return Mixture(pools, stop=config.mixture.stop, slots=slots, seed=seed)
+    arrangement = _arrangement(cases, config)
+    return Mixture(pools, stop=config.mixture.stop, slots=slots, seed=seed, arrangement=arrangement)
+
+
+def _arrangement(cases: Cases, config: DataConfig) -> Arrangement | None:
+    """The rules of batches that the config asks for."""
+    mixture, loader = config.mixture, config.loader
+    if not (mixture.one_source or mixture.groups_apart):
+        return None
+    return Arrangement(
+        size=loader.batch_size,
+        drop_last=loader.drop_last,
+        sources_N=_sources(cases, mixture.source_column) if mixture.one_source else None,
+        groups_N=np.array(cases.table.groups, dtype=object) if mixture.groups_apart else None,
+    )
 
 
 def _sources(cases: Cases, column: str) -> np.ndarray:
@@ -169,17 +213,15 @@ def _divided(pool: Pool, value_of_row: np.ndarray) -> list[Pool]:
     return [Pool(f"{pool.name}/{k}", pool.rows[values == k], pool.weight / len(present)) for k in present] or [pool]
 
 
-def mixture_table(
-    mixture: Mixture, cases: Cases, *, column: str, batches: Sequence[int], batch_size: int
-) -> list[MixtureRow]:
-    """Expected and realised draws of every source over a whole training with so many ``batches`` of every epoch.
+def mixture_table(mixture: Mixture, cases: Cases, *, column: str, epochs: Iterable[np.ndarray]) -> list[MixtureRow]:
+    """Expected and realised draws of every source over a whole training; ``epochs`` are the rows of each.
 
     ``column`` tells the sources apart: ``source``, or a metadata column.
     """
     rows, names = cases.rows["train"], _sources(cases, column)
     draws = np.zeros(len(names), dtype=np.int64)
-    for epoch, count in enumerate(batches):
-        draws += np.bincount(mixture.epoch(epoch)[: count * batch_size], minlength=len(draws))
+    for epoch in epochs:
+        draws += np.bincount(epoch, minlength=len(draws))
     expected = np.zeros(len(names))  # the chance of each row to be the next
     for pool, probability in zip(mixture.pools, mixture.probabilities, strict=True):
         expected[pool.rows] += probability / len(pool.rows)
