@@ -317,8 +317,11 @@ def test_all_captions_of_a_case_are_learned_and_right(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("frozen", "texts"),
-    [(["text"], None), (["vision", "text"], {name: [f"A {name} square", f"This is {name}"] for name in COLOURS})],
-    ids=["text", "both, several captions"],
+    [
+        (["text"], None),
+        (["vision", "text"], {name: [f"FINDINGS: It is {name}. It is flat.", f"A {name} one."] for name in COLOURS}),
+    ],
+    ids=["text", "both, several captions and sentences"],
 )
 def test_a_frozen_tower_runs_once_and_teaches_what_it_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: list[str], texts: Mapping[str, Captions] | None
@@ -336,8 +339,10 @@ def test_a_frozen_tower_runs_once_and_teaches_what_it_would(
         return counted
 
     own = [f"task.{tower}.freeze.kind=tower" for tower in frozen]
-    if frozen == ["text"]:
+    if texts is None:
         own.append("data.augmentation.horizontal_flip_prob=0.5")
+    else:
+        own.append("data.sources.0.captions={sentences: true}")
     with monkeypatch.context() as patch:
         for tower in seen:
             patch.setattr(tower, "forward", counting(tower))

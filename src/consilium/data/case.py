@@ -40,10 +40,14 @@ class View(NamedTuple):
 
 
 class Text(NamedTuple):
-    """One text of a case, and its name (``findings``, ``impression``; '' for the only one)."""
+    """One text of a case, and its name (``findings``, ``impression``; '' for the only one).
+
+    ``parts`` are what a training draws in its place, such as its sentences; without any it is the whole.
+    """
 
     text: str
     name: str = ""
+    parts: tuple[str, ...] = ()
 
 
 class Mask(NamedTuple):
@@ -227,7 +231,7 @@ def check_encodable(case: Case) -> None:
     texts = [case.id, case.group, *case.labels]
     texts += [part for view in case.views for part in (view.image, view.name)]
     for named in case.texts:
-        texts += named
+        texts += named[:2]
     for mask in case.masks:
         texts += mask[:3]
     texts += [part for item in case.meta.items() for part in item]

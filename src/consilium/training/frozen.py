@@ -21,9 +21,9 @@ from consilium.core.contracts import Batch, Encoder, TextCoder, Texts, Views
 from consilium.core.errors import ConsiliumError, DataError, ImageError
 from consilium.core.files import fingerprint
 from consilium.core.reporter import Reporter
-from consilium.data.batches.features import CachedFeatures, Contents, FeatureCache
+from consilium.data.batches.features import CachedFeatures, Contents, FeatureCache, texts_of
 from consilium.data.batches.loader import Loader, evaluation_requests, unusable
-from consilium.data.batches.readers import ImageReader, Readers, TextReader, numbered
+from consilium.data.batches.readers import ImageReader, Readers, TextReader
 from consilium.data.batches.rows import SingleTexts, SingleViews
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.config import DataConfig, ImageConfig, StoreConfig
@@ -103,8 +103,10 @@ class TextField(Field):
 
     def single(self, numbers: Sequence[int]) -> Readers:
         """Single texts."""
-        texts = SingleTexts(self.table, *self.places(numbers))
-        return Readers(texts=TextReader(texts, self.coder, numbers=numbered(self.table), seed=0))
+        places = zip(*(found.tolist() for found in self.places(numbers)), strict=True)
+        texts = [texts_of(self.table, case)[place] for case, place in places]
+        same = dict.fromkeys(texts, 0)  # which are equal is no matter here
+        return Readers(texts=TextReader(SingleTexts(texts), self.coder, numbers=same, seed=0))
 
     def blank(self) -> Batch:
         """An empty text."""

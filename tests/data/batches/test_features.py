@@ -176,6 +176,8 @@ class Captions:
     def captions(self, row: int) -> list[str]:
         return self.texts[row]
 
+    drawn = captions
+
 
 @pytest.fixture
 def cached_texts(tmp_path: Path) -> CachedFeatures:

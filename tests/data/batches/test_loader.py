@@ -46,9 +46,7 @@ class Padded:
 class Captions:
     """Cases of one to three texts, whose token is their length; a coder in one."""
 
-    most_captions = 3
-
-    def captions(self, row: int) -> list[str]:
+    def drawn(self, row: int) -> list[str]:
         return ["x" * (3 * row + number + 1) for number in range(1 + row % 3)]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:

@@ -101,3 +101,71 @@ def test_templates_use_new_names_and_leave_the_store_as_it_is(tmp_path: Path) ->
     again = prepare(data_config(tmp_path, source))
     assert not again.created
     assert again.store.table.texts == [None] * 4
+
+
+REPORTS: list[dict[str, Any]] = [
+    {"text": "FINDINGS: Clear lungs. No effusion. IMPRESSION: Normal."},
+    {"text": "IMPRESSION: Pneumonia."},
+    {"text": "A chest radiograph."},
+    {},
+    {"texts": {"findings": "A mass.", "report": "IMPRESSION: Tumour. HISTORY: cough"}},
+]
+
+
+def test_sections_are_chosen_by_heading_or_column_and_counted() -> None:
+    found = made(REPORTS, sections=["findings", "Impression"])
+    assert texts(found) == [["Clear lungs. No effusion.", "Normal."], ["Pneumonia."], [], [], ["A mass.", "Tumour."]]
+    assert [text.name for text in found.table.named_texts[0]] == ["findings", "impression"]
+    assert found.notes == [
+        "source 's': sections of 4 reports: findings in 2, impression in 3; the text of 1 case without any is missing "
+        "(captions.without_section)."
+    ]
+    found = made(REPORTS, sections="findings", without_section="whole")
+    assert texts(found) == [
+        ["Clear lungs. No effusion."],
+        ["IMPRESSION: Pneumonia."],
+        ["A chest radiograph."],
+        [],
+        ["A mass."],
+    ]
+    assert found.notes == [
+        "source 's': sections of 4 reports: findings in 2; the text of 2 cases without any stays whole "
+        "(captions.without_section)."
+    ]
+
+
+def test_a_training_draws_sentences_and_a_text_is_judged_whole() -> None:
+    found = made(REPORTS, sections="findings", sentences=True)
+    assert [found.table.captions(row) for row in (0, 1, 4)] == [["Clear lungs. No effusion."], [], ["A mass."]]
+    assert [found.table.drawn(row) for row in (0, 1, 4)] == [["Clear lungs.", "No effusion."], [], ["A mass."]]
+    assert found.notes[1] == "source 's': 2 texts of 1.5 sentences on average, of which one is drawn."
+
+
+@pytest.mark.parametrize(
+    ("section", "hint"),
+    [
+        ("finding", "names 'finding', which none of 4 reports has; did you mean `findings`? A heading stands before"),
+        (
+            "Opinion",
+            "names 'opinion', which none of 4 reports has; there are: findings, history, impression, report. A",
+        ),
+    ],
+)
+def test_a_section_that_occurs_nowhere_is_refused(section: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made(REPORTS, sections=["findings", section])
+    assert f"source 's': captions.sections {hint}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"sections": ["findings:"]}, "sections names 'findings:'; expected a heading without its colon"),
+        ({"sections": [" "]}, "sections names ' '; expected a heading"),
+        ({"without_section": "whole"}, "says what to do without a section, and sections names none"),
+    ],
+)
+def test_sections_that_are_no_names_are_refused(keys: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made(REPORTS, **keys)
+    assert reason in str(caught.value)

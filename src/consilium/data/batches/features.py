@@ -19,8 +19,8 @@ import torch
 from consilium.core.contracts import Captions, Texts, Views
 from consilium.core.errors import ImageError, StoreError
 from consilium.core.files import write_json
+from consilium.data.batches.readers import DrawnTexts, caption_numbers, drawn_text
 from consilium.data.batches.readers import Texts as TextRows
-from consilium.data.batches.readers import caption_numbers, drawn_text
 from consilium.data.store.store import CaseTable
 
 DIGEST = 32  # bytes of a SHA-256
@@ -140,8 +140,8 @@ class Contents:
 
     @classmethod
     def texts(cls, table: CaseTable) -> Contents:
-        """All texts."""
-        found = [(row, text_digest(text)) for row in range(len(table)) for text in table.captions(row)]
+        """All texts, and the parts of them that a training draws."""
+        found = [(row, text_digest(text)) for row in range(len(table)) for text in texts_of(table, row)]
         rows = np.array([row for row, _ in found], dtype=np.int64)
         return cls(rows, [digest for _, digest in found], cases=len(table))
 
@@ -199,13 +199,13 @@ class CachedTextReader:
 
     nbytes = 0
 
-    def __init__(self, cached: CachedFeatures, source: TextRows, *, numbers: Mapping[str, int], seed: int) -> None:
+    def __init__(self, cached: CachedFeatures, source: DrawnTexts, *, numbers: Mapping[str, int], seed: int) -> None:
         """``numbers`` and ``seed`` as for the reader of tokens."""
         self._cached, self._source, self._numbers, self._seed = cached, source, numbers, seed
 
     def read(self, row: int, draw: int) -> tuple[int, list[bytes]]:
         """The number and the digest of the text; -1 and no digest where a case has none."""
-        text = drawn_text(self._source.captions(row), draw, seed=self._seed)
+        text = drawn_text(self._source.drawn(row), draw, seed=self._seed)
         return (self._numbers[text], [text_digest(text)]) if text else (-1, [])
 
     def collate(self, raws: Sequence[tuple[int, list[bytes]]], *, shared: bool) -> Texts:
@@ -234,6 +234,11 @@ class CachedCaptionReader:
         same_BK, there_BK = caption_numbers([[self._numbers[text] for text in own] for own in raws], self._width)
         digests = [[text_digest(text) for text in own] for own in raws]
         return Captions(there_BK, same_BK, features_BKF=self._cached.padded(digests, width=self._width)[1])
+
+
+def texts_of(table: CaseTable, row: int) -> list[str]:
+    """All texts of a case, and the parts of them that a training draws."""
+    return list(dict.fromkeys([*table.captions(row), *table.drawn(row)]))
 
 
 def text_digest(text: str) -> bytes:

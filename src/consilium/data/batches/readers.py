@@ -85,6 +85,14 @@ class Texts(Protocol):
         ...
 
 
+class DrawnTexts(Protocol):
+    """Anything with rows of texts of which one is drawn."""
+
+    def drawn(self, row: int) -> Sequence[str]:
+        """The texts of a row to draw from, each once."""
+        ...
+
+
 class ImageReader:
     """Decodes and crops the views of a case in uint8; everything else happens on the device."""
 
@@ -149,13 +157,13 @@ class TextReader:
 
     nbytes = 0  # tokens are few
 
-    def __init__(self, source: Texts, coder: TextCoder, *, numbers: Mapping[str, int], seed: int) -> None:
+    def __init__(self, source: DrawnTexts, coder: TextCoder, *, numbers: Mapping[str, int], seed: int) -> None:
         """``numbers`` are those of ``alike``."""
         self._source, self._coder, self._numbers, self._seed = source, coder, numbers, seed
 
     def read(self, row: int, draw: int) -> tuple[int, list[int]]:
         """The number of the text, -1 where there is none, and its token ids."""
-        text = drawn_text(self._source.captions(row), draw, seed=self._seed)
+        text = drawn_text(self._source.drawn(row), draw, seed=self._seed)
         return (self._numbers[text] if text else -1), self._coder.encode([text])[0]
 
     def collate(self, raws: Sequence[tuple[int, list[int]]], *, shared: bool) -> TextColumn:
@@ -211,14 +219,14 @@ def numbered(source: CaseTable) -> dict[str, int]:
 
 
 def alike(source: CaseTable) -> dict[str, int]:
-    """A number for every text of a table; texts that the very same cases have get one number.
+    """A number for every text that may be drawn; texts that the very same cases have get one number.
 
     So the texts of one case, or of cases that share all they have, are right answers for each other, whichever are
     drawn. A text that further cases have is right for these as well, and has a number of its own.
     """
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row in range(len(source)):
-        for text in source.captions(row):
+        for text in source.drawn(row):
             rows_of[text].append(row)
     numbers: dict[tuple[int, ...], int] = {}
     return {text: numbers.setdefault(tuple(rows), len(numbers)) for text, rows in rows_of.items()}

@@ -124,20 +124,13 @@ class FoundItems(Sequence[Item]):
 
 @dataclass(frozen=True)
 class SingleTexts:
-    """Single texts of cases as rows of texts; ``numbers`` says which text of its case each is."""
+    """Single texts as rows of texts."""
 
-    table: CaseTable
-    cases: np.ndarray
-    numbers: np.ndarray
+    texts: Sequence[str]
 
-    @property
-    def most_captions(self) -> int:
-        """Each has one text."""
-        return 1
-
-    def captions(self, row: int) -> list[str]:
+    def drawn(self, row: int) -> list[str]:
         """The one text of a row."""
-        return [self.table.captions(int(self.cases[row]))[int(self.numbers[row])]]
+        return [self.texts[row]]
 
 
 @dataclass(frozen=True)

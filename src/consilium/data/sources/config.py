@@ -33,6 +33,26 @@ class CaptionConfig(Config):
         default=[],
         description='Text of a case that has none, as in "a fundus photograph of {label}"; of several each is a text.',
     )
+    sections: Annotated[list[str], BeforeValidator(_one_or_several, json_schema_input_type=str | list[str])] = Field(
+        default=[],
+        description="Sections of a report that are its texts, by their headings (findings: what follows FINDINGS:) or "
+        "by the columns of their texts; []: the whole.",
+    )
+    without_section: Literal["missing", "whole"] = Field(
+        default="missing", description="A text without any of these sections counts as missing, or stays whole."
+    )
+    sentences: bool = Field(
+        default=False,
+        description="A training reads one sentence each time that it draws a case; a text is judged as a whole.",
+    )
+
+    @model_validator(mode="after")
+    def _sections_are_names(self) -> CaptionConfig:
+        if odd := [name for name in self.sections if not name.strip() or ":" in name]:
+            raise ValueError(f"sections names '{odd[0]}'; expected a heading without its colon, as in findings")
+        if self.without_section == "whole" and not self.sections:
+            raise ValueError("without_section: whole says what to do without a section, and sections names none")
+        return self
 
     @field_validator("template")
     @classmethod

@@ -60,7 +60,7 @@ class PartWriter:
                     "group": case.group,
                     "split": split,
                     "views": views,
-                    "texts": [text._asdict() for text in case.texts],
+                    "texts": [{"text": text.text, "name": text.name} for text in case.texts],
                     "labels": case.labels,
                     "masks": [_stored(mask) for mask in case.masks],
                     "is_gt": case.is_gt,

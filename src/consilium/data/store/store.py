@@ -101,8 +101,7 @@ class CaseTable:
         return f"<CaseTable of {counted(len(self), 'case')} in {self._folder}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        texts = {name: given for name, given in self._given().items() if name == "named_texts"}
-        # Workers only read images and texts.
+        texts = {name: given for name, given in self._given().items() if name == "named_texts"}  # and no labels
         return {"_folder": self._folder, "_rows": self._rows, "_kinds": None, "_replaced": tuple(texts), **texts}
 
     def __len__(self) -> int:
@@ -165,6 +164,11 @@ class CaseTable:
     def captions(self, row: int) -> list[str]:
         """The different texts of a case, in their order."""
         return list(dict.fromkeys(text.text for text in self.named_texts[row] if text.text))
+
+    def drawn(self, row: int) -> list[str]:
+        """The different texts of which a training draws one: those of a case, or the parts that stand for them."""
+        parts = (part for text in self.named_texts[row] for part in text.parts or (text.text,))
+        return list(dict.fromkeys(filter(None, parts)))
 
     @cached_property
     def most_captions(self) -> int:

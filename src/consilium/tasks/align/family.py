@@ -129,7 +129,7 @@ def _cut(cases: Cases, tokenizer: Tokenizer) -> list[str]:
     """How many training texts of each source are longer than the text tower reads; nothing of a source without any."""
     texts: dict[str, list[str]] = defaultdict(list)
     for row in cases.rows["train"].tolist():
-        texts[cases.table.sources[row]] += cases.table.captions(row)
+        texts[cases.table.sources[row]] += cases.table.drawn(row)
     cut = {source: tokenizer.count_cut(own) for source, own in texts.items()}
     return [
         f"source '{source}': {count} of {counted(len(texts[source]), 'training text')} "
