@@ -238,7 +238,7 @@ def data_inspect(
             out=out,
             reporter=console,
         )
-        for text in found.lines():
+        for text in [*found.lines(), *prepared.remarks]:
             console.line(text)
 
 

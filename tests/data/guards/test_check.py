@@ -268,3 +268,18 @@ def test_a_store_that_cannot_be_written_is_checked_all_the_same(
 def test_nothing_found_is_nothing_said(tmp_path: Path) -> None:
     assert Findings().short() == []
     assert Findings(notes=["2 images."]).short() == ["not looked at: 2 images."]
+
+
+def test_captions_out_of_labels_name_them_by_intention(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path)
+    for given, named in (({"captions": {"template": "a scan: {label}"}}, []), ({}, ["ct", "mri"])):
+        if not given:
+            rows = [{**row, "text": f"a scan: {row['label']}"} for row in rows]
+        config = config_of(tmp_path, rows)
+        source = config.sources[0].model_dump() | given
+        config = data_config(tmp_path, source)
+        store = prepare(config).store
+        assert store.table.texts[0] == "a scan: ct"
+        found = check(store, store.table, config, uses_text=False, images=False, everything=True, reporter=Told())
+        assert [leak.label for leak in found.label_in_text] == named
+        assert bool(found.warnings["repeated texts"]) == bool(named)

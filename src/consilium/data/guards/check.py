@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from consilium.core.files import fingerprint, locked, write_json
 from consilium.core.reporter import Reporter
 from consilium.data.config import DataConfig
@@ -108,9 +110,11 @@ def check(
         warnings["vocabulary"] = label_vocabularies(table)
     named: list[NamedLabel] = []
     if guards.label_in_text and (uses_text or everything):
-        found = named_labels(table, synonyms=guards.synonyms)
+        templated = {source.name for source in config.sources if source.captions.template}  # say labels by intention
+        written = table.select(np.flatnonzero([source not in templated for source in table.sources]))
+        found = named_labels(written, synonyms=guards.synonyms)
         named, notes = found.found, notes + found.notes
-        warnings["repeated texts"] = repeated_texts(table)
+        warnings["repeated texts"] = repeated_texts(written)
     leaks = find_leaks(table, near_duplicates=[(pair.a, pair.b) for pair in across.pairs])
     return Findings(leaks, named, conflicts, warnings, notes, pairs)
 
