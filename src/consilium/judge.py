@@ -53,6 +53,7 @@ class RunFacts:
     steps: int | None = None
     monitor: str = "macro_f1"
     confidence: float = 0.95
+    alpha: float | None = None  # share of what was learned in the weights; the rest is the start
     parts: list[dict[str, Any]] = field(default_factory=list)
     mixture: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

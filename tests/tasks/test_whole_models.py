@@ -64,7 +64,8 @@ def embedded(task: Align, pixels_BCHW: Tensor, tokens_BT: Tensor, attention_BT: 
     rows_B = torch.arange(len(there_B))
     batch = Batch(rows_B, rows_B, images=images, texts=texts)
     with torch.no_grad():
-        return task.embed_images(batch), task.embed_texts(batch)
+        images_BF, texts_BF = task.image_features(batch), task.text_features(texts)
+        return task.embed_images(batch, images_BF), task.embed_texts(batch, texts_BF)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -113,6 +114,17 @@ def test_a_model_trains_on_and_its_bundle_needs_it_no_more(write_model: Any, tmp
     assert len(answer["image_embedding"]) == len(answer["text_embedding"]) == section.embedding_size
     report = (result.folder / "report.html").read_text(encoding="utf-8")
     assert str(written.folder) in report
+
+
+def test_chunks_of_texts_keep_the_padding_that_siglip_reads(tmp_path: Path) -> None:
+    written = siglip_hf(tmp_path / "model")
+    task, started, _ = built(experiment_of(tmp_path, str(written.folder)))
+    pixels = torch.randn(len(CAPTIONS), 3, *started.data.image.size)
+    padded = task.tokenizer.pad(task.tokenizer.encode(CAPTIONS))
+    whole = embedded(task, pixels, padded.tokens_BT, padded.attention_BT)
+    task.chunk = 2
+    for found, expected in zip(embedded(task, pixels, padded.tokens_BT, padded.attention_BT), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_what_the_config_says_stands(tmp_path: Path) -> None:

@@ -81,8 +81,12 @@ class Task(nn.Module, ABC):
     def take_found(self, found: Mapping[str, int]) -> None:
         """Go on with what ``found`` said in an earlier start of the run."""
 
-    def keep_start(self) -> None:
-        """Keep a copy of what the training begins with, where the task compares itself with it."""
+    def keep_start(self, groups: Sequence[str]) -> str:
+        """Keep a copy of what the training begins with, where the task compares itself with it; what to say of that.
+
+        ``groups`` of parameters begin with trained weights; a copy that is there already is made anew.
+        """
+        return ""
 
     def encoders(self) -> Mapping[str, Encoder]:
         """The frozen parts by the column that they encode (``images``, ``texts``); {} where nothing stays frozen."""

@@ -97,6 +97,16 @@ class SigmoidContrastiveConfig(Config):
         return _within(self)
 
 
+class DistillationConfig(Config):
+    """Holding on to the features of the start while new ones are learned; see ``losses.distillation``."""
+
+    kind: Literal["mse", "cosine", "similarity_matrix"] = Field(
+        default="cosine",
+        description="What stays close to the start: features, their directions, or the similarities among cases.",
+    )
+    weight: float = Field(default=1.0, gt=0.0, description="What the distance counts beside the loss.")
+
+
 ContrastiveConfig = SoftmaxContrastiveConfig | SigmoidContrastiveConfig
 ContrastiveT = TypeVar("ContrastiveT", SoftmaxContrastiveConfig, SigmoidContrastiveConfig)
 

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from consilium.core.errors import ConfigError
 from consilium.losses.config import ContrastiveConfig, SigmoidContrastiveConfig
+from consilium.losses.gathering import gathered, rank, sizes_of
 
 TILE = 128  # rows of similarities that are in memory at a time
 
@@ -70,7 +71,7 @@ class ContrastiveLoss(nn.Module, ABC):
         with torch.autocast(images_BD.device.type, enabled=False):
             images_BD, texts_BD = images_BD.float(), texts_BD.float()
             own = 0 if repeated else len(images_BD)
-            sizes = _sizes(own, device=images_BD.device)
+            sizes = sizes_of(own, device=images_BD.device)
             if sum(sizes) < 2:
                 raise ConfigError(
                     "a contrastive loss compares the pairs of a batch, and this batch has one. Set "
@@ -80,7 +81,7 @@ class ContrastiveLoss(nn.Module, ABC):
             scale = self.log_scale.float().exp()
             images_ND, texts_ND = images_BD, texts_BD
             if len(sizes) > 1:
-                images_ND, texts_ND = _gather(torch.cat((images_BD, texts_BD), dim=1)[:own], sizes).chunk(2, dim=1)
+                images_ND, texts_ND = gathered(torch.cat((images_BD, texts_BD), dim=1)[:own], sizes).chunk(2, dim=1)
             total = self.among(images_BD, texts_ND, scale, numbers_B, numbers_N)
             if self.both_ways:
                 total = (total + self.among(texts_BD, images_ND, scale, numbers_B, numbers_N)) / 2
@@ -98,13 +99,13 @@ class ContrastiveLoss(nn.Module, ABC):
         """The numbers of this process's pairs [B] and of all [N], from 0 on and without a gap."""
         device = self.log_scale.device
         # A repeated pair is the first of the whole batch.
-        first = 0 if repeated else sum(sizes[: _rank()])
+        first = 0 if repeated else sum(sizes[: rank()])
         places_B = torch.arange(first, first + count, device=device)
         if same_B is None:
             return places_B, torch.arange(sum(sizes), device=device)
         alone_B = torch.where(same_B < 0, -1 - places_B, same_B)  # numbers that no other case has
         own = 0 if repeated else count
-        alone_N = _gather(alone_B[:own, None], sizes)[:, 0]
+        alone_N = gathered(alone_B[:own, None], sizes)[:, 0]
         inverse = torch.unique(torch.cat((alone_B, alone_N)), return_inverse=True)[1]
         return inverse[:count], inverse[count:]
 
@@ -218,49 +219,3 @@ class _InTiles(torch.autograd.Function):
         # In place, for memory: a second pass would be refused by torch, which sees that what was saved has changed.
         to_queries_BD, to_answers_ND, to_scale, to_bias = (saved.mul_(gradient) for saved in ctx.saved_tensors)
         return None, to_queries_BD, to_answers_ND, to_scale, to_bias, None, None
-
-
-def _processes() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _rank() -> int:
-    return distributed.get_rank() if _processes() > 1 else 0
-
-
-def _sizes(own: int, *, device: torch.device) -> list[int]:
-    """The number of pairs of each process."""
-    if _processes() == 1:
-        return [own]
-    sizes_P = torch.zeros(_processes(), dtype=torch.int64, device=device)
-    sizes_P[_rank()] = own
-    distributed.all_reduce(sizes_P)
-    return [int(size) for size in sizes_P.tolist()]
-
-
-def _gather(rows_BD: Tensor, sizes: list[int]) -> Tensor:
-    """The rows of all processes, [N, D], in their order; gradients flow back to whose they are."""
-    if len(sizes) == 1:
-        return rows_BD
-    gathered_ND: Tensor = _Gather.apply(rows_BD, sizes)
-    return gathered_ND
-
-
-class _Gather(torch.autograd.Function):
-    """All rows on every process; the gradient of a row is the sum of what all processes want of it."""
-
-    @staticmethod
-    def forward(ctx: Any, rows_BD: Tensor, sizes: list[int]) -> Tensor:
-        ctx.sizes = sizes
-        padded = rows_BD.new_zeros(max(sizes), *rows_BD.shape[1:])
-        padded[: len(rows_BD)] = rows_BD
-        parts = [torch.empty_like(padded) for _ in sizes]
-        distributed.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, gradients_ND: Tensor) -> tuple[Tensor, None]:
-        whole_ND = gradients_ND.contiguous().clone()
-        distributed.all_reduce(whole_ND)
-        first = sum(ctx.sizes[: _rank()])
-        return whole_ND[first : first + ctx.sizes[_rank()]], None

@@ -34,7 +34,8 @@ _SHOWN = 5
 class TextTower(nn.Module):
     """A Hugging Face encoder without its heads; build it with ``build_text``.
 
-    The features of a text do not depend on padding, nor on the other texts of its batch. ``architecture`` describes
+    The features of a text do not depend on padding, nor on the other texts of its batch; a tower that ``reads_padding``
+    gets every text filled up to the same length. ``architecture`` describes
     the encoder as JSON, from which ``build_text`` makes it again without asking the hub; ``weights_note`` is what a
     person should know of the file of its weights.
     """
@@ -47,6 +48,7 @@ class TextTower(nn.Module):
         self.weights_note = weights_note
         self.architecture = architecture_of(self.model.config)
         self._masked = self.architecture["model_type"] not in _WITHOUT_MASK
+        self.reads_padding = self.architecture["model_type"] in _TO_CONTEXT
         training = self.training
         self.eval()
         self._drop_unused(probe)

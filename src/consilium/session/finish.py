@@ -29,12 +29,11 @@ def finish(
     seed: int,
     facts: RunFacts,
     members: Sequence[str] = (),
-    alpha: float | None = None,
     reporter: Reporter,
 ) -> RunResult:
     """Judge on validation and test, once, and write report and bundle; ``facts`` are what the training knows.
 
-    ``members`` are the folders of finished bundles that it is made of, ``alpha`` the share of what was learned in it.
+    ``members`` are the folders of finished bundles that it is made of.
     """
     section, family = experiment.task, family_of(experiment.task)
     splits = [split for split in ("val", "test") if len(data.cases.rows[split])]
@@ -59,7 +58,7 @@ def finish(
         seed=seed,
         data_fingerprint=data.store.table.content,
         metrics={split: dict(evaluation.metrics) for split, evaluation in evaluations.items()},
-        alpha=alpha,
+        alpha=facts.alpha,
     )
     facts = replace(
         facts,

@@ -20,6 +20,7 @@ from consilium.core.task import LAST_EPOCH, Task
 from consilium.evaluation.report.page import TABLES, add_table, to_csv
 from consilium.experiment import Experiment
 from consilium.models.weights import adapters, batch_statistics
+from consilium.session.origin import trained_groups
 from consilium.training.monitor import Monitor
 
 
@@ -34,8 +35,7 @@ class Interpolation:
         self.task, self.alphas, self.monitor = task, experiment.trainer.alphas, monitor
         self.curve: list[dict[str, Any]] = []  # the figures of every alpha
         self.alpha: float | None = None  # the best
-        whole = experiment.trainer.init_from is not None
-        self._names = _names(task, experiment.task.groups if whole else experiment.task.pretrained_groups)
+        self._names = _names(task, trained_groups(experiment))
 
     def apply(self, start: Mapping[str, Tensor], *, validate: Callable[[], Mapping[str, float | None]]) -> None:
         """Try every alpha and leave the best in the task."""

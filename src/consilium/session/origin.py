@@ -68,6 +68,11 @@ def _known(bundle: str) -> Known:
     return read_known(folder, read_manifest(folder))
 
 
+def trained_groups(experiment: Experiment) -> tuple[str, ...]:
+    """The groups of parameters that begin with trained weights."""
+    return experiment.task.groups if experiment.trainer.init_from else experiment.task.pretrained_groups
+
+
 def load_first(task: Task, origin: str) -> None:
     """Give a task the weights of ``trainer.init_from``: a bundle, a file of weights, or that of a checkpoint."""
     file = weights_file(origin)

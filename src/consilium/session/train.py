@@ -35,7 +35,7 @@ from consilium.models.lora import adapter_notes, merge_adapters, refuse_unmoved_
 from consilium.predictor import Predictor, case_outputs
 from consilium.session.finish import finish
 from consilium.session.interpolation import Interpolation
-from consilium.session.origin import load_bundle, load_first, with_start
+from consilium.session.origin import load_bundle, load_first, trained_groups, with_start
 from consilium.session.outlook import look_ahead, resolved_image
 from consilium.session.results import RunResult, TrainResult
 from consilium.session.stages import StagedTraining
@@ -203,7 +203,8 @@ class Session:
         if self.experiment.trainer.init_from is not None:
             load_first(task, self.experiment.trainer.init_from)
         task = task.to(self.device).to(memory_format=torch.channels_last)
-        task.keep_start()
+        if note := task.keep_start(trained_groups(self.experiment)):
+            self.log.line(note)
         return task
 
     def _make_plan(self) -> Plan:
@@ -313,7 +314,7 @@ class Session:
             precision=precision,
             monitor=self.monitor,
             checkpoints=folder / "checkpoints",
-            keeps_start=self.mixed is not None or experiment.task.holds_start,
+            keeps_start=trained_groups(experiment) if self.mixed or experiment.task.holds_start else (),
             average=None if trainer.ema is None else MovingAverage(self.task, trainer.ema),
         )
         progress = restored(training)
@@ -375,6 +376,7 @@ class Session:
             steps=progress.step,
             parts=self.outlook.parts,
             mixture=self.outlook.mixture,
+            alpha=None if self.mixed is None else self.mixed.alpha,
             warnings=warnings,
         )
         result = finish(
@@ -384,7 +386,6 @@ class Session:
             predictor=self._predictor(self.experiment.evaluation.averaging),
             seed=self.seed,
             facts=facts,
-            alpha=None if self.mixed is None else self.mixed.alpha,
             reporter=self.reporter,
         )
         if self.mixed is not None:

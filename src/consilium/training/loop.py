@@ -54,7 +54,8 @@ class Training:
     ``batches(epoch, start)`` yields the epoch's batches from number ``start`` on. ``transform`` augments and
     normalises on the device. ``validate`` returns the validation metrics of the task as it is.
     ``case_ids`` names rows in errors. ``average`` has the weights that are validated and kept; None: the task's own.
-    With ``keeps_start`` the weights that the run begins with are saved beside the checkpoints.
+    ``keeps_start`` names the groups of parameters that begin with trained weights, where the run keeps its beginning
+    beside the checkpoints; (): it does not.
     """
 
     task: Task
@@ -71,7 +72,7 @@ class Training:
     monitor: Monitor
     checkpoints: Path
     average: MovingAverage | None = None
-    keeps_start: bool = False
+    keeps_start: Sequence[str] = ()
     hooks: Sequence[Hook] = field(default_factory=list)
 
 
@@ -280,7 +281,7 @@ def restored(training: Training) -> Progress:
         return Progress()
     if training.keeps_start:  # not as it was built: the files of its weights may have changed
         load_strict(task, saved_start(folder, task), origin=str(folder))
-        task.keep_start()
+        task.keep_start(training.keeps_start)
     state, progress = load_checkpoint(found[-1], module=training.task)
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])

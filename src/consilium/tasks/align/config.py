@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from consilium.core.config import Config
 from consilium.core.contracts import Needs
 from consilium.core.section import TaskSection
-from consilium.losses.config import ContrastiveConfig, SoftmaxContrastiveConfig
+from consilium.losses.config import ContrastiveConfig, DistillationConfig, SoftmaxContrastiveConfig
 from consilium.models.config import LinearProjectionConfig, ProjectionConfig, TextConfig, VisionConfig
 
 
@@ -50,6 +50,11 @@ class AlignConfig(TaskSection):
     )
     loss: Annotated[ContrastiveConfig, Field(discriminator="kind")] = SoftmaxContrastiveConfig()
 
+    feature_distillation: DistillationConfig | None = Field(
+        default=None,
+        description="Hold on to the features that pretrained towers gave at the start; null: they may forget.",
+    )
+
     @property
     def needs(self) -> Needs:
         """Images and their texts."""
@@ -86,6 +91,11 @@ class AlignConfig(TaskSection):
         if self.model is not None:
             return {"Model": self.model.name}
         return {"Image tower": self.vision.name, "Text tower": self.text.name}
+
+    @property
+    def holds_start(self) -> bool:
+        """With a distance to the start in the loss."""
+        return self.feature_distillation is not None
 
     @property
     def saves_memory(self) -> str:

@@ -5,6 +5,7 @@ Axes in names: B case in a batch, N image, V view, T token, F feature, D number 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,7 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from consilium.core.contracts import (
@@ -30,6 +31,7 @@ from consilium.core.errors import ConfigError
 from consilium.core.reporter import some
 from consilium.core.task import LAST_EPOCH, Task
 from consilium.losses.contrastive import build_contrastive
+from consilium.losses.distillation import FeatureDistillation
 from consilium.models.checkpoints.layout import ProjectionLayout
 from consilium.models.chunked import in_chunks, largest_chunk
 from consilium.models.projection import Projection
@@ -64,52 +66,57 @@ class Align(Task):
         self.chunk = None if config.chunk == "auto" else config.chunk
         if config.chunk is not None:
             self._refuse_batch_statistics()
+        distilled = config.feature_distillation
+        self.distillation = None if distilled is None else FeatureDistillation(distilled)
+        self._start: dict[str, nn.Module] = {}  # no parts of the task: neither saved with it nor trained
         self.set_epoch(0)
 
-    def view_features(self, batch: Batch) -> Tensor:
+    def view_features(self, batch: Batch, tower: nn.Module | None = None) -> Tensor:
         """Features [N, F] of all views there are, case by case: those that the batch brings, or the tower's."""
-        images = batch.views
+        images, encode = batch.views, tower or self.vision
         if images.features_BVF is not None:
             return images.features_BVF[images.there_BV]
         places_N2 = images.there_BV.nonzero()
-        return in_chunks(lambda own: self.vision(images.pixels[own[:, 0], own[:, 1]]), places_N2, size=self.chunk)
+        return in_chunks(lambda own: encode(images.pixels[own[:, 0], own[:, 1]]), places_N2, size=self.chunk)
 
-    def embed_images(self, batch: Batch) -> Tensor:
-        """Embeddings [B, D] of length 1; of a case without an image, zeros."""
-        there_BV, features_NF = batch.views.there_BV, self.view_features(batch)
+    def image_features(self, batch: Batch, tower: nn.Module | None = None) -> Tensor:
+        """Features [B, F] of cases, the mean over their views; of a case without an image, zeros."""
+        there_BV, features_NF = batch.views.there_BV, self.view_features(batch, tower)
         case_N = there_BV.nonzero()[:, 0]
         sums_BF = features_NF.new_zeros(len(there_BV), features_NF.shape[1]).index_add_(0, case_N, features_NF)
-        features_BF = sums_BF / there_BV.sum(1, keepdim=True).clamp(min=1).to(sums_BF.dtype)
-        return _where(there_BV.any(1), self.image_projection(features_BF))
+        return sums_BF / there_BV.sum(1, keepdim=True).clamp(min=1).to(sums_BF.dtype)
 
-    def embed_texts(self, batch: Batch) -> Tensor:
-        """Embeddings [B, D] of length 1; of a case without a text, zeros."""
-        if batch.texts is None:
-            raise ValueError("this batch has no texts")
-        return _where(batch.texts.there_B, self.text_projection(self.text_features(batch.texts)))
-
-    def text_features(self, texts: Texts) -> Tensor:
+    def text_features(self, texts: Texts, tower: nn.Module | None = None) -> Tensor:
         """Features [B, F]: those that the batch brings, or the tower's."""
+        model = tower or self.text
         if texts.features_BF is not None:
             return texts.features_BF
         if texts.tokens_BT is None or texts.attention_BT is None:
             raise ValueError("this batch has neither tokens nor features of its texts")
         tokens_BT, attention_BT = texts.tokens_BT, texts.attention_BT
         if self.chunk is None:
-            features_BF: Tensor = self.text(tokens_BT, attention_BT)
+            features_BF: Tensor = model(tokens_BT, attention_BT)
             return features_BF
 
         def encode(own: Tensor) -> Tensor:
-            kept_T = attention_BT[own].any(0)
-            features_BF: Tensor = self.text(tokens_BT[own][:, kept_T], attention_BT[own][:, kept_T])
+            kept_T = attention_BT[own].any(0) | self.text.reads_padding
+            features_BF: Tensor = model(tokens_BT[own][:, kept_T], attention_BT[own][:, kept_T])
             return features_BF
 
         # Texts of like length stand together: a chunk is padded to the longest of its own, not of the batch.
         order_B = attention_BT.sum(1).argsort(stable=True)
         return in_chunks(encode, order_B, size=self.chunk)[order_B.argsort()]
 
+    def embed_images(self, batch: Batch, features_BF: Tensor) -> Tensor:
+        """Embeddings [B, D] of length 1; of a case without an image, zeros."""
+        return _where(batch.views.there_BV.any(1), self.image_projection(features_BF))
+
+    def embed_texts(self, batch: Batch, features_BF: Tensor) -> Tensor:
+        """Embeddings [B, D] of length 1; of a case without a text, zeros."""
+        return _where(_texts(batch).there_B, self.text_projection(features_BF))
+
     def step(self, batch: Batch) -> StepOutput:
-        """The contrastive loss of this process's pairs among those of all processes."""
+        """The contrastive loss of this process's pairs among those of all processes, and the distance to the start."""
         if self.config.chunk == "auto" and self.chunk is None:
             self._find_chunk(batch)
         same_B = None
@@ -117,8 +124,15 @@ class Align(Task):
             same_B = batch.texts.same_B
         elif self.config.loss.positives in ("same_label", "same_group"):
             same_B = batch.targets_B
-        loss = self.loss(self.embed_images(batch), self.embed_texts(batch), same_B=same_B, repeated=batch.share == 0)
-        return StepOutput(loss, {"temperature": 1 / self.loss.scale.detach()})
+        images_BF, texts_BF = self.image_features(batch), self.text_features(_texts(batch))
+        embeddings = self.embed_images(batch, images_BF), self.embed_texts(batch, texts_BF)
+        loss = self.loss(*embeddings, same_B=same_B, repeated=batch.share == 0)
+        parts = {"temperature": 1 / self.loss.scale.detach()}
+        if self.distillation is not None and self.config.feature_distillation is not None:
+            distance = self._distance(batch, {"image": images_BF, "text": texts_BF})
+            parts |= {"contrastive": loss.detach(), "feature_distillation": distance.detach()}
+            loss = loss + self.config.feature_distillation.weight * distance
+        return StepOutput(loss, parts)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
@@ -128,7 +142,7 @@ class Align(Task):
         scale = self.loss.scale.detach()
         arrays = {"scale": scale.expand(len(batch)), "has_image": batch.views.there_BV.any(1).float()}
         if bool(batch.views.there_BV.any()):
-            arrays["image_embeddings"] = self.embed_images(batch)
+            arrays["image_embeddings"] = self.embed_images(batch, self.image_features(batch))
         else:
             arrays["image_embeddings"] = scale.new_zeros(len(batch), self.config.embedding_size)
         there_BK = scale.new_zeros(len(batch), 1).bool() if captions is None else captions.there_BK
@@ -184,6 +198,35 @@ class Align(Task):
         """What is odd about the files of the towers' weights."""
         found = {"vision": self.vision.weights_note, "text": self.text.weights_note}
         return [f"task.{name}.pretrained: {note}" for name, note in found.items() if note]
+
+    def keep_start(self, groups: Sequence[str]) -> str:
+        """Keep a copy of the towers that begin with trained weights and learn; without one it is a ConfigError."""
+        if self.distillation is None:
+            return ""
+        towers: dict[str, nn.Module] = {"image": self.vision, "text": self.text}
+        frozen = {"image": self.config.vision.freeze.kind, "text": self.config.text.freeze.kind}
+        learns = [side for side in SIDES if frozen[side] != "tower"]
+        held = [side for side in learns if side in groups]
+        if not held:
+            raise ConfigError(
+                "task.feature_distillation holds on to what pretrained towers gave at the start, but no tower that "
+                f"learns ({', '.join(learns) or 'none does'}) begins with trained weights. Set its pretrained weights, "
+                "or trainer.init_from, or leave feature_distillation out."
+            )
+        self._start = {side: copy.deepcopy(towers[side]).requires_grad_(False).eval() for side in held}
+        size = sum(own.numel() * own.element_size() for tower in self._start.values() for own in tower.parameters())
+        return f"task.feature_distillation keeps a copy of the {' and '.join(held)} tower: {size / 2**20:,.0f} MiB"
+
+    def _distance(self, batch: Batch, features: Mapping[str, Tensor]) -> Tensor:
+        """How far the towers have come from their start, the mean over those that are held."""
+        assert self.distillation is not None
+        started = {"image": self.image_features, "text": lambda own, tower: self.text_features(_texts(own), tower)}
+        distances = []
+        for side, tower in self._start.items():
+            with torch.no_grad():
+                start_BF = started[side](batch, tower)
+            distances.append(self.distillation(features[side], start_BF, repeated=batch.share == 0))
+        return torch.stack(distances).mean()
 
     def found(self) -> dict[str, int]:
         """The chunk that fits into memory, once it is known."""
@@ -287,9 +330,13 @@ class TextEncoder:
 
     def encode(self, batch: Batch) -> Tensor:
         """Features [B, F] of texts."""
-        if batch.texts is None:
-            raise ValueError("this batch has no texts")
-        return self.task.text_features(batch.texts)
+        return self.task.text_features(_texts(batch))
+
+
+def _texts(batch: Batch) -> Texts:
+    if batch.texts is None:
+        raise ValueError("this batch has no texts")
+    return batch.texts
 
 
 def _where(there_B: Tensor, embeddings_BD: Tensor) -> Tensor:
