@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from consilium.core.errors import ConfigError, RunFolderError
 from consilium.session import train
 from consilium.training.config import TrainerConfig
+from tests.session.tables import coloured_rows, write_table
 from tests.tasks.test_align_contract import experiment_of
 from tests.tiny import Recorder, Run, TrainTiny, assert_close, same, tiny_experiment, train_tiny
 
@@ -149,6 +150,31 @@ def test_alphas_are_shares(tmp_path: Path) -> None:
     for wrong in (1.5, -0.1, [], [2]):
         with pytest.raises(ValidationError):
             TrainerConfig(wise_ft=wrong)
+
+
+def test_each_network_of_a_cascade_lies_between_its_own_start_and_end(start: list[str], tmp_path: Path) -> None:
+    """With a moving average of its own, too."""
+    labels = ["ct.chest", "ct.head", "xray"]
+    table = write_table(tmp_path, coloured_rows(tmp_path, labels, {"train": 6, "val": 3, "test": 2}))
+    own = [table, *start, "task.tree.head=cascade", "trainer.ema={decay: 0.5}", "trainer.wise_ft=[0, 1]"]
+    run = train_tiny(tmp_path, tmp_path / "runs", *own)
+    assert run.manifest["alpha"] is None, "it has no weights of its own"
+    assert len(run.manifest["members"]) == 2
+    for member in run.manifest["members"]:
+        assert json.loads((run.folder / member / "bundle.json").read_text(encoding="utf-8"))["alpha"] in (0.0, 1.0)
+        assert (run.folder / member / "tables" / "val_wise_ft.csv").is_file()
+
+
+def test_a_router_that_grows_keeps_its_tower_and_has_nothing_to_average(
+    tuned: Run, start: list[str], tmp_path: Path
+) -> None:
+    rows = coloured_rows(tmp_path, ["ct", "mri", "xray", "us"], {"train": 6, "val": 3, "test": 2})
+    grown = [write_table(tmp_path, rows), *start, f"task.add_to={tuned.folder}"]
+    with pytest.raises(ConfigError, match=r"trainer\.wise_ft averages .* learned stays as it is here"):
+        train_tiny(tmp_path, tmp_path / "runs", *grown, "trainer.wise_ft=0.5")
+    averaged = train_tiny(tmp_path, tmp_path / "runs", *grown, "trainer.ema={decay: 0.5}")
+    assert same(averaged.weights, tuned.weights | averaged.weights, prefix="tower.")
+    assert averaged.knowledge["labels"][-1] == "us"
 
 
 def test_pairs_average_the_towers_that_were_pretrained(tmp_path: Path) -> None:

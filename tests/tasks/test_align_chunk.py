@@ -211,6 +211,8 @@ def test_out_of_memory_is_told_of_chunks(tmp_path: Path, monkeypatch: pytest.Mon
         trained(tmp_path)
     with pytest.raises(MemoryExhaustedError, match=r"Set a smaller task\.chunk \(now 7\)"):
         trained(tmp_path, "task.chunk=7")
+    with pytest.raises(MemoryExhaustedError, match=r"Set task\.chunk to a number below the one in the log"):
+        trained(tmp_path, "task.chunk=auto")
 
 
 # -- Several processes --------------------------------------------------------------------------------------------

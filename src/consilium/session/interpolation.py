@@ -35,6 +35,11 @@ class Interpolation:
         self.task, self.alphas, self.monitor = task, experiment.trainer.alphas, monitor
         self.curve: list[dict[str, Any]] = []  # the figures of every alpha
         self.alpha: float | None = None  # the best
+        if experiment.task.origin is not None:
+            raise ConfigError(
+                "trainer.wise_ft averages with the weights that the training begins with, but what "
+                f"{experiment.task.origin} learned stays as it is here. Leave it out."
+            )
         self._names = _names(task, trained_groups(experiment))
 
     def apply(self, start: Mapping[str, Tensor], *, validate: Callable[[], Mapping[str, float | None]]) -> None:

@@ -100,7 +100,9 @@ class AlignConfig(TaskSection):
     @property
     def saves_memory(self) -> str:
         """A smaller batch, accumulated or not, would be another task."""
-        chunk = "task.chunk: auto" if self.chunk is None else f"a smaller task.chunk (now {self.chunk})"
+        chunk = f"a smaller task.chunk (now {self.chunk})"
+        if self.chunk is None or self.chunk == "auto":
+            chunk = "task.chunk: auto" if self.chunk is None else "task.chunk to a number below the one in the log"
         return (
             f"Set {chunk}: the same batch, loss and gradient in less memory. A smaller data.loader.batch_size is "
             "another, easier task, with fewer negatives, and trainer.accumulate (now {accumulate}) does not give them "
