@@ -66,9 +66,8 @@ class OpenClip(nn.Module):
         return [list(block.parameters()) for block in self.model.transformer.resblocks]
 
 
-def vision(name: str) -> Whole:
+def vision(name: str, size: tuple[int, int] = (64, 64)) -> Whole:
     torch.manual_seed(0)
-    size = (64, 64)
     tower = build_vision(VisionConfig(name=name, pretrained=False), image_size=size)
     return Whole(tower, torch.randn(2, 3, *size)).eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,11 +16,14 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from consilium.core.contracts import ParameterGroup
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.models.config import FreezeConfig, TextConfig
 from consilium.models.text import TextTower, build_text, build_tokenizer
 from consilium.models.tokenizer import Tokenizer
 from consilium.models.weights import freeze_tower
+from consilium.training.config import AdamConfig, GroupConfig
+from consilium.training.optim import build_optimizer
 from tests.models.texts import CAPTIONS, caption_tokenizer, write_encoder
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -134,6 +138,27 @@ def test_layers_that_share_weights_are_no_blocks(tmp_path: Path) -> None:
         match=r"layers of this encoder \(albert\) cannot be told apart; set freeze.kind to none or tower",
     ):
         tower.blocks()
+    with pytest.raises(ConfigError, match=r"\(albert\) cannot be told apart; leave layer_decay out"):
+        tower.depths()
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert"])
+def test_rates_fall_from_the_top_layer_down(kind: str, tmp_path: Path) -> None:
+    """The top layer has the rate of the group, each below it 0.5 times that of the one above; embeddings are lowest."""
+    tower, _ = build(name=str(write_encoder(tmp_path, kind=kind, **KINDS[kind])))
+    config = AdamConfig(kind="adamw", learning_rate=0.8, groups={"text": GroupConfig(layer_decay=0.5)})
+    group = ParameterGroup("text", list(tower.parameters()), depths=tower.depths)
+    rates = {
+        parameter: group["lr"]
+        for group in build_optimizer(config, groups=[group]).param_groups
+        for parameter in group["params"]
+    }
+    layers = re.compile(r"\.(?:layer|layers)\.(\d)\.")
+    for name, parameter in tower.named_parameters():
+        layer = layers.search(name)
+        above = 2 - int(layer[1]) if layer else 3 if "embed" in name else 0
+        assert rates[parameter] == pytest.approx(0.8 * 0.5**above), name
+    assert sorted(set(rates.values())) == pytest.approx([0.1, 0.2, 0.4, 0.8])
 
 
 # -- Weights ------------------------------------------------------------------------------------------------------

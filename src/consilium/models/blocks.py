@@ -9,20 +9,17 @@ from torch import nn
 from consilium.core.errors import ConfigError
 
 
-def layer_blocks(model: Any) -> list[list[nn.Parameter]]:
+def layer_blocks(model: Any, *, advice: str) -> list[list[nn.Parameter]]:
     """All parameters in blocks: the embeddings, then each layer; what follows the last layer joins it.
 
-    A model whose layers cannot be told apart is a ConfigError.
+    A model whose layers cannot be told apart, such as one whose layers share weights, is a ConfigError with ``advice``.
     """
     count = getattr(model.config, "num_hidden_layers", None)
     lists = [
         name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
     ]
     if not lists:
-        raise ConfigError(
-            f"the layers of this encoder ({model.config.model_type}) cannot be told apart; set freeze.kind to none or "
-            "tower."
-        )
+        raise ConfigError(f"the layers of this encoder ({model.config.model_type}) cannot be told apart; {advice}.")
     stem = lists[0]
     blocks: list[list[nn.Parameter]] = [[]]
     for name, parameter in model.named_parameters():
@@ -32,3 +29,9 @@ def layer_blocks(model: Any) -> list[list[nn.Parameter]]:
             blocks.append([])
         blocks[place].append(parameter)
     return blocks
+
+
+def depths_of(tower: nn.Module, layers: list[list[nn.Parameter]]) -> list[int]:
+    """How many layers lie above that of each parameter of a tower."""
+    above = {parameter: len(layers) - 1 - n for n, layer in enumerate(layers) for parameter in layer}
+    return [above[parameter] for parameter in tower.parameters()]

@@ -67,6 +67,7 @@ def _truth(value: object) -> object:
     )
 
 
+HOW_IT_LEARNS = {"freeze", "lora", "patch_dropout", "gradient_checkpointing"}  # keys that say nothing of what it is
 TowerT = TypeVar("TowerT", "VisionConfig", "TextConfig")
 
 
@@ -104,9 +105,15 @@ class VisionConfig(Config):
         default="default", description="default: the model's own; concat: avg and max side by side."
     )
     drop_path: Dropout = Field(default=0.0, description="Chance to leave a residual branch out (stochastic depth).")
+    patch_dropout: Dropout = Field(
+        default=0.0, description="Share of the patches left out of each image in training (vision transformers)."
+    )
     freeze: FreezeConfig = FreezeConfig()
     lora: LoraConfig | None = Field(
         default=None, description="Low-rank adapters that learn in place of the tower; null: none."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Less memory in training, about a third more time: blocks are computed twice."
     )
 
     _consistent = model_validator(mode="after")(_frozen_means_frozen)
@@ -147,6 +154,9 @@ class TextConfig(Config):
     freeze: FreezeConfig = FreezeConfig()
     lora: LoraConfig | None = Field(
         default=None, description="Low-rank adapters that learn in place of the tower; null: none."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Less memory in training, about a third more time: blocks are computed twice."
     )
 
     _consistent = model_validator(mode="after")(_frozen_means_frozen)

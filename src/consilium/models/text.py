@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.reporter import some
-from consilium.models.blocks import layer_blocks
+from consilium.models.blocks import depths_of, layer_blocks
 from consilium.models.checkpoints.find import find_text
 from consilium.models.checkpoints.pretrained import TextSource
 from consilium.models.config import VOCABULARY_SIZE, TextConfig, TextPooling
@@ -72,7 +72,14 @@ class TextTower(nn.Module):
 
     def blocks(self) -> list[list[nn.Parameter]]:
         """All parameters in blocks from input to output: the embeddings, then each layer; a last norm joins it."""
-        return layer_blocks(self.model)
+        return layer_blocks(self.model, advice="set freeze.kind to none or tower")
+
+    def depths(self) -> list[int]:
+        """How many layers lie above that of each parameter; the embeddings lie below all of them.
+
+        Layers that cannot be told apart are a ConfigError.
+        """
+        return depths_of(self, layer_blocks(self.model, advice="leave layer_decay out"))
 
     def _drop_unused(self, probe: Padded) -> None:
         """Take out modules that this pooling passes by, so that every parameter gets a gradient."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError
-from consilium.models.blocks import layer_blocks
+from consilium.models.blocks import depths_of, layer_blocks
 from consilium.models.checkpoints.find import find_image, new_image_model
 from consilium.models.checkpoints.layout import ImageLayout, PretrainedInput
 from consilium.models.checkpoints.pretrained import ImageSource
@@ -107,9 +107,7 @@ class VisionTower(nn.Module, ABC):
 
     def depths(self) -> list[int]:
         """How many layers lie above that of each parameter; a tower whose layers are not known is a ConfigError."""
-        layers = self.layers()
-        above = {parameter: len(layers) - 1 - n for n, layer in enumerate(layers) for parameter in layer}
-        return [above[parameter] for parameter in self.parameters()]
+        return depths_of(self, self.layers())
 
     def _unknown_space(self, library: str, name: str) -> ConfigError:
         return ConfigError(
@@ -237,11 +235,11 @@ class HubTower(VisionTower):
 
     def blocks(self) -> list[list[nn.Parameter]]:
         """The embeddings, then each layer."""
-        return layer_blocks(self.model)
+        return layer_blocks(self.model, advice="set freeze.kind to none or tower")
 
     def layers(self) -> list[list[nn.Parameter]]:
         """The same as blocks."""
-        return layer_blocks(self.model)
+        return layer_blocks(self.model, advice="leave layer_decay out")
 
     def _pooled(self, images_BCHW: Tensor) -> Tensor:
         found = self.model(pixel_values=images_BCHW, **self._options)

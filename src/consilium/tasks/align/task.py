@@ -281,7 +281,7 @@ class Align(Task):
         projections = [*self.image_projection.parameters(), *self.text_projection.parameters()]
         return [
             ParameterGroup("image", list(self.vision.parameters()), depths=self.vision.depths),
-            ParameterGroup("text", list(self.text.parameters())),
+            ParameterGroup("text", list(self.text.parameters()), depths=self.text.depths),
             ParameterGroup("projection", projections),
             ParameterGroup("temperature", list(self.loss.parameters())),
         ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.reporter import some
 from consilium.data.cases.cases import Studied
-from consilium.models.config import FreezeConfig
+from consilium.models.config import HOW_IT_LEARNS, FreezeConfig
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.config import ClassifyConfig
 from consilium.tasks.classify.nodes import growing
@@ -32,7 +32,7 @@ def adopted(origin: str, member: Known) -> Adopted:
         settings={
             "task": {
                 "tree": {"head": section.tree.head},
-                "vision": section.vision.model_dump(mode="json", exclude={"freeze", "lora"}),
+                "vision": section.vision.model_dump(mode="json", exclude=HOW_IT_LEARNS),
                 "head": section.head.model_dump(mode="json"),
             },
             "data": {"image": member.image.model_dump(mode="json", exclude={"max_pixels", "statistics"})},
