@@ -156,7 +156,7 @@ class Predictor:
             return Readers(images=images)
         if self._cached.captions is not None:
             return Readers(images=images, captions=self._cached.captions)
-        numbers = numbered(texts) if isinstance(texts, CaseTable) else None
+        numbers = numbered(map(texts.captions, range(len(texts)))) if isinstance(texts, CaseTable) else None
         return Readers(images=images, captions=CaptionReader(texts, coder, numbers=numbers))
 
     def _predict(self, batch: Batch) -> Prediction:

@@ -104,6 +104,35 @@ def test_a_case_without_a_number_has_its_own_answer_alone() -> None:
         torch.testing.assert_close(found, loss(images, texts))
 
 
+OWN = [[4, 1, -1], [2, -1, -1], [4, -1, 7], [0, 9, 1], [1, -1, -1], [-1, -1, -1], [6, 5, 0]]
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("tile", [3, 100])
+def test_an_image_may_have_several_right_texts(kind: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text is right for all images that have its number, whatever else these have; one case has none."""
+    monkeypatch.setattr(contrastive, "TILE", tile)
+    loss, own_BK = build_contrastive(LOSSES[kind]), torch.tensor(OWN)
+    images, texts = (part.requires_grad_() for part in pairs(7))
+    found = loss(images, texts, same_B=own_BK[:, 0], own_BK=own_BK)
+    found.backward()
+    right = torch.tensor([[b == n or (text[0] in image[: 1 + 2 * (image[0] >= 0)] and text[0] >= 0)
+                           for n, text in enumerate(OWN)] for b, image in enumerate(OWN)]).double()  # fmt: skip
+    assert right.sum() > 7 + 4, "a few are right beside their own"
+    assert not torch.equal(right, right.T)
+    whole = [part.detach().double().requires_grad_() for part in (images, texts)]
+    logits = loss.log_scale.detach().double().exp() * whole[0] @ whole[1].T
+    if kind == "softmax":
+        sides = [(logits, right), (logits.T, right.T)]
+        expected = sum(functional.cross_entropy(one, own / own.sum(1, keepdim=True)) for one, own in sides) / 2
+    else:
+        expected = -functional.logsigmoid((2 * right - 1) * (logits + loss.bias.detach())).sum() / 7
+    expected.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for one, other in zip((images, texts), whole, strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("tile", [1, 3, 5, 100])
 def test_tiles_change_nothing(kind: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,17 +255,21 @@ class Step(nn.Module):
         super().__init__()
         self.parts = towers(kind)
 
-    def forward(self, images: Tensor, texts: Tensor, same_B: Tensor, repeated: bool) -> Tensor:
+    def forward(self, images: Tensor, texts: Tensor, same_B: Tensor, own_BK: Tensor, repeated: bool) -> Tensor:
         image, text = self.parts["image"](images), self.parts["text"](texts)
         embeddings = functional.normalize(image, dim=1), functional.normalize(text, dim=1)
-        found: Tensor = self.parts["loss"](*embeddings, same_B=same_B, repeated=repeated)
+        found: Tensor = self.parts["loss"](*embeddings, same_B=same_B, own_BK=own_BK, repeated=repeated)
         return found
 
 
-def cases(count: int) -> tuple[Tensor, Tensor, Tensor]:
+def cases(count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     random = torch.Generator().manual_seed(count)
     same_B = torch.tensor([3, 9, 3, 4, 9, 9, 1, 0])[:count]
-    return torch.randn(count, 5, generator=random), torch.randn(count, 3, generator=random), same_B
+    own_BK = torch.tensor(
+        [[3, 4, -1], [9, -1, -1], [3, 0, 9], [4, -1, 3], [9, 1, -1], [9, -1, -1], [1, 4, 0], [0, 3, 9]]
+    )
+    images, texts = (torch.randn(count, width, generator=random) for width in (5, 3))
+    return images, texts, same_B, own_BK[:count]
 
 
 def alone(count: int, kind: str) -> dict[str, Any]:

@@ -64,7 +64,8 @@ class Views(Column):
 class Texts(Column):
     """One text of each case as token ids, or as features; ``there_B`` is False where a case has none.
 
-    Texts that are right for the same cases, as equal ones are, have equal numbers in ``same_B``.
+    Equal texts, and they alone, have equal numbers in ``same_B``. ``own_BK`` numbers all texts that might have been
+    drawn of each case, -1 where it has fewer than others; None: each case has one.
     """
 
     there_B: Tensor
@@ -72,6 +73,7 @@ class Texts(Column):
     tokens_BT: Tensor | None = None
     attention_BT: Tensor | None = None
     features_BF: Tensor | None = None
+    own_BK: Tensor | None = None
 
 
 @dataclass(frozen=True)

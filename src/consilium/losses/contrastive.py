@@ -1,6 +1,7 @@
 """Contrastive losses of pairs of images and texts, over all processes.
 
-Axes in names: B pair of this process, T pair of a tile, N pair of the whole batch, D number of an embedding, P process.
+Axes in names: B pair of this process, T pair of a tile, N pair of the whole batch, D number of an embedding, P process,
+K number that says what is right.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class ContrastiveLoss(nn.Module, ABC):
     ``scale`` (1 / temperature).
 
     ``same_B`` numbers the cases, those that are right answers for each other alike in all processes; a negative number
-    is that of a case which has its own answer alone. None: all are such.
+    is that of a case which has its own answer alone. None: all are such. ``own_BK`` has further numbers of each image,
+    those of other texts that are right for it: an image and a text are right for each other where the text's number is
+    one of the image's. Negative ones are none; K is the same in all processes.
 
     Several processes: the embeddings of all are gathered with their gradients. The result on a process is the mean
     over its own pairs against those of all, so that the mean over processes weighted by ``Batch.share``, and its
@@ -63,7 +66,13 @@ class ContrastiveLoss(nn.Module, ABC):
         return self.log_scale.float().clamp(0.0, self._highest).exp()
 
     def forward(
-        self, images_BD: Tensor, texts_BD: Tensor, *, same_B: Tensor | None = None, repeated: bool = False
+        self,
+        images_BD: Tensor,
+        texts_BD: Tensor,
+        *,
+        same_B: Tensor | None = None,
+        own_BK: Tensor | None = None,
+        repeated: bool = False,
     ) -> Tensor:
         """The mean loss of this process's pairs among all pairs."""
         with torch.no_grad():  # what left the range comes back to its border, where it has a gradient again
@@ -77,37 +86,44 @@ class ContrastiveLoss(nn.Module, ABC):
                     "a contrastive loss compares the pairs of a batch, and this batch has one. Set "
                     "data.loader.drop_last: true, or another data.loader.batch_size."
                 )
-            numbers_B, numbers_N = self._numbers(len(images_BD), same_B, sizes=sizes, repeated=repeated)
+            image_BK, image_NK = self._numbers(len(images_BD), same_B, own_BK, sizes=sizes, repeated=repeated)
+            text_B1, text_N1 = image_BK[:, :1], image_NK[:, :1]
             scale = self.log_scale.float().exp()
             images_ND, texts_ND = images_BD, texts_BD
             if len(sizes) > 1:
                 images_ND, texts_ND = gathered(torch.cat((images_BD, texts_BD), dim=1)[:own], sizes).chunk(2, dim=1)
-            total = self.among(images_BD, texts_ND, scale, numbers_B, numbers_N)
+            total = self.among(images_BD, texts_ND, scale, image_BK, text_N1)
             if self.both_ways:
-                total = (total + self.among(texts_BD, images_ND, scale, numbers_B, numbers_N)) / 2
+                total = (total + self.among(texts_BD, images_ND, scale, text_B1, image_NK)) / 2
             elif repeated:  # it takes part in the backward pass, too
                 total = total + 0.0 * texts_BD.sum()
             return total / len(images_BD)
 
     @abstractmethod
     def among(
-        self, queries_BD: Tensor, answers_ND: Tensor, scale: Tensor, numbers_B: Tensor, numbers_N: Tensor
+        self, queries_BD: Tensor, answers_ND: Tensor, scale: Tensor, numbers_BK: Tensor, numbers_NK: Tensor
     ) -> Tensor:
-        """The sum of the losses of queries among all answers; those with the number of a query are right for it."""
+        """The sum of the losses of queries among all answers; those that share a number with a query are right."""
 
-    def _numbers(self, count: int, same_B: Tensor | None, *, sizes: list[int], repeated: bool) -> tuple[Tensor, Tensor]:
-        """The numbers of this process's pairs [B] and of all [N], from 0 on and without a gap."""
+    def _numbers(
+        self, count: int, same_B: Tensor | None, own_BK: Tensor | None, *, sizes: list[int], repeated: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The numbers of this process's pairs [B, K] and of all [N, K]; the first of each is that of its text."""
         device = self.log_scale.device
         # A repeated pair is the first of the whole batch.
         first = 0 if repeated else sum(sizes[: rank()])
         places_B = torch.arange(first, first + count, device=device)
         if same_B is None:
-            return places_B, torch.arange(sum(sizes), device=device)
-        alone_B = torch.where(same_B < 0, -1 - places_B, same_B)  # numbers that no other case has
+            return places_B[:, None], torch.arange(sum(sizes), device=device)[:, None]
+        first_B1 = torch.where(same_B < 0, -1 - places_B, same_B)[:, None]  # without one a number that no other has
+        numbers_BK = first_B1
+        if own_BK is not None:
+            numbers_BK = torch.cat((first_B1, torch.where(own_BK < 0, first_B1, own_BK)), dim=1)
         own = 0 if repeated else count
-        alone_N = gathered(alone_B[:own, None], sizes)[:, 0]
-        inverse = torch.unique(torch.cat((alone_B, alone_N)), return_inverse=True)[1]
-        return inverse[:count], inverse[count:]
+        numbers_NK = gathered(numbers_BK[:own], sizes)
+        says_K = (numbers_NK != numbers_NK[:, :1]).any(dim=0)
+        says_K[0] = True
+        return numbers_BK[:, says_K], numbers_NK[:, says_K]
 
 
 class SoftmaxContrastiveLoss(ContrastiveLoss):
@@ -123,11 +139,11 @@ class SoftmaxContrastiveLoss(ContrastiveLoss):
     both_ways, first_temperature = True, 0.07
 
     def among(
-        self, queries_BD: Tensor, answers_ND: Tensor, scale: Tensor, numbers_B: Tensor, numbers_N: Tensor
+        self, queries_BD: Tensor, answers_ND: Tensor, scale: Tensor, numbers_BK: Tensor, numbers_NK: Tensor
     ) -> Tensor:
         """The sum of the cross entropies."""
         total: Tensor = _InTiles.apply(
-            _cross_entropy, queries_BD, answers_ND, scale, scale.new_zeros(()), numbers_B, numbers_N
+            _cross_entropy, queries_BD, answers_ND, scale, scale.new_zeros(()), numbers_BK, numbers_NK
         )
         return total
 
@@ -154,11 +170,11 @@ class SigmoidContrastiveLoss(ContrastiveLoss):
             self.bias.data.fill_(bias)
 
     def among(
-        self, queries_BD: Tensor, answers_ND: Tensor, scale: Tensor, numbers_B: Tensor, numbers_N: Tensor
+        self, queries_BD: Tensor, answers_ND: Tensor, scale: Tensor, numbers_BK: Tensor, numbers_NK: Tensor
     ) -> Tensor:
         """The sum of the binary cross entropies."""
         total: Tensor = _InTiles.apply(
-            _binary_cross_entropy, queries_BD, answers_ND, scale, self.bias.float(), numbers_B, numbers_N
+            _binary_cross_entropy, queries_BD, answers_ND, scale, self.bias.float(), numbers_BK, numbers_NK
         )
         return total
 
@@ -168,6 +184,16 @@ def build_contrastive(config: ContrastiveConfig) -> ContrastiveLoss:
     if isinstance(config, SigmoidContrastiveConfig):
         return SigmoidContrastiveLoss(config)
     return SoftmaxContrastiveLoss(config)
+
+
+def _right(queries_TK: Tensor, answers_NK: Tensor) -> Tensor:
+    """Which answers have a number in common with a query, bool [T, N]; one of the two, the texts, has one number."""
+    right_TN = queries_TK[:, :1] == answers_NK[:, 0]
+    for query_T in queries_TK.T[1:]:
+        right_TN |= query_T[:, None] == answers_NK[:, 0]
+    for answer_N in answers_NK.T[1:]:
+        right_TN |= queries_TK[:, :1] == answer_N
+    return right_TN
 
 
 def _cross_entropy(logits_TN: Tensor, right_TN: Tensor) -> Tensor:
@@ -198,15 +224,15 @@ class _InTiles(torch.autograd.Function):
         answers_ND: Tensor,
         scale: Tensor,
         bias: Tensor,
-        numbers_B: Tensor,
-        numbers_N: Tensor,
+        numbers_BK: Tensor,
+        numbers_NK: Tensor,
     ) -> Tensor:
         total, to_scale, to_bias = (scale.new_zeros(()) for _ in range(3))
         to_queries_BD, to_answers_ND = torch.empty_like(queries_BD), torch.zeros_like(answers_ND)
         for start in range(0, len(queries_BD), TILE):
             tile = slice(start, start + TILE)
             logits_TN = torch.addmm(bias, queries_BD[tile] * scale, answers_ND.T)
-            total += loss(logits_TN, (numbers_B[tile, None] == numbers_N).to(logits_TN.dtype))
+            total += loss(logits_TN, _right(numbers_BK[tile], numbers_NK).to(logits_TN.dtype))
             to_bias += logits_TN.sum()  # from here on they are gradients
             torch.mm(logits_TN, answers_ND, out=to_queries_BD[tile])
             to_scale += torch.dot(to_queries_BD[tile].flatten(), queries_BD[tile].flatten())

@@ -36,8 +36,9 @@ def look_ahead(
     table = mixture_table(mixture, cases, column=experiment.data.mixture.source_column, epochs=epochs)
     rows = [asdict(row) for row in table]
     log.line(format_table(rows, title=f"mixture over {sum(count > 0 for count in plan.batches)} epochs"))
+    data = experiment.data
     warnings = [
-        *coverage_warnings(table),
+        *coverage_warnings(table, whole_batches=data.mixture.one_source and data.loader.drop_last),
         *average_warnings(experiment.trainer.ema, total_steps=plan.total_steps),
     ]
     for warning in warnings:

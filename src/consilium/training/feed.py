@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -21,7 +20,7 @@ from consilium.data.batches.features import (
     Contents,
 )
 from consilium.data.batches.loader import Loader, trained_rows, training_requests
-from consilium.data.batches.readers import ImageReader, Readers, TextReader, alike, numbered
+from consilium.data.batches.readers import DrawnTexts, ImageReader, Readers, TextReader, numbered
 from consilium.data.cases.cases import Cases
 from consilium.data.cases.mixture import Mixture
 from consilium.data.config import DataConfig, ImageConfig
@@ -121,9 +120,10 @@ class Feed:
         """Reads the features of cases that are judged; what is not cached has no reader here."""
         images, texts = self._cached("images", "fp32"), self._cached("texts", "fp32")
         table = self.cases.table
+        numbers = numbered(map(table.captions, range(len(table))))
         return Readers(
             images=None if images is None else CachedImageReader(images),
-            captions=None if texts is None else CachedCaptionReader(texts, table, numbers=numbered(table)),
+            captions=None if texts is None else CachedCaptionReader(texts, table, numbers=numbers),
         )
 
     @cached_property
@@ -137,9 +137,8 @@ class Feed:
             augmentation = self.config.augmentation
             readers = Readers(images=ImageReader(table, image=self.image, augmentation=augmentation, seed=self.seed))
         if self.coder is not None:
-            own: dict[str, Any] = {"numbers": alike(table), "seed": self.seed}
-            texts = cached.get("texts")
-            reader = TextReader(table, self.coder, **own) if texts is None else CachedTextReader(texts, table, **own)
+            drawn, texts = DrawnTexts(table, seed=self.seed), cached.get("texts")
+            reader = TextReader(drawn, self.coder) if texts is None else CachedTextReader(texts, drawn)
             readers = replace(readers, texts=reader)
         return Loader(readers, targets=self.targets, config=config, seed=self.seed, note=self.log.line)
 

@@ -23,7 +23,7 @@ from consilium.core.files import fingerprint
 from consilium.core.reporter import Reporter
 from consilium.data.batches.features import CachedFeatures, Contents, FeatureCache, texts_of
 from consilium.data.batches.loader import Loader, evaluation_requests, unusable
-from consilium.data.batches.readers import ImageReader, Readers, TextReader
+from consilium.data.batches.readers import DrawnTexts, ImageReader, Readers, TextReader
 from consilium.data.batches.rows import SingleTexts, SingleViews
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.config import DataConfig, ImageConfig, StoreConfig
@@ -105,8 +105,7 @@ class TextField(Field):
         """Single texts."""
         places = zip(*(found.tolist() for found in self.places(numbers)), strict=True)
         texts = [texts_of(self.table, case)[place] for case, place in places]
-        same = dict.fromkeys(texts, 0)  # which are equal is no matter here
-        return Readers(texts=TextReader(SingleTexts(texts), self.coder, numbers=same, seed=0))
+        return Readers(texts=TextReader(DrawnTexts(SingleTexts(texts)), self.coder))
 
     def blank(self) -> Batch:
         """An empty text."""

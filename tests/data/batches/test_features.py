@@ -25,7 +25,7 @@ from consilium.data.batches.features import (
     FeatureCache,
 )
 from consilium.data.batches.loader import Loader, Request, evaluation_requests
-from consilium.data.batches.readers import Readers, drawn_text
+from consilium.data.batches.readers import DrawnTexts, Readers
 from consilium.data.config import AugmentationConfig, LoaderConfig
 
 WIDTH = 3
@@ -192,13 +192,16 @@ def cached_texts(tmp_path: Path) -> CachedFeatures:
 
 
 def test_a_text_is_told_by_its_content_and_drawn_as_its_tokens_would_be(cached_texts: CachedFeatures) -> None:
-    reader = CachedTextReader(cached_texts, Captions(), numbers={"a": 0, "b": 1, "c": 2}, seed=3)
-    drawn = [drawn_text(Captions.texts[3], draw, seed=3) for draw in range(20)]
-    assert set(drawn) == {"a", "c"}
-    for draw, text in enumerate(drawn):
+    drawn = DrawnTexts(Captions(), seed=3)
+    reader = CachedTextReader(cached_texts, drawn)
+    chosen = [drawn.of(3, draw)[0] for draw in range(20)]
+    assert set(chosen) == {"a", "c"}
+    for draw, text in enumerate(chosen):
         found = reader.collate([reader.read(row, draw) for row in (3, 1, 2)], shared=False)
         assert found.there_B.tolist() == [True, False, True]
         assert found.same_B.tolist() == [{"a": 0, "c": 2}[text], -1, 1]
+        assert found.own_BK is not None
+        assert found.own_BK.tolist() == [{"a": [0, 2], "c": [2, 0]}[text], [-1, -1], [1, -1]]
         assert found.features_BF is not None
         own = features([{"a": 1, "c": 3}[text], 2])
         assert torch.equal(found.features_BF, torch.from_numpy(np.stack([own[0], np.zeros_like(own[0]), own[1]])))

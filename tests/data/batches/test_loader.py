@@ -15,7 +15,7 @@ from torch import Tensor
 
 from consilium.core.contracts import Batch
 from consilium.data.batches.loader import Loader, training_requests
-from consilium.data.batches.readers import ImageReader, Readers, TextReader
+from consilium.data.batches.readers import DrawnTexts, ImageReader, Readers, TextReader
 from consilium.data.batches.rows import Items
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.cases.mixture import Mixture, Pool
@@ -46,6 +46,9 @@ class Padded:
 class Captions:
     """Cases of one to three texts, whose token is their length; a coder in one."""
 
+    def __len__(self) -> int:
+        return ROWS
+
     def drawn(self, row: int) -> list[str]:
         return ["x" * (3 * row + number + 1) for number in range(1 + row % 3)]
 
@@ -58,10 +61,9 @@ class Captions:
 
 
 def readers() -> Readers:
-    numbers = {"x" * length: length for length in range(1, 3 * ROWS + 3)}
     return Readers(
         images=ImageReader(cases(), image=IMAGE, augmentation=AUGMENTATION, seed=SEED),
-        texts=TextReader(Captions(), Captions(), numbers=numbers, seed=SEED),
+        texts=TextReader(DrawnTexts(Captions(), seed=SEED), Captions()),
     )
 
 
@@ -121,13 +123,15 @@ def arrived(batch: Batch) -> Iterator[tuple[int, Arrived]]:
     assert batch.targets_B is not None
     assert batch.texts is not None
     assert batch.texts.tokens_BT is not None
-    assert torch.equal(batch.texts.tokens_BT[:, 0], batch.texts.same_B)
+    assert batch.texts.own_BK is not None
+    assert torch.equal(batch.texts.own_BK[:, 0], batch.texts.same_B)
     transform = DeviceTransform(IMAGE, augmentation=AUGMENTATION, seed=SEED)
     ready = transform(batch, train=True).views.pixels
     for place, (row, draw) in enumerate(zip(batch.rows_B.tolist(), batch.draws_B.tolist(), strict=True)):
         seen = batch.views.there_BV[place]
         raw = batch.views.pixels[place, seen].contiguous().numpy().tobytes()
-        yield draw, Arrived(row, int(batch.targets_B[place]), int(batch.texts.same_B[place]), raw, ready[place, seen])
+        text = int(batch.texts.tokens_BT[place, 0])
+        yield draw, Arrived(row, int(batch.targets_B[place]), text, raw, ready[place, seen])
 
 
 def assert_same_batches(found: list[dict[int, Arrived]], expected: list[dict[int, Arrived]]) -> None:

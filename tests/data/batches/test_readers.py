@@ -1,4 +1,4 @@
-"""Readers of texts: which of several is drawn, which count as equal, and all of them where nothing is drawn."""
+"""Readers of texts: which of several is drawn, what is right for a case, and all texts where nothing is drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilium.data.batches.readers import NO_DRAW, CaptionReader, TextReader, alike, drawn_text, numbered
+from consilium.data.batches.readers import NO_DRAW, CaptionReader, DrawnTexts, TextReader, numbered
 from tests.data.batches.test_loader import Padded
 from tests.data.samples import case_table
 
@@ -28,40 +28,49 @@ class Letters:
         return Padded(tokens_BT, (tokens_BT > 0).long())
 
 
-@given(CASES)
-def test_texts_are_alike_where_the_very_same_cases_have_them(cases: list[list[str]]) -> None:
+@given(CASES, st.lists(st.integers(0, 2**40), min_size=1, max_size=5))
+def test_a_batch_says_of_each_case_which_texts_are_right(cases: list[list[str]], draws: list[int]) -> None:
     table = case_table([{"texts": texts} for texts in cases])
-    numbers = alike(table)
-    rows_of = {text: {row for row, own in enumerate(cases) if text in own} for text in numbers}
-    assert set(numbers) == {text for own in cases for text in own}
-    for one in numbers:
-        for other in numbers:
-            assert (numbers[one] == numbers[other]) == (rows_of[one] == rows_of[other])
-    assert sorted(numbered(table).values()) == list(range(len(numbers)))
+    reader = TextReader(DrawnTexts(table, seed=1), Letters())
+    for draw in draws:
+        found = reader.collate([reader.read(row, draw + row) for row in range(len(cases))], shared=False)
+        texts = [DrawnTexts(table, seed=1).of(row, draw + row)[0] for row in range(len(cases))]
+        own_BK = found.same_B[:, None] if found.own_BK is None else found.own_BK
+        for row, own in enumerate(cases):
+            assert (texts[row] in own) == bool(own) == bool(found.there_B[row])
+            for other, text in enumerate(texts):
+                if text:
+                    assert bool((own_BK[row] == found.same_B[other]).any()) == (text in own)
+        assert own_BK.shape == (len(cases), max(1, *(len(set(own)) for own in cases)))
 
 
 @given(st.integers(0, 2**50), st.integers(0, 1000), st.lists(st.text(min_size=1), min_size=1, max_size=9, unique=True))
 def test_a_draw_gives_one_text_for_ever(draw: int, seed: int, texts: list[str]) -> None:
-    text = drawn_text(texts, draw, seed=seed)
-    assert text in texts
-    assert drawn_text(texts, draw, seed=seed) == text
-    assert drawn_text(texts, NO_DRAW, seed=seed) == texts[0]
+    table = case_table([{"texts": texts}])
+    text, numbers = DrawnTexts(table, seed=seed).of(0, draw)
+    assert texts[numbers[0]] == text
+    assert sorted(numbers) == list(range(len(texts)))
+    assert DrawnTexts(table, seed=seed).of(0, draw) == (text, numbers)
+    assert DrawnTexts(table, seed=seed).of(0, NO_DRAW)[0] == texts[0]
 
 
 def test_all_texts_are_drawn_equally_often_and_seeds_and_epochs_differ() -> None:
-    texts = ["a", "b", "c"]
-    drawn = [[drawn_text(texts, draw, seed=seed) for draw in range(3000)] for seed in (0, 1)]
-    assert all(900 < count < 1100 for own in drawn for count in Counter(own).values())
-    assert drawn[0] != drawn[1]
-    assert drawn[0] != [drawn_text(texts, draw, seed=0) for draw in range(1 << 32, (1 << 32) + 3000)]
-    assert drawn_text([], 7, seed=0) == ""
+    table = case_table([{"texts": ["a", "b", "c"]}, {}])
+
+    def drawn(seed: int, first: int = 0) -> list[str]:
+        return [DrawnTexts(table, seed=seed).of(0, draw)[0] for draw in range(first, first + 1500)]
+
+    assert all(400 < count < 600 for own in (drawn(0), drawn(1)) for count in Counter(own).values())
+    assert drawn(0) != drawn(1)
+    assert drawn(0) != drawn(0, 1 << 32)
+    assert DrawnTexts(table, seed=0).of(1, 7) == ("", [])
 
 
 def test_one_text_is_drawn_in_training_and_all_are_read_where_a_task_is_asked() -> None:
     table = case_table([{"texts": ["ab", "c", "ab"]}, {}, {"texts": ["c", "def"]}])
-    numbers = numbered(table)
+    numbers = numbered(map(table.captions, range(3)))
     assert (numbers, table.most_captions) == ({"ab": 0, "c": 1, "def": 2}, 2)
-    reader = TextReader(table, Letters(), numbers=numbers, seed=0)
+    reader = TextReader(DrawnTexts(table), Letters())
     first = reader.collate([reader.read(row, NO_DRAW) for row in range(3)], shared=False)
     assert (first.same_B.tolist(), first.there_B.tolist()) == ([0, -1, 1], [True, False, True])
     everything = CaptionReader(table, Letters(), numbers=numbers)

@@ -304,6 +304,14 @@ def test_most_data_unseen_is_said() -> None:
     assert any("source 'big'" in warning for warning in warnings)
 
 
+def test_a_source_that_fills_no_batch_of_its_own_is_said() -> None:
+    data = cases(["big"] * 12 + ["small"] * 3, [0] * 15)
+    settings = config(["big", "small"], [None, None], one_source=True)
+    settings = settings.model_copy(update={"loader": LoaderConfig(batch_size=4, drop_last=True)})
+    (warning,) = coverage_warnings(coverage_of(data, settings, epochs=2, seed=0), whole_batches=True)
+    assert warning.startswith("source 'small': only 0% of its 3 training rows are ever seen. It never fills a batch")
+
+
 @given(st.integers(1, 70), st.integers(1, 16), st.booleans(), st.integers(1, 4))
 def test_processes_share_the_same_global_batches(rows: int, batch_size: int, drop_last: bool, processes: int) -> None:
     mixture = Mixture(pools([rows]), stop="first_exhausted", slots=None, seed=0)

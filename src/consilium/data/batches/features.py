@@ -19,7 +19,7 @@ import torch
 from consilium.core.contracts import Captions, Texts, Views
 from consilium.core.errors import ImageError, StoreError
 from consilium.core.files import write_json
-from consilium.data.batches.readers import DrawnTexts, caption_numbers, drawn_text
+from consilium.data.batches.readers import DrawnTexts, caption_numbers
 from consilium.data.batches.readers import Texts as TextRows
 from consilium.data.store.store import CaseTable
 
@@ -199,20 +199,19 @@ class CachedTextReader:
 
     nbytes = 0
 
-    def __init__(self, cached: CachedFeatures, source: DrawnTexts, *, numbers: Mapping[str, int], seed: int) -> None:
-        """``numbers`` and ``seed`` as for the reader of tokens."""
-        self._cached, self._source, self._numbers, self._seed = cached, source, numbers, seed
+    def __init__(self, cached: CachedFeatures, drawn: DrawnTexts) -> None:
+        self._cached, self._drawn = cached, drawn
 
-    def read(self, row: int, draw: int) -> tuple[int, list[bytes]]:
-        """The number and the digest of the text; -1 and no digest where a case has none."""
-        text = drawn_text(self._source.drawn(row), draw, seed=self._seed)
-        return (self._numbers[text], [text_digest(text)]) if text else (-1, [])
+    def read(self, row: int, draw: int) -> tuple[list[int], list[bytes]]:
+        """The numbers of the case's texts, that of the drawn one first, and its digest; none where there is no text."""
+        text, numbers = self._drawn.of(row, draw)
+        return numbers, [text_digest(text)] if text else []
 
-    def collate(self, raws: Sequence[tuple[int, list[bytes]]], *, shared: bool) -> Texts:
+    def collate(self, raws: Sequence[tuple[list[int], list[bytes]]], *, shared: bool) -> Texts:
         """The features, as the encoder gives them."""
         there_BV, features_BVF = self._cached.padded([digests for _, digests in raws])
-        same_B = torch.tensor([number for number, _ in raws])
-        return Texts(there_BV[:, 0], same_B, features_BF=features_BVF[:, 0])
+        same_B, own_BK = self._drawn.numbers([numbers for numbers, _ in raws])
+        return Texts(there_BV[:, 0], same_B, features_BF=features_BVF[:, 0], own_BK=own_BK)
 
 
 class CachedCaptionReader:

@@ -5,10 +5,11 @@ Axes in names: B case in a batch, V view, C channel, H height, W width.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from functools import cached_property
+from itertools import chain
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +22,6 @@ from consilium.data.batches.acquisition import recompressed
 from consilium.data.batches.transforms import sample_box, sample_quality, sample_text
 from consilium.data.config import AugmentationConfig, ImageConfig
 from consilium.data.images.reading import load_view, probe, read_bytes
-
-if TYPE_CHECKING:
-    from consilium.data.store.store import CaseTable
 
 NO_DRAW = -1  # the draw number of a case that nothing random happens to
 
@@ -85,12 +83,42 @@ class Texts(Protocol):
         ...
 
 
-class DrawnTexts(Protocol):
-    """Anything with rows of texts of which one is drawn."""
+class TextsToDraw(Protocol):
+    """Anything with rows of texts of which a training draws one: the case table."""
+
+    def __len__(self) -> int: ...
 
     def drawn(self, row: int) -> Sequence[str]:
         """The texts of a row to draw from, each once."""
         ...
+
+
+class DrawnTexts:
+    """Which text of a case a draw chooses, a pure function of seed and draw, and the numbers of all that it has."""
+
+    def __init__(self, source: TextsToDraw, *, seed: int = 0) -> None:
+        self._source, self._seed = source, seed
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return numbered(map(self._source.drawn, range(len(self._source))))
+
+    @cached_property
+    def _width(self) -> int:
+        return max((len(self._source.drawn(row)) for row in range(len(self._source))), default=0)
+
+    def of(self, row: int, draw: int) -> tuple[str, list[int]]:
+        """The text and the numbers of all texts of the row, its own first; '' and none where there is none."""
+        texts = self._source.drawn(row)
+        if not texts:
+            return "", []
+        text = texts[0] if len(texts) == 1 or draw == NO_DRAW else texts[sample_text(draw, self._seed, len(texts))]
+        return text, [self._numbers[text], *(self._numbers[other] for other in texts if other != text)]
+
+    def numbers(self, numbers: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """``same_B`` and ``own_BK`` of a batch."""
+        own_BK, _ = caption_numbers(numbers, max(1, self._width))
+        return own_BK[:, 0], own_BK if self._width > 1 else None
 
 
 class ImageReader:
@@ -157,20 +185,19 @@ class TextReader:
 
     nbytes = 0  # tokens are few
 
-    def __init__(self, source: DrawnTexts, coder: TextCoder, *, numbers: Mapping[str, int], seed: int) -> None:
-        """``numbers`` are those of ``alike``."""
-        self._source, self._coder, self._numbers, self._seed = source, coder, numbers, seed
+    def __init__(self, drawn: DrawnTexts, coder: TextCoder) -> None:
+        self._drawn, self._coder = drawn, coder
 
-    def read(self, row: int, draw: int) -> tuple[int, list[int]]:
-        """The number of the text, -1 where there is none, and its token ids."""
-        text = drawn_text(self._source.drawn(row), draw, seed=self._seed)
-        return (self._numbers[text] if text else -1), self._coder.encode([text])[0]
+    def read(self, row: int, draw: int) -> tuple[list[int], list[int]]:
+        """The numbers of the case's texts, that of the drawn one first, and its token ids."""
+        text, numbers = self._drawn.of(row, draw)
+        return numbers, self._coder.encode([text])[0]
 
-    def collate(self, raws: Sequence[tuple[int, list[int]]], *, shared: bool) -> TextColumn:
+    def collate(self, raws: Sequence[tuple[list[int], list[int]]], *, shared: bool) -> TextColumn:
         """A case without a text is there as an empty one."""
         padded = self._coder.pad([ids for _, ids in raws])
-        same_B = torch.tensor([number for number, _ in raws])
-        return TextColumn(same_B >= 0, same_B, padded.tokens_BT, padded.attention_BT)
+        same_B, own_BK = self._drawn.numbers([numbers for numbers, _ in raws])
+        return TextColumn(same_B >= 0, same_B, padded.tokens_BT, padded.attention_BT, own_BK=own_BK)
 
 
 class CaptionReader:
@@ -205,31 +232,9 @@ def caption_numbers(numbers: Sequence[Sequence[int]], width: int) -> tuple[torch
     return same_BK, same_BK >= 0
 
 
-def drawn_text(texts: Sequence[str], draw: int, *, seed: int) -> str:
-    """The text of a draw among the texts of a case; without any the empty one."""
-    if len(texts) < 2 or draw == NO_DRAW:
-        return texts[0] if texts else ""
-    return texts[sample_text(draw, seed=seed, count=len(texts))]
-
-
-def numbered(source: CaseTable) -> dict[str, int]:
-    """A number for every different text of a table."""
-    texts = (text for row in range(len(source)) for text in source.captions(row))
-    return {text: number for number, text in enumerate(dict.fromkeys(texts))}
-
-
-def alike(source: CaseTable) -> dict[str, int]:
-    """A number for every text that may be drawn; texts that the very same cases have get one number.
-
-    So the texts of one case, or of cases that share all they have, are right answers for each other, whichever are
-    drawn. A text that further cases have is right for these as well, and has a number of its own.
-    """
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for row in range(len(source)):
-        for text in source.drawn(row):
-            rows_of[text].append(row)
-    numbers: dict[tuple[int, ...], int] = {}
-    return {text: numbers.setdefault(tuple(rows), len(numbers)) for text, rows in rows_of.items()}
+def numbered(texts: Iterable[Sequence[str]]) -> dict[str, int]:
+    """A number for every different text of some cases."""
+    return {text: number for number, text in enumerate(dict.fromkeys(chain.from_iterable(texts)))}
 
 
 def tensors(column: Column) -> Column:

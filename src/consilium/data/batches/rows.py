@@ -128,6 +128,9 @@ class SingleTexts:
 
     texts: Sequence[str]
 
+    def __len__(self) -> int:
+        return len(self.texts)
+
     def drawn(self, row: int) -> list[str]:
         """The one text of a row."""
         return [self.texts[row]]

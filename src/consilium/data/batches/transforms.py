@@ -147,7 +147,7 @@ def sample_quality(draw: int, *, seed: int, view: int, augmentation: Augmentatio
     return low + int(number * (high - low + 1))
 
 
-def sample_text(draw: int, *, seed: int, count: int) -> int:
+def sample_text(draw: int, seed: int, count: int) -> int:
     """Which of so many texts of a case is drawn, all equally likely."""
     return int(uniforms(np.array([draw]), seed=seed, stream=_TEXT_STREAM, count=1)[0, 0] * count)
 

@@ -234,12 +234,17 @@ def mixture_table(mixture: Mixture, cases: Cases, *, column: str, epochs: Iterab
     return table
 
 
-def coverage_warnings(table: Sequence[MixtureRow]) -> list[str]:
-    """What to say when most of the data, or most of one source, is never seen."""
+def coverage_warnings(table: Sequence[MixtureRow], *, whole_batches: bool = False) -> list[str]:
+    """What to say when most of the data, or most of one source, is never seen.
+
+    ``whole_batches``: of each source only batches that it fills are trained on.
+    """
     rows, seen = sum(row.rows for row in table), sum(row.seen for row in table)
+    unfilled = "It never fills a batch: lower data.loader.batch_size, or set data.loader.drop_last: false."
     advice = "Raise its weight or max_epochs, or set data.mixture.stop: all_exhausted."
     warnings = [
-        f"source '{row.source}': only {row.coverage:.0%} of its {row.rows} training rows are ever seen. {advice}"
+        f"source '{row.source}': only {row.coverage:.0%} of its {row.rows} training rows are ever seen. "
+        f"{unfilled if whole_batches and not row.seen else advice}"
         for row in table
         if row.coverage < 0.5
     ]

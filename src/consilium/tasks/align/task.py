@@ -119,14 +119,14 @@ class Align(Task):
         """The contrastive loss of this process's pairs among those of all processes, and the distance to the start."""
         if self.config.chunk == "auto" and self.chunk is None:
             self._find_chunk(batch)
-        same_B = None
+        same_B = own_BK = None
         if self.config.loss.positives == "same_text" and batch.texts is not None:
-            same_B = batch.texts.same_B
+            same_B, own_BK = batch.texts.same_B, batch.texts.own_BK
         elif self.config.loss.positives in ("same_label", "same_group"):
             same_B = batch.targets_B
         images_BF, texts_BF = self.image_features(batch), self.text_features(_texts(batch))
         embeddings = self.embed_images(batch, images_BF), self.embed_texts(batch, texts_BF)
-        loss = self.loss(*embeddings, same_B=same_B, repeated=batch.share == 0)
+        loss = self.loss(*embeddings, same_B=same_B, own_BK=own_BK, repeated=batch.share == 0)
         parts = {"temperature": 1 / self.loss.scale.detach()}
         if self.distillation is not None and self.config.feature_distillation is not None:
             distance = self._distance(batch, {"image": images_BF, "text": texts_BF})
