@@ -1,6 +1,6 @@
 """One training step of a large contrastive batch on the CPU: memory and time by ``task.chunk``.
 
-    python bench/chunk.py [--batch 4096] [--chunk 32] [--threads 1]
+    python bench/chunk.py [--batch 4096] [--chunk 8] [--threads 1]
 
 A ViT-S at 224 px and a BERT of MiniLM's size (6 layers of 384) with random weights, texts of 64 tokens, AdamW: forward,
 backward and the optimizer's step of the align task. ``--chunk 0`` is the whole batch at once. Memory is the peak of the
@@ -33,7 +33,7 @@ def main() -> None:
     """Take one step and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--chunk", type=int, default=32)
+    parser.add_argument("--chunk", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

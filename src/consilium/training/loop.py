@@ -272,17 +272,15 @@ def load_best(folder: Path, task: Task, *, progress: Progress) -> None:
 
 def restored(training: Training) -> Progress:
     """Put a training where its last checkpoint stood; at the beginning where there is none."""
-    folder, task = training.checkpoints, training.task
-    on_main(training.accelerator, lambda: save_frozen(folder, task))
-    found = checkpoints(folder)
+    found = checkpoints(training.checkpoints)
     if not found:
-        if training.keeps_start:
-            on_main(training.accelerator, lambda: save_start(folder, task))
+        on_main(training.accelerator, lambda: _save_beginning(training))
         return Progress()
     if training.keeps_start:  # not as it was built: the files of its weights may have changed
-        load_strict(task, saved_start(folder, task), origin=str(folder))
-        task.keep_start(training.keeps_start)
+        load_strict(training.task, saved_start(training.checkpoints, training.task), origin=str(training.checkpoints))
+        training.task.keep_start(training.keeps_start)
     state, progress = load_checkpoint(found[-1], module=training.task)
+    on_main(training.accelerator, lambda: save_frozen(training.checkpoints, training.task))
     training.optimizer.load_state_dict(state["optimizer"])
     training.schedule.load_state_dict(state["schedule"])
     if training.average is not None:
@@ -290,6 +288,12 @@ def restored(training: Training) -> Progress:
     states = state["random"]  # one per process
     set_random_state(states[training.accelerator.process_index % len(states)])
     return progress
+
+
+def _save_beginning(training: Training) -> None:
+    save_frozen(training.checkpoints, training.task)
+    if training.keeps_start:
+        save_start(training.checkpoints, training.task)
 
 
 def _save(training: Training, progress: Progress) -> None:
