@@ -17,7 +17,7 @@ from consilium.models.checkpoints.layout import (
     ProjectionLayout,
     TextLayout,
 )
-from consilium.models.checkpoints.pretrained import Joint
+from consilium.models.checkpoints.pretrained import Joint, scalar
 from consilium.models.encoders import HubEncoder, LoadedEncoder, architecture_of, new_encoder
 from consilium.models.hub import ModelFolder
 
@@ -105,8 +105,8 @@ class HubModel:
             side: {} if self.kind == "siglip" else {"0.weight": getattr(whole, f"{name}_projection").weight.detach()}
             for side, name in (("image", "visual"), ("text", "text"))
         }
-        bias = getattr(whole, "logit_bias", None)
-        return Joint(projections, float(whole.logit_scale.reshape(())), None if bias is None else float(bias))
+        state = whole.state_dict()
+        return Joint(projections, scalar(state, "logit_scale") or 0.0, scalar(state, "logit_bias"))
 
     @cached_property
     def _whole(self) -> Any:

@@ -33,10 +33,12 @@ class AlignConfig(TaskSection):
     """Captioned images into one space with their captions, as in CLIP."""
 
     kind: Literal["align"] = Field(description="What is learned.")
-    model: Annotated[ModelConfig | None, BeforeValidator(_named)] = Field(
-        default=None,
-        description="A whole pretrained model, by its name alone or with `pretrained`. Of vision and text then only "
-        "how they learn is given (freeze, drop_path, context_length).",
+    model: Annotated[ModelConfig | None, BeforeValidator(_named, json_schema_input_type=ModelConfig | str | None)] = (
+        Field(
+            default=None,
+            description="A whole pretrained model, by its name alone or with `pretrained`. Of vision and text then only "
+            "how they learn is given (freeze, drop_path, context_length).",
+        )
     )
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()

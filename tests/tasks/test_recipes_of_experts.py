@@ -1,0 +1,125 @@
+"""The recipes of experts train for two steps: on tiny models in the forms that they name, and slowly at full size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+from safetensors.torch import save_file
+
+import consilium
+from consilium.core.config import apply_overrides, build, read_tree
+from consilium.experiment import Experiment
+from consilium.session import train
+from tests.models.checkpoints.writers import biomed_open, siglip_hf, write_tokenizer
+from tests.models.texts import write_encoder
+from tests.tasks.test_align_contract import write
+from tests.tiny import Recorder
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SHORT = ["trainer.max_steps=2", "trainer.device=cpu", "trainer.precision=fp32", "data.loader.workers=0"]
+
+
+def trained(recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Any:
+    """The model that a recipe makes of captioned squares in two steps."""
+    monkeypatch.setenv("CONSILIUM_DATA", str(write(folder / "pairs").parent))
+    places = [
+        f"data.store.root={json.dumps(str(folder / 'stores'))}",
+        f"output.root={json.dumps(str(folder / 'runs'))}",
+    ]
+    tree = apply_overrides(read_tree(RECIPES / f"{recipe}.yaml"), [*SHORT, *places, *overrides], model=Experiment)
+    result = train(build(Experiment, tree, origin=recipe), reporter=Recorder())
+    assert result is not None
+    return consilium.load(result.folder, device="cpu")
+
+
+def write_towers(folder: Path) -> list[str]:
+    """A file of an image tower and a folder of a text tower, as the recipes name them one by one."""
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), folder / "vit.safetensors")
+    text = write_encoder(folder / "bert")
+    return [
+        "task.vision.name=test_vit",
+        f"task.vision.pretrained={folder / 'vit.safetensors'}",
+        f"task.text.name={text}",
+        "task.text.context_length=32",
+        "data.image.size=[32, 32]",
+    ]
+
+
+@pytest.mark.parametrize("recipe", ["clip", "lora"])
+def test_two_towers(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(recipe, tmp_path, monkeypatch, *write_towers(tmp_path), "data.loader.batch_size=8")
+    assert model.manifest.task.embedding_size == 512
+
+
+@pytest.mark.parametrize(("recipe", "form"), [("biomedclip", biomed_open), ("siglip", siglip_hf)])
+def test_whole_models(
+    recipe: str, form: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = form(tmp_path / "model")
+    model = trained(recipe, tmp_path, monkeypatch, f"task.model={written.folder}", "data.loader.batch_size=8")
+    assert model.manifest.task.loss.kind == ("sigmoid" if recipe == "siglip" else "softmax")
+    assert model.manifest.image.size == (32, 32)
+
+
+def full_biomedclip(folder: Path) -> Path:
+    """BiomedCLIP's architecture in open_clip's form, with random weights."""
+    import open_clip
+
+    text = folder / "bert"
+    transformers.BertConfig(vocab_size=30522, max_position_embeddings=512).save_pretrained(text)
+    vision = {"timm_model_name": "vit_base_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}
+    words = {
+        "hf_model_name": str(text),
+        "hf_tokenizer_name": str(folder),
+        "hf_proj_type": "mlp",
+        "hf_pooler_type": "cls_last_hidden_state_pooler",
+        "context_length": 256,
+    }
+    described = {"model_cfg": {"embed_dim": 512, "vision_cfg": vision, "text_cfg": words}, "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(described), encoding="utf-8")
+    write_tokenizer(folder)
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+    state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return folder
+
+
+def full_siglip(folder: Path) -> Path:
+    """SigLIP B/16 at 224 pixels, with random weights."""
+    transformers.SiglipModel(transformers.SiglipConfig()).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "form", "context"), [("biomedclip", full_biomedclip, 256), ("siglip", full_siglip, 64)]
+)
+def test_whole_models_of_full_size(
+    recipe: str, form: Callable[[Path], Path], context: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    folder = form(tmp_path / "model")
+    model = trained(recipe, tmp_path, monkeypatch, f"task.model={folder}", "data.loader.batch_size=4")
+    assert model.manifest.image.size == (224, 224)
+    assert model.manifest.task.text.context_length == context
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["clip", "lora"])
+def test_two_towers_of_full_size(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("vit_base_patch16_224", num_classes=0).state_dict(), file)
+    own = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    text = write_encoder(tmp_path / "bert", vocabulary=30522, max_position_embeddings=512, **own)
+    overrides = [f"task.vision.pretrained={file}", f"task.text.name={text}", "data.loader.batch_size=4"]
+    model = trained(recipe, tmp_path, monkeypatch, *overrides)
+    assert model.manifest.image.size == (224, 224)
