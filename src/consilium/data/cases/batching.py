@@ -75,11 +75,12 @@ class Arrangement:
         if most <= whole or (most == whole + 1 and (counts_G == most).sum() <= rest):
             return
         where = "" if self.sources_N is None else f" of source '{self.sources_N[rows[0]]}'"
+        fits = len(rows) // most
+        smaller = f"Set data.loader.batch_size to at most {fits}, leave out" if fits > 1 else "Leave out"
         raise ConfigError(
             f"data.mixture.groups_apart: the group '{self._groups[0][counts_G.argmax()]}' is drawn {most} times in an "
             f"epoch, whose {len(rows)} draws{where} make {whole + (rest > 0)} batches of {self.size}, and may be once "
-            f"in each. Set data.loader.batch_size to at most {len(rows) // most}, leave out cases of large groups, or "
-            "set data.mixture.groups_apart: false."
+            f"in each. {smaller} cases of large groups, or set data.mixture.groups_apart: false."
         )
 
 
