@@ -169,6 +169,14 @@ def test_weights_of_classes_go_to_the_node_of_each(tmp_path: Path, few_rows: lis
         assert loss.class_weights == {child: weights[child] for child in children}
 
 
+def test_each_node_may_learn_by_adapters(tmp_path: Path, few_rows: list[Row], images: list[str]) -> None:
+    tower = "task.vision={name: test_vit, pretrained: false, lora: {rank: 2, last_blocks: 1}}"
+    run = train_cascade(tmp_path, few_rows, tower, "trainer.max_steps=1")
+    saved = [path.parent.parent.parent for path in run.folder.rglob("adapters/tower/adapter_config.json")]
+    assert sorted(saved) == sorted(path.parent for path in run.folder.glob("nodes/*/bundle.json"))
+    assert all("label" in record for record in consilium.load(run.folder, device="cpu").predict(images[:2]))
+
+
 def test_a_source_may_have_nothing_below_a_node(tmp_path: Path, few_rows: list[Row]) -> None:
     """Weighted sources, of which one has no ct; towers that are frozen, whose features are kept."""
     parts = {"ct": few_rows, "xray": [row for row in few_rows if row["label"] == "xray"]}

@@ -342,3 +342,16 @@ def test_a_broken_bundle_is_refused(rows: list[Row], joint: Run, tmp_path: Path,
     with pytest.raises(BundleError):
         grow(tmp_path / "grown", of(rows, [*OLD, "us"]), folder)
     assert not (tmp_path / "grown" / "runs").exists()
+
+
+def test_a_router_that_learned_by_adapters_grows(rows: list[Row], tmp_path: Path) -> None:
+    """How its tower learned is not taken over: it is frozen now."""
+    tower, short = "task.vision={name: test_vit, pretrained: false}", "trainer.max_steps=2"
+    options = ["lora={rank: 2}", "patch_dropout=0.3", "gradient_checkpointing=true"]
+    own = [tower, *(f"task.vision.{option}" for option in options)]
+    old = train_rows(tmp_path / "old", of(rows, OLD), *JOINT, *own, short)
+    new = grow(tmp_path / "new", of(rows, [*OLD, "us"]), old.folder, tower, short)
+    learned, vision = new.weights, new.manifest["task"]["vision"]
+    assert all((learned[name] == tensor).all() for name, tensor in old.weights.items() if name.startswith("tower."))
+    assert (vision["lora"], vision["patch_dropout"], vision["freeze"]["kind"]) == (None, 0.0, "tower")
+    assert not (new.folder / "adapters").exists()

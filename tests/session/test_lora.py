@@ -113,6 +113,20 @@ def test_a_training_may_begin_with_the_bundle_of_another(run: Run, tmp_path: Pat
     assert same(frozen(again), frozen(run))
 
 
+def test_one_tower_may_have_adapters_and_the_other_stay_frozen(tmp_path: Path) -> None:
+    """The frozen one is cached, and both lie once beside the checkpoints."""
+    experiment = experiment_of(tmp_path, BOTH[0], "task.text.freeze.kind=tower", "trainer.max_steps=3")
+    reporter = Recorder()
+    result = train(experiment, reporter=reporter)
+    assert result is not None
+    run = Run(result, reporter)
+    base = frozen(run)
+    assert base.keys() == {name for name in run.weights if name.startswith(("vision.", "text."))}
+    assert same(base, {name: run.weights[name] for name in base}, prefix="text.")
+    assert "features of the texts of" in run.log
+    assert [path.name for path in (run.folder / "adapters").iterdir()] == ["vision"]
+
+
 def test_a_classifier_has_adapters_too(tiny: TrainTiny) -> None:
     run = tiny(*TINY)
     base = frozen(run)
