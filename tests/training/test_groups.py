@@ -74,8 +74,8 @@ def test_two_kinds_step_as_two_optimizers_do() -> None:
     plain = copy.deepcopy(net)
     built = build_optimizer(BOTH, groups=net.groups())
     assert isinstance(built, SeveralOptimizers)
-    tower = torch.optim.SGD(decayed(plain.tower.parameters(), 0.1), lr=0.1, momentum=0.8, nesterov=True)
-    head = torch.optim.AdamW(decayed(plain.head.parameters(), 0.1), lr=0.01)
+    tower = torch.optim.SGD(decayed(plain.tower.parameters(), 0.1), lr=0.1, momentum=0.8, nesterov=True, fused=True)
+    head = torch.optim.AdamW(decayed(plain.head.parameters(), 0.1), lr=0.01, fused=True)
     learn(net, [built], steps=range(4))
     learn(plain, [tower, head], steps=range(4))
     assert_equal(net, plain)
@@ -92,8 +92,8 @@ def test_groups_of_one_kind_are_one_optimizer_with_settings_of_their_own() -> No
     )
     built = build_optimizer(config, groups=net.groups())
     assert type(built) is torch.optim.Adam
-    tower = torch.optim.Adam(decayed(plain.tower.parameters(), 0.1), lr=1e-3, betas=(0.8, 0.9))
-    head = torch.optim.Adam(decayed(plain.head.parameters(), 0.3), lr=0.05, betas=(0.5, 0.6), eps=0.1)
+    tower = torch.optim.Adam(decayed(plain.tower.parameters(), 0.1), lr=1e-3, betas=(0.8, 0.9), fused=True)
+    head = torch.optim.Adam(decayed(plain.head.parameters(), 0.3), lr=0.05, betas=(0.5, 0.6), eps=0.1, fused=True)
     learn(net, [built], steps=range(3))
     learn(plain, [tower, head], steps=range(3))
     assert_equal(net, plain)
@@ -106,7 +106,7 @@ def test_a_plain_config_builds_what_torch_builds() -> None:
     parts = [
         {**part, "name": name} for name in ("tower", "head") for part in decayed(getattr(net, name).parameters(), 0.01)
     ]
-    expected = torch.optim.SGD(parts, lr=1e-3, momentum=0.5)
+    expected = torch.optim.SGD(parts, lr=1e-3, momentum=0.5, fused=True)
     assert type(built) is torch.optim.SGD
     assert built.state_dict() == expected.state_dict()
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -149,3 +152,45 @@ def test_every_optimizer_learns(kind: str) -> None:
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "plain"),
+    [
+        (AdamConfig(kind="adamw", weight_decay=0.1), torch.optim.AdamW),
+        (AdamConfig(kind="adam", weight_decay=0.1), torch.optim.Adam),
+        (SGDConfig(kind="sgd", weight_decay=0.1), partial(torch.optim.SGD, momentum=0.9)),
+    ],
+)
+def test_a_tower_in_channels_last_order_learns_as_by_the_plain_formula(
+    config: AdamConfig | SGDConfig, plain: Callable[..., torch.optim.Optimizer]
+) -> None:
+    def trained(fused: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
+        net.to(memory_format=torch.channels_last)
+        weights = [parameter for parameter in net.parameters() if parameter.ndim > 1]
+        assert not weights[0].is_contiguous()
+
+        def built() -> torch.optim.Optimizer:
+            if fused:
+                return build_optimizer(config, groups=[ParameterGroup("all", list(net.parameters()))])
+            biases = [parameter for parameter in net.parameters() if parameter.ndim == 1]
+            groups = [{"params": weights, "weight_decay": 0.1}, {"params": biases, "weight_decay": 0.0}]
+            return plain(groups, lr=config.learning_rate, foreach=False, fused=False)
+
+        optimizer = built()
+        for step in range(6):
+            if step == 3:  # as a run that is resumed
+                state = io.BytesIO()
+                torch.save(optimizer.state_dict(), state)
+                optimizer = built()
+                optimizer.load_state_dict(torch.load(io.BytesIO(state.getvalue()), weights_only=True))
+            images = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(step))
+            net(images.to(memory_format=torch.channels_last)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return [parameter.detach() for parameter in net.parameters()]
+
+    for ours, theirs in zip(trained(True), trained(False), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)

@@ -24,7 +24,13 @@ from consilium.training.config import (
     of_group,
 )
 
-_KINDS: dict[str, Callable[[list[dict[str, Any]]], Optimizer]] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
+# Fused is one pass over each parameter, on a processor in a third of the time. There torch takes for granted that a
+# gradient lies in memory as its parameter does: autograd sees to it, for channels_last, too.
+_KINDS: dict[str, Callable[[list[dict[str, Any]]], Optimizer]] = {
+    "adamw": partial(AdamW, fused=True),
+    "adam": partial(Adam, fused=True),
+    "sgd": partial(SGD, fused=True),
+}
 
 
 class SeveralOptimizers(Optimizer):
