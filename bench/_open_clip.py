@@ -1,6 +1,6 @@
-"""open_clip's own trainer, ``open_clip_train.main`` of the package open_clip_torch 3.3.0, on towers of our choice.
+"""open_clip's own trainer, ``open_clip_train.main`` of the package open_clip_torch, on towers of our choice.
 
-It is not installed with consilium's ``clip`` extra: pip install "open_clip_torch[training]==3.3.0".
+Measured was 3.3.0. What the trainer needs beside the library is not in consilium's ``clip`` extra.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from torch import Tensor, nn
 from consilium.models.weights import save_state
 
 TOKENIZER = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+
+
+def missing() -> str:
+    """What to do where the trainer cannot be used; nothing where it can."""
+    needed = ("open_clip_train", "webdataset", "braceexpand", "pandas")
+    absent = [name for name in needed if find_spec(name) is None]
+    if not absent:
+        return ""
+    return f'open_clip\'s trainer lacks {", ".join(absent)}; install it: pip install "open_clip_torch[training]==3.3.0"'
 
 
 def write_model(

@@ -59,14 +59,14 @@ class EnoughError(Exception):
 class Marks:
     """A hook of the training that marks its steps and ends it."""
 
-    def __init__(self, clock: Clock, parts: dict[str, float], *, steps: int) -> None:
+    def __init__(self, clock: Clock, parts: Parts, *, steps: int) -> None:
         self.clock, self.parts, self.steps = clock, parts, steps
 
     def on_step(self, progress: Progress, log: StepLog) -> None:
         """A border; what the first step took does not count."""
         self.clock.mark()
         if progress.step == 1:
-            self.parts.update(dict.fromkeys(self.parts, 0.0))
+            self.parts.clear()
         if progress.step == self.steps:
             raise EnoughError
 
@@ -86,7 +86,8 @@ def ours(case: Case, folder: Path) -> Round:
     accelerator = build_accelerator("cpu")
     transform = DeviceTransform(IMAGE, augmentation=AUGMENTATION, seed=0)
     read = our_reader(case, folder) if case.files else None
-    parts = timed(task, optimizer, accelerator)
+    parts = Parts()
+    parts.watch(task, optimizer, accelerator)
 
     def run(steps: int) -> Steps:
         clock = Clock()
@@ -96,8 +97,9 @@ def ours(case: Case, folder: Path) -> Round:
             CosineConfig(), optimizer=optimizer, total_steps=steps + 1, steps_per_epoch=steps + 1, floors={}
         )
         training = Training(
-            task=task, batches=lambda epoch, start: given, validate=dict, case_ids=lambda rows: [], plan=plan,
-            transform=(lambda batch: transform(batch, train=True)) if case.files else (lambda batch: batch),
+            task=task, batches=lambda epoch, start: parts.read(given), validate=dict, case_ids=lambda rows: [],
+            plan=plan,
+            transform=(lambda batch: parts.normalise(transform, batch)) if case.files else (lambda batch: batch),
             optimizer=optimizer, schedule=schedule, config=TrainerConfig(), accelerator=accelerator, precision="fp32",
             monitor=Monitor("mean_recall", higher_is_better=True), checkpoints=folder,
             hooks=[Marks(clock, parts, steps=steps)],
@@ -105,38 +107,62 @@ def ours(case: Case, folder: Path) -> Round:
         clock.mark()
         with contextlib.suppress(EnoughError):
             fit(training, progress=Progress())
-        return clock.steps(parts)
+        return clock.steps(parts.seconds)
 
     return run
 
 
-def timed(task: Align, optimizer: torch.optim.Optimizer, accelerator: Any) -> dict[str, float]:
-    """Count the processor time of forward and backward, and of the optimizer, from now on."""
-    parts = {"forward and backward": 0.0, "optimizer": 0.0}
-    since = [0.0]
+class Parts:
+    """Counts the processor time of parts of a step."""
 
-    def begin(*given: Any) -> None:
-        since[0] = time.process_time()
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = 0.0
+        self.clear()
 
-    def end(name: str) -> Callable[..., None]:
-        def add(*given: Any) -> None:
-            parts[name] += time.process_time() - since[0]
+    def clear(self) -> None:
+        """Begin anew."""
+        self.seconds.update(dict.fromkeys(("forward and backward", "optimizer", "reading"), 0.0))
 
-        return add
+    def begin(self, *given: Any) -> None:
+        """A part begins; what a hook is given does not matter."""
+        self._since = time.process_time()
 
-    backward = accelerator.backward
+    def end(self, name: str) -> None:
+        """It ends."""
+        self.seconds[name] += time.process_time() - self._since
 
-    def timed_backward(loss: Tensor, **named: Any) -> None:
-        begin()
-        backward(loss, **named)
-        end("forward and backward")()
+    def watch(self, task: Align, optimizer: torch.optim.Optimizer, accelerator: Any) -> None:
+        """Count forward and backward, and the optimizer, from now on."""
+        backward = accelerator.backward
 
-    accelerator.backward = timed_backward
-    task.register_forward_pre_hook(begin)
-    task.register_forward_hook(end("forward and backward"))
-    optimizer.register_step_pre_hook(begin)
-    optimizer.register_step_post_hook(end("optimizer"))
-    return parts
+        def timed_backward(loss: Tensor, **named: Any) -> None:
+            self.begin()
+            backward(loss, **named)
+            self.end("forward and backward")
+
+        accelerator.backward = timed_backward
+        task.register_forward_pre_hook(self.begin)
+        task.register_forward_hook(lambda *given: self.end("forward and backward"))
+        optimizer.register_step_pre_hook(self.begin)
+        optimizer.register_step_post_hook(lambda *given: self.end("optimizer"))
+
+    def read(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches as they come; the time that each takes is reading."""
+        while True:
+            self.begin()
+            batch = next(batches, None)
+            self.end("reading")
+            if batch is None:
+                return
+            yield batch
+
+    def normalise(self, transform: DeviceTransform, batch: Batch) -> Batch:
+        """A batch that was read, as the task takes it; this is reading, too."""
+        self.begin()
+        normalised = transform(batch, train=True)
+        self.end("reading")
+        return normalised
 
 
 IMAGE = ImageConfig(size=(SIZE, SIZE), mean=MEAN, std=MEAN, interpolation="bicubic")

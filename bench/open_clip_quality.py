@@ -170,6 +170,8 @@ def main() -> None:
     if "CONSILIUM_SHARED" not in os.environ:
         print("CONSILIUM_SHARED names no folder with pairs/*.jsonl, so there is nothing to measure on.")
         return
+    if absent := _open_clip.missing():
+        raise SystemExit(absent)
     torch.set_num_threads(1)
     minilm()
     rows = [name for name in ROWS if name in MAIN or name in arguments.rows]

@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 
+from bench import _open_clip
 from bench._machine import describe_machine
 from bench._steps import CASES, Case, Round, Steps, prepare
 from bench._steps_ours import our_loader, ours
@@ -49,6 +50,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each side in a round")
     arguments = parser.parse_args()
+    if absent := _open_clip.missing():
+        print(absent)
+        return
     torch.set_num_threads(1)
     print(describe_machine())
     for name in arguments.cases:
