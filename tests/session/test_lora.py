@@ -53,6 +53,9 @@ def test_adapters_projections_and_temperature_learn_and_nothing_else(run: Run) -
     base, weights = frozen(run), run.weights
     assert not any("lora" in name or "base_layer" in name for name in weights)
     assert not any(name.startswith(("vision.", "text.")) for name in weights.keys() - base.keys())
+    (last,) = (run.folder / "checkpoints").glob("step-*")
+    stepped = torch.load(last / "trainer.pt", weights_only=True)["optimizer"]["state"]
+    assert len(stepped) == 2 * (12 + 8) + len(weights.keys() - base.keys()) == 43, "and two projections, a temperature"
     moved = {name for name in base if not torch.equal(base[name], weights[name])}
     ends = ("attn.qkv.weight", "attn.proj.weight", "self.query.weight", "self.key.weight", "self.value.weight")
     assert moved == {name for name in base if name.endswith((*ends, "attention.output.dense.weight"))}
