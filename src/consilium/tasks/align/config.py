@@ -36,8 +36,8 @@ class AlignConfig(TaskSection):
     model: Annotated[ModelConfig | None, BeforeValidator(_named, json_schema_input_type=ModelConfig | str | None)] = (
         Field(
             default=None,
-            description="A whole pretrained model, by its name alone or with `pretrained`. Of vision and text then only "
-            "how they learn is given (freeze, drop_path, context_length).",
+            description="A whole pretrained model, by its name alone or with `pretrained`. Of vision and text only "
+            "how they learn is then given (freeze, drop_path, context_length).",
         )
     )
     vision: VisionConfig = VisionConfig()
