@@ -123,6 +123,7 @@ def write_bundle(folder: Path, case: Case) -> Path:
         seed=0,
         data_fingerprint="",
         metrics={},
+        licenses=[],
     )
     folder.mkdir()
     save_bundle(folder, manifest=manifest, task=task)

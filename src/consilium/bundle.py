@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from consilium.core.errors import BundleError, ConfigError, DataError, WeightsError
 from consilium.core.files import atomic_file, write_json
+from consilium.core.licenses import recorded
 from consilium.core.section import Knowledge
 from consilium.core.task import Task
 from consilium.manifest import MANIFEST, WEIGHTS, Manifest, read_manifest, refuse_links
@@ -55,6 +56,7 @@ def load_member(folder: Path, manifest: Manifest) -> Member:
             load_strict(task, load_state(folder / WEIGHTS), origin=str(folder))
     except (OSError, ConfigError, DataError, WeightsError) as error:
         raise BundleError(f"bundle {folder} cannot be loaded: {error}") from error
+    task.licenses = tuple(recorded(manifest.licenses, source=manifest.name))
     return Member(known.section, known.knowledge, known.image, known.looks, task)
 
 

@@ -20,6 +20,7 @@ from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, ConfigError, ImageError
 from consilium.core.files import write_json
+from consilium.core.licenses import license_warnings, recorded
 from consilium.core.moved import up_to_date
 from consilium.core.reporter import Reporter, counted, format_table
 from consilium.core.section import TaskSection
@@ -275,6 +276,7 @@ def write_judgement(
     """Write report.html, metrics.json, tables and the model card into ``folder``; the path of the HTML."""
     cases = studied.cases
     parts = family_of(manifest.task).report(manifest.task, studied.knowledge)
+    licenses = recorded(manifest.licenses, source=manifest.name)
     content = ReportContent(
         title=f"{manifest.name}: {parts.about}",
         name=manifest.name,
@@ -288,7 +290,8 @@ def write_judgement(
         best_step=facts.best_step,
         data=_data_rows(cases),
         mixture=facts.mixture,
-        warnings=facts.warnings,
+        warnings=[*facts.warnings, *license_warnings(licenses)],
+        licenses=licenses,
         config_yaml=facts.config_yaml,
         command=facts.command,
         text=_texts(cases),

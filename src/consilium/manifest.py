@@ -17,6 +17,7 @@ from consilium.core.archives import is_archive, unpack_once
 from consilium.core.config import Config
 from consilium.core.errors import BundleError, DataError, WeightsError
 from consilium.core.files import BUNDLE, folder_name
+from consilium.core.licenses import License
 from consilium.core.places import exists, is_remote, local_path
 from consilium.core.reporter import counted
 from consilium.core.section import Knowledge, TaskSection
@@ -51,6 +52,7 @@ class Manifest(Config):
     data_fingerprint: str
     metrics: dict[str, dict[str, float | None]]
     alpha: float | None = Field(default=None, description="trainer.wise_ft: share of what was learned in the weights.")
+    licenses: list[License] | None = Field(default=None, description="Of the starting weights; null: not recorded.")
     files: dict[str, str] = Field(default={}, description="SHA-256 of weights and tokenizer.")
     members: dict[str, str] = Field(default={}, description="SHA-256 of the manifest of each bundle inside.")
 
@@ -79,6 +81,7 @@ def new_manifest(
     data_fingerprint: str,
     metrics: dict[str, dict[str, float | None]],
     alpha: float | None = None,
+    licenses: Iterable[License],
 ) -> Manifest:
     """A manifest of this version and moment."""
     return Manifest(
@@ -95,6 +98,7 @@ def new_manifest(
         data_fingerprint=data_fingerprint,
         metrics=metrics,
         alpha=alpha,
+        licenses=list(licenses),
     )
 
 

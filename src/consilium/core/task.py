@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from consilium.core.contracts import Batch, Encoder, ImageInput, Look, ParameterGroup, Prediction, StepOutput, TextCoder
+from consilium.core.licenses import License
 
 LAST_EPOCH = 10**9  # after every warm-up: ``set_epoch`` with it lets learn whatever learns in the end
 
 
 class Task(nn.Module, ABC):
-    """A trainable whole; the images of its batches are normalised."""
+    """A trainable whole; the images of its batches are normalised.
+
+    ``licenses`` are those of all weights that it started from; () where all were random.
+    """
+
+    licenses: tuple[License, ...] = ()
 
     @abstractmethod
     def step(self, batch: Batch) -> StepOutput:
@@ -70,6 +76,10 @@ class Task(nn.Module, ABC):
     def notes(self) -> list[str]:
         """What a person should know of what was built, such as weights that did not fit."""
         return []
+
+    def inherit(self, others: Iterable[Task]) -> None:
+        """Take over the licences of tasks that this one is built from."""
+        self.licenses = tuple(dict.fromkeys(license for task in (self, *others) for license in task.licenses))
 
     def set_epoch(self, epoch: int) -> None:
         """Freeze and unfreeze what the config says for this epoch (first epoch: 0)."""

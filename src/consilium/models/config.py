@@ -69,6 +69,16 @@ def _truth(value: object) -> object:
 
 HOW_IT_LEARNS = {"freeze", "lora", "patch_dropout", "gradient_checkpointing"}  # keys that say nothing of what it is
 TowerT = TypeVar("TowerT", "VisionConfig", "TextConfig")
+LICENSE = "The licence of the pretrained weights where no card names it, by its name in model cards: cc-by-nc-4.0."
+LicenseName = Annotated[str, Field(min_length=1, max_length=120)]
+
+
+def _license_is_of_weights(tower: TowerT) -> TowerT:
+    if tower.license is not None and tower.pretrained is False:
+        raise ValueError(
+            f"license is {tower.license}, but pretrained is false, so there are no weights that it could be of"
+        )
+    return tower
 
 
 def _frozen_means_frozen(tower: TowerT) -> TowerT:
@@ -101,6 +111,7 @@ class VisionConfig(Config):
     pretrained: Annotated[bool | str, BeforeValidator(_truth)] = Field(
         default=True, description="true, false, or a weights file or folder, here or in a bucket."
     )
+    license: LicenseName | None = Field(default=None, description=LICENSE)
     pooling: Literal["default", "avg", "max", "concat"] = Field(
         default="default", description="default: the model's own; concat: avg and max side by side."
     )
@@ -117,6 +128,7 @@ class VisionConfig(Config):
     )
 
     _consistent = model_validator(mode="after")(_frozen_means_frozen)
+    _licensed = model_validator(mode="after")(_license_is_of_weights)
 
 
 TextPooling = Literal["cls", "mean", "last_token", "eot", "pooler"]
@@ -141,6 +153,7 @@ class TextConfig(Config):
     pretrained: Annotated[bool | str, BeforeValidator(_truth)] = Field(
         default=True, description="true: the weights of `name`; false: random; or a weights file or folder."
     )
+    license: LicenseName | None = Field(default=None, description=LICENSE)
     pooling: TextPooling | None = Field(
         default=None,
         description="One vector of a text: its first token (cls), the mean of its tokens, its last_token, the token at "
@@ -160,6 +173,7 @@ class TextConfig(Config):
     )
 
     _consistent = model_validator(mode="after")(_frozen_means_frozen)
+    _licensed = model_validator(mode="after")(_license_is_of_weights)
 
     @property
     def from_scratch(self) -> bool:

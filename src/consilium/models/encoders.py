@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from consilium.core.errors import ConfigError, WeightsError
+from consilium.core.licenses import License
 from consilium.core.transfer import fetch
 from consilium.models.hub import ModelFolder, short
+from consilium.models.licenses import LICENSE_FILES, file_licenses
 from consilium.models.parts import first_names, tower_part
 from consilium.models.weights import load_tensors
 
@@ -32,11 +34,15 @@ _FILES = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """A model with weights, what a person should know of their file, and the tensors that the file lacks."""
+    """A model with weights, what a person should know of their file, and the tensors that the file lacks.
+
+    ``licenses`` are those of the weights; None: they are random.
+    """
 
     model: Any
     note: str = ""
     missing: frozenset[str] = field(default_factory=frozenset)
+    licenses: Sequence[License] | None = None
 
 
 class HubEncoder:
@@ -87,11 +93,12 @@ class HubEncoder:
         """The model with the weights that lie under the name; ``kind`` is its class in transformers."""
         import transformers
 
+        licenses = file_licenses(self._place.descriptions("card"), source=self.name)
         # The library would else build a model in half precision where its file is.
         config = self.config if kind == "AutoModel" else self.any_config
         options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
         model, info = self.read("weights", getattr(transformers, kind).from_pretrained, options)
-        return LoadedEncoder(model, missing=frozenset(info["missing_keys"]))
+        return LoadedEncoder(model, missing=frozenset(info["missing_keys"]), licenses=licenses)
 
     def with_weights_of(self, place: str) -> LoadedEncoder:
         """The model with the weights of a file, or of the folder that holds one; a file may hold a whole training."""
@@ -107,7 +114,8 @@ class HubEncoder:
             )
         loaded = with_weights(self.config, part.state, origin=f"the weights in {file} do not fit {self.name}")
         note = part.said()
-        return LoadedEncoder(loaded.model, f"{file.name}: {note}" if note else "", loaded.missing)
+        said, licenses = f"{file.name}: {note}" if note else "", file_licenses(file, source=place)
+        return replace(loaded, note=said, licenses=licenses)
 
     def read(self, what: str, read: Any, options: Mapping[str, Any] | None = None) -> Any:
         """What ``read`` makes of the files, which are fetched from the hub first where they are not in a folder."""
@@ -178,7 +186,7 @@ def _class_of(config: Any) -> Any:
 
 def _weights_file(place: str) -> Path:
     try:
-        path = fetch(place, names=_FILES)
+        path = fetch(place, names=(*LICENSE_FILES, *_FILES))
     except OSError as error:
         raise WeightsError(f"text.pretrained: {error}.") from error
     if not path.is_dir():

@@ -13,12 +13,13 @@ from huggingface_hub import constants, get_session
 from consilium.core.errors import WeightsError
 from consilium.core.places import is_remote
 from consilium.core.transfer import fetch
+from consilium.models.licenses import LICENSE_FILES
 
 SECONDS = 5.0  # for an answer of any kind
 DESCRIPTIONS = (
-    "open_clip_config.json", "config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
+    *LICENSE_FILES, "open_clip_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
-    "sentencepiece.bpe.model", "README.md",
+    "sentencepiece.bpe.model",
 )  # fmt: skip
 WEIGHTS_FILES = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",

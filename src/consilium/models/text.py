@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from consilium.core.errors import ConfigError, WeightsError
+from consilium.core.licenses import License, with_stated
 from consilium.core.reporter import some
 from consilium.models.blocks import depths_of, layer_blocks
 from consilium.models.checkpoints.find import find_text
@@ -37,8 +38,10 @@ class TextTower(nn.Module):
     The features of a text do not depend on padding, nor on the other texts of its batch; a tower that ``reads_padding``
     gets every text filled up to the same length. ``architecture`` describes
     the encoder as JSON, from which ``build_text`` makes it again without asking the hub; ``weights_note`` is what a
-    person should know of the file of its weights.
+    person should know of the file of its weights, and ``licenses`` are theirs.
     """
+
+    licenses: tuple[License, ...] = ()
 
     def __init__(self, model: nn.Module, *, pooling: TextPooling, probe: Padded, weights_note: str = "") -> None:
         """``probe`` is a short and a longer text, from the tower's own tokenizer."""
@@ -165,6 +168,8 @@ def build_text(
     chosen = config.pooling or pooling or "cls"
     tower = TextTower(loaded.model, pooling=chosen, probe=probe, weights_note=loaded.note)
     _refuse_missing(tower, loaded, name=config.name)
+    named = config.name if config.pretrained is True else str(config.pretrained)
+    tower.licenses = with_stated(loaded.licenses, config.license, source=named, key="task.text.license")
     return tower
 
 

@@ -20,7 +20,9 @@ from consilium.core.reporter import counted
 from consilium.core.transfer import fetch
 from consilium.models.checkpoints.layout import ImageLayout
 from consilium.models.config import VisionConfig
+from consilium.models.encoders import LoadedEncoder
 from consilium.models.hub import cached_if_unreachable
+from consilium.models.licenses import LICENSE_FILES, file_licenses, timm_license
 from consilium.models.parts import first_names, tower_part, without
 from consilium.models.weights import load_state, load_tensors
 
@@ -35,8 +37,8 @@ SHORT_NAMES = {
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # the form in which timm pushes to a hub
 
 
-def named_timm(config: VisionConfig, *, image_size: tuple[int, int], weights: bool) -> tuple[nn.Module, str]:
-    """The model that a config names, and what a person should know of the file of its weights.
+def named_timm(config: VisionConfig, *, image_size: tuple[int, int], weights: bool) -> LoadedEncoder:
+    """The model that a config names.
 
     A name or option that timm does not know, or a size that does not fit, is a ConfigError; weights that cannot be had
     or do not fit are a WeightsError.
@@ -45,17 +47,19 @@ def named_timm(config: VisionConfig, *, image_size: tuple[int, int], weights: bo
     options: dict[str, Any] = {"num_classes": 0}
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
-    note = ""
+    note, licenses = "", None
     if not weights or config.pretrained is False:
         model = _create(name, image_size=image_size, options=options)
     elif config.pretrained is True:
         model = _create_pretrained(name, image_size=image_size, options=options)
+        licenses = [timm_license(model.pretrained_cfg)]  # type: ignore[arg-type]
     else:
         local = _local_weights(name, config.pretrained, image_size=image_size, options=options)
         model, note = _create_local(name, local, image_size=image_size, options=options), local.note
+        licenses = file_licenses(local.file, source=config.pretrained)
     if config.drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
         raise ConfigError(f"vision.drop_path is {config.drop_path}, but {name} has no drop path; set it to 0.")
-    return model, note
+    return LoadedEncoder(model, note, licenses=licenses)
 
 
 def new_timm(layout: ImageLayout, *, image_size: tuple[int, int], drop_path: float = 0.0) -> nn.Module:
@@ -181,7 +185,7 @@ class _LocalWeights:
 def _local_weights(name: str, place: str, *, image_size: tuple[int, int], options: dict[str, Any]) -> _LocalWeights:
     """What a file or folder holds for the model: its own tensors by name, or foreign ones that timm may convert."""
     try:
-        path = fetch(place, names=("config.json", *_FOLDER_FILES))
+        path = fetch(place, names=(*LICENSE_FILES, *_FOLDER_FILES))
     except OSError as error:
         raise WeightsError(f"vision.pretrained: {error}.") from error
     file, overlay = _local_files(name, path)

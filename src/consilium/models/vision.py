@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError
+from consilium.core.licenses import License, with_stated
 from consilium.models.blocks import depths_of, layer_blocks
 from consilium.models.checkpoints.find import find_image, new_image_model
 from consilium.models.checkpoints.layout import ImageLayout, PretrainedInput
@@ -37,10 +38,11 @@ class VisionTower(nn.Module, ABC):
     """A model without its classifier; build it with ``build_vision``.
 
     ``layout`` is what a bundle keeps to build it again, None where its config says all; ``weights_note`` is what a
-    person should know of the file of its weights.
+    person should know of the file of its weights, and ``licenses`` are theirs.
     """
 
     library: str
+    licenses: tuple[License, ...] = ()
 
     def __init__(
         self,
@@ -312,19 +314,23 @@ def build_vision(
     if source is not None:
         layout = source.layout
     if layout is None:
-        model, note = named_timm(config, image_size=image_size, weights=weights)
-        loaded = LoadedEncoder(model, note)
+        loaded = named_timm(config, image_size=image_size, weights=weights)
     else:
         if layout.library == "transformers" and config.drop_path:
             raise ConfigError(f"vision.drop_path is {config.drop_path}, which transformers does not have; set it to 0.")
         load = partial(new_image_model, layout) if source is None else source.load
         made = load(image_size=image_size, drop_path=config.drop_path)
         loaded = made if isinstance(made, LoadedEncoder) else LoadedEncoder(made)
+    tower: VisionTower
     try:
         if layout is not None and layout.library == "transformers":
-            return HubTower(loaded, pooling=config.pooling, image_size=image_size, layout=layout)
-        return TimmTower(
-            loaded.model, pooling=config.pooling, image_size=image_size, layout=layout, weights_note=loaded.note
-        )
+            tower = HubTower(loaded, pooling=config.pooling, image_size=image_size, layout=layout)
+        else:
+            tower = TimmTower(
+                loaded.model, pooling=config.pooling, image_size=image_size, layout=layout, weights_note=loaded.note
+            )
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         raise size_error(layout.name if layout else config.name, image_size, error) from error
+    named = config.name if config.pretrained is True else str(config.pretrained)
+    tower.licenses = with_stated(loaded.licenses, config.license, source=named, key="task.vision.license")
+    return tower

@@ -59,6 +59,7 @@ def finish(
         data_fingerprint=data.store.table.content,
         metrics={split: dict(evaluation.metrics) for split, evaluation in evaluations.items()},
         alpha=facts.alpha,
+        licenses=predictor.task.licenses,
     )
     facts = replace(
         facts,

@@ -13,6 +13,7 @@ from consilium.core.section import Knowledge
 from consilium.core.task import Task
 from consilium.experiment import Experiment
 from consilium.manifest import local_bundle, read_manifest, weights_file
+from consilium.models.licenses import file_licenses
 from consilium.models.lora import renamed
 from consilium.models.parts import first_names
 from consilium.models.weights import adapters, load_state, load_strict
@@ -74,7 +75,10 @@ def trained_groups(experiment: Experiment) -> tuple[str, ...]:
 
 
 def load_first(task: Task, origin: str) -> None:
-    """Give a task the weights of ``trainer.init_from``: a bundle, a file of weights, or that of a checkpoint."""
+    """Give a task the weights of ``trainer.init_from``: a bundle, a file of weights, or that of a checkpoint.
+
+    Nothing is left of the weights that it was built with, nor of their licences.
+    """
     file = weights_file(origin)
     of_checkpoint = (file.parent.parent / FROZEN).is_file()
     state = saved_weights(file.parent) if of_checkpoint else load_state(file)
@@ -86,6 +90,7 @@ def load_first(task: Task, origin: str) -> None:
             "task.vision.pretrained."
         )
     load_strict(task, {**adapters(task), **state}, origin=origin)
+    task.licenses = tuple(file_licenses(file, source=origin))
 
 
 def _different(stated: Mapping[str, Any], own: Mapping[str, Any], path: str = "") -> Iterator[str]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from consilium.core.contracts import ImageInput
+from consilium.core.licenses import license_warnings
 from consilium.core.reporter import format_table
 from consilium.core.task import Task
 from consilium.data.batches.loader import trained_rows
@@ -31,7 +32,7 @@ class Outlook:
 def look_ahead(
     experiment: Experiment, cases: Cases, *, mixture: Mixture, plan: Plan, task: Task, log: RunLog
 ) -> Outlook:
-    """Print the mixture over all epochs and the parameters that learn."""
+    """Print the mixture over all epochs, the parameters that learn, and what licences of the first weights forbid."""
     epochs = trained_rows(mixture, batches=plan.batches, config=experiment.data.loader)
     table = mixture_table(mixture, cases, column=experiment.data.mixture.source_column, epochs=epochs)
     rows = [asdict(row) for row in table]
@@ -45,6 +46,8 @@ def look_ahead(
         log.line(f"warning: {warning}")
     parts = [asdict(part) for part in parameter_counts(task)]
     log.line(format_table(parts, title="parameters"))
+    for warning in license_warnings(task.licenses):
+        log.line(f"warning: {warning}")
     return Outlook(rows, parts, [*cases.notes, *warnings])
 
 

@@ -15,7 +15,9 @@ from consilium.bundle import load_member
 from consilium.core.config import build, merge, to_yaml
 from consilium.core.errors import ConfigError, ConsiliumError
 from consilium.core.files import write_text
+from consilium.core.licenses import License, license_warnings
 from consilium.core.reporter import Reporter, Silent, counted, format_table
+from consilium.core.task import Task
 from consilium.data.cases.cases import Cases, Studied
 from consilium.data.cases.filters import Filtered, filtered
 from consilium.data.cases.load import LoadedData, measured
@@ -39,6 +41,11 @@ class Run(Protocol):
     @property
     def steps(self) -> int:
         """The optimizer steps to come."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """What it trains."""
         ...
 
     def try_out(self, *, precision: str | None) -> str:
@@ -110,7 +117,7 @@ class StagedTraining:
 
     def try_out(self, *, precision: str | None) -> str:
         """A trial batch for every stage, before hours are spent on the first; returns the precision to train in."""
-        rows = []
+        rows, licenses = [], list[License]()
         for run in self.stages:
             image = run.experiment.data.image
             if image.statistics == "data":  # measured when its turn comes
@@ -119,8 +126,11 @@ class StagedTraining:
                 session = self._session(run, image, Silent())
                 precision = session.try_out(precision=precision)
                 session.close()
+            licenses += session.task.licenses
             rows.append({"stage": run.stage.name, **run.studied.cases.counts(), "steps": session.steps})
         self.log.line(format_table(rows, title=counted(len(rows), "stage")))
+        for warning in license_warnings(licenses):
+            self.log.line(f"warning: {warning}")
         assert precision is not None, "there is a stage"
         return precision
 
@@ -159,6 +169,7 @@ class StagedTraining:
         members = {name: load_member(folder / name, read_manifest(folder / name)) for name in folders}
         image = self.family.image(members)
         task = self.family.build(experiment.task, knowledge, image=image, members=members, weights=False)
+        task.inherit(member.task for member in members.values())
         task.to(device).to(memory_format=torch.channels_last)
         predictor = Predictor(
             task,

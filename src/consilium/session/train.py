@@ -200,6 +200,7 @@ class Session:
         )
         for note in (*task.notes(), *adapter_notes(task)):
             self.log.line(note)
+        task.inherit(own.task for name, own in members.items() if name == section.origin)  # towers bring theirs
         if self.experiment.trainer.init_from is not None:
             load_first(task, self.experiment.trainer.init_from)
         task = task.to(self.device).to(memory_format=torch.channels_last)

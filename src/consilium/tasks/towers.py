@@ -65,7 +65,7 @@ def borrowed_image(config: VisionConfig, members: Mapping[str, Member]) -> Image
     def load(*, image_size: tuple[int, int], drop_path: float = 0.0) -> LoadedEncoder:
         if image_size != member.image.size and hasattr(tower.model, "set_input_size"):
             tower.model.set_input_size(img_size=image_size)
-        return LoadedEncoder(tower.model)
+        return LoadedEncoder(tower.model, licenses=member.task.licenses)
 
     return ImageSource(layout_of(tower), load)
 

@@ -29,7 +29,8 @@ STATE, CONFIG, LOCK = "run.json", "config.yaml", ".lock"
 OWN_VARIATION = "give the new run an `output.variation` of its own"
 # What may differ in a restart: it changes neither what is learned nor what is validated.
 FREE = (
-    "output.", "report.", "data.loader.workers", "data.loader.prefetch_factor", "data.loader.eval_batch_size",
+    "output.", "report.", "task.model.license", "task.vision.license", "task.text.license",
+    "data.loader.workers", "data.loader.prefetch_factor", "data.loader.eval_batch_size",
     "trainer.keep_last", "trainer.log_every", "trainer.threads", "trainer.wandb",
 )  # fmt: skip
 # Keys whose default became another one, both of them: what that changes in the data, their fingerprint says.

@@ -19,6 +19,7 @@ from PIL import Image
 from consilium.core.answers import Calibration
 from consilium.core.contracts import Evaluation, Outputs
 from consilium.core.labels import LabelTree
+from consilium.core.licenses import License
 from consilium.evaluation.config import AnswersConfig, EvaluationConfig, ReportConfig
 from consilium.evaluation.labels.classification import ClassificationEvaluator
 from consilium.evaluation.labels.report import label_parts
@@ -87,6 +88,7 @@ def content(**changes: object) -> ReportContent:
             {"source": "b", "split": "test", "label": "ct", "cases": 2000},
         ],
         "mixture": [{"source": "a", "weight": 0.5, "coverage": None}],
+        "licenses": [License(source=NASTY, name=NASTY, read_from="README.md")],  # cards are other people's
         "warnings": [f"beware of {NASTY}"],
         "config_yaml": f"name: {NASTY}\n",
         "command": "consilium train router.yaml",

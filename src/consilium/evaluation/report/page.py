@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from consilium.core.contracts import Evaluation
 from consilium.core.files import write_json, write_text
 from consilium.core.labels import reading_order
+from consilium.core.licenses import License
 from consilium.evaluation.config import ReportConfig
 from consilium.evaluation.labels.saliency import SaliencyMap
 from consilium.evaluation.report import charts, wording, words
@@ -38,9 +39,9 @@ class ReportContent:
     ``evaluations`` by split; ``test`` is told at length, or the first where there is no test. ``facts`` are shown
     in their order (version, date, seed, device ...). ``history`` holds rows of history.csv: ``step``,
     ``train_loss``, ``learning_rate_<group>``, ``val_<metric>``; empty cells are gaps. ``data`` holds rows of
-    ``source``, ``split``, ``label``, ``cases``; ``mixture`` rows of any columns. ``thumbnail`` gives the image of
-    a case id as JPEG or PNG bytes, None where there is none; it is asked for the shown cases only. ``maps`` are shown
-    in their order, unless pictures are left out.
+    ``source``, ``split``, ``label``, ``cases``; ``mixture`` rows of any columns. ``licenses`` are those of the weights
+    that the training started from. ``thumbnail`` gives the image of a case id as JPEG or PNG bytes, None where there is
+    none; it is asked for the shown cases only. ``maps`` are shown in their order, unless pictures are left out.
     """
 
     title: str
@@ -56,6 +57,7 @@ class ReportContent:
     runs: Mapping[str, MeanAndDeviation] = field(default_factory=dict)
     data: Sequence[Mapping[str, Any]] = ()
     mixture: Sequence[Mapping[str, Any]] = ()
+    licenses: Sequence[License] = ()
     warnings: Sequence[str] = ()
     config_yaml: str = ""
     command: str = ""

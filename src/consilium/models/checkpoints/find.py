@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,7 @@ from consilium.models.checkpoints.pretrained import ImageSource, TextSource, ima
 from consilium.models.config import TextConfig, VisionConfig
 from consilium.models.encoders import HubEncoder, LoadedEncoder, encoder_of, new_encoder
 from consilium.models.hub import WEIGHTS_FILES, ModelFolder, cached_if_unreachable, is_a_path, short
+from consilium.models.licenses import CARD, LICENSE_FILES
 from consilium.models.timm_models import new_timm
 
 if TYPE_CHECKING:
@@ -34,21 +38,20 @@ def find_model(name: str, *, weights: str | None = None, key: str = "task.model"
     ``key`` is the config key that messages name. What cannot be had is a WeightsError, what is no such model a
     ConfigError.
     """
+    get: Callable[[], Path]
     named, _, tag = name.partition("/")
     if not is_a_path(name) and not name.startswith(_HUB) and (described := _of_open_clip(named, tag)) is not None:
         place = ModelFolder(name, key, _INSTEAD)
         if not tag and weights is None:
             raise ConfigError(f"{key} '{name}' says no weights: give {name}/TAG, of which there is {_tags(named)}.")
-        return OpenClipModel(
-            name, described, file=lambda: _file(weights, key) if weights else _download(named, tag, place), place=place
-        )
+        get = partial(_file, weights, key) if weights else partial(_download, named, tag, place)
+        return OpenClipModel(name, described, file=get, source=weights or name, place=place)
     place = ModelFolder(name.removeprefix(_HUB), key, _INSTEAD)
     folder = place.descriptions("config")
     if (folder / "open_clip_config.json").is_file():
         described = read_description(folder / "open_clip_config.json")
-        return OpenClipModel(
-            name, described, file=lambda: _file(weights, key) if weights else _only(place.weights()), place=place
-        )
+        get = partial(_file, weights, key) if weights else lambda: _only(place.weights())
+        return OpenClipModel(name, described, file=get, source=weights or name, place=place)
     if weights is not None:
         raise ConfigError(
             f"{key}: {name} is a model of transformers, whose weights lie in its folder; put {weights} there as "
@@ -137,13 +140,14 @@ def _tags(name: str) -> str:
 
 def _download(name: str, tag: str, place: ModelFolder) -> Path:
     import open_clip
+    from huggingface_hub import hf_hub_download
 
     config = open_clip.get_pretrained_cfg(name, tag)
     if not config:
         raise ConfigError(f"open_clip has no weights '{tag}' of {name}; it has {_tags(name)}.")
     with cached_if_unreachable() as unreachable:
         try:
-            return Path(open_clip.download_pretrained(config))
+            file = Path(open_clip.download_pretrained(config))
         except Exception as error:  # several network libraries
             why = f"{unreachable}; its cache on this machine does not hold them" if unreachable else short(error)
             raise WeightsError(
@@ -151,11 +155,15 @@ def _download(name: str, tag: str, place: ModelFolder) -> Path:
                 f"{config.get('hf_hub') or config.get('url')} elsewhere, and set {place.key} to "
                 f"{{name: {name}, pretrained: FILE}}."
             ) from error
+        if repository := config.get("hf_hub", "").rpartition("/")[0]:
+            with contextlib.suppress(Exception):  # without its card the licence is unknown
+                hf_hub_download(repository, CARD)
+    return file
 
 
 def _file(place: str, key: str) -> Path:
     try:
-        file = fetch(place)
+        file = fetch(place, names=(*LICENSE_FILES, *WEIGHTS_FILES))
     except OSError as error:
         raise WeightsError(f"{key}.pretrained: {error}.") from error
     return _only(file) if file.is_dir() else file

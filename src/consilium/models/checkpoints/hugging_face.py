@@ -92,15 +92,15 @@ class HubModel:
 
     def image(self, *, image_size: tuple[int, int], drop_path: float = 0.0) -> LoadedEncoder:
         """The image tower with its weights; its own positions are interpolated when another size is seen."""
-        return LoadedEncoder(self._whole.vision_model)
+        return LoadedEncoder(self._whole.model.vision_model, licenses=self._whole.licenses)
 
     def text(self) -> LoadedEncoder:
         """The text tower with its weights."""
-        return LoadedEncoder(self._whole.text_model)
+        return LoadedEncoder(self._whole.model.text_model, licenses=self._whole.licenses)
 
     def joint(self) -> Joint:
         """Projections, temperature and bias."""
-        whole = self._whole
+        whole = self._whole.model
         projections = {
             side: {} if self.kind == "siglip" else {"0.weight": getattr(whole, f"{name}_projection").weight.detach()}
             for side, name in (("image", "visual"), ("text", "text"))
@@ -109,14 +109,14 @@ class HubModel:
         return Joint(projections, scalar(state, "logit_scale") or 0.0, scalar(state, "logit_bias"))
 
     @cached_property
-    def _whole(self) -> Any:
+    def _whole(self) -> LoadedEncoder:
         loaded = self._hub.pretrained(_CLASSES[self.kind])
         if loaded.missing:
             raise WeightsError(
                 f"the weights of {self.name} lack {len(loaded.missing)} tensors of a {_CLASSES[self.kind]}: "
                 f"{some(sorted(loaded.missing), 5)}. They are of another model, or of a part of it."
             )
-        return loaded.model
+        return loaded
 
 
 class HubImages:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from consilium.core.errors import ConfigError, WeightsError
+from consilium.core.licenses import License
 from consilium.core.reporter import some
 from consilium.models.checkpoints.layout import (
     ImageLayout,
@@ -27,6 +29,7 @@ from consilium.models.checkpoints.open_clip_text import bert_of, under_hub_names
 from consilium.models.checkpoints.pretrained import Joint, scalar
 from consilium.models.encoders import HubEncoder, LoadedEncoder, architecture_of, config_of, with_weights
 from consilium.models.hub import ModelFolder
+from consilium.models.licenses import file_licenses
 from consilium.models.timm_models import load_timm
 from consilium.models.weights import load_state
 
@@ -44,10 +47,14 @@ class OpenClipModel:
         described: Mapping[str, Any],
         *,
         file: Callable[[], Path],
+        source: str,
         place: ModelFolder,
     ) -> None:
-        """``described`` is what an ``open_clip_config.json`` holds, ``place`` where the config said the model is."""
-        self.name, self._file, self._place = name, file, place
+        """``described`` is what an ``open_clip_config.json`` holds, ``place`` where the config said the model is.
+
+        ``source`` is what the weights are called in their licence.
+        """
+        self.name, self._file, self._source, self._place = name, cache(file), source, place
         self._model: dict[str, Any] = described["model_cfg"]
         self._preprocess: dict[str, Any] = described.get("preprocess_cfg") or {}
         self._vision: dict[str, Any] = dict(self._model["vision_cfg"])
@@ -97,7 +104,8 @@ class OpenClipModel:
                 if name != "proj"
             }
         origin = f"the weights of {self.name}"
-        return LoadedEncoder(load_timm(layout, state, image_size=image_size, origin=origin, drop_path=drop_path))
+        model = load_timm(layout, state, image_size=image_size, origin=origin, drop_path=drop_path)
+        return LoadedEncoder(model, licenses=self._licenses)
 
     def text(self) -> LoadedEncoder:
         """The text tower with its weights."""
@@ -108,7 +116,8 @@ class OpenClipModel:
             }
         else:
             state = {f"text_model.{name}": value for name, value in under_hub_names(self._native_text).items()}
-        return with_weights(config, state, origin=f"the weights of {self.name} are not those of its config")
+        loaded = with_weights(config, state, origin=f"the weights of {self.name} are not those of its config")
+        return replace(loaded, licenses=self._licenses)
 
     def joint(self) -> Joint:
         """Projections, temperature and bias."""
@@ -121,6 +130,10 @@ class OpenClipModel:
     @cached_property
     def _state(self) -> dict[str, Tensor]:
         return load_state(self._file())
+
+    @property
+    def _licenses(self) -> list[License]:
+        return file_licenses(self._file(), source=self._source)
 
     @property
     def _native_text(self) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from consilium.core.config import merge
 from consilium.core.errors import ConfigError
+from consilium.core.licenses import with_stated
 from consilium.losses.config import SigmoidContrastiveConfig
 from consilium.models.checkpoints.find import find_model
 from consilium.models.checkpoints.layout import ModelLayout
@@ -72,8 +73,10 @@ def build_align(
         }
     task = Align(section, vision=vision, text=text, projections=projections, tokenizer=tokenizer)
     task.projections = layouts
-    if whole is not None:
+    if section.model is not None and whole is not None:
         _start_as(task, whole)
+        stated, source = section.model.license, section.model.name
+        task.licenses = with_stated(task.licenses, stated, source=source, key="task.model.license")
     return task
 
 
@@ -128,5 +131,5 @@ def _borrowed_text(section: AlignConfig, members: Mapping[str, Member]) -> TextS
         pooling=tower.pooling,
         context_length=tokenizer.context_length,
         tokenizer=lambda: (tokenizer.definition, tokenizer.pad_id),
-        load=lambda: LoadedEncoder(tower.model),
+        load=lambda: LoadedEncoder(tower.model, licenses=task.licenses),
     )

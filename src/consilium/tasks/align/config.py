@@ -10,7 +10,14 @@ from consilium.core.config import Config
 from consilium.core.contracts import Needs
 from consilium.core.section import TaskSection
 from consilium.losses.config import ContrastiveConfig, DistillationConfig, SoftmaxContrastiveConfig
-from consilium.models.config import LinearProjectionConfig, ProjectionConfig, TextConfig, VisionConfig
+from consilium.models.config import (
+    LICENSE,
+    LicenseName,
+    LinearProjectionConfig,
+    ProjectionConfig,
+    TextConfig,
+    VisionConfig,
+)
 
 
 class ModelConfig(Config):
@@ -23,6 +30,7 @@ class ModelConfig(Config):
     pretrained: str | None = Field(
         default=None, description="A weights file in place of that of the folder or tag; of open_clip's models only."
     )
+    license: LicenseName | None = Field(default=None, description=LICENSE)
 
 
 def _named(given: object) -> object:
@@ -36,8 +44,8 @@ class AlignConfig(TaskSection):
     model: Annotated[ModelConfig | None, BeforeValidator(_named, json_schema_input_type=ModelConfig | str | None)] = (
         Field(
             default=None,
-            description="A whole pretrained model, by its name alone or with `pretrained`. Of vision and text only "
-            "how they learn is then given (freeze, drop_path, context_length).",
+            description="A whole pretrained model, by its name alone or with `pretrained` or `license`. Of vision "
+            "and text only how they learn is then given (freeze, drop_path, context_length).",
         )
     )
     vision: VisionConfig = VisionConfig()
@@ -124,7 +132,7 @@ class AlignConfig(TaskSection):
         for side, own, usual in (("vision", self.vision, VisionConfig()), ("text", self.text, TextConfig())):
             given += [
                 (f"{side}.{key}", getattr(own, key), getattr(usual, key))
-                for key in ("kind", "name", "pretrained", "pooling")
+                for key in ("kind", "name", "pretrained", "license", "pooling")
             ]
         if different := [key for key, own, usual in given if own != usual]:
             raise ValueError(

@@ -60,6 +60,7 @@ class Align(Task):
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
         self.vision, self.text = vision, text
+        self.licenses = tuple(dict.fromkeys((*vision.licenses, *text.licenses)))
         self.image_projection, self.text_projection = (projections[side] for side in SIDES)
         self.projections: dict[str, ProjectionLayout] | None = None  # where a whole pretrained model has its own
         self.loss = build_contrastive(config.loss)

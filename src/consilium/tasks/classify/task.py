@@ -34,6 +34,7 @@ class Classify(Answering):
         self.tower = tower
         self.head = head
         self.loss = loss
+        self.licenses = tower.licenses
         self.said: list[str] = []  # by what built it
         self.set_epoch(0)
 
