@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 import consilium
 from consilium.core.errors import ConfigError
 from consilium.data.batches.rows import Query
+from consilium.models.config import TextConfig, VisionConfig
 from consilium.session import train
 from tests.conftest import write_images
 from tests.tasks.test_align_contract import experiment_of, square
@@ -74,6 +76,15 @@ def test_an_expert_takes_the_text_tower_of_another(expert: Path, tmp_path: Path)
     assert model.manifest.task.text.context_length == 16
     assert model.task.tokenizer == first.task.tokenizer
     assert len(model.predict([Query(text="A square")])[0]["text_embedding"]) == 16
+
+
+@pytest.mark.parametrize("pretrained", [False, "weights.pt"])
+@pytest.mark.parametrize("config", [VisionConfig, TextConfig])
+def test_a_bundle_has_weights(config: Any, pretrained: bool | str) -> None:
+    with pytest.raises(
+        ValidationError, match="a tower of a bundle has the weights of the bundle; leave pretrained out"
+    ):
+        config(kind="bundle", name="bundle", pretrained=pretrained)
 
 
 def test_what_a_bundle_does_not_have_is_refused(expert: Path, tmp_path: Path) -> None:

@@ -73,7 +73,12 @@ LICENSE = "The licence of the pretrained weights where no card names it, by its 
 LicenseName = Annotated[str, Field(min_length=1, max_length=120)]
 
 
-def _license_is_of_weights(tower: TowerT) -> TowerT:
+def _weights_are_there(tower: TowerT) -> TowerT:
+    if tower.kind == "bundle" and tower.pretrained is not True:
+        raise ValueError(
+            f"pretrained is {str(tower.pretrained).lower()}, but a tower of a bundle has the weights of the bundle; "
+            "leave pretrained out"
+        )
     if tower.license is not None and tower.pretrained is False:
         raise ValueError(
             f"license is {tower.license}, but pretrained is false, so there are no weights that it could be of"
@@ -128,7 +133,7 @@ class VisionConfig(Config):
     )
 
     _consistent = model_validator(mode="after")(_frozen_means_frozen)
-    _licensed = model_validator(mode="after")(_license_is_of_weights)
+    _licensed = model_validator(mode="after")(_weights_are_there)
 
 
 TextPooling = Literal["cls", "mean", "last_token", "eot", "pooler"]
@@ -173,7 +178,7 @@ class TextConfig(Config):
     )
 
     _consistent = model_validator(mode="after")(_frozen_means_frozen)
-    _licensed = model_validator(mode="after")(_license_is_of_weights)
+    _licensed = model_validator(mode="after")(_weights_are_there)
 
     @property
     def from_scratch(self) -> bool:
