@@ -48,7 +48,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +55,12 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from sklearn.model_selection import GroupKFold, GroupShuffleSplit
 
 from bench import _open_clip
 from bench._imagenet import MODEL, imagenet_weights
 from bench._machine import describe_machine
 from bench._minilm import minilm
+from bench._pairs import FOLDS, SETS, Case, read_cases, split
 from bench._retrieval import FIGURES, interval, judge, mean, resampled
 from consilium.core.config import build
 from consilium.core.files import fingerprint, write_text
@@ -74,29 +73,10 @@ from consilium.predictor import Predictor, case_outputs
 from consilium.session import train
 from consilium.tasks.family import studying
 
-FOLDS, SEEDS, RATES = 5, (0, 1, 2), (3e-5, 1e-4, 3e-4, 1e-3)
+SEEDS, RATES = (0, 1, 2), (3e-5, 1e-4, 3e-4, 1e-3)
 SAMPLES, SEARCHED = 4000, 1000  # of a run, and of one that finds the rate
 SIZE, BATCH, WIDTH, DECAY, OWN_RATE = 112, 32, 512, 0.1, 1e-3
 CROP, MEAN = (0.9, 1.0), (0.5, 0.5, 0.5)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """A file of captioned images, what its labels are, and the tokens that are read of a text."""
-
-    file: str
-    context: int
-    label: str = "label"
-    unlabelled: str | None = None
-
-
-SETS = {
-    "isic2017": Pairs("isic2017_captions.jsonl", 32),
-    "ham10000": Pairs("ham10000_captions.jsonl", 40),
-    "vqa_rad": Pairs("vqa_rad.jsonl", 56, label="organ"),  # its own labels are yes and no
-    "covid": Pairs("covid_cxr_notes.jsonl", 128, unlabelled="unlabelled"),
-    "busi": Pairs("busi_captions.jsonl", 16),
-}
 
 
 @dataclass(frozen=True)
@@ -116,17 +96,6 @@ ROWS = {
     "ours, positives: same_label": Row(positives="same_label"),
 }
 MAIN = ("open_clip", "ours")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A pair."""
-
-    id: str
-    image: str
-    text: str
-    group: str
-    label: str | None
 
 
 @dataclass(frozen=True)
@@ -270,40 +239,13 @@ def make(run: Run, file: Path, folder: Path) -> None:
         write_text(file, json.dumps(found))
 
 
-# -- Data -----------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def read_cases(name: str) -> list[Case]:
-    """The pairs of a set."""
-    shared, pairs = Path(os.environ["CONSILIUM_SHARED"]), SETS[name]
-    lines = (shared / "pairs" / pairs.file).read_text(encoding="utf-8").splitlines()
-    cases = []
-    for number, row in enumerate(map(json.loads, lines)):
-        label = None if row.get(pairs.label) in (None, pairs.unlabelled) else str(row[pairs.label])
-        image = str(shared / row["modalities"][0]["value"])
-        cases.append(Case(f"{name}-{number:04d}", image, " ".join(row["text"].split()), row["group_id"], label))
-    return cases
-
-
-def split(cases: list[Case], *, fold: int) -> dict[str, list[Case]]:
-    """``train``, ``val`` and ``test`` of a fold, by group."""
-    groups = np.array([case.group for case in cases])
-    folds = GroupKFold(FOLDS, shuffle=True, random_state=0).split(groups, groups=groups)
-    rest, test = list(folds)[fold]
-    inner = GroupShuffleSplit(1, test_size=0.2, random_state=0).split(rest, groups=groups[rest])
-    learned, val = next(inner)
-    rows = {"train": rest[learned], "val": rest[val], "test": test}
-    return {name: [cases[row] for row in own] for name, own in rows.items()}
+# -- Both sides: embeddings of the judged cases ----------------------------------------------------------------------
 
 
 def epochs_and_steps(cases: int, *, samples: int) -> tuple[int, int]:
     """The epochs that come nearest to the samples, and the steps of one; a last batch that is not full is left out."""
     steps = cases // BATCH
     return max(1, round(samples / (steps * BATCH))), steps
-
-
-# -- Both sides: embeddings of the judged cases ----------------------------------------------------------------------
 
 
 def ours(run: Run, parts: dict[str, list[Case]], folder: Path) -> tuple[Floats, Floats]:
@@ -377,8 +319,8 @@ def theirs(run: Run, parts: dict[str, list[Case]], folder: Path) -> tuple[Floats
     _open_clip.in_channels_last()
     checkpoint = _open_clip.train(
         model, folder / "logs", train_data=folder / "pairs.tsv", dataset_type="csv", batch_size=BATCH, epochs=epochs,
-        lr=run.rate, wd=DECAY, warmup=epochs * steps // 10, grad_clip_norm=1.0, precision="fp32", seed=run.seed,
-        aug_cfg=(f"scale={CROP}",),
+        lr=run.rate, wd=DECAY, beta1=0.9, beta2=0.999, eps=1e-8, warmup=epochs * steps // 10,
+        grad_clip_norm=1.0, precision="fp32", seed=run.seed, aug_cfg=(f"scale={CROP}",),
     )  # fmt: skip
     network, transform, tokenizer = _open_clip.trained(model, checkpoint)
     found: list[tuple[Floats, Floats]] = []
