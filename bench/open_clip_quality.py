@@ -356,11 +356,11 @@ def summary(runs: dict[str, list[list[Run]]], made: Made) -> list[dict[str, Any]
             for figure in FIGURES
         }
         drawn[name] = resampled(values_SN["label mAP"], groups)
-        row = {"row": name, "seeds": len(seeds), "rate": runs[name][0][0].rate}
+        row = {"row": name, "seeds": len(seeds), "rate": f"{runs[name][0][0].rate:g}"}
         row |= {figure: mean(own) for figure, own in values_SN.items()}
         row["interval of label mAP"] = interval(drawn[name])
         row["beyond open_clip"] = "" if name == MAIN[0] else interval(drawn[name] - drawn[MAIN[0]])
-        row["processor s a run"] = round(statistics.median(made.seconds[name]))
+        row["processor s a run"] = round(statistics.median(fold["seconds"] for seed in seeds for fold in seed))
         rows.append(row)
     return [{column: row.get(column) for column in rows[-1]} for row in rows]
 
