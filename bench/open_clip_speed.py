@@ -9,7 +9,8 @@ trains:
 
 - ``files``: 1024 px JPEG files (``bench/_pictures.py``), crops of 224 px; EfficientNet-Lite0 and a BERT of MiniLM's
   size, texts of about 20 tokens, which they fill up to 77, open_clip's usual context. Also the loaders alone.
-- ``ViT-B-32``: tensors that are there already, 77 tokens on both sides, so that all but the loop is alike.
+- ``ViT-B-32``: tensors that are there already, 77 tokens on both sides. The architecture is the same, not its code:
+  theirs are open_clip's own modules, ours timm's image tower and transformers' CLIP text tower with mean pooling.
 - ``BiomedCLIP``: tensors, ViT-B/16 and BERT-base, texts of 56 to 72 tokens, which they fill up to 256, the model's
   context, and ours to the longest of the batch.
 
