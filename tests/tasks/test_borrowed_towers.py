@@ -81,9 +81,7 @@ def test_an_expert_takes_the_text_tower_of_another(expert: Path, tmp_path: Path)
 @pytest.mark.parametrize("pretrained", [False, "weights.pt"])
 @pytest.mark.parametrize("config", [VisionConfig, TextConfig])
 def test_a_bundle_has_weights(config: Any, pretrained: bool | str) -> None:
-    with pytest.raises(
-        ValidationError, match="a tower of a bundle has the weights of the bundle"
-    ):
+    with pytest.raises(ValidationError, match="a tower of a bundle has the weights of the bundle"):
         config(kind="bundle", name="bundle", pretrained=pretrained)
 
 
