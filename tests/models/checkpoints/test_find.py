@@ -89,6 +89,8 @@ def test_weights_that_are_not_here_say_what_to_download(tmp_path: Path, monkeypa
         model.joint()
     with pytest.raises(WeightsError, match=r"config of task.model 'org/name' cannot be had .*name a local folder"):
         find_model("hf-hub:org/name")
+    with pytest.raises(WeightsError, match=r"nearest are ViT-B-32"):
+        find_model("ViT-B-33/openai")
     with pytest.raises(ConfigError, match=r"open_clip has no weights 'mine' of ViT-B-32; it has openai"):
         find_model("ViT-B-32/mine").joint()
 

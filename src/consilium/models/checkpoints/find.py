@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -46,7 +47,7 @@ def find_model(name: str, *, weights: str | None = None, key: str = "task.model"
             raise ConfigError(f"{key} '{name}' says no weights: give {name}/TAG, of which there is {_tags(named)}.")
         get = partial(_file, weights, key) if weights else partial(_download, named, tag, place)
         return OpenClipModel(name, described, file=get, source=weights or name, place=place)
-    place = ModelFolder(name.removeprefix(_HUB), key, _INSTEAD)
+    place = ModelFolder(name.removeprefix(_HUB), key, _INSTEAD + ("" if name.startswith(_HUB) else _near(named)))
     folder = place.descriptions("config")
     if (folder / "open_clip_config.json").is_file():
         described = read_description(folder / "open_clip_config.json")
@@ -130,6 +131,16 @@ def _of_open_clip(name: str, tag: str) -> dict[str, Any] | None:
     if known:  # the activation is that of the weights, whatever the name says
         model["quick_gelu"] = bool(known.get("quick_gelu", False))
     return {"model_cfg": model, "preprocess_cfg": known}
+
+
+def _near(name: str) -> str:
+    """Which models of open_clip a name may have meant, in words."""
+    try:
+        import open_clip
+    except ImportError:
+        return " Models of open_clip have names where it is installed: pip install 'consilium[clip]'."
+    close = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.8)
+    return f" Of open_clip's models the nearest are {', '.join(close)}." if close else ""
 
 
 def _tags(name: str) -> str:
