@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+from pathlib import Path
 
 import torch
 
@@ -21,3 +23,10 @@ def describe_machine() -> str:
         f"{model}, {cores} cores, torch {torch.__version__} with {torch.get_num_threads()} threads, "
         f"load {os.getloadavg()[0]:.2f}"
     )
+
+
+def peak() -> int:
+    """The most memory that this process has had, in bytes."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
+    assert found is not None
+    return 1024 * int(found[1])

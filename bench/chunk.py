@@ -10,14 +10,13 @@ process (VmHWM), Python, libraries, weights, moments and the pixels of the batch
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from bench._machine import describe_machine
+from bench._machine import describe_machine, peak
 from consilium.core.contracts import Batch, Texts, Views
 from consilium.data.config import ImageConfig
 from consilium.models.config import TextConfig, VisionConfig
@@ -91,13 +90,6 @@ def batch_of(count: int) -> Batch:
     tokens = torch.randint(5, 2000, (count, TOKENS))
     texts = Texts(torch.ones(count, dtype=torch.bool), rows, tokens, torch.ones_like(tokens))
     return Batch(rows, rows, counts={"cases": count}, images=images, texts=texts)
-
-
-def peak() -> int:
-    """The most memory that this process has had, in bytes."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
-    assert found is not None
-    return 1024 * int(found[1])
 
 
 if __name__ == "__main__":

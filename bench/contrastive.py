@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -24,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench._machine import describe_machine
+from bench._machine import describe_machine, peak
 from consilium.losses.config import SigmoidContrastiveConfig, SoftmaxContrastiveConfig
 from consilium.losses.contrastive import build_contrastive
 
@@ -89,13 +87,6 @@ def plain(images: Tensor, texts: Tensor, loss: torch.nn.Module) -> Tensor:
         return -functional.logsigmoid(signs * (logits + loss.bias)).sum() / len(images)
     truth = torch.arange(len(images))
     return (functional.cross_entropy(logits, truth) + functional.cross_entropy(logits.T, truth)) / 2
-
-
-def peak() -> int:
-    """The most memory that this process has had, in bytes."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
-    assert found is not None
-    return 1024 * int(found[1])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from consilium.training.state import FROZEN, saved_weights
 from tests.models.texts import write_encoder
 from tests.policy.source import REPOSITORY
 from tests.session.test_loop import torchrun
-from tests.tasks.test_align_contract import experiment_of, square
+from tests.tasks.test_align_contract import experiment_of, square, train_pairs
 from tests.tiny import Recorder, Run, TrainTiny, assert_close, same
 
 BOTH = ["task.vision.lora={rank: 4}", "task.text.lora={rank: 2, alpha: 4, dropout: 0.1}"]
@@ -32,10 +32,7 @@ TINY = ["task.vision.name=test_vit", "task.vision.lora={rank: 4, last_blocks: 3}
 
 
 def pairs(folder: Path, *overrides: str, resume: bool = False) -> Run:
-    reporter = Recorder()
-    result = train(experiment_of(folder, *BOTH, *overrides), resume=resume, reporter=reporter)
-    assert result is not None
-    return Run(result, reporter)
+    return train_pairs(folder, *BOTH, *overrides, resume=resume)
 
 
 @pytest.fixture(scope="module")

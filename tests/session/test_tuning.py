@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from consilium.session import train
-from tests.tasks.test_align_contract import experiment_of
+from tests.tasks.test_align_contract import experiment_of, train_pairs
 from tests.tiny import Recorder, Run, same
 
 OWN = [
@@ -19,10 +19,7 @@ TWICE = ["task.vision.gradient_checkpointing=true", "task.text.gradient_checkpoi
 
 
 def run_of(folder: Path, *overrides: str, resume: bool = False) -> Run:
-    reporter = Recorder()
-    result = train(experiment_of(folder, *OWN, *overrides), resume=resume, reporter=reporter)
-    assert result is not None
-    return Run(result, reporter)
+    return train_pairs(folder, *OWN, *overrides, resume=resume)
 
 
 def test_computing_twice_changes_nothing_that_is_learned(tmp_path: Path) -> None:

@@ -18,12 +18,11 @@ from consilium.core.contracts import Batch, Texts, Views
 from consilium.core.errors import ConfigError, MemoryExhaustedError
 from consilium.data.config import ImageConfig
 from consilium.models.config import FreezeConfig, TextConfig, VisionConfig
-from consilium.session import train
 from consilium.tasks.align.config import AlignConfig
 from consilium.tasks.align.family import FAMILY, AlignKnowledge
 from consilium.tasks.align.task import Align
 from tests.models.texts import CAPTIONS, caption_tokenizer, write_encoder
-from tests.tasks.test_align_contract import experiment_of
+from tests.tasks.test_align_contract import train_pairs
 from tests.tiny import Recorder, Run, assert_close, same
 
 SESSION = import_module("consilium.session.train")
@@ -166,10 +165,7 @@ def trained(folder: Path, *overrides: str, **options: Any) -> Run:
         "data.loader.drop_last=false",
         "trainer.accumulate=2",
     ]
-    reporter = options.pop("reporter", None) or Recorder()
-    result = train(experiment_of(folder, *own, *overrides), reporter=reporter, **options)
-    assert result is not None
-    return Run(result, reporter)
+    return train_pairs(folder, *own, *overrides, **options)
 
 
 def test_a_training_in_chunks_is_the_training(tmp_path: Path) -> None:

@@ -91,6 +91,14 @@ def experiment_of(folder: Path, *overrides: str, texts: Mapping[str, Captions] |
     return build(Experiment, apply_overrides(TREE, [*own, *overrides], model=Experiment), origin="tests")
 
 
+def train_pairs(folder: Path, *overrides: str, reporter: Recorder | None = None, **options: Any) -> Run:
+    """Train the experiment of captioned squares with overrides."""
+    reporter = reporter or Recorder()
+    result = train(experiment_of(folder, *overrides), reporter=reporter, **options)
+    assert result is not None
+    return Run(result, reporter)
+
+
 def square(name: str) -> np.ndarray:
     return np.full((32, 32, 3), COLOURS[name], dtype=np.uint8)
 

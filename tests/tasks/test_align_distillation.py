@@ -16,7 +16,7 @@ from consilium.session import train
 from consilium.tasks.align.task import Align
 from tests.models.texts import write_encoder
 from tests.tasks.test_align_chunk import batch_of, perturbed, step_of, task_of
-from tests.tasks.test_align_contract import experiment_of
+from tests.tasks.test_align_contract import experiment_of, train_pairs
 from tests.tiny import Recorder, Run, assert_close, same
 
 KINDS = ("mse", "cosine", "similarity_matrix")
@@ -112,10 +112,7 @@ def trained(folder: Path, encoder: Path, *overrides: str, **options: Any) -> Run
         "task.feature_distillation={kind: mse, weight: 5}",
         "trainer.save_every=0.34",
     ]
-    reporter = options.pop("reporter", None) or Recorder()
-    result = train(experiment_of(folder, *own, *overrides), reporter=reporter, **options)
-    assert result is not None
-    return Run(result, reporter)
+    return train_pairs(folder, *own, *overrides, **options)
 
 
 def test_a_bundle_needs_no_start(tmp_path: Path, encoder: Path) -> None:
