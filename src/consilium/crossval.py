@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from consilium.data.store.store import Store
 from consilium.evaluation.report.crossval import CrossvalContent, FoldFigures, write_crossval
 from consilium.evaluation.report.wording import FEW_CASES
 from consilium.experiment import Experiment, check_experiment
-from consilium.series import Once, Part, Tested, changed
+from consilium.series import Once, Part, Tested, changed, one_process
 from consilium.tasks.family import Family, Pooled, family_of, studying
 from consilium.training.runs import CONFIG
 
@@ -147,11 +146,10 @@ def _check(experiment: Experiment, *, folds: int | None, leave_out: Sequence[str
             f"trainer.num_runs is {experiment.trainer.num_runs}, but crossval trains one run for each fold; set it to "
             "1. Repeat crossval with another seed, data.split.seed and output.variation instead."
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "crossval runs in one process. To train a fold with several, give data.split.folds and data.split.fold to "
-            "`consilium train`."
-        )
+    one_process(
+        "crossval",
+        "To train a fold with several, give data.split.folds and data.split.fold to `consilium train`.",
+    )
 
 
 class _Planner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from consilium.core.config import build, merge
 from consilium.core.contracts import Outputs
-from consilium.core.errors import ConsiliumError
+from consilium.core.errors import ConfigError, ConsiliumError
 from consilium.core.reporter import Reporter
 from consilium.data.cases.cases import Studied
 from consilium.data.cases.load import studied_cases
@@ -111,6 +112,12 @@ class Part:
         result = train(self.experiment, limit=limit, reporter=reporter)
         assert result is not None, "no dry run"
         return result.bundle
+
+
+def one_process(command: str, instead: str) -> None:
+    """A series of trainings is not started by several processes together; that is a ConfigError with advice."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"{command} runs in one process. {instead}")
 
 
 def changed(experiment: Experiment, change: Mapping[str, Any]) -> Experiment:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from consilium.core.reporter import Reporter, counted, format_table
 from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.report.comparison import ComparedRun, ComparisonContent, Difference, write_comparison
 from consilium.experiment import Experiment, check_experiment
-from consilium.series import Once, Part, Tested, changed
+from consilium.series import Once, Part, Tested, changed, one_process
 from consilium.tasks.family import family_of
 
 
@@ -94,10 +93,7 @@ def _check(experiments: Mapping[str, Experiment], *, runs: int) -> None:
                 f"{name}: trainer.num_runs is {experiment.trainer.num_runs}, but compare trains every config with each "
                 "of its seeds; set it to 1 and give --runs (in Python: runs)."
             )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "compare runs in one process. To train with several, give each seed to `consilium train` by itself."
-        )
+    one_process("compare", "To train with several, give each seed to `consilium train` by itself.")
 
 
 def _compare(

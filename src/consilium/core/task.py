@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -105,3 +106,16 @@ class Task(nn.Module, ABC):
     def forward(self, batch: Batch) -> StepOutput:
         """Same as ``step``, so that distributed wrappers see the training computation."""
         return self.step(batch)
+
+
+@contextlib.contextmanager
+def at_the_end(task: Task) -> Iterator[None]:
+    """Within it a task trains as after every warm-up, so that whatever learns in the end does; then as in epoch 0."""
+    training = task.training
+    task.set_epoch(LAST_EPOCH)
+    task.train()
+    try:
+        yield
+    finally:
+        task.set_epoch(0)
+        task.train(training)

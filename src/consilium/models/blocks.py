@@ -1,4 +1,4 @@
-"""The layers of a model of transformers, from input to output."""
+"""The parts of a tower: its layers from input to output, and what no readout uses."""
 
 from __future__ import annotations
 
@@ -35,3 +35,18 @@ def depths_of(tower: nn.Module, layers: list[list[nn.Parameter]]) -> list[int]:
     """How many layers lie above that of each parameter of a tower."""
     above = {parameter: len(layers) - 1 - n for n, layer in enumerate(layers) for parameter in layer}
     return [above[parameter] for parameter in tower.parameters()]
+
+
+def drop_unused(model: nn.Module) -> set[nn.Parameter]:
+    """After a backward pass: take out the modules that no gradient reached, so that every parameter gets one.
+
+    Gives the single parameters that no gradient reached beside others of their module that one did.
+    """
+    unused = {parameter for parameter in model.parameters() if parameter.grad is None}
+    model.zero_grad(set_to_none=True)
+    for name, module in list(model.named_modules()):
+        parameters = set(module.parameters())
+        if name and parameters and parameters <= unused:
+            unused -= parameters
+            model.set_submodule(name, nn.Identity())
+    return unused

@@ -69,8 +69,19 @@ def _truth(value: object) -> object:
 
 HOW_IT_LEARNS = {"freeze", "lora", "patch_dropout", "gradient_checkpointing"}  # keys that say nothing of what it is
 TowerT = TypeVar("TowerT", "VisionConfig", "TextConfig")
-LICENSE = "The licence of the pretrained weights where no card names it, by its name in model cards: cc-by-nc-4.0."
-LicenseName = Annotated[str, Field(min_length=1, max_length=120)]
+LicenseOfWeights = Annotated[
+    Annotated[str, Field(min_length=1, max_length=120)] | None,
+    Field(
+        description="The licence of the pretrained weights where no card names it, by its name in model cards: "
+        "cc-by-nc-4.0."
+    ),
+]
+Lora = Annotated[
+    LoraConfig | None, Field(description="Low-rank adapters that learn in place of the tower; null: none.")
+]
+GradientCheckpointing = Annotated[
+    bool, Field(description="Less memory in training, about a third more time: blocks are computed twice.")
+]
 
 
 def _weights_are_there(tower: TowerT) -> TowerT:
@@ -116,7 +127,7 @@ class VisionConfig(Config):
     pretrained: Annotated[bool | str, BeforeValidator(_truth)] = Field(
         default=True, description="true, false, or a weights file or folder, here or in a bucket."
     )
-    license: LicenseName | None = Field(default=None, description=LICENSE)
+    license: LicenseOfWeights = None
     pooling: Literal["default", "avg", "max", "concat"] = Field(
         default="default", description="default: the model's own; concat: avg and max side by side."
     )
@@ -125,12 +136,8 @@ class VisionConfig(Config):
         default=0.0, description="Share of the patches left out of each image in training (vision transformers)."
     )
     freeze: FreezeConfig = FreezeConfig()
-    lora: LoraConfig | None = Field(
-        default=None, description="Low-rank adapters that learn in place of the tower; null: none."
-    )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Less memory in training, about a third more time: blocks are computed twice."
-    )
+    lora: Lora = None
+    gradient_checkpointing: GradientCheckpointing = False
 
     _consistent = model_validator(mode="after")(_frozen_means_frozen)
     _licensed = model_validator(mode="after")(_weights_are_there)
@@ -158,7 +165,7 @@ class TextConfig(Config):
     pretrained: Annotated[bool | str, BeforeValidator(_truth)] = Field(
         default=True, description="true: the weights of `name`; false: random; or a weights file or folder."
     )
-    license: LicenseName | None = Field(default=None, description=LICENSE)
+    license: LicenseOfWeights = None
     pooling: TextPooling | None = Field(
         default=None,
         description="One vector of a text: its first token (cls), the mean of its tokens, its last_token, the token at "
@@ -170,12 +177,8 @@ class TextConfig(Config):
         default=None, ge=256, description=f"tiny and small only: tokens that are learned; null: {VOCABULARY_SIZE}."
     )
     freeze: FreezeConfig = FreezeConfig()
-    lora: LoraConfig | None = Field(
-        default=None, description="Low-rank adapters that learn in place of the tower; null: none."
-    )
-    gradient_checkpointing: bool = Field(
-        default=False, description="Less memory in training, about a third more time: blocks are computed twice."
-    )
+    lora: Lora = None
+    gradient_checkpointing: GradientCheckpointing = False
 
     _consistent = model_validator(mode="after")(_frozen_means_frozen)
     _licensed = model_validator(mode="after")(_weights_are_there)

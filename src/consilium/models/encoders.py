@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +14,8 @@ from torch import Tensor
 
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.licenses import License
-from consilium.core.transfer import fetch
-from consilium.models.hub import ModelFolder, short
-from consilium.models.licenses import LICENSE_FILES, file_licenses
+from consilium.models.hub import ModelFolder, short, weights_of
+from consilium.models.licenses import file_licenses
 from consilium.models.parts import first_names, tower_part
 from consilium.models.weights import load_tensors
 
@@ -102,7 +100,7 @@ class HubEncoder:
 
     def with_weights_of(self, place: str) -> LoadedEncoder:
         """The model with the weights of a file, or of the folder that holds one; a file may hold a whole training."""
-        file = _weights_file(place)
+        file = weights_of(place, key="text.pretrained", names=_FILES)
         tensors = load_tensors(file)
         with torch.device("meta"):
             empty = new_encoder(self.config)
@@ -182,19 +180,6 @@ def _class_of(config: Any) -> Any:
     import transformers
 
     return getattr(transformers, _BESIDE.get(config.model_type, "AutoModel"))
-
-
-def _weights_file(place: str) -> Path:
-    try:
-        path = fetch(place, names=(*LICENSE_FILES, *_FILES))
-    except OSError as error:
-        raise WeightsError(f"text.pretrained: {error}.") from error
-    if not path.is_dir():
-        return path
-    file = next((path / name for name in _FILES if (path / name).is_file()), None)
-    if file is None:
-        raise WeightsError(f"the folder {path} holds no weights; expected {' or '.join(_FILES)}.")
-    return file
 
 
 @contextlib.contextmanager

@@ -93,6 +93,26 @@ def is_a_path(name: str) -> bool:
     return is_remote(name) or name.startswith(("/", "./", "../", "~")) or Path(name).exists()
 
 
+def weights_of(place: str, *, key: str, names: Sequence[str] = WEIGHTS_FILES) -> Path:
+    """A weights file, or that of a folder, here or in a bucket; one that cannot be had is a WeightsError.
+
+    ``key`` is the config key that a message names, ``names`` are those that a file may have in a folder.
+    """
+    try:
+        path = fetch(place, names=(*LICENSE_FILES, *names))
+    except OSError as error:
+        raise WeightsError(f"{key}: {error}.") from error
+    return file_in(path, names) if path.is_dir() else path
+
+
+def file_in(folder: Path, names: Sequence[str] = WEIGHTS_FILES) -> Path:
+    """The weights file of a folder, the first of these names; none is a WeightsError."""
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise WeightsError(f"the folder {folder} holds no weights; expected {' or '.join(names)}.")
+    return found
+
+
 def short(error: Exception) -> str:
     """An error of a library in at most three lines."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.licenses import License, with_stated
 from consilium.core.reporter import some
-from consilium.models.blocks import depths_of, layer_blocks
+from consilium.models.blocks import depths_of, drop_unused, layer_blocks
 from consilium.models.checkpoints.find import find_text
 from consilium.models.checkpoints.pretrained import TextSource
 from consilium.models.config import VOCABULARY_SIZE, TextConfig, TextPooling
@@ -93,13 +93,7 @@ class TextTower(nn.Module):
             raise self._odd(f"has no output for pooling '{self.pooling}'; {_others(self.model)}") from error
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise self._odd(f"does not take tokens alone ({error}); name another one") from error
-        unused = {parameter for parameter in self.model.parameters() if parameter.grad is None}
-        self.model.zero_grad(set_to_none=True)
-        for name, module in list(self.model.named_modules()):
-            parameters = set(module.parameters())
-            if name and parameters and parameters <= unused:
-                unused -= parameters
-                self.model.set_submodule(name, nn.Identity())
+        drop_unused(self.model)
 
     def _read_out(self, probe: Padded) -> int:
         """The number of features, which must depend on the whole text and not on padding."""

@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from consilium.core.transfer import fetch
 from consilium.models.checkpoints.layout import ImageLayout
 from consilium.models.config import VisionConfig
 from consilium.models.encoders import LoadedEncoder
-from consilium.models.hub import cached_if_unreachable
+from consilium.models.hub import cached_if_unreachable, file_in
 from consilium.models.licenses import LICENSE_FILES, file_licenses, timm_license
 from consilium.models.parts import first_names, tower_part, without
 from consilium.models.weights import load_state, load_tensors
@@ -86,6 +87,14 @@ def load_timm(
         _create(layout.name, image_size=image_size, options=options)  # raises if the size is to blame
         details = str(error).partition("\n")[2] or error  # after torch's headline
         raise WeightsError(f"{origin} do not fit {layout.name}: {_short(details)}.") from error
+
+
+@cache  # a training asks more than once
+def timm_width(name: str, pool: str) -> int:
+    """The features of a model with this pooling; "" is its own."""
+    options: dict[str, Any] = {"global_pool": pool} if pool else {}
+    model: Any = timm.create_model(name, num_classes=0, **options)
+    return int(model.num_features)
 
 
 def size_error(name: str, image_size: tuple[int, int], reason: object) -> ConfigError:
@@ -221,9 +230,7 @@ def _local_files(name: str, path: Path) -> tuple[Path, dict[str, Any]]:
         raise WeightsError(f"vision.pretrained is {path}, which does not exist; give a weights file or folder.")
     if path.is_file():
         return path, {}
-    file = next((path / found for found in _FOLDER_FILES if (path / found).is_file()), None)
-    if file is None:
-        raise WeightsError(f"the folder {path} holds no weights; expected {' or '.join(_FOLDER_FILES)}.")
+    file = file_in(path, _FOLDER_FILES)
     if not (path / "config.json").is_file():
         return file, {}
     try:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError
 from consilium.core.licenses import License, with_stated
-from consilium.models.blocks import depths_of, layer_blocks
+from consilium.models.blocks import depths_of, drop_unused, layer_blocks
 from consilium.models.checkpoints.find import find_image, new_image_model
 from consilium.models.checkpoints.layout import ImageLayout, PretrainedInput
 from consilium.models.checkpoints.pretrained import ImageSource
@@ -121,14 +121,7 @@ class VisionTower(nn.Module, ABC):
         """Take out modules that this pooling passes by, so that every parameter gets a gradient."""
         with torch.enable_grad():
             self(probe_BCHW).sum().backward()
-        unused = {parameter for parameter in self.model.parameters() if parameter.grad is None}
-        self.model.zero_grad(set_to_none=True)
-        for name, module in list(self.model.named_modules()):
-            parameters = set(module.parameters())
-            if name and parameters and parameters <= unused:
-                unused -= parameters
-                self.model.set_submodule(name, nn.Identity())
-        self._drop_parameters(unused)
+        self._drop_parameters(drop_unused(self.model))
 
     def _drop_parameters(self, unused: set[nn.Parameter]) -> None:
         """Take out single parameters that are never used."""
@@ -319,8 +312,7 @@ def build_vision(
         if layout.library == "transformers" and config.drop_path:
             raise ConfigError(f"vision.drop_path is {config.drop_path}, which transformers does not have; set it to 0.")
         load = partial(new_image_model, layout) if source is None else source.load
-        made = load(image_size=image_size, drop_path=config.drop_path)
-        loaded = made if isinstance(made, LoadedEncoder) else LoadedEncoder(made)
+        loaded = load(image_size=image_size, drop_path=config.drop_path)
     tower: VisionTower
     try:
         if layout is not None and layout.library == "transformers":

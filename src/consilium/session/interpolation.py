@@ -16,7 +16,7 @@ from consilium.core.contracts import Progress
 from consilium.core.errors import ConfigError
 from consilium.core.files import write_text
 from consilium.core.reporter import format_table, some
-from consilium.core.task import LAST_EPOCH, Task
+from consilium.core.task import Task, at_the_end
 from consilium.evaluation.report.page import TABLES, add_table, to_csv
 from consilium.experiment import Experiment
 from consilium.models.weights import adapters, batch_statistics
@@ -82,14 +82,10 @@ class Interpolation:
 
 def _names(task: Task, groups: Sequence[str]) -> list[str]:
     """The parameters of these groups that learn; what cannot be averaged is a ConfigError."""
-    training = task.training
-    task.set_epoch(LAST_EPOCH)
-    task.train()
     held = {id(own) for group in task.parameter_groups() if group.name in groups for own in group.parameters}
-    names = [name for name, own in task.named_parameters() if id(own) in held and own.requires_grad]
-    mixing = batch_statistics(task)
-    task.set_epoch(0)
-    task.train(training)
+    with at_the_end(task):
+        names = [name for name, own in task.named_parameters() if id(own) in held and own.requires_grad]
+        mixing = batch_statistics(task)
     began = "trainer.wise_ft averages with the weights that the training begins with, but"
     if not groups:
         raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from consilium.core.task import LAST_EPOCH, Task
+from consilium.core.task import Task, at_the_end
 from consilium.training.config import EmaConfig
 
 
@@ -20,9 +20,8 @@ class MovingAverage:
     """
 
     def __init__(self, task: Task, config: EmaConfig) -> None:
-        task.set_epoch(LAST_EPOCH)
-        self._own = nn.ParameterList([parameter for parameter in task.parameters() if parameter.requires_grad])
-        task.set_epoch(0)
+        with at_the_end(task):
+            self._own = nn.ParameterList([parameter for parameter in task.parameters() if parameter.requires_grad])
         self._average = AveragedModel(self._own, multi_avg_fn=get_ema_multi_avg_fn(config.decay))  # type: ignore[no-untyped-call]
 
     def update(self) -> None:

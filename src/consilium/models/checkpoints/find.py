@@ -10,18 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from consilium.core.errors import ConfigError, WeightsError
-from consilium.core.transfer import fetch
 from consilium.models.checkpoints.hugging_face import WHOLE, HubImages, HubModel
 from consilium.models.checkpoints.layout import ImageLayout
 from consilium.models.checkpoints.open_clip import OpenClipModel, read_description
 from consilium.models.checkpoints.pretrained import ImageSource, TextSource, image_source, text_source
 from consilium.models.config import TextConfig, VisionConfig
 from consilium.models.encoders import HubEncoder, LoadedEncoder, encoder_of, new_encoder
-from consilium.models.hub import WEIGHTS_FILES, ModelFolder, cached_if_unreachable, is_a_path, short
-from consilium.models.licenses import CARD, LICENSE_FILES
+from consilium.models.hub import ModelFolder, cached_if_unreachable, file_in, is_a_path, short, weights_of
+from consilium.models.licenses import CARD
 from consilium.models.timm_models import new_timm
 
 if TYPE_CHECKING:
@@ -39,19 +36,19 @@ def find_model(name: str, *, weights: str | None = None, key: str = "task.model"
     ``key`` is the config key that messages name. What cannot be had is a WeightsError, what is no such model a
     ConfigError.
     """
-    get: Callable[[], Path]
+    given: Callable[[], Path] | None = partial(weights_of, weights, key=f"{key}.pretrained") if weights else None
     named, _, tag = name.partition("/")
     if not is_a_path(name) and not name.startswith(_HUB) and (described := _of_open_clip(named, tag)) is not None:
         place = ModelFolder(name, key, _INSTEAD)
         if not tag and weights is None:
             raise ConfigError(f"{key} '{name}' says no weights: give {name}/TAG, of which there is {_tags(named)}.")
-        get = partial(_file, weights, key) if weights else partial(_download, named, tag, place)
+        get = given or partial(_download, named, tag, place)
         return OpenClipModel(name, described, file=get, source=weights or name, place=place)
     place = ModelFolder(name.removeprefix(_HUB), key, _INSTEAD + ("" if name.startswith(_HUB) else _near(named)))
     folder = place.descriptions("config")
     if (folder / "open_clip_config.json").is_file():
         described = read_description(folder / "open_clip_config.json")
-        get = partial(_file, weights, key) if weights else lambda: _only(place.weights())
+        get = given or (lambda: file_in(place.weights()))
         return OpenClipModel(name, described, file=get, source=weights or name, place=place)
     if weights is not None:
         raise ConfigError(
@@ -82,11 +79,7 @@ def find_image(config: VisionConfig) -> ImageSource:
     if config.pretrained:
         return image_source(found)
     layout = found.layout.image
-
-    def load(*, image_size: tuple[int, int], drop_path: float = 0.0) -> LoadedEncoder:
-        return LoadedEncoder(new_image_model(layout, image_size=image_size, drop_path=drop_path))
-
-    return ImageSource(layout, load)
+    return ImageSource(layout, partial(new_image_model, layout))
 
 
 def find_text(config: TextConfig) -> TextSource:
@@ -111,12 +104,11 @@ def find_text(config: TextConfig) -> TextSource:
     return TextSource(encoder.config.model_type, None, None, encoder.tokenizer, load)
 
 
-def new_image_model(layout: ImageLayout, *, image_size: tuple[int, int], drop_path: float = 0.0) -> nn.Module:
+def new_image_model(layout: ImageLayout, *, image_size: tuple[int, int], drop_path: float = 0.0) -> LoadedEncoder:
     """The image tower of a layout with random weights."""
     if layout.library == "timm":
-        return new_timm(layout, image_size=image_size, drop_path=drop_path)
-    found: nn.Module = encoder_of(layout.options)
-    return found
+        return LoadedEncoder(new_timm(layout, image_size=image_size, drop_path=drop_path))
+    return LoadedEncoder(encoder_of(layout.options))
 
 
 def _of_open_clip(name: str, tag: str) -> dict[str, Any] | None:
@@ -170,19 +162,3 @@ def _download(name: str, tag: str, place: ModelFolder) -> Path:
             with contextlib.suppress(Exception):  # without its card the licence is unknown
                 hf_hub_download(repository, CARD)
     return file
-
-
-def _file(place: str, key: str) -> Path:
-    try:
-        file = fetch(place, names=(*LICENSE_FILES, *WEIGHTS_FILES))
-    except OSError as error:
-        raise WeightsError(f"{key}.pretrained: {error}.") from error
-    return _only(file) if file.is_dir() else file
-
-
-def _only(folder: Path) -> Path:
-    """The weights file of a folder, by open_clip's order of names."""
-    found = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
-    if found is None:
-        raise WeightsError(f"the folder {folder} holds no weights; expected one of {', '.join(WEIGHTS_FILES)}.")
-    return found

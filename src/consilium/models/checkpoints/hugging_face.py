@@ -11,6 +11,9 @@ from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.reporter import some
 from consilium.models.checkpoints.clip_tokenizer import canonical
 from consilium.models.checkpoints.layout import (
+    CLIP,
+    HALF,
+    IMAGENET,
     ImageLayout,
     ModelLayout,
     PretrainedInput,
@@ -160,13 +163,7 @@ def image_input(folder: Path, vision: Any) -> PretrainedInput:
         )
         half = "siglip" in vision.model_type or vision.model_type == "vit"
         clip = "clip" in vision.model_type and not half
-        usual = (
-            ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-            if clip
-            else ((0.5,) * 3, (0.5,) * 3)
-            if half
-            else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        )
+        usual = CLIP if clip else HALF if half else IMAGENET
         return PretrainedInput(
             mean=tuple(shown.get("image_mean") or usual[0]),
             std=tuple(shown.get("image_std") or usual[1]),

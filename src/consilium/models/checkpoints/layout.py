@@ -9,6 +9,11 @@ from pydantic import Field
 from consilium.core.config import Config
 from consilium.models.config import TextPooling
 
+# Mean and deviation of images as families of models take them.
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 class PretrainedInput(Config):
     """The images that pretrained weights were trained on; ``size`` is (height, width)."""

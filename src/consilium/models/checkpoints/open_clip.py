@@ -19,6 +19,8 @@ from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.licenses import License
 from consilium.core.reporter import some
 from consilium.models.checkpoints.layout import (
+    CLIP,
+    HALF,
     ImageLayout,
     ModelLayout,
     PretrainedInput,
@@ -30,12 +32,11 @@ from consilium.models.checkpoints.pretrained import Joint, scalar
 from consilium.models.encoders import HubEncoder, LoadedEncoder, architecture_of, config_of, with_weights
 from consilium.models.hub import ModelFolder
 from consilium.models.licenses import file_licenses
-from consilium.models.timm_models import load_timm
+from consilium.models.timm_models import load_timm, timm_width
 from consilium.models.weights import load_state
 
 _POOLERS = {"cls_last_hidden_state_pooler": "cls", "mean_pooler": "mean", "cls_pooler": "pooler"}
 _FITS = {"shortest": "crop", "longest": "pad", "squash": "stretch"}
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 
 
 class OpenClipModel:
@@ -205,8 +206,7 @@ class OpenClipModel:
         layout = ImageLayout(
             library="timm", name=name, options={"global_pool": pool} if pool else {}, input=self._input()
         )
-        tower: Any = timm.create_model(name, num_classes=0, **layout.options)
-        width = int(tower.num_features)
+        width = timm_width(name, pool)
         if projection == "none":
             return layout, ProjectionLayout(sizes=[width])
         bias = bool(vision.get("timm_proj_bias", False)) or self._projects_inside
@@ -230,10 +230,10 @@ class OpenClipModel:
     def _input(self) -> PretrainedInput:
         shown, size = self._preprocess, self._preprocess.get("size") or self._vision.get("image_size", 224)
         siglip = self._model.get("init_logit_bias") is not None
-        half = (0.5, 0.5, 0.5)
+        usual = HALF if siglip else CLIP
         return PretrainedInput(
-            mean=tuple(shown.get("mean") or (half if siglip else _MEAN)),
-            std=tuple(shown.get("std") or (half if siglip else _STD)),
+            mean=tuple(shown.get("mean") or usual[0]),
+            std=tuple(shown.get("std") or usual[1]),
             size=(size, size) if isinstance(size, int) else tuple(size),
             interpolation=shown.get("interpolation", "bicubic"),
             fit=_FITS.get(shown.get("resize_mode", "squash" if siglip else "shortest")),

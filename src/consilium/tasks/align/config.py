@@ -11,8 +11,7 @@ from consilium.core.contracts import Needs
 from consilium.core.section import TaskSection
 from consilium.losses.config import ContrastiveConfig, DistillationConfig, SoftmaxContrastiveConfig
 from consilium.models.config import (
-    LICENSE,
-    LicenseName,
+    LicenseOfWeights,
     LinearProjectionConfig,
     ProjectionConfig,
     TextConfig,
@@ -30,7 +29,7 @@ class ModelConfig(Config):
     pretrained: str | None = Field(
         default=None, description="A weights file in place of that of the folder or tag; of open_clip's models only."
     )
-    license: LicenseName | None = Field(default=None, description=LICENSE)
+    license: LicenseOfWeights = None
 
 
 def _named(given: object) -> object:

@@ -29,7 +29,7 @@ from consilium.core.contracts import (
 )
 from consilium.core.errors import ConfigError
 from consilium.core.reporter import some
-from consilium.core.task import LAST_EPOCH, Task
+from consilium.core.task import Task, at_the_end
 from consilium.losses.contrastive import build_contrastive
 from consilium.losses.distillation import FeatureDistillation
 from consilium.models.checkpoints.layout import ProjectionLayout
@@ -252,21 +252,16 @@ class Align(Task):
 
     def _refuse_batch_statistics(self) -> None:
         """A tower whose outputs for a case depend on the rest of the batch is a ConfigError."""
-        self.set_epoch(LAST_EPOCH)
-        training = self.training
-        self.train()
-        for key, tower, name in (
-            ("vision", self.vision, self.config.vision.name),
-            ("text", self.text, self.config.text.name),
-        ):
-            if found := batch_statistics(tower):
-                raise ConfigError(
-                    f"task.chunk is {self.config.chunk}, but {name} has BatchNorm ({some(found, 3)}), which learns "
-                    "from the whole batch at once: in chunks it would be another model. Leave task.chunk out, freeze "
-                    f"the tower (task.{key}.freeze.kind: tower), or take one without BatchNorm (vit_b_16, "
-                    "convnext_tiny)."
-                )
-        self.train(training)
+        towers = (("vision", self.vision, self.config.vision.name), ("text", self.text, self.config.text.name))
+        with at_the_end(self):
+            for key, tower, name in towers:
+                if found := batch_statistics(tower):
+                    raise ConfigError(
+                        f"task.chunk is {self.config.chunk}, but {name} has BatchNorm ({some(found, 3)}), which learns "
+                        "from the whole batch at once: in chunks it would be another model. Leave task.chunk out, "
+                        f"freeze the tower (task.{key}.freeze.kind: tower), or take one without BatchNorm (vit_b_16, "
+                        "convnext_tiny)."
+                    )
 
     def encoders(self) -> Mapping[str, Encoder]:
         """The towers that stay frozen."""
