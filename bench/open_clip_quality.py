@@ -73,7 +73,7 @@ from consilium.predictor import Predictor, case_outputs
 from consilium.session import train
 from consilium.tasks.family import studying
 
-SEEDS, RATES = (0, 1, 2), (3e-5, 1e-4, 3e-4, 1e-3)
+SEEDS, RATES = (0, 1, 2), (1e-4, 3e-4, 1e-3, 3e-3)
 SAMPLES, SEARCHED = 4000, 1000  # of a run, and of one that finds the rate
 SIZE, BATCH, WIDTH, DECAY, OWN_RATE = 112, 32, 512, 0.1, 1e-3
 CROP, MEAN = (0.9, 1.0), (0.5, 0.5, 0.5)

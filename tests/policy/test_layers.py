@@ -22,6 +22,7 @@ LAYERS = (
     ("bundle",),
     ("predictor", "council"),
     ("predictions",),
+    ("search", "export"),
     ("judge",),
     ("experiment",),
     ("session",),
@@ -33,8 +34,9 @@ HEIGHT = {part: height for height, row in enumerate(LAYERS) for part in row}
 FRONT_DOORS = {"", "__main__"}  # they may name everything
 
 HEAVY = {
-    "PIL", "accelerate", "datasets", "huggingface_hub", "jinja2", "matplotlib", "open_clip", "pandas", "peft",
-    "pyarrow", "scipy", "simplejpeg", "sklearn", "timm", "tokenizers", "torch", "torchvision", "transformers", "wandb",
+    "PIL", "accelerate", "datasets", "faiss", "huggingface_hub", "jinja2", "matplotlib", "onnx", "onnxruntime",
+    "open_clip", "pandas", "peft", "pyarrow", "scipy", "simplejpeg", "sklearn", "timm", "tokenizers", "torch",
+    "torchvision", "transformers", "wandb",
 }  # fmt: skip
 CONFIG_FILES = sorted(name for name in MODULES if name.endswith(".config"))
 

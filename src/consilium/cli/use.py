@@ -1,0 +1,64 @@
+"""The commands that use a bundle: evaluate, predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from consilium.cli.options import BundlePath, Device, on_disk, refuse_unread
+from consilium.core.surroundings import say
+
+
+def evaluate(
+    bundle: BundlePath,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Other data: a folder, csv, parquet or jsonl, or a YAML file with a data section."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val, test or all; default: test, or all of a folder or table.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the report goes.", parser=on_disk, metavar="PATH")] = None,
+    on_bad_row: Annotated[
+        Literal["stop", "quarantine"] | None,
+        typer.Option(help="Stop at rows and images that cannot be used, or leave them out; default: as in training."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Judge a bundle and write a report; cases whose image cannot be read are left out, and the exit code is 1."""
+    from consilium.console import Console
+    from consilium.judge import evaluate as run
+
+    with Console() as console:
+        done = run(bundle, data=data, split=split, out=out, on_bad_row=on_bad_row, device=device, reporter=console)
+    refuse_unread(done.unread)
+
+
+def predict(
+    bundle: BundlePath,
+    paths: Annotated[list[str], typer.Argument(help="Image files, folders, globs or a store.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .jsonl or .csv file, of embeddings also .npz or .parquet; default: print JSON lines.",
+            parser=on_disk,
+            metavar="PATH",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    device: Device = "auto",
+) -> None:
+    """Predict images; an unreadable one gets an error entry and the exit code 1."""
+    from consilium.console import Console
+    from consilium.data.sources.files import counted_reasons
+    from consilium.predictions import predict_files
+
+    with Console() as console:
+        summary = predict_files(bundle, paths, out=out, batch_size=batch_size, device=device, reporter=console)
+    if summary.skipped:  # not where the answers may go
+        typer.echo(f"skipped: {counted_reasons(summary.skipped)}", err=True)
+    if summary.errors:
+        say(f"{summary.errors} of {summary.cases} images could not be read; see their `error`.")
+        raise typer.Exit(1)
