@@ -65,11 +65,11 @@ from bench._retrieval import FIGURES, interval, judge, mean, resampled
 from consilium.core.config import build
 from consilium.core.files import fingerprint, write_text
 from consilium.core.reporter import Silent, format_table
-from consilium.crossval import GUARDS_OFF
 from consilium.data.cases.load import load_data
 from consilium.evaluation.metrics import Floats
 from consilium.experiment import Experiment
 from consilium.predictor import Predictor, case_outputs
+from consilium.series import GUARDS_OFF
 from consilium.session import train
 from consilium.tasks.family import studying
 
