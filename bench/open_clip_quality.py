@@ -298,7 +298,8 @@ def ours(run: Run, parts: dict[str, list[Case]], folder: Path) -> tuple[Floats, 
     outputs = case_outputs(predictor, loaded.studied, run.judged)
     places = {name: place for place, name in enumerate(outputs.ids)}
     order = [next(place for name, place in places.items() if name.endswith(case.id)) for case in parts[run.judged]]
-    return outputs.arrays["image_embeddings"][order], outputs.arrays["text_embeddings"][order]
+    texts_NKF = outputs.arrays["text_embeddings"]  # K: of each case one
+    return outputs.arrays["image_embeddings"][order], texts_NKF[order, 0]
 
 
 def theirs(run: Run, parts: dict[str, list[Case]], folder: Path) -> tuple[Floats, Floats]:

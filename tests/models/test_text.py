@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -254,6 +255,10 @@ def test_code_in_a_folder_does_not_run(bert: Path, tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"name": "tiny"}, "tiny has no pretrained weights: set pretrained: false"),
+        (
+            {"name": "tiny", "pretrained": False, "interpolate_positions": True},
+            "interpolate_positions is for pretrained encoders",
+        ),
         ({"name": "org/bert", "vocabulary_size": 1000}, "vocabulary_size is for tiny and small only"),
         ({"pooling": "max"}, "cls"),
     ],
@@ -272,7 +277,7 @@ def test_a_tokenizer_must_fit_its_tower(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("kind", "most"), [("bert", 40), ("roberta", 38), ("modernbert", 40)])
 def test_a_context_must_fit_the_positions(kind: str, most: int, tmp_path: Path) -> None:
     folder = write_encoder(tmp_path, kind=kind, **KINDS[kind])
-    with pytest.raises(ConfigError, match=f"context_length is 41, but .* has positions for {most} tokens"):
+    with pytest.raises(ConfigError, match=f"context_length is 41, but .* has positions for {most} tokens.*interpolate"):
         build(name=str(folder), context_length=41)
     tower, tokenizer = build(name=str(folder), context_length=most)
     assert torch.isfinite(features(tower, tokenizer, [" ".join(CAPTIONS)])).all()
@@ -350,3 +355,41 @@ def test_building_is_silent(bert: Path, capfd: pytest.CaptureFixture[str]) -> No
     build(name=str(bert))
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
+
+
+@pytest.mark.parametrize(("kind", "before"), [("bert", 0), ("roberta", 2)])
+def test_positions_are_stretched_behind_the_first_ones(kind: str, before: int, tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path, kind=kind, **KINDS[kind])
+    own = 40 - before
+    short, _ = build(name=str(folder), context_length=own)
+    longer, tokenizer = build(name=str(folder), context_length=96, interpolate_positions=True)
+    tables = [tower.state_dict()["model.embeddings.position_embeddings.weight"] for tower in (short, longer)]
+    assert [len(table) for table in tables] == [40, 96 + before]
+    kept = before + own // 2
+    assert torch.equal(tables[0][:kept], tables[1][:kept])
+    rest, stretched = (table[kept:].double().numpy() for table in tables)
+    places = np.linspace(0, len(rest) - 1, len(stretched))
+    expected = np.stack([np.interp(places, np.arange(len(rest)), column) for column in rest.T], axis=1)
+    np.testing.assert_allclose(stretched, expected, atol=1e-6)
+    text = " ".join(CAPTIONS * 3)
+    assert len(tokenizer.encode([text])[0]) > own
+    others = {name: value for name, value in short.state_dict().items() if "position" not in name}
+    assert all(torch.equal(longer.state_dict()[name], value) for name, value in others.items())
+
+    again = build_text(
+        TextConfig(name=str(tmp_path / "gone"), context_length=96, interpolate_positions=True),
+        tokenizer=tokenizer, architecture=longer.architecture, pooling=longer.pooling,
+    )  # fmt: skip
+    again.load_state_dict(longer.state_dict())
+    assert torch.equal(features(again.eval(), tokenizer, [text]), features(longer, tokenizer, [text]))
+
+
+def test_positions_that_reach_stay_and_those_without_a_table_are_refused(tmp_path: Path) -> None:
+    folder = write_encoder(tmp_path / "bert")
+    short, _ = build(name=str(folder), context_length=20)
+    same, _ = build(name=str(folder), context_length=20, interpolate_positions=True)
+    assert short.state_dict().keys() == same.state_dict().keys()
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in short.state_dict().items())
+    folder = write_encoder(tmp_path / "modern", kind="modernbert", **KINDS["modernbert"])
+    with pytest.raises(ConfigError, match=r"a modernbert\) has no table of positions"):
+        build(name=str(folder), context_length=96, interpolate_positions=True)

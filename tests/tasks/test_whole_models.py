@@ -78,7 +78,8 @@ def test_embeddings_are_those_of_the_model_s_own_library(form: str, tmp_path: Pa
     full = [functional.pad(found, (0, CONTEXT - short)) for found in (padded.tokens_BT, padded.attention_BT)]
     with torch.no_grad():
         expected = [functional.normalize(found, dim=1) for found in (written.images(pixels), written.texts(*full))]
-    assert (short == CONTEXT) == form.startswith("siglip")  # trap 2; all others may be trimmed (trap 3)
+    # Trap 2; all others may be trimmed (trap 3).
+    assert (short == CONTEXT) == form.startswith(("siglip", "mobileclip", "clipa"))
     for tokens_BT, attention_BT in ((padded.tokens_BT, padded.attention_BT), full):
         for found, own in zip(embedded(task, pixels, tokens_BT, attention_BT), expected, strict=True):
             torch.testing.assert_close(found, own, rtol=0, atol=1e-5)
@@ -164,6 +165,22 @@ def test_siglip_reads_all_of_its_positions(tmp_path: Path) -> None:
     written = siglip_hf(tmp_path / "model")
     with pytest.raises(ConfigError, match=r"context_length is 12, but .* at the last of its 32 positions"):
         built(experiment_of(tmp_path, str(written.folder), text={"context_length": 12}))
+
+
+@pytest.mark.parametrize("write_model", [clip_open, siglip_hf], ids=["clip", "siglip"])
+def test_a_whole_model_reads_longer_texts_where_asked(write_model: Any, tmp_path: Path) -> None:
+    written: Written = write_model(tmp_path / "model")
+    text = {"context_length": 64, "interpolate_positions": True}
+    task, started, knowledge = built(experiment_of(tmp_path, str(written.folder), text=text))
+    padded = task.tokenizer.pad(task.tokenizer.encode([" ".join(CAPTIONS * 2)]))
+    assert CONTEXT < padded.tokens_BT.shape[1] <= 64
+    pixels = torch.randn(1, 3, *started.data.image.size)
+    own = embedded(task, pixels, padded.tokens_BT, padded.attention_BT)
+    settled = FAMILY.settle(started.task, task, knowledge, {}).knowledge
+    again = FAMILY.build(started.task, settled, image=started.data.image, members={}, weights=False).eval()
+    again.load_state_dict(task.state_dict())
+    for found, expected in zip(embedded(again, pixels, padded.tokens_BT, padded.attention_BT), own, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_the_weights_may_lie_elsewhere(tmp_path: Path) -> None:

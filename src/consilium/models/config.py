@@ -173,6 +173,10 @@ class TextConfig(Config):
         "else cls.",
     )
     context_length: int = Field(default=256, ge=3, description="Tokens of a text that are read; longer ones are cut.")
+    interpolate_positions: bool = Field(
+        default=False,
+        description="Let context_length be longer than the encoder was made for: its positions are stretched.",
+    )
     vocabulary_size: int | None = Field(
         default=None, ge=256, description=f"tiny and small only: tokens that are learned; null: {VOCABULARY_SIZE}."
     )
@@ -193,6 +197,10 @@ class TextConfig(Config):
         if self.from_scratch and self.pretrained is not False:
             raise ValueError(
                 f"{self.name} has no pretrained weights: set pretrained: false, or name a Hugging Face encoder"
+            )
+        if self.from_scratch and self.interpolate_positions:
+            raise ValueError(
+                f"interpolate_positions is for pretrained encoders; {self.name} is made for context_length"
             )
         if not self.from_scratch and self.vocabulary_size is not None:
             raise ValueError(

@@ -19,6 +19,7 @@ from consilium.models.checkpoints.find import find_text
 from consilium.models.checkpoints.pretrained import TextSource
 from consilium.models.config import VOCABULARY_SIZE, TextConfig, TextPooling
 from consilium.models.encoders import LoadedEncoder, architecture_of, encoder_of, new_encoder
+from consilium.models.positions import lengthened, position_table
 from consilium.models.tokenizer import Padded, Tokenizer, train_tokenizer
 
 _SIZES: dict[str, dict[str, Any]] = {  # of the encoders from scratch
@@ -61,15 +62,17 @@ class TextTower(nn.Module):
     def forward(self, tokens_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Features [B, num_features] of tokens int64 [B, T]; ``attention_BT`` is 1 for tokens and 0 for padding."""
         found = self.model(input_ids=tokens_BT, **({"attention_mask": attention_BT} if self._masked else {}))
-        if self.pooling in ("pooler", "eot"):
+        if self.pooling == "pooler" or (self.pooling == "eot" and not self.reads_padding):
             features_BF: Tensor = found.pooler_output
             return features_BF
         hidden_BTF: Tensor = found.last_hidden_state
         if self.pooling == "cls":
             return hidden_BTF[:, 0]
-        if self.pooling == "last_token":
-            last_B = attention_BT.sum(1) - 1
-            return hidden_BTF[torch.arange(len(last_B), device=last_B.device), last_B]
+        if self.pooling == "last_token" and self.reads_padding:
+            return hidden_BTF[:, -1]
+        if self.pooling in ("last_token", "eot"):  # the end of a text has the largest id
+            place_B = tokens_BT.argmax(1) if self.pooling == "eot" else attention_BT.sum(1) - 1
+            return hidden_BTF[torch.arange(len(place_B), device=place_B.device), place_B]
         weights_BT = attention_BT[:, :, None].to(hidden_BTF.dtype)
         return (hidden_BTF * weights_BT).sum(1) / weights_BT.sum(1)
 
@@ -127,7 +130,8 @@ def build_tokenizer(config: TextConfig, *, texts: Sequence[str] = (), source: Te
     source = source or find_text(config)
     definition, pad_id = source.tokenizer()
     length, full = config.context_length, source.kind in _TO_CONTEXT
-    if full and length != source.context_length:
+    stretched = config.interpolate_positions and length > (source.context_length or length)
+    if full and length != source.context_length and not stretched:
         raise ConfigError(
             f"task.text.context_length is {length}, but this text tower ({source.kind}) reads a text out at the "
             f"last of its {source.context_length} positions, to which every text is padded; set it to that."
@@ -157,6 +161,8 @@ def build_text(
     else:
         source = source or find_text(config)
         loaded, pooling = source.load(), config.pooling or source.pooling
+        if config.interpolate_positions:
+            loaded = lengthened(loaded, tokens=tokenizer.context_length, name=config.name)
     _refuse_misfit(loaded.model, tokenizer, name=config.name)
     probe = tokenizer.pad(tokenizer.encode(_PROBE))
     chosen = config.pooling or pooling or "cls"
@@ -191,17 +197,16 @@ def _refuse_misfit(model: Any, tokenizer: Tokenizer, *, name: str) -> None:
     if positions is not None and tokenizer.context_length > positions:
         raise ConfigError(
             f"text.context_length is {tokenizer.context_length}, but the text encoder {name} has positions for "
-            f"{positions} tokens; set at most that."
+            f"{positions} tokens; set at most that, or let text.interpolate_positions: true stretch them."
         )
 
 
 def _positions(model: Any) -> int | None:
-    """The most tokens of a text; None where there is no limit. RoBERTa's positions begin after its padding id."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "position_embedding")):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    found: int | None = getattr(model.config, "max_position_embeddings", None)
-    return found
+    """The most tokens of a text; None where there is no limit."""
+    if (found := position_table(model)) is not None:
+        return found[1].num_embeddings - found[2]
+    limit: int | None = getattr(model.config, "max_position_embeddings", None)
+    return limit
 
 
 def _refuse_missing(tower: TextTower, loaded: LoadedEncoder, *, name: str) -> None:

@@ -21,7 +21,8 @@ from consilium.models.checkpoints.clip_tokenizer import canonical, clip_tokenize
 from consilium.models.checkpoints.find import find_model, find_text
 from consilium.models.checkpoints.open_clip_text import bert_of
 from consilium.models.config import TextConfig
-from tests.models.checkpoints.writers import biomed_open, clip_hf, clip_open, dual_clip_hf, write_tokenizer
+from consilium.models.tokenizer import Tokenizer
+from tests.models.checkpoints.writers import biomed_open, clip_hf, clip_open, clipa_open, dual_clip_hf, write_tokenizer
 from tests.models.texts import CAPTIONS, caption_tokenizer, write_encoder
 
 TEXTS = [
@@ -56,7 +57,10 @@ def test_the_activation_is_that_of_the_weights(name: str, quick: bool) -> None:
     assert layout.image.input.fit == "crop"
 
 
-READ = {"ViT-B-16-SigLIP/webli", "ViT-B-16/openai", "convnext_base_w/laion2b_s13b_b82k", "ViT-H-14/laion2b_s32b_b79k"}
+READ = {
+    "RN50x4/openai", "MobileCLIP-S1/datacompdr", "ViT-SO400M-16-SigLIP-i18n-256/webli", "ViT-B-16-SigLIP/webli",
+    "ViT-B-16/openai", "ViT-H-14-CLIPA/datacomp1b", "convnext_base_w/laion2b_s13b_b82k", "ViT-H-14/laion2b_s32b_b79k",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(READ))
@@ -71,7 +75,6 @@ def test_a_name_of_open_clip_says_what_it_is_made_of(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("RN50/openai", r"task.model 'RN50/openai' has a ResNet of CLIP; take timm's as task.vision.name"),
         ("coca_ViT-B-32/laion2b_s13b_b90k", r"does not read this architecture"),
         ("ViT-B-32", r"says no weights: give ViT-B-32/TAG, of which there is openai, laion"),
     ],
@@ -106,6 +109,20 @@ def test_the_package_open_clip_reads_the_same_words() -> None:
         if found.overflowing:  # both keep the mark of the end
             assert found.ids[-1] == own[-1] == 49407
         assert found.ids == own
+
+
+@pytest.mark.parametrize("template", [True, False], ids=["template", "bert"])
+def test_texts_of_clipa_end_in_zero_as_in_open_clip(template: bool, tmp_path: Path) -> None:
+    folder = clipa_open(tmp_path / "model").folder
+    if not template:  # as files of BERT write it
+        described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        described["post_processor"] = {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}
+        (folder / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    definition, pad_id = find_model(str(folder)).tokenizer()
+    ours = Tokenizer.made_of(definition, context_length=32, pad_id=pad_id, to_context=True)
+    theirs = open_clip.get_tokenizer(f"local-dir:{folder}")
+    for text in (*TEXTS, " ".join(CAPTIONS)):
+        assert ours.pad(ours.encode([text])).tokens_BT.tolist() == theirs([text]).tolist()
 
 
 def test_texts_of_siglip_are_cleaned_as_its_reference_does() -> None:

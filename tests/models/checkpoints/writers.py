@@ -63,7 +63,8 @@ def open_clip_folder(folder: Path, **config: Any) -> Written:
     model_cfg = {"embed_dim": 24, "vision_cfg": dict(_VIT), "text_cfg": dict(_TEXT), **config}
     shown = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic", "resize_mode": "shortest"}
     folder.mkdir(parents=True, exist_ok=True)
-    described = {"model_cfg": model_cfg, "preprocess_cfg": {**shown, "size": SIZE}}
+    size = model_cfg["vision_cfg"]["image_size"]
+    described = {"model_cfg": model_cfg, "preprocess_cfg": {**shown, "size": size}}
     (folder / "open_clip_config.json").write_text(json.dumps(described), encoding="utf-8")
     write_tokenizer(folder)
     torch.manual_seed(1)
@@ -128,6 +129,35 @@ def siglip_open(folder: Path) -> Written:
     )
 
 
+def mobileclip_open(folder: Path) -> Written:
+    """Texts see their padding and are read out at their end."""
+    vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None, "image_size": 160}
+    text = {**_TEXT, "no_causal_mask": True}
+    return open_clip_folder(folder, vision_cfg=vision, text_cfg=text, custom_text=True)
+
+
+def clipa_open(folder: Path) -> Written:
+    """Both towers read out otherwise than CLIP's: the mean of all patches, the last place of a text."""
+    vision = {**_VIT, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
+    tokens = {"hf_tokenizer_name": str(folder), "tokenizer_kwargs": {"strip_sep_token": True}}
+    text = {**_TEXT, **tokens, "pool_type": "last", "no_causal_mask": True}
+    return open_clip_folder(folder, vision_cfg=vision, text_cfg=text)
+
+
+def resnet_open(folder: Path) -> Written:
+    vision = {"layers": [3, 4, 6, 3], "width": 64, "image_size": 64}
+    return open_clip_folder(folder, vision_cfg=vision)
+
+
+def siglip_i18n_open(folder: Path) -> Written:
+    """Without a projection of texts."""
+    vision = {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "none", "image_size": 160}
+    text = {**_TEXT, "width": 64, "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "proj_type": "none"}
+    return open_clip_folder(
+        folder, embed_dim=64, vision_cfg=vision, text_cfg=text, custom_text=True, init_logit_bias=-10
+    )
+
+
 def hf_folder(folder: Path, model: Any, *, masked: bool) -> Written:
     """A model of transformers as its hub holds it."""
     shaken(model).save_pretrained(folder)
@@ -187,7 +217,8 @@ def dual_clip_hf(folder: Path) -> Written:
 FORMS: dict[str, Callable[[Path], Written]] = {
     form.__name__: form
     for form in (
-        clip_open, clip_open_quick, clip_open_custom, timm_open, timm_inside_open, biomed_open, siglip_open, clip_hf,
-        clip_hf_old, siglip_hf, chinese_hf, dual_hf, dual_clip_hf,
+        clip_open, clip_open_quick, clip_open_custom, timm_open, timm_inside_open, biomed_open, siglip_open,
+        siglip_i18n_open, mobileclip_open, clipa_open, resnet_open, clip_hf, clip_hf_old, siglip_hf, chinese_hf,
+        dual_hf, dual_clip_hf,
     )
 }  # fmt: skip

@@ -64,3 +64,16 @@ def canonical(definition: str) -> str:
     own = described.get("normalizer")
     described["normalizer"] = {"type": "Sequence", "normalizers": [*before, *([own] if own else [])]}
     return json.dumps(described, ensure_ascii=False)
+
+
+def with_zero_at_the_end(definition: str) -> str:
+    """A ``tokenizer.json`` that ends a text with the token 0 in the place of its own end, as CLIPA was trained."""
+    described: dict[str, Any] = json.loads(definition)
+    after = described.get("post_processor") or {}
+    if after.get("type") == "BertProcessing":
+        after["sep"][1] = 0
+    elif after.get("type") == "TemplateProcessing":
+        last = next((part["SpecialToken"]["id"] for part in after["single"][::-1] if "SpecialToken" in part), None)
+        if last is not None:
+            after["special_tokens"][last]["ids"] = [0]
+    return json.dumps(described, ensure_ascii=False)

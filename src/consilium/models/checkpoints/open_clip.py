@@ -13,6 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from consilium.core.errors import ConfigError, WeightsError
@@ -29,6 +30,7 @@ from consilium.models.checkpoints.layout import (
 )
 from consilium.models.checkpoints.open_clip_text import bert_of, under_hub_names
 from consilium.models.checkpoints.pretrained import Joint, scalar
+from consilium.models.config import TextPooling
 from consilium.models.encoders import HubEncoder, LoadedEncoder, architecture_of, config_of, with_weights
 from consilium.models.hub import ModelFolder
 from consilium.models.licenses import file_licenses
@@ -36,6 +38,13 @@ from consilium.models.timm_models import load_timm, timm_width
 from consilium.models.weights import load_state
 
 _POOLERS = {"cls_last_hidden_state_pooler": "cls", "mean_pooler": "mean", "cls_pooler": "pooler"}
+_RESNETS = {  # by their blocks: timm's name, and the width that it has
+    (3, 4, 6, 3): ("resnet50_clip", 64),
+    (3, 4, 23, 3): ("resnet101_clip", 64),
+    (4, 6, 10, 6): ("resnet50x4_clip", 80),
+    (6, 8, 18, 8): ("resnet50x16_clip", 96),
+    (3, 15, 36, 10): ("resnet50x64_clip", 128),
+}
 _FITS = {"shortest": "crop", "longest": "pad", "squash": "stretch"}
 
 
@@ -102,8 +111,11 @@ class OpenClipModel:
             state = {
                 f"visual.{name.replace('.ls_', '.ls')}": tensor
                 for name, tensor in self._below("visual.").items()
-                if name != "proj"
+                if name != "proj" and not name.startswith("attnpool.c_proj.")
             }
+            if self._clipa:
+                state = {name.replace(".ln_post.", ".fc_norm."): tensor for name, tensor in state.items()}
+                state["visual.conv1.bias"] = torch.zeros(len(state["visual.conv1.weight"]))  # timm has one here
         origin = f"the weights of {self.name}"
         model = load_timm(layout, state, image_size=image_size, origin=origin, drop_path=drop_path)
         return LoadedEncoder(model, licenses=self._licenses)
@@ -172,10 +184,15 @@ class OpenClipModel:
         vision, embed = self._vision, int(self._model["embed_dim"])
         if "timm_model_name" in vision:
             return self._timm_layout(embed)
-        odd = {"attentional_pool": False, "no_ln_pre": False, "final_ln_after_pool": False, "pool_type": "tok"}
-        different = [key for key, usual in odd.items() if vision.get(key, usual) != usual]
         if isinstance(vision["layers"], list):
-            raise self._unread("a ResNet of CLIP; take timm's as task.vision.name, resnet50_clip.openai (and its like)")
+            return self._resnet_layout(embed)
+        odd: dict[str, Any] = {
+            "attentional_pool": False,
+            "no_ln_pre": self._clipa,
+            "final_ln_after_pool": self._clipa,
+            "pool_type": "avg" if self._clipa else "tok",
+        }
+        different = [key for key, usual in odd.items() if vision.get(key, usual) != usual]
         if different or vision.get("norm_kwargs") or vision.get("act_kwargs") or vision.get("block_type"):
             raise self._unread(f"an image transformer with {', '.join(different) or 'options of its own'}")
         width = int(vision["width"])
@@ -189,10 +206,25 @@ class OpenClipModel:
         }
         if vision.get("ls_init_value") is not None:
             options["init_values"] = vision["ls_init_value"]
+        if self._clipa:
+            options |= {"pre_norm": False, "global_pool": "avg", "fc_norm": True}
         layout = ImageLayout(
             library="timm", name=f"vit_base_patch16_clip_{quick}224", options=options, input=self._input()
         )
         return layout, ProjectionLayout(sizes=[width, embed], biases=[False])
+
+    @property
+    def _clipa(self) -> bool:
+        """An image transformer that averages its patches and normalises after that, as CLIPA's."""
+        return self._vision.get("pool_type") == "avg" and bool(self._vision.get("final_ln_after_pool"))
+
+    def _resnet_layout(self, embed: int) -> tuple[ImageLayout, ProjectionLayout]:
+        """A ResNet of CLIP; its attention pooling ends in the projection."""
+        name = _RESNETS.get(tuple(self._vision["layers"]))
+        if name is None or name[1] != self._vision.get("width", 64):
+            raise self._unread(f"a ResNet of {self._vision['layers']} blocks")
+        layout = ImageLayout(library="timm", name=name[0], options={}, input=self._input())
+        return layout, ProjectionLayout(sizes=[timm_width(name[0], ""), embed], biases=[True])
 
     def _timm_layout(self, embed: int) -> tuple[ImageLayout, ProjectionLayout]:
         import timm
@@ -216,6 +248,8 @@ class OpenClipModel:
 
     def _image_projection(self) -> dict[str, Tensor]:
         if "timm_model_name" not in self._vision:
+            if isinstance(self._vision["layers"], list):
+                return _layer("0", self._below("visual.attnpool.c_proj."))
             return {"0.weight": self._needed("visual.proj").T.contiguous()}
         if self._projects_inside:
             return _layer("0", self._below(f"visual.trunk.{self._timm_classifier()}."))
@@ -246,12 +280,14 @@ class OpenClipModel:
         context = int(text.get("context_length", 77))
         if "hf_model_name" in text:
             return self._hub_text_layout(embed, context)
-        odd = {"embed_cls": False, "ls_init_value": None, "proj_type": "linear", "final_ln_after_pool": False}
+        odd = {"embed_cls": False, "ls_init_value": None, "final_ln_after_pool": False}
         different = [key for key, usual in odd.items() if text.get(key, usual) != usual]
         pool, width = text.get("pool_type", "argmax"), int(text.get("width", 512))
         causal = not text.get("no_causal_mask", False)
-        siglip = not causal and pool == "last" and text.get("proj_bias", False)
-        if different or text.get("block_type") or not (siglip or (causal and pool in ("argmax", "eos"))):
+        readouts: dict[str, TextPooling] = (
+            {"argmax": "eot", "eos": "eot"} if causal else {"argmax": "eot", "last": "last_token"}
+        )
+        if different or text.get("block_type") or text.get("use_pad_mask") or pool not in readouts:
             which = ", ".join(different) or f"pool_type {pool}{'' if causal else ' and without a causal mask'}"
             raise self._unread(f"a text transformer with {which}")
         tanh = (text.get("act_kwargs") or {}).get("approximate") == "tanh"
@@ -265,16 +301,19 @@ class OpenClipModel:
             "layer_norm_eps": (text.get("norm_kwargs") or {}).get("eps", 1e-5),
             "hidden_act": "quick_gelu" if self._model.get("quick_gelu") else "gelu_pytorch_tanh" if tanh else "gelu",
         }
-        if siglip:
-            options |= {"model_type": "siglip_text_model", "projection_size": embed}
-            return TextLayout(options=options, pooling="pooler", context_length=context), ProjectionLayout(
-                sizes=[embed]
-            )
-        # The library takes 2 for: read out at the largest id of a text, as open_clip does.
-        end = 2 if pool == "argmax" else text.get("eos_id", 2)
-        options |= {"model_type": "clip_text_model", "eos_token_id": end, "projection_dim": embed}
+        readout: TextPooling = readouts[pool]
         projection = ProjectionLayout(sizes=[width, embed], biases=[bool(text.get("proj_bias", False))])
-        return TextLayout(options=options, pooling="eot", context_length=context), projection
+        if text.get("proj_type", "linear") == "none":
+            projection = ProjectionLayout(sizes=[width])
+        if causal:
+            # The library takes 2 for: read out at the largest id of a text, as open_clip does.
+            end = 2 if pool == "argmax" else text.get("eos_id", 2)
+            options |= {"model_type": "clip_text_model", "eos_token_id": end, "projection_dim": embed}
+        else:
+            options |= {"model_type": "siglip_text_model", "projection_size": embed}
+            if pool == "last" and projection.biases == [True]:  # SigLIP's, whose tower has the projection inside
+                readout, projection = "pooler", ProjectionLayout(sizes=[embed])
+        return TextLayout(options=options, pooling=readout, context_length=context), projection
 
     def _hub_text_layout(self, embed: int, context: int) -> tuple[TextLayout, ProjectionLayout]:
         text = self._text
@@ -307,20 +346,25 @@ class OpenClipModel:
             for number, layer in enumerate(layers):
                 found |= _layer(str(number), self._below(f"text.proj.{layer}.".replace("..", ".")))
             return found
-        if self.layout.text.pooling == "pooler":
-            return {}
         own = self._native_text
+        if not self.layout.text_projection.biases:
+            return {}
         if "text_projection" in own:
             return {"0.weight": own["text_projection"].T.contiguous()}
         prefix = "text_projection."
         return _layer("0", {name.removeprefix(prefix): own[name] for name in own if name.startswith(prefix)})
 
     def _cleaned(self, found: tuple[str, int]) -> tuple[str, int]:
-        """A tokenizer that also does what open_clip does to a text before."""
-        from consilium.models.checkpoints.clip_tokenizer import canonical
+        """A tokenizer that also does what open_clip does to a text before, and to its tokens after."""
+        from consilium.models.checkpoints.clip_tokenizer import canonical, with_zero_at_the_end
 
-        clean = (self._text.get("tokenizer_kwargs") or {}).get("clean")
-        return (canonical(found[0]), found[1]) if clean == "canonicalize" else found
+        definition, pad_id = found
+        asked = self._text.get("tokenizer_kwargs") or {}
+        if asked.get("clean") == "canonicalize":
+            definition = canonical(definition)
+        if asked.get("strip_sep_token"):
+            definition = with_zero_at_the_end(definition)
+        return definition, pad_id
 
     def _needed(self, name: str) -> Tensor:
         if name not in self._state:
