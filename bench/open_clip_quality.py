@@ -57,26 +57,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from bench import _open_clip
+from bench._experts import BATCH, CROP, DECAY, OWN_RATE, OWN_RATES, SIZE, WIDTH, epochs_and_steps, train_and_embed
 from bench._imagenet import MODEL, imagenet_weights
 from bench._machine import describe_machine
 from bench._minilm import minilm
 from bench._pairs import FOLDS, SETS, Case, read_cases, split
 from bench._retrieval import FIGURES, interval, judge, mean, resampled
-from consilium.core.config import build
 from consilium.core.files import fingerprint, write_text
-from consilium.core.reporter import Silent, format_table
-from consilium.data.cases.load import load_data
+from consilium.core.reporter import format_table
 from consilium.evaluation.metrics import Floats
-from consilium.experiment import Experiment
-from consilium.predictor import Predictor, case_outputs
-from consilium.series import GUARDS_OFF
-from consilium.session import train
-from consilium.tasks.family import studying
 
 SEEDS, RATES = (0, 1, 2), (1e-4, 3e-4, 1e-3, 3e-3)
 SAMPLES, SEARCHED = 4000, 1000  # of a run, and of one that finds the rate
-SIZE, BATCH, WIDTH, DECAY, OWN_RATE = 112, 32, 512, 0.1, 1e-3
-CROP, MEAN = (0.9, 1.0), (0.5, 0.5, 0.5)
+MEAN = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -242,64 +235,17 @@ def make(run: Run, file: Path, folder: Path) -> None:
 # -- Both sides: embeddings of the judged cases ----------------------------------------------------------------------
 
 
-def epochs_and_steps(cases: int, *, samples: int) -> tuple[int, int]:
-    """The epochs that come nearest to the samples, and the steps of one; a last batch that is not full is left out."""
-    steps = cases // BATCH
-    return max(1, round(samples / (steps * BATCH))), steps
-
-
 def ours(run: Run, parts: dict[str, list[Case]], folder: Path) -> tuple[Floats, Floats]:
     """Train by consilium."""
-    row, context = ROWS[run.row], SETS[run.pairs].context
-    epochs, steps = epochs_and_steps(len(parts["train"]), samples=run.samples)
-    splits, file = tuple(dict.fromkeys(("train", "val", run.judged))), folder / "pairs.jsonl"
-    with file.open("w", encoding="utf-8") as opened:
-        for name in splits:
-            opened.writelines(json.dumps({**asdict(case), "split": name}) + "\n" for case in parts[name])
-    tree = {
-        "name": "bench",
-        "seed": run.seed,
-        "task": {
-            "kind": "align",
-            "vision": {"name": MODEL, "pretrained": str(imagenet_weights(folder))},
-            "text": {"name": str(minilm()), "pooling": "mean", "context_length": context},
-            "embedding_size": WIDTH,
-            "loss": {"kind": "softmax", "positives": row.positives},
-        },
-        "data": {
-            "sources": [{"kind": "jsonl", "name": "pairs", "path": str(file), "columns": {"group": "group"}}],
-            "store": {"root": str(folder / "stores"), "check_images": "header"},
-            "guards": GUARDS_OFF,
-            "image": {"size": [SIZE, SIZE], "interpolation": "bicubic", "statistics": "model"},
-            "augmentation": {"crop_scale": CROP},
-            "loader": {"batch_size": BATCH, "drop_last": True, "workers": 0},
-        },
-        "optimizer": {"kind": "adamw", "learning_rate": run.rate, "weight_decay": DECAY},
-        "schedule": {"kind": "cosine", "warmup": epochs * steps // 10},
-        "trainer": {
-            "max_epochs": epochs, "clip_norm": 1.0, "precision": "fp32", "threads": 1, "device": "cpu",
-            "validate_every": epochs, "save_every": epochs,
-        },
-        "evaluation": {"bootstrap_samples": 0},
-        "report": {"images": False},
-        "output": {"root": str(folder / "runs")},
-    }  # fmt: skip
-    if row.rates:
-        own = {"learning_rate": OWN_RATE}
-        tree["optimizer"]["groups"] = {"projection": own, "temperature": {**own, "weight_decay": 0.0}}  # type: ignore[index]
-    experiment = build(Experiment, tree, origin="bench")
-    result = train(experiment, quiet=True)
-    assert result is not None
-    predictor = Predictor.load(result.bundle, device="cpu", batch_size=64, workers=0)
-    task = experiment.task
-    loaded = load_data(
-        experiment.data, needs=task.needs, study=studying(task, learns=True), splits=splits, reporter=Silent()
-    )
-    outputs = case_outputs(predictor, loaded.studied, run.judged)
-    places = {name: place for place, name in enumerate(outputs.ids)}
-    order = [next(place for name, place in places.items() if name.endswith(case.id)) for case in parts[run.judged]]
-    texts_NKF = outputs.arrays["text_embeddings"]  # K: of each case one
-    return outputs.arrays["image_embeddings"][order], texts_NKF[order, 0]
+    row = ROWS[run.row]
+    change: dict[str, Any] = {
+        "task": {"loss": {"positives": row.positives}},
+        "optimizer": {"learning_rate": run.rate, "groups": OWN_RATES if row.rates else {}},
+    }
+    return train_and_embed(
+        parts, change, judged=[run.judged], samples=run.samples, context=SETS[run.pairs].context, seed=run.seed,
+        folder=folder,
+    )[run.judged]  # fmt: skip
 
 
 def theirs(run: Run, parts: dict[str, list[Case]], folder: Path) -> tuple[Floats, Floats]:
