@@ -1,4 +1,4 @@
-"""What learns best from few pairs: frozen towers, their last blocks, adapters, or all of them, and what holds them back.
+"""What learns best from few pairs: frozen towers, their last blocks, adapters or all, and what holds them back.
 
     python bench/expert_choices.py [--sizes 250 1000 2100] [--rows NAME ...] [--out runs/expert_choices]
 
