@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from consilium.evaluation.metrics import Floats
-from consilium.evaluation.retrieval.figures import TIE, chance_average_precision, chance_recall, unit
+from consilium.evaluation.retrieval.figures import chance_average_precision, chance_recall
+from consilium.evaluation.retrieval.ranks import TIE, unit
 
 FIGURES = ("label mAP", "R@1", "R@5", "R@10")
 RESAMPLES = 2000

@@ -219,6 +219,7 @@ def case_outputs(
         groups=list(table.groups),
         columns=table.columns(),
         unread=unread,
+        labels=list(table.labels),
     )
 
 

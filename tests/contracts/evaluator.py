@@ -92,4 +92,5 @@ def reordered(outputs: Outputs) -> Outputs:
         ids=[outputs.ids[row] for row in rows],
         groups=[outputs.groups[row] for row in rows],
         columns={name: [values[row] for row in rows] for name, values in outputs.columns.items()},
+        labels=[outputs.labels[row] for row in rows] if outputs.labels else [],
     )

@@ -272,6 +272,7 @@ class Outputs:
     groups: list[str]
     columns: dict[str, list[str]]
     unread: dict[str, str] = field(default_factory=dict)  # ids left out, since an image cannot be read, and why
+    labels: list[tuple[str, ...]] = field(default_factory=list)  # of each case, () where it has none; []: not known
 
     @property
     def known_targets(self) -> np.ndarray:

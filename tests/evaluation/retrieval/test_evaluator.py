@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from consilium.core.contracts import Evaluator, Outputs
 from consilium.core.errors import DataError
@@ -42,7 +44,7 @@ class TestRetrieval(EvaluatorContract):
         return RetrievalEvaluator(config=CONFIG)
 
     def outputs(self) -> Outputs:
-        return outputs()
+        return replace(outputs(), labels=[("x",), ("y",), ("x", "y"), ()] * 10)
 
 
 def simple() -> Outputs:
@@ -246,10 +248,154 @@ def test_cases_without_a_text_are_left_out_and_counted() -> None:
     json.dumps(asdict(replace(found, draws={})), allow_nan=False)
 
 
-def test_one_case_is_found_by_chance() -> None:
-    found = RetrievalEvaluator(config=CONFIG).evaluate(outputs(1, texts=1), split="test")
-    assert found.metrics["mean_recall"] == 1
-    assert found.tables["retrieval"][0]["recall_at_1_chance"] == 1
+# -- Levels -------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def labelled(draw: st.DrawFn) -> Outputs:
+    """Cases of up to three texts, some of them equal, with labels or without, on a grid where ties are usual."""
+    count = draw(st.integers(2, 10))
+    same_NK = np.array(
+        draw(st.lists(st.lists(st.integers(-1, 6), min_size=3, max_size=3), min_size=count, max_size=count))
+    )
+    same_NK[:, 0] = np.where((same_NK < 0).all(axis=1), 0, same_NK[:, 0])
+    grid = st.lists(st.integers(-2, 2), min_size=2, max_size=2)
+    images, texts = (np.array(draw(st.lists(grid, min_size=n, max_size=n)), float) for n in (count, 7))
+    labels = draw(st.lists(st.sampled_from([(), ("a",), ("b",), ("b", "a")]), min_size=count, max_size=count))
+    arrays = {"image_embeddings": images, "text_embeddings": texts[same_NK], "same_text": same_NK}
+    names = [f"case {n}" for n in range(count)]
+    return Outputs(arrays, None, ids=names, groups=names, columns={}, labels=labels)
+
+
+def asked(case: Outputs, level: str) -> dict[str, list[tuple[float, float, float]]]:
+    """Of each direction, for every query: how much it counts, rank of the first right answer, average precision."""
+    images, same_NK = case.arrays["image_embeddings"], case.arrays["same_text"]
+    pairs = [(n, m) for n, own in enumerate(same_NK.tolist()) for m in dict.fromkeys(own) if m >= 0]
+    text_of = {m: case.arrays["text_embeddings"][n, k] for (n, k), m in np.ndenumerate(same_NK)}
+    if level == "label":
+        pairs = [(n, m) for n, m in pairs if case.labels[n]]
+    cases, texts = list(dict.fromkeys(n for n, _ in pairs)), list(dict.fromkeys(m for _, m in pairs))
+    entries = [(None, m) for m in texts] if level == "text" else pairs
+
+    def right(image: int, case_of_text: int | None, text: int) -> bool:
+        if level == "label":
+            return set(case.labels[image]) == set(case.labels[case_of_text])
+        return (image, text) in pairs if level == "text" else image == case_of_text
+
+    def cosine(n: int, m: int) -> float:
+        lengths = np.linalg.norm(images[n]) * np.linalg.norm(text_of[m])
+        return round(float(images[n] @ text_of[m] / lengths), 5) if lengths else 0.0
+
+    def found(answers: list[tuple[float, bool]]) -> tuple[float, float]:
+        order = sorted(answers, key=lambda answer: (-answer[0], answer[1]))
+        places = [place for place, (_, is_right) in enumerate(order, start=1) if is_right]
+        return places[0], sum(k / place for k, place in enumerate(places, start=1)) / len(places)
+
+    share = {n: 1 / sum(other == n for other, _ in pairs) for n in cases}
+    return {
+        "image_to_text": [(1, *found([(cosine(n, m), right(n, c, m)) for c, m in entries])) for n in cases],
+        "text_to_image": [
+            (share[n], *found([(cosine(i, m), right(i, None if level == "text" else n, m)) for i in cases]))
+            for n, m in pairs
+        ],
+    }
+
+
+@settings(deadline=None)
+@given(labelled())
+def test_every_level_is_that_of_an_oracle_which_sorts_all_answers(case: Outputs) -> None:
+    metrics = RetrievalEvaluator(config=CONFIG).quick(case)
+    for level in ("text", "instance", "label"):
+        prefix = "" if level == "text" else f"{level}_"
+        for direction, queries in asked(case, level).items():
+            if metrics[f"{prefix}{direction}_recall_at_1"] is None:
+                wrong = [rank for _, rank, precision in queries if rank > 1 or precision < 1]
+                assert not wrong
+                continue
+            weights, ranks, precisions = (np.array(column) for column in zip(*queries, strict=True))
+            for k in (1, 5, 10):
+                expected = np.average(ranks <= k, weights=weights)
+                assert metrics[f"{prefix}{direction}_recall_at_{k}"] == pytest.approx(expected)
+            expected = np.average(precisions, weights=weights)
+            assert metrics[f"{prefix}{direction}_mean_average_precision"] == pytest.approx(expected)
+
+
+def test_labels_against_torchmetrics() -> None:
+    """Without ties and with one text a case, average precision and recall are those of the library."""
+    metrics = pytest.importorskip("torchmetrics.functional.retrieval")
+    torch = pytest.importorskip("torch")
+    labels = [("x",) if n % 3 else ("y",) for n in range(40)]
+    case = replace(outputs(texts=40), labels=labels)
+    images, texts = (case.arrays[f"{side}_embeddings"] for side in ("image", "text"))
+    cosine = images @ texts.T / np.outer(np.linalg.norm(images, axis=1), np.linalg.norm(texts, axis=1))
+    similarity = torch.tensor(cosine + 1)  # the library drops right answers whose score is not positive
+    right = torch.tensor([[one == other for other in labels] for one in labels])
+    found = RetrievalEvaluator(config=CONFIG).quick(case)
+    for direction, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+        precisions = [float(metrics.retrieval_average_precision(*pair)) for pair in zip(scores, right, strict=True)]
+        hits = [float(metrics.retrieval_hit_rate(*pair, top_k=5)) for pair in zip(scores, right, strict=True)]
+        own = [float(metrics.retrieval_reciprocal_rank(scores[n], torch.arange(40) == n)) for n in range(40)]
+        assert found[f"label_{direction}_mean_average_precision"] == pytest.approx(np.mean(precisions), abs=1e-6)
+        assert found[f"label_{direction}_recall_at_5"] == pytest.approx(np.mean(hits))
+        assert found[f"instance_{direction}_mean_average_precision"] == pytest.approx(np.mean(own), abs=1e-6)
+
+
+def test_figures_of_labels_by_label_and_in_the_summary() -> None:
+    labels: list[tuple[str, ...]] = [("x",), ("y",), ("x", "y"), ()] * 10
+    case = replace(outputs(), labels=labels)
+    found = RetrievalEvaluator(config=CONFIG).evaluate(case, split="test")
+    rows = found.tables["per_label"]
+    assert [(row["label"], row["n"], row["groups"]) for row in rows] == [("x", 20, 20), ("y", 20, 20)]
+    assert rows[0]["label_image_to_text_recall_at_1_low"] <= rows[0]["label_image_to_text_recall_at_1"]
+    assert rows[0]["label_image_to_text_recall_at_10_chance"] > rows[0]["label_image_to_text_recall_at_1_chance"] > 0
+    assert rows[0]["text_to_image_median_rank"] >= 1
+    by_image, by_text = found.tables["retrieval_label"]
+    assert (by_image["queries"], by_image["gallery"]) == (by_text["queries"], by_text["gallery"]) == (30, 30)
+    assert by_image["recall_at_1_chance"] == pytest.approx(1 / 3)
+    assert by_image["recall_at_1_low"] <= by_image["recall_at_1"] <= by_image["recall_at_1_high"]
+    assert found.tables["notes"] == [{"note": "10 of 40 cases have no label; the figures of labels leave them out."}]
+
+
+def test_texts_of_several_cases_make_the_case_s_own_harder_to_find() -> None:
+    found = RetrievalEvaluator(config=CONFIG).evaluate(simple(), split="test")
+    assert found.metrics["instance_image_to_text_recall_at_1"] == 0.25  # a and b share a text, d finds another first
+    assert found.tables["retrieval_instance"][0]["gallery"] == 4
+    alike = outputs(texts=40)
+    metrics = RetrievalEvaluator(config=CONFIG).quick(alike)
+    for name in [name for name in metrics if name.startswith("instance_")]:
+        assert metrics[name] == metrics[name.removeprefix("instance_")]
+
+
+# -- Nothing to choose among --------------------------------------------------------------------------------------
+
+
+def test_where_every_answer_is_right_nothing_is_defined_and_a_note_says_why() -> None:
+    evaluator = RetrievalEvaluator(config=CONFIG)
+    one = evaluator.evaluate(outputs(1, texts=1), split="test")
+    assert set(one.metrics.values()) == {None}
+    assert not one.intervals
+    assert [row["note"] for row in one.tables["notes"]] == [
+        "There is one case: nothing is there to choose among, and no figure of retrieval is defined."
+    ]
+    alike = evaluator.evaluate(outputs(20, texts=1), split="test")
+    assert (
+        alike.metrics["mean_recall"] is alike.metrics["image_to_text_recall_at_1"] is alike.metrics["log_loss"] is None
+    )
+    assert alike.metrics["instance_image_to_text_recall_at_1"] == 0  # among twenty equal texts
+    assert [row["note"] for row in alike.tables["notes"]] == [
+        "All 20 cases have the same text: every answer is right, and recall, ranks and mAP over different texts are "
+        "not defined."
+    ]
+    case = replace(outputs(), labels=[("x",)] * 40)
+    one_class = evaluator.evaluate(case, split="test")
+    assert one_class.metrics["label_image_to_text_mean_average_precision"] is None
+    assert "retrieval_label" not in one_class.tables
+    assert one_class.metrics["mean_recall"] == evaluator.quick(outputs())["mean_recall"]
+    assert [row["note"] for row in one_class.tables["notes"]] == [
+        "All 40 cases with a label have the same: every answer is right, and the figures of labels are not defined."
+    ]
+    for found in (one, alike, one_class):
+        json.dumps(asdict(replace(found, draws={})), allow_nan=False)
 
 
 def test_outputs_that_cannot_be_judged() -> None:

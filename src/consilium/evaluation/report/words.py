@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -48,57 +49,40 @@ WORDS: dict[str, Word] = {
         higher_is_better=False,
     ),
     "mean_recall": Word("Mean recall", "mean of R@1, R@5 and R@10 in both directions", share=True),
-    "image_to_text_recall_at_1": Word(
-        "Image to text R@1",
-        "share of queries with its text nearest of all",
-        share=True,
-    ),
-    "image_to_text_recall_at_5": Word(
-        "Image to text R@5",
-        "share of queries with its text among the 5 nearest",
-        share=True,
-    ),
-    "image_to_text_recall_at_10": Word(
-        "Image to text R@10",
-        "share of queries with its text among the 10 nearest",
-        share=True,
-    ),
-    "image_to_text_median_rank": Word(
-        "Image to text, median rank",
-        "where its text stands for half of the queries; 1 is best",
-        rank=True,
-        higher_is_better=False,
-    ),
-    "image_to_text_mean_average_precision": Word(
-        "Image to text, mAP",
-        "mean over queries of the average precision; 1 is best",
-    ),
-    "text_to_image_recall_at_1": Word(
-        "Text to image R@1",
-        "share of queries with an image of it nearest of all",
-        share=True,
-    ),
-    "text_to_image_recall_at_5": Word(
-        "Text to image R@5",
-        "share of queries with an image of it among the 5 nearest",
-        share=True,
-    ),
-    "text_to_image_recall_at_10": Word(
-        "Text to image R@10",
-        "share of queries with an image of it among the 10 nearest",
-        share=True,
-    ),
-    "text_to_image_median_rank": Word(
-        "Text to image, median rank",
-        "where an image of it stands for half of the queries; 1 is best",
-        rank=True,
-        higher_is_better=False,
-    ),
-    "text_to_image_mean_average_precision": Word(
-        "Text to image, mAP",
-        "mean over queries of the average precision; 1 is best",
-    ),
 }
+
+
+def _of_retrieval() -> Iterator[tuple[str, Word]]:
+    """Both directions, at each level of what counts as a right answer."""
+    levels = (
+        ("", "", "its text", "an image of it"),
+        ("instance_", ", own pair", "its own text", "its own image"),
+        ("label_", ", same label", "a text with its label", "an image with its label"),
+    )
+    for level, suffix, text, image in levels:
+        for way, name, answer in (("image_to_text", "Image to text", text), ("text_to_image", "Text to image", image)):
+            for k in (1, 5, 10):
+                near = "nearest of all" if k == 1 else f"among the {k} nearest"
+                yield (
+                    f"{level}{way}_recall_at_{k}",
+                    Word(f"{name} R@{k}{suffix}", f"share of queries with {answer} {near}", share=True),
+                )
+            yield (
+                f"{level}{way}_median_rank",
+                Word(
+                    f"{name}, median rank{suffix}",
+                    f"where {answer} stands for half of the queries; 1 is best",
+                    rank=True,
+                    higher_is_better=False,
+                ),
+            )
+            yield (
+                f"{level}{way}_mean_average_precision",
+                Word(f"{name}, mAP{suffix}", "mean over queries of the average precision; 1 is best"),
+            )
+
+
+WORDS |= _of_retrieval()
 _PARTS_OF_TABLES = {
     "precision",
     "recall",
