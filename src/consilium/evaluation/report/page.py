@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 REPORT, METRICS, CARD, TABLES = "report.html", "metrics.json", "MODEL_CARD.md", "tables"
+RESULTS = "evaluation_results.json"
 WARNINGS = f"{TABLES}/warnings.csv"
 _ADDED = "<!-- added later -->"  # where ``add_table`` puts its section
 
@@ -78,7 +79,10 @@ def main_split(splits: Iterable[str]) -> str:
 
 
 def write_report(folder: Path, content: ReportContent) -> Path:
-    """Write report.html, metrics.json, tables/*.csv and MODEL_CARD.md into ``folder``; the path of the HTML."""
+    """Write report.html, metrics.json, tables/*.csv and MODEL_CARD.md into ``folder``; the path of the HTML.
+
+    Tasks whose figures do not fit the plain list of metrics.json also have an evaluation_results.json.
+    """
     figures = {}
     for split, evaluation in content.evaluations.items():
         intervals = {name: asdict(interval) for name, interval in evaluation.intervals.items()}
@@ -93,6 +97,10 @@ def write_report(folder: Path, content: ReportContent) -> Path:
         for name, rows in evaluation.tables.items():
             write_text(folder / TABLES / f"{split}_{name}.csv", to_csv(rows))
     write_json(folder / METRICS, figures)
+    results = {split: content.parts.results(evaluation) for split, evaluation in content.evaluations.items()}
+    (folder / RESULTS).unlink(missing_ok=True)  # of an earlier report
+    if any(results.values()):
+        write_json(folder / RESULTS, results)
     (folder / WARNINGS).unlink(missing_ok=True)  # of an earlier report
     if content.warnings:
         write_text(folder / WARNINGS, to_csv([{"warning": text} for text in content.warnings]))

@@ -41,9 +41,10 @@ class ReportParts:
     ``curves`` those that a training shows beside the loss. ``summary(evaluation, confidence)`` says the result in
     sentences, most important first; ``beside`` what it is to be compared with. ``sections`` and ``galleries`` are
     templates of ``package``, after the headline figures and after the tables by column; ``card`` is one of the model
-    card. What templates call is in ``calls``. ``figures`` are what ``metrics.json`` has beside the metrics. ``pooled``
-    is added to the page of a cross-validation. ``by_column`` are the figures for each value of a column. ``console``
-    are lines for the screen. ``labels`` are the classes in reading order, of tasks that have some.
+    card. What templates call is in ``calls``. ``figures`` are what ``metrics.json`` has beside the metrics, ``results``
+    what ``evaluation_results.json`` has of a split; without any there is no such file. ``pooled`` is added to the page
+    of a cross-validation. ``by_column`` are the figures for each value of a column. ``console`` are lines for the
+    screen. ``labels`` are the classes in reading order, of tasks that have some.
     """
 
     about: str
@@ -58,6 +59,7 @@ class ReportParts:
     meaning: Callable[[str, Evaluation], str] = _by_name
     console: Callable[[Evaluation], list[str]] = _nothing
     figures: Callable[[Evaluation], Mapping[str, Any]] = lambda evaluation: {}
+    results: Callable[[Evaluation], Mapping[str, Any]] = lambda evaluation: {}
     by_column: tuple[str, ...] = ()
     package: str = "consilium.evaluation"
     sections: tuple[str, ...] = ()

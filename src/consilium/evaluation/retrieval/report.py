@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from consilium.core.contracts import Evaluation
 from consilium.core.reporter import format_table
 from consilium.evaluation.report.parts import ReportParts
 from consilium.evaluation.report.wording import cases_phrase, number, percent, with_interval
+from consilium.evaluation.retrieval import charts
+from consilium.evaluation.retrieval.cases import DIRECTIONS, FIGURES, LEVELS, figure_name
 
 _WAYS = {
     "image_to_text": ("the right text", "of the images", "different texts"),
     "text_to_image": ("a right image", "of the texts", "images"),
 }
+LEVEL_TABLES = {level: "retrieval" if level == "text" else f"retrieval_{level}" for level in LEVELS}
 
 
 def retrieval_parts() -> ReportParts:
@@ -29,8 +33,14 @@ def retrieval_parts() -> ReportParts:
         limits=_limits,
         console=_console,
         by_column=("mean_recall", "image_to_text_recall_at_1", "text_to_image_recall_at_1"),
-        sections=("retrieval.html.j2",),
+        results=_results,
+        sections=("retrieval.html.j2", "space.html.j2"),
         galleries=("neighbours.html.j2",),
+        calls={
+            "recall_chart": charts.recall_chart,
+            "similarity_chart": charts.similarity_chart,
+            "map_chart": charts.map_chart,
+        },
     )
 
 
@@ -67,6 +77,61 @@ def _limits(evaluation: Evaluation | None) -> list[str]:
         "no probability of being right.",
         "Ranks depend on the size of the gallery: compare them only with figures over as many texts and images.",
     ]
+
+
+def _results(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything that was measured: at each level, both ways, of all cases and of each value of a column."""
+    figures = {
+        level: {
+            row["direction"]: {
+                "queries": row["queries"],
+                "gallery": row["gallery"],
+                **{figure: _measured(row, figure) for figure in FIGURES},
+            }
+            for row in evaluation.tables.get(table, [])
+        }
+        for level, table in LEVEL_TABLES.items()
+    }
+    whole = {
+        name: {"value": interval.value, "low": interval.low, "high": interval.high}
+        for name, interval in evaluation.intervals.items()
+        if name in ("mean_recall", "log_loss")
+    }
+    parts = {
+        name: [
+            {
+                "value": row[name.removeprefix("per_")],
+                "cases": row["n"],
+                "groups": row["groups"],
+                **_of_value(row),
+            }
+            for row in rows
+        ]
+        for name, rows in evaluation.tables.items()
+        if name.startswith("per_")
+    }
+    notes = [row["note"] for row in evaluation.tables.get("notes", [])]
+    counts = {"cases": evaluation.cases, "groups": evaluation.groups, "unread": evaluation.unread}
+    return {**counts, **whole, **{level: own for level, own in figures.items() if own}, **parts, "notes": notes}
+
+
+def _of_value(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of the queries with a value of a column, as those of all."""
+    found: dict[str, Any] = {"mean_recall": _measured(row, "mean_recall")} if "mean_recall" in row else {}
+    for level in LEVELS:
+        ways: dict[str, Any] = {}
+        for direction in DIRECTIONS:
+            names = {figure: figure_name(level, direction, figure) for figure in FIGURES}
+            own = {figure: _measured(row, name) for figure, name in names.items() if name in row}
+            ways |= {direction: own} if own else {}
+        found |= {level: ways} if ways else {}
+    return found
+
+
+def _measured(row: Mapping[str, Any], name: str) -> dict[str, float | None]:
+    """A figure with its interval and what chance would give."""
+    ends = {end: row.get(f"{name}_{end}") for end in ("low", "high", "chance")}
+    return {"value": row[name], **{end: value for end, value in ends.items() if f"{name}_{end}" in row}}
 
 
 def _console(evaluation: Evaluation) -> list[str]:

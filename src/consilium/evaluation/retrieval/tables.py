@@ -64,6 +64,13 @@ def neighbours(cases: RetrievalCases, direction: Direction) -> list[dict[str, An
     pairs = cases.first_N[spread(cases.groups, _SHOWN_QUERIES)]
     answers_QK, similarity_QK = _answers(cases, direction, pairs, count=_SHOWN_ANSWERS)
     own = set(zip(cases.case_P.tolist(), cases.text_P.tolist(), strict=True))
+
+    def labels_of(query: int, answer: int) -> dict[str, str]:
+        if not any(cases.labels):
+            return {}
+        query_label, label = (" + ".join(cases.labels[cases.case_P[pair]]) for pair in (query, answer))
+        return {"query_label": query_label, "label": label}
+
     found = []
     for q, query in enumerate(pairs):
         for k, answer in enumerate(answers_QK[q]):
@@ -76,6 +83,7 @@ def neighbours(cases: RetrievalCases, direction: Direction) -> list[dict[str, An
                     "text": int(cases.place_P[text]),
                     "similarity": float(similarity_QK[q, k]),
                     "right": (int(cases.case_P[image]), int(cases.text_P[text])) in own,
+                    **labels_of(query, answer),
                 }
             )
     return found
@@ -151,7 +159,7 @@ def space(cases: RetrievalCases) -> dict[str, list[dict[str, Any]]]:
     count = len(cases.images_NF) + len(cases.texts_MF)
     mean_F = np.sum([block_EF.sum(axis=0, dtype=float) for block_EF in blocks], axis=0) / count
     variances_F, axes_FF = np.linalg.eigh(sum((own := block_EF - mean_F).T @ own for block_EF in blocks) / count)
-    if len(mean_F) < 2 or variances_F[-1] <= 1e-9:  # all the same
+    if len(mean_F) < 2 or len(cases.ids) < 2 or variances_F[-1] <= 1e-9:  # all the same
         return {}
     axes_F2 = axes_FF[:, [-1, -2]]
     axes_F2 = axes_F2 * np.where(axes_F2[np.abs(axes_F2).argmax(axis=0), [0, 1]] < 0, -1, 1)  # else the sign is open
