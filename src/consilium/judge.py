@@ -18,8 +18,7 @@ from consilium.core import places
 from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
-from consilium.core.errors import BundleError, ConfigError, ImageError
-from consilium.core.files import write_json
+from consilium.core.errors import BundleError, ConfigError, DataError
 from consilium.core.licenses import license_warnings, recorded
 from consilium.core.moved import up_to_date
 from consilium.core.reporter import Reporter, counted, format_table
@@ -27,14 +26,15 @@ from consilium.core.section import TaskSection
 from consilium.data.batches.readers import Images
 from consilium.data.cases.cases import SPLITS, Cases, Studied
 from consilium.data.cases.load import load_data
-from consilium.data.config import DataConfig, ImageConfig
+from consilium.data.config import DataConfig
+from consilium.data.look.thumbnails import thumbnail
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.labels.saliency import SaliencyMap
 from consilium.evaluation.report.page import ReportContent, write_report
 from consilium.evaluation.report.parts import ReportParts
 from consilium.evaluation.report.wording import number
-from consilium.evaluation.statistics import mean_and_deviation
 from consilium.manifest import Manifest, local_bundle, read_manifest
+from consilium.predictions import check_embeddings, write_embeddings
 from consilium.predictor import Predictor, case_outputs
 from consilium.tasks.config import OneTask
 from consilium.tasks.family import family_of, studying
@@ -139,6 +139,7 @@ def evaluate(
     split: str | None = None,
     out: str | Path | None = None,
     on_bad_row: Literal["stop", "quarantine"] | None = None,
+    embeddings: str | Path | None = None,
     device: str = "auto",
     quiet: bool = False,
     reporter: Reporter | None = None,
@@ -147,11 +148,22 @@ def evaluate(
 
     ``split`` is train, val, test or all; None means test, or all where ``data`` is not a YAML file. Writes
     report.html, metrics.json and tables into ``out`` (default: a folder ``evaluation-...`` in the bundle).
-    ``on_bad_row`` takes the place of that of the data config. A case whose image cannot be read any more is left out;
-    ``unread`` of the result counts these. How far it is shows on the screen, unless ``quiet``, or goes to ``reporter``.
+    ``on_bad_row`` takes the place of that of the data config. ``embeddings`` is a .parquet, .pt or .npz file that the
+    embeddings of the judged cases go to, of an expert that answers with some. A case whose image cannot be read any
+    more is left out; ``unread`` of the result counts these. How far it is shows on the screen, unless ``quiet``, or
+    goes to ``reporter``.
     """
     with reporting(reporter, quiet=quiet) as shown:
-        return _evaluate(bundle, data=data, split=split, out=out, on_bad_row=on_bad_row, device=device, reporter=shown)
+        return _evaluate(
+            bundle,
+            data=data,
+            split=split,
+            out=out,
+            on_bad_row=on_bad_row,
+            embeddings=None if embeddings is None else Path(embeddings),
+            device=device,
+            reporter=shown,
+        )
 
 
 def _evaluate(
@@ -161,6 +173,7 @@ def _evaluate(
     split: str | None,
     out: str | Path | None,
     on_bad_row: Literal["stop", "quarantine"] | None,
+    embeddings: Path | None,
     device: str,
     reporter: Reporter,
 ) -> Evaluation:
@@ -178,13 +191,18 @@ def _evaluate(
     evaluation_config = build(EvaluationConfig, tree.get("evaluation", {}), origin=str(folder))
     section: TaskSection = build(OneTask, {"task": tree["task"]}, origin=str(folder)).task
     predictor = Predictor.load(folder, device=device)
+    if embeddings is not None:
+        check_embeddings(embeddings, task=predictor.task)
     studied = _studied(config, predictor, split=split, manifest=manifest, is_own=data is None, reporter=reporter)
     evaluator = family_of(section).evaluator(section, predictor.knowledge, evaluation=evaluation_config)
     outputs = predict_splits(predictor, studied, [split], reporter=reporter)
+    if embeddings is not None:
+        write_embeddings(embeddings, outputs[split], task=predictor.task)
     readable = set_aside(studied, outputs, reporter=reporter)
     studied = readable.studied
     parts = family_of(section).report(section, predictor.knowledge)
     evaluations = judge(outputs, evaluator, parts=parts, reporter=reporter)
+    _refuse_undefined(evaluations[split])
     name = split if data is None else f"{Path(data).stem}-{split}"
     beside = folder if folder == Path(bundle).expanduser() else Path()  # what is in the cache may be deleted
     target = Path(out) if out is not None else beside / f"evaluation-{name}"
@@ -225,6 +243,14 @@ def _studied(
     if split != "all":
         return studied
     return replace(studied, cases=replace(cases, rows={"all": np.arange(len(cases.table))}))
+
+
+def _refuse_undefined(evaluation: Evaluation) -> None:
+    """Cases that no figure is defined for are a DataError."""
+    if all(value is None for value in evaluation.metrics.values()):
+        notes = " ".join(row["note"] for row in evaluation.tables.get("notes", []))
+        cases = counted(evaluation.cases, "case")
+        raise DataError(f"the {cases} of {evaluation.split} cannot be judged. {notes}".strip())
 
 
 def _bundle_config(folder: Path) -> dict[str, Any]:
@@ -362,38 +388,8 @@ def _thumbnails(cases: Cases, *, size: int, window: tuple[float, float] | None) 
     """JPEG thumbnails by case id, made when asked for."""
     row_of = {name: row for row, name in enumerate(cases.table.ids)}
 
-    def thumbnail(case: str) -> bytes | None:
-        import simplejpeg
-
-        from consilium.data.images.reading import load_view, read_bytes
-
+    def small(case: str) -> bytes | None:
         images = cases.table.images(row_of[case])
-        if not images:
-            return None
-        image = ImageConfig(size=(size, size), fit="pad", window=window)
-        try:
-            pixels = load_view(read_bytes(images[0]), name=case, image=image, box=None)
-        except ImageError:  # gone since it was judged
-            return None
-        encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=85)
-        return encoded
+        return thumbnail(images[0], size=size, window=window) if images else None
 
-    return thumbnail
-
-
-def write_summary(
-    folder: Path, runs: Mapping[str, Mapping[str, Mapping[str, float | None]]], *, reporter: Reporter
-) -> None:
-    """Mean and deviation of every figure over several runs: printed, and in ``summary.json``."""
-    first = next(iter(runs.values()))
-    summary: dict[str, list[dict[str, Any]]] = {}
-    for split, metrics in first.items():
-        rows = []
-        for name in metrics:
-            values = [value for run in runs.values() if (value := run[split][name]) is not None]
-            if len(values) == len(runs):
-                found = mean_and_deviation(values)
-                rows.append({"metric": name, "mean": found.mean, "deviation": found.deviation, "runs": len(values)})
-        summary[split] = rows
-        reporter.line(format_table(rows, title=f"{split}: mean and standard deviation over {len(runs)} runs"))
-    write_json(folder / "summary.json", {"runs": list(runs), "splits": summary})
+    return small

@@ -10,13 +10,14 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from consilium.core.contracts import Outputs
 from consilium.core.errors import ConfigError, DataError, MissingExtraError
 from consilium.core.files import atomic_file
 from consilium.core.places import facts, is_remote, join, local_path, matches
@@ -38,7 +39,8 @@ class PredictionSummary:
 
 
 _GLOB = "*?["
-_ENDINGS = (".jsonl", ".csv", ".npz", ".parquet")
+_EMBEDDINGS = (".npz", ".parquet", ".pt")
+_ENDINGS = (".jsonl", ".csv", *_EMBEDDINGS)
 _ROWS = 4096  # answers that a parquet file takes at once
 
 
@@ -53,7 +55,7 @@ def predict_files(
 ) -> PredictionSummary:
     """Predict everything under ``paths`` into ``out``; None prints JSON lines.
 
-    Every task writes .jsonl; answers that fit a table .csv; embeddings .npz and .parquet.
+    Every task writes .jsonl; answers that fit a table .csv; embeddings .npz, .parquet and .pt.
     """
     if out is not None and out.suffix not in _ENDINGS:
         raise ConfigError(f"--out is {out}; expected a name that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}.")
@@ -144,7 +146,7 @@ def _open_writer(out: Path | None, *, task: Task) -> Iterator[_Writer]:
     if out is None:
         yield _JsonLines(sys.stdout)
         return
-    fitting = [".jsonl", *([".csv"] if task.columns() else []), *([".npz", ".parquet"] if task.vectors() else [])]
+    fitting = [".jsonl", *([".csv"] if task.columns() else []), *(_EMBEDDINGS if task.vectors() else [])]
     if out.suffix not in fitting:
         raise ConfigError(
             f"--out is {out}, which does not fit the answers of this bundle; it writes {', '.join(fitting)}."
@@ -155,9 +157,35 @@ def _open_writer(out: Path | None, *, task: Task) -> Iterator[_Writer]:
             file = opened.enter_context(temporary.open("w", encoding="utf-8", errors="backslashreplace", newline=""))
             writer = _JsonLines(file) if out.suffix == ".jsonl" else _Csv(file, task=task)
         else:
-            writer = _Npz(temporary, task=task) if out.suffix == ".npz" else _Parquet(temporary, task=task)
+            writer = _vectors_writer(temporary, ending=out.suffix, task=task)
         yield writer
         writer.close()
+
+
+def check_embeddings(out: Path, *, task: Task) -> None:
+    """A file that the embeddings of cases cannot go to is a ConfigError."""
+    if not task.vectors():
+        raise ConfigError(f"the embeddings are to go to {out}, but this bundle answers with none: it has no space.")
+    if out.suffix not in _EMBEDDINGS:
+        raise ConfigError(f"the embeddings are to go to {out}; expected a name that ends in {', '.join(_EMBEDDINGS)}.")
+
+
+def write_embeddings(out: Path, outputs: Outputs, *, task: Task) -> None:
+    """The embeddings of judged cases, as ``predict`` writes them: a row for each, of several texts the first."""
+    arrays = {name: np.asarray(outputs.arrays[f"{name}s"]) for name in task.vectors()}
+    first = {name: array if array.ndim == 2 else array[:, 0] for name, array in arrays.items()}
+    with atomic_file(out) as temporary:
+        writer = _vectors_writer(temporary, ending=out.suffix, task=task)
+        for n, case in enumerate(outputs.ids):
+            own = {name: array[n] for name, array in first.items() if array[n].any()}  # what is missing is zeros
+            writer.write({"image": case, **own})
+        writer.close()
+
+
+def _vectors_writer(path: Path, *, ending: str, task: Task) -> _Writer:
+    if ending == ".parquet":
+        return _Parquet(path, task=task)
+    return _Arrays(path, task=task, save=_save_npz if ending == ".npz" else _save_pt)
 
 
 class _JsonLines:
@@ -189,11 +217,12 @@ class _Csv:
         """The file is closed by who opened it."""
 
 
-class _Npz:
+class _Arrays:
     """Arrays: ``image`` and ``error`` str [N], and every vector of the task float32 [N, F], NaN where there is none."""
 
-    def __init__(self, path: Path, *, task: Task) -> None:
+    def __init__(self, path: Path, *, task: Task, save: Callable[[Path, dict[str, np.ndarray]], None]) -> None:
         self._path = path
+        self._save = save
         self._names: list[str] = []
         self._errors: list[str] = []
         self._blank = {name: np.full(length, np.nan, dtype=np.float32) for name, length in task.vectors().items()}
@@ -207,10 +236,21 @@ class _Npz:
             self._vectors[name].append(blank if own is None else np.array(own, dtype=np.float32))
 
     def close(self) -> None:
-        arrays: dict[str, Any] = {name: np.array(own, dtype=np.float32) for name, own in self._vectors.items()}
-        arrays |= {"image": np.array(self._names), "error": np.array(self._errors)}
-        with self._path.open("wb") as file:  # numpy gives a path another ending
-            np.savez(file, allow_pickle=False, **arrays)
+        arrays = {name: np.array(own, dtype=np.float32) for name, own in self._vectors.items()}
+        self._save(self._path, arrays | {"image": np.array(self._names), "error": np.array(self._errors)})
+
+
+def _save_npz(path: Path, arrays: dict[str, Any]) -> None:
+    with path.open("wb") as file:  # numpy gives a path another ending
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _save_pt(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A dictionary of tensors and lists of str, which ``torch.load(path, weights_only=True)`` reads."""
+    import torch
+
+    texts = {name: array.tolist() for name, array in arrays.items() if array.dtype.kind == "U"}
+    torch.save(texts | {name: torch.from_numpy(array) for name, array in arrays.items() if name not in texts}, path)
 
 
 class _Parquet:

@@ -145,7 +145,7 @@ def test_nothing_to_predict(cli: Cli, tiny_run: Run, tiny_images: Path, tmp_path
     assert_refused(refused, f"no image under {tmp_path}: the folder is empty. Expected")
     assert_refused(cli("predict", tiny_run.folder, tmp_path / "*.jpg"), f"{tmp_path / '*.jpg'}")
     answer = cli("predict", tiny_run.folder, tiny_images, "--out", tmp_path / "p.txt")
-    assert_refused(answer, "p.txt; expected a name that ends in .jsonl, .csv, .npz or .parquet")
+    assert_refused(answer, "p.txt; expected a name that ends in .jsonl, .csv, .npz, .parquet or .pt")
     assert not list(tmp_path.iterdir())
 
 

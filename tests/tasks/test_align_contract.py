@@ -103,6 +103,11 @@ def square(name: str) -> np.ndarray:
     return np.full((32, 32, 3), COLOURS[name], dtype=np.uint8)
 
 
+def by_row(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Columns of equal length as rows."""
+    return [dict(zip(columns, own, strict=True)) for own in zip(*columns.values(), strict=True)]
+
+
 class TestAlign(FamilyContract):
     @classmethod
     def experiment(cls, folder: Path, *overrides: str) -> Experiment:
@@ -127,7 +132,7 @@ class TestAlign(FamilyContract):
         (nothing,) = model.predict([Query()])
         assert "neither an image nor a text" in nothing["error"]
 
-    @pytest.mark.parametrize("ending", ["npz", "parquet", "jsonl"])
+    @pytest.mark.parametrize("ending", ["npz", "parquet", "jsonl", "pt"])
     def test_embeddings_of_a_store_and_of_what_cannot_be_read(self, run: Run, tmp_path: Path, ending: str) -> None:
         (store,) = (run.folder.parents[2] / "stores").glob("pairs-*")
         odd, out = tmp_path / "odd.png", tmp_path / f"found.{ending}"
@@ -138,11 +143,11 @@ class TestAlign(FamilyContract):
         table = Store.open(store).table
         assert (summary.cases, summary.errors) == (len(table) + 1, 1)
         rows = {
-            "npz": lambda: [dict(zip(found, own, strict=True)) for own in zip(*found.values(), strict=True)],
+            "npz": lambda: by_row(dict(np.load(out))),
+            "pt": lambda: by_row(torch.load(out, weights_only=True)),
             "parquet": lambda: pq.read_table(out).to_pylist(),
             "jsonl": lambda: [json.loads(line) for line in out.read_text().splitlines()],
         }
-        found = dict(np.load(out)) if ending == "npz" else {}
         read = rows[ending]()
         assert [row["image"] for row in read] == [*table.ids, str(odd)]
         assert [bool(row.get("error")) for row in read] == [False] * len(table) + [True]
@@ -150,12 +155,41 @@ class TestAlign(FamilyContract):
         (expected,) = consilium.load(run.folder, device="cpu").predict([query])
         for name in ("image_embedding", "text_embedding"):
             assert read[0][name] == pytest.approx(expected[name], abs=1e-5)
-            assert ending == "jsonl" or read[-1][name] is None or np.isnan(read[-1][name]).all()
+            assert ending == "jsonl" or read[-1][name] is None or np.isnan(np.asarray(read[-1][name])).all()
+
+    @pytest.mark.parametrize("ending", ["npz", "parquet", "pt"])
+    def test_embeddings_of_the_judged_cases(self, run: Run, tmp_path: Path, ending: str) -> None:
+        out = tmp_path / f"test.{ending}"
+        found = consilium.evaluate(run.folder, embeddings=out, out=tmp_path / "report", device="cpu", quiet=True)
+        read = {
+            "npz": lambda: by_row(dict(np.load(out))),
+            "pt": lambda: by_row(torch.load(out, weights_only=True)),
+            "parquet": lambda: pq.read_table(out).to_pylist(),
+        }[ending]()
+        (store,) = (run.folder.parents[2] / "stores").glob("pairs-*")
+        table = Store.open(store).table
+        rows = table.rows("test")
+        assert [row["image"] for row in read] == [table.ids[row] for row in rows]
+        assert len(read) == found.cases
+        query = Query(image=table.images(rows[0])[0], text=table.texts[rows[0]])
+        (expected,) = consilium.load(run.folder, device="cpu").predict([query])
+        for name in ("image_embedding", "text_embedding"):
+            assert read[0][name] == pytest.approx(expected[name], abs=1e-5)
+
+    def test_embeddings_go_to_no_other_file(self, run: Run, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"a\.jsonl; expected a name that ends in \.npz, \.parquet, \.pt\."):
+            consilium.evaluate(run.folder, embeddings=tmp_path / "a.jsonl", device="cpu", quiet=True)
+
+    def test_one_case_cannot_be_judged(self, run: Run, tmp_path: Path) -> None:
+        Image.fromarray(square("red")).save(tmp_path / "a.png")
+        (tmp_path / "one.csv").write_text("image,text\na.png,a red square\n")
+        with pytest.raises(DataError, match=r"the 1 case of all cannot be judged\. There is one case"):
+            consilium.evaluate(run.folder, data=tmp_path / "one.csv", device="cpu", quiet=True)
 
     def test_embeddings_fit_no_csv(self, run: Run, tmp_path: Path) -> None:
         image = tmp_path / "a.png"
         Image.fromarray(square("red")).save(image)
-        with pytest.raises(ConfigError, match=r"does not fit .*it writes \.jsonl, \.npz, \.parquet\."):
+        with pytest.raises(ConfigError, match=r"does not fit .*it writes \.jsonl, \.npz, \.parquet, \.pt\."):
             predict_files(
                 run.folder, [str(image)], out=tmp_path / "a.csv", batch_size=1, device="cpu", reporter=Recorder()
             )

@@ -25,6 +25,14 @@ def evaluate(
         Literal["stop", "quarantine"] | None,
         typer.Option(help="Stop at rows and images that cannot be used, or leave them out; default: as in training."),
     ] = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the embeddings of the judged cases: a .parquet, .pt or .npz file.",
+            parser=on_disk,
+            metavar="PATH",
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Judge a bundle and write a report; cases whose image cannot be read are left out, and the exit code is 1."""
@@ -32,7 +40,16 @@ def evaluate(
     from consilium.judge import evaluate as run
 
     with Console() as console:
-        done = run(bundle, data=data, split=split, out=out, on_bad_row=on_bad_row, device=device, reporter=console)
+        done = run(
+            bundle,
+            data=data,
+            split=split,
+            out=out,
+            on_bad_row=on_bad_row,
+            embeddings=embeddings,
+            device=device,
+            reporter=console,
+        )
     refuse_unread(done.unread)
 
 
@@ -42,7 +59,7 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A .jsonl or .csv file, of embeddings also .npz or .parquet; default: print JSON lines.",
+            help="A .jsonl or .csv file, of embeddings also .npz, .parquet or .pt; default: print JSON lines.",
             parser=on_disk,
             metavar="PATH",
         ),

@@ -1,12 +1,16 @@
-"""What a training returns."""
+"""What a training returns, and the summary of several."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from consilium.core.reporter import counted, figures
+from consilium.core.files import write_json
+from consilium.core.reporter import Reporter, counted, figures, format_table
 from consilium.evaluation.report.page import main_split
+from consilium.evaluation.statistics import mean_and_deviation
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,21 @@ class TrainResult:
     def bundle(self) -> Path:
         """The (first) bundle."""
         return self.runs[0].folder
+
+
+def write_summary(
+    folder: Path, runs: Mapping[str, Mapping[str, Mapping[str, float | None]]], *, reporter: Reporter
+) -> None:
+    """Mean and deviation of every figure over several runs: printed, and in ``summary.json``."""
+    first = next(iter(runs.values()))
+    summary: dict[str, list[dict[str, Any]]] = {}
+    for split, metrics in first.items():
+        rows = []
+        for name in metrics:
+            values = [value for run in runs.values() if (value := run[split][name]) is not None]
+            if len(values) == len(runs):
+                found = mean_and_deviation(values)
+                rows.append({"metric": name, "mean": found.mean, "deviation": found.deviation, "runs": len(values)})
+        summary[split] = rows
+        reporter.line(format_table(rows, title=f"{split}: mean and standard deviation over {len(runs)} runs"))
+    write_json(folder / "summary.json", {"runs": list(runs), "splits": summary})

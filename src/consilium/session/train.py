@@ -29,7 +29,7 @@ from consilium.data.cases.mixture import build_mixture
 from consilium.evaluation.config import AveragingConfig
 from consilium.evaluation.report.page import read_unread
 from consilium.experiment import Experiment, check_experiment
-from consilium.judge import RunFacts, write_summary
+from consilium.judge import RunFacts
 from consilium.manifest import MANIFEST, read_manifest
 from consilium.models.lora import adapter_notes, merge_adapters, refuse_unmoved_adapters, save_adapters
 from consilium.predictor import Predictor, case_outputs
@@ -37,7 +37,7 @@ from consilium.session.finish import finish
 from consilium.session.interpolation import Interpolation
 from consilium.session.origin import load_bundle, load_first, trained_groups, with_start
 from consilium.session.outlook import look_ahead, resolved_image
-from consilium.session.results import RunResult, TrainResult
+from consilium.session.results import RunResult, TrainResult, write_summary
 from consilium.session.stages import StagedTraining
 from consilium.tasks.family import family_of, studying
 from consilium.training.averaging import MovingAverage
