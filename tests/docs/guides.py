@@ -18,6 +18,7 @@ GUIDES = (
     "judging",
     "routers",
     "experts",
+    "judging_experts",
     "crossval",
     "compare",
     "predicting",

@@ -147,6 +147,8 @@ def test_experts_guide_runs(tmp_path: Path) -> None:
     with np.load(tmp_path / "fundus.npz") as found:
         assert found["image_embedding"].shape == (len(found["image"]), 64)
     assert (tmp_path / "cases.parquet").is_file()
+    assert "image_embedding" in follow("judging_experts", tmp_path)
+    assert (tmp_path / "judged" / "evaluation_results.json").is_file()
 
 
 @pytest.mark.slow
