@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from consilium.experiment import Experiment
     from consilium.judge import evaluate
     from consilium.predictor import Predictor, load
+    from consilium.search import Index
     from consilium.session import TrainResult, train
 
     __version__: str
@@ -25,6 +26,7 @@ __all__ = [
     "ConsiliumError",
     "CrossvalResult",
     "Experiment",
+    "Index",
     "Predictor",
     "Query",
     "TrainResult",
@@ -41,6 +43,7 @@ _HOMES = {
     "ConsiliumError": "consilium.core.errors",
     "CrossvalResult": "consilium.crossval",
     "Experiment": "consilium.experiment",
+    "Index": "consilium.search",
     "Predictor": "consilium.predictor",
     "Query": "consilium.data.batches.rows",
     "TrainResult": "consilium.session",

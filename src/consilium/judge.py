@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,6 @@ import numpy as np
 
 from consilium.console import reporting
 from consilium.core import places
-from consilium.core.archives import is_archive
 from consilium.core.config import build, read_tree
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, ConfigError, DataError
@@ -28,6 +26,7 @@ from consilium.data.cases.cases import SPLITS, Cases, Studied
 from consilium.data.cases.load import load_data
 from consilium.data.config import DataConfig
 from consilium.data.look.thumbnails import thumbnail
+from consilium.data.sources.single import kind_of, single_source
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.labels.saliency import SaliencyMap
 from consilium.evaluation.report.page import ReportContent, write_report
@@ -268,25 +267,22 @@ def _bundle_config(folder: Path) -> dict[str, Any]:
 
 def _data_config(path: str, *, own: DataConfig) -> DataConfig:
     """The data section of a YAML file (a whole experiment, or a data section alone), or one source with defaults."""
-    suffix = Path(path.removesuffix(".gz")).suffix
-    if suffix in YAML:
+    if Path(path).suffix in YAML:
         tree = read_tree(path)
         return build(DataConfig, tree.get("data", tree), origin=path)
-    found = places.facts(places.absolute(path)) if path else None
-    is_folder = is_archive(path) or (found is not None and not found.is_file)
-    kind = "folder" if is_folder else suffix.removeprefix(".")
-    if kind not in ("folder", "csv", "parquet", "jsonl"):
-        what = f"'{path}'" + ("" if found is not None else f", which does not exist (looked from {os.getcwd()})")
+    kind = kind_of(path)
+    if kind is None:
+        there = bool(path) and places.facts(places.absolute(path)) is not None
+        what = f"'{path}'" + ("" if there else f", which does not exist (looked from {os.getcwd()})")
         raise ConfigError(
             f"the data to judge on is {what}; expected a YAML file with a `data` section (as in a recipe), a folder of "
             "{label}/images (also as a .zip or .tar), or a .csv, .parquet or .jsonl file. Images without labels are "
             "for `consilium predict`."
         )
-    if is_folder and places.exists(places.join(places.absolute(path), "store.json")):
+    if kind == "folder" and places.exists(places.join(places.absolute(path), "store.json")):
         raise ConfigError(f"the data to judge on is {path}, a prepared store; give the YAML file it was prepared from.")
-    source = {"kind": kind, "name": re.sub(r"[^A-Za-z0-9_.-]", "_", Path(path).stem).strip(".") or "data", "path": path}
-    store = own.store.model_dump()
-    return build(DataConfig, {"sources": [source], "store": store, "on_bad_row": own.on_bad_row}, origin=path)
+    tree = {"sources": [single_source(path, kind)], "store": own.store.model_dump(), "on_bad_row": own.on_bad_row}
+    return build(DataConfig, tree, origin=path)
 
 
 def write_judgement(

@@ -19,6 +19,7 @@ GUIDES = (
     "routers",
     "experts",
     "judging_experts",
+    "search",
     "crossval",
     "compare",
     "predicting",

@@ -34,7 +34,7 @@ _INLINE = re.compile(r"`([^`\n]+)`")
 _DOTTED = re.compile(r"(?P<key>[a-z_]+(?:\.[a-z0-9_]+)+)(?:[:=].*)?")
 _FILE_ENDINGS = (
     "md", "yaml", "html", "json", "jsonl", "csv", "txt", "tif", "jpg", "png", "webp", "bmp", "safetensors", "bin",
-    "zip", "py",
+    "zip", "py", "npy", "faiss",
 )  # fmt: skip
 _NO_KEYS = ("consilium.", "radiology.", "microscopy.", "resnet50.", "meta.source")  # modules, labels, weights, columns
 
@@ -142,13 +142,17 @@ def test_training_guide_runs(world: Path) -> None:
 
 
 @pytest.mark.slow
-def test_experts_guide_runs(tmp_path: Path) -> None:
+def test_experts_guide_and_search_in_it_run(tmp_path: Path) -> None:
     follow("experts", tmp_path)
     with np.load(tmp_path / "fundus.npz") as found:
         assert found["image_embedding"].shape == (len(found["image"]), 64)
     assert (tmp_path / "cases.parquet").is_file()
     assert "image_embedding" in follow("judging_experts", tmp_path)
     assert (tmp_path / "judged" / "evaluation_results.json").is_file()
+    printed = follow("search", tmp_path)
+    assert "embedded 320 images and 78 texts" in printed
+    assert "320 images, 78 texts; it is up to date" in printed
+    assert (tmp_path / "found.html").read_text(encoding="utf-8").count("<img") == 10
 
 
 @pytest.mark.slow
@@ -265,7 +269,8 @@ def test_every_option_that_a_guide_names_exists(page: str) -> None:
     from consilium.cli import app
 
     def options(command: object) -> set[str]:
-        own = {name for parameter in command.params for name in parameter.opts}  # type: ignore[attr-defined]
+        parameters = command.params  # type: ignore[attr-defined]
+        own = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
         return own.union(*map(options, getattr(command, "commands", {}).values()))
 
     known = options(typer.main.get_command(app))

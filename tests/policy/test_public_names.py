@@ -15,6 +15,7 @@ NAMES = [
     "ConsiliumError",
     "CrossvalResult",
     "Experiment",
+    "Index",
     "Predictor",
     "Query",
     "TrainResult",

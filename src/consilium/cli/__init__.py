@@ -11,6 +11,7 @@ import typer
 
 from consilium.cli.configs import config_app
 from consilium.cli.data import data_app
+from consilium.cli.search import index, search
 from consilium.cli.training import compare, crossval, demo, train
 from consilium.cli.use import evaluate, predict
 from consilium.core.errors import ConsiliumError
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, crossval, compare, evaluate, predict, demo):
+for command in (train, crossval, compare, evaluate, predict, index, search, demo):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")

@@ -14,6 +14,7 @@ class ConsiliumError(Exception):
         │   ├── BadRowsError       rows of a source failed validation (each named with file and line)
         │   └── ImageError         one image cannot be read (missing, truncated, too large, not an image)
         ├── StoreError             a prepared store is missing, incomplete or damaged
+        ├── SearchError            an index of a collection is missing, damaged or of another bundle
         ├── WeightsError           weights do not fit the model, or are in a form that is never unpickled
         ├── BundleError            a bundle is missing, corrupt or newer than this version
         ├── RunFolderError         a run folder exists, is in use or cannot be resumed
@@ -51,6 +52,10 @@ class ImageError(DataError):
 
 class StoreError(ConsiliumError):
     """A prepared store is missing, incomplete or damaged."""
+
+
+class SearchError(ConsiliumError):
+    """An index of a collection is missing, damaged or of another bundle."""
 
 
 class WeightsError(ConsiliumError):

@@ -1,0 +1,208 @@
+"""Searching an index by a text or an image. Axes in names: N case, T text, D number of an embedding, K result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from consilium.console import reporting
+from consilium.core.errors import ConfigError, ImageError, SearchError
+from consilium.core.reporter import Reporter, counted, some
+from consilium.data.batches.rows import Query
+from consilium.data.images.in_memory import View
+from consilium.evaluation.retrieval.figures import nearest
+from consilium.predictor import Predictor
+from consilium.search.building import build_index, check_bundle, width_of
+from consilium.search.collection import Views
+from consilium.search.faiss_index import FaissImages
+from consilium.search.folder import FAISS, Content, Manifest, read_content, read_manifest
+
+Among = Literal["images", "texts"]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A result: the case that was found, and how similar it is (the product of embeddings of length 1).
+
+    Where texts are searched, ``text`` is the one that was found and ``cases`` how many cases have it, of which ``id``
+    is the first; else ``texts`` are all that the case has. ``row`` is the row of the case in the index.
+    """
+
+    rank: int
+    row: int
+    similarity: float
+    id: str
+    source: str
+    labels: tuple[str, ...]
+    images: tuple[str, ...]
+    texts: tuple[str, ...]
+    text: str | None = None
+    cases: int = 1
+
+
+class Index:
+    """The embeddings of a collection, and the model that embeds what is looked for in it.
+
+    ``Index.build(model, ["images"], out="indexes/mine")`` makes one or brings it up to date, ``Index.load`` takes one
+    as it is. ``model`` is what ``consilium.load`` gives.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, content: Content, model: Predictor) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._content, self._model, self._views = content, model, Views()
+
+    def __repr__(self) -> str:
+        held = f"{counted(self.manifest.images, 'image')} and {counted(self.manifest.texts, 'text')}"
+        return f"<Index {self.folder}: {held} of {counted(len(self), 'case')}, by '{self.manifest.bundle['name']}'>"
+
+    def __len__(self) -> int:
+        return len(self._content.entries)
+
+    @classmethod
+    def build(
+        cls,
+        model: Predictor,
+        places: Sequence[str | Path] = (),
+        *,
+        out: str | Path,
+        faiss: str | None = None,
+        quiet: bool = False,
+        reporter: Reporter | None = None,
+    ) -> Index:
+        """The index in the folder ``out``, made or brought up to date.
+
+        ``places`` are image files, folders, globs, prepared stores and tables; none: those that the index is of. Only
+        what is new or changed is embedded; what is gone is removed. A build that was killed goes on.
+        ``faiss`` names an index of faiss's factory that takes the place of the exact search among images; ``exact``
+        takes it away again.
+        """
+        out = Path(out).expanduser()
+        with reporting(reporter, quiet=quiet) as shown:
+            shown.line(str(build_index(model, [str(place) for place in places], out=out, faiss=faiss, reporter=shown)))
+        return cls.load(out, model)
+
+    @classmethod
+    def load(cls, folder: str | Path, model: Predictor) -> Index:
+        """The index in a folder; one that is missing, damaged or of another bundle is a SearchError."""
+        width_of(model)
+        folder = Path(folder).expanduser()
+        manifest = read_manifest(folder)
+        check_bundle(folder, manifest, model)
+        return cls(folder, manifest, read_content(folder, manifest), model)
+
+    def search(
+        self,
+        *,
+        text: str | None = None,
+        image: View | Sequence[View] | None = None,
+        k: int = 10,
+        among: Among = "images",
+        source: str | None = None,
+        label: str | None = None,
+    ) -> list[Hit]:
+        """The ``k`` nearest cases to a text or to an image (a path, bytes, pixels, or a list of views), best first.
+
+        Fewer where the collection has fewer. ``among`` images, or texts, each of which is found once. ``source`` and
+        ``label`` (with all below it) take the cases to search. What cannot be asked is a ConfigError, an image that
+        cannot be read an ImageError.
+        """
+        query_D = self._embedded(text, image)
+        if k < 1:
+            raise ConfigError(f"k is {k}; expected 1 or more results.")
+        chosen_N = self._chosen(source, label)
+        filtered = source is not None or label is not None
+        if among == "texts":
+            rows, vectors = self._texts_of(chosen_N), self._content.texts_TD
+        else:
+            rows, vectors = np.flatnonzero(chosen_N & self._has_image_N), self._content.images_ND
+        if not chosen_N.any():
+            raise ConfigError(f"no case of the index is of the source '{source}' and has the label '{label}'.")
+        if not len(rows):
+            raise ConfigError(f"none of {counted(int(chosen_N.sum()), 'case')} has {among[:-1]}s to search among.")
+        if among == "images" and self.manifest.faiss is not None and not filtered:
+            places_K, similarity_K = self._faiss.nearest(query_D, count=k)
+        else:
+            gallery = vectors if len(rows) == len(vectors) else vectors[rows]
+            (places_K,), (similarity_K,) = nearest(query_D[None], gallery, count=k)
+        found = zip(rows[places_K].tolist(), similarity_K.tolist(), strict=True)
+        make = self._text_hit if among == "texts" else self._image_hit
+        return [make(rank, row, similarity, chosen_N) for rank, (row, similarity) in enumerate(found, start=1)]
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """How images of more than 8 bits are shown (``data.image.window`` of the bundle)."""
+        return self._model.image.window
+
+    def views(self, hit: Hit) -> list[str | bytes]:
+        """The paths of the views of a result, or their bytes where they are embedded in a store."""
+        return self._views.of(self._content.entries[hit.row])
+
+    @cached_property
+    def _has_image_N(self) -> np.ndarray:
+        return np.asarray(self._content.images_ND.any(axis=1))
+
+    @cached_property
+    def _faiss(self) -> FaissImages:
+        return FaissImages(self.folder / FAISS, images=self.manifest.images)
+
+    @cached_property
+    def _cases_of(self) -> list[list[int]]:
+        """The rows of the cases that have each text."""
+        number = {text: row for row, text in enumerate(self._content.texts)}
+        found: list[list[int]] = [[] for _ in number]
+        for row, entry in enumerate(self._content.entries):
+            for text in entry.texts:
+                found[number[text]].append(row)
+        return found
+
+    def _embedded(self, text: str | None, image: Any) -> np.ndarray:
+        """The embedding [D] of what is looked for."""
+        if (text is None) == (image is None):
+            raise ConfigError("a search is for a text or for an image; give one of the two.")
+        side = "text" if image is None else "image"
+        if text is not None and not text.strip():
+            raise ConfigError("the text to search for is empty.")
+        if f"{side}_embedding" not in self._model.task.vectors():
+            raise SearchError(f"{self._model!r} does not embed {side}s; search by the other.")
+        (answer,) = self._model.predict([Query(image, text)])
+        if "error" in answer:
+            raise ImageError(f"the image to search for cannot be read: {answer['error']}")
+        return np.array(answer[f"{side}_embedding"], dtype=np.float32)
+
+    def _chosen(self, source: str | None, label: str | None) -> np.ndarray:
+        """Which cases are searched, bool [N]; a source or label that none has is a ConfigError."""
+        entries = self._content.entries
+        chosen_N = np.ones(len(entries), dtype=bool)
+        if source is not None:
+            chosen_N &= np.array([entry.source == source for entry in entries])
+            _require(chosen_N, "source", source, {entry.source for entry in entries})
+        if label is not None:
+            below = f"{label}."
+            own_N = [any(own == label or own.startswith(below) for own in entry.labels) for entry in entries]
+            _require(np.array(own_N), "label", label, {own for entry in entries for own in entry.labels})
+            chosen_N &= np.array(own_N)
+        return chosen_N
+
+    def _texts_of(self, chosen_N: np.ndarray) -> np.ndarray:
+        """The rows of the texts that one of these cases has."""
+        return np.array([row for row, cases in enumerate(self._cases_of) if chosen_N[cases].any()], dtype=np.int64)
+
+    def _image_hit(self, rank: int, row: int, similarity: float, chosen_N: np.ndarray) -> Hit:
+        own = self._content.entries[row]
+        return Hit(rank, row, similarity, own.id, own.source, own.labels, own.images, own.texts)
+
+    def _text_hit(self, rank: int, row: int, similarity: float, chosen_N: np.ndarray) -> Hit:
+        cases = [case for case in self._cases_of[row] if chosen_N[case]]
+        first, text = self._image_hit(rank, cases[0], similarity, chosen_N), self._content.texts[row]
+        return replace(first, text=text, cases=len(cases))
+
+
+def _require(chosen_N: np.ndarray, what: str, value: str, known: set[str]) -> None:
+    if not chosen_N.any():
+        names = some(sorted(filter(None, known)), 10) or "none"
+        raise ConfigError(f"no case of the index has the {what} '{value}'; there is {names}.")

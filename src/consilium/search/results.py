@@ -1,0 +1,123 @@
+"""Results of a search as rows of a table, as JSON, or as a page with pictures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from consilium.core.errors import ConsiliumError
+from consilium.core.reporter import counted
+from consilium.data.batches.rows import Query
+from consilium.data.look.thumbnails import thumbnail
+from consilium.evaluation.report.page import environment
+from consilium.search.index import Hit, Index
+
+SHOWN_TEXT = 60  # letters of a text in a table
+PICTURE = 256  # pixels of the side of a picture
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was looked for in an index, and what was found."""
+
+    index: Index
+    query: Query
+    among: str
+    hits: Sequence[Hit]
+    filters: dict[str, str]
+
+    @property
+    def asked(self) -> str:
+        """The text that was looked for, or the path of the image."""
+        return self.query.text or str(self.query.image)
+
+    @property
+    def heading(self) -> str:
+        """The text, or the name of the image file."""
+        return f"“{self.query.text}”" if self.query.text else f"Cases like {Path(self.asked).name}"
+
+    def title(self) -> str:
+        """A line above the results."""
+        return f"{self.asked!r} in {self.index.folder}: {self.sentence()[0].lower()}{self.sentence()[1:-1]}"
+
+    def sentence(self) -> str:
+        """What was searched, as a sentence."""
+        manifest, kind = self.index.manifest, self.among[:-1]
+        all_of = manifest.texts if kind == "text" else manifest.images
+        kept = " and ".join(f"the {name} {value}" for name, value in self.filters.items())
+        found = (
+            f"{counted(len(self.hits), kind)} of {kept}" if kept else f"{len(self.hits):,} of {counted(all_of, kind)}"
+        )
+        return f"The nearest {found}, by the expert {manifest.bundle['name']}."
+
+    def facts(self) -> dict[str, str]:
+        """What the page says of where the results are from."""
+        manifest = self.index.manifest
+        search = "exact" if manifest.faiss is None or self.among == "texts" or self.filters else manifest.faiss
+        return {
+            "Index": str(self.index.folder),
+            "Made of": ", ".join(manifest.places),
+            "Index of": manifest.created,
+            "Cases": f"{manifest.cases:,}",
+            "Bundle": f"{manifest.bundle['name']} ({manifest.bundle['checksum']})",
+            "Search": search,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row of a table for each result; a column that would be empty is left out."""
+        rows = [
+            {
+                "rank": hit.rank,
+                "similarity": hit.similarity,
+                "case": hit.id,
+                "source": hit.source,
+                "label": "; ".join(hit.labels),
+                "cases": hit.cases if self.among == "texts" else "",
+                "text": _short(hit.text or " / ".join(hit.texts)),
+            }
+            for hit in self.hits
+        ]
+        filled = [name for name in rows[0] if any(row[name] != "" for row in rows)]
+        return [{name: row[name] for name in filled} for row in rows]
+
+    def tree(self) -> dict[str, Any]:
+        """All of it, to be written as JSON."""
+        hits = [asdict(hit) for hit in self.hits]
+        for hit in hits:
+            del hit["row"]
+            if self.among == "images":
+                del hit["text"], hit["cases"]
+        asked = {"text": self.query.text} if self.query.text else {"image": str(self.query.image)}
+        about = {"index": str(self.index.folder), "bundle": dict(self.index.manifest.bundle), "among": self.among}
+        return {"query": asked, **about, "filters": self.filters, "hits": hits}
+
+    def page(self, *, images: bool) -> str:
+        """One HTML file that needs no other; without ``images`` it has no picture."""
+        window = self.index.window
+        pictures = [_picture(self.index, hit, window) if images else None for hit in self.hits]
+        query = None
+        if images and self.query.image is not None:
+            query = _data_url(thumbnail(str(self.query.image), size=PICTURE, window=window))
+        template = environment(escape_html=True, package="consilium.search").get_template("search.html.j2")
+        return template.render(results=self, pictures=pictures, query=query, images=images)
+
+
+def _picture(index: Index, hit: Hit, window: tuple[float, float] | None) -> str | None:
+    """The first view of a result as a data URL; None where it has none, or it cannot be read any more."""
+    try:
+        views = index.views(hit)
+    except ConsiliumError:  # the store is gone
+        return None
+    return _data_url(thumbnail(views[0], size=PICTURE, window=window)) if views else None
+
+
+def _data_url(jpeg: bytes | None) -> str | None:
+    return None if jpeg is None else f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN_TEXT else text[: SHOWN_TEXT - 1] + "…"
