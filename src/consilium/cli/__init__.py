@@ -11,6 +11,7 @@ import typer
 
 from consilium.cli.configs import config_app
 from consilium.cli.data import data_app
+from consilium.cli.models import models_app
 from consilium.cli.search import index, search
 from consilium.cli.training import compare, crossval, demo, train
 from consilium.cli.use import evaluate, predict
@@ -29,6 +30,7 @@ for command in (train, crossval, compare, evaluate, predict, index, search, demo
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+app.add_typer(models_app, name="models")
 
 
 def _version(show: bool) -> None:
@@ -45,8 +47,18 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
     _traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="A folder of pretrained models (consilium models fetch), where every command looks before the hub.",
+            metavar="FOLDER",
+        ),
+    ] = None,
 ) -> None:
     """Options of every command."""
+    if models is not None:
+        os.environ["CONSILIUM_MODELS"] = models
 
 
 def main() -> None:
@@ -56,7 +68,7 @@ def main() -> None:
     # beside a busy neighbour a batch takes many times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     show = "--traceback" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--traceback"]
+    arguments = _of_all_first([argument for argument in sys.argv[1:] if argument != "--traceback"])
     with signals_as_ctrl_c():
         try:
             try:
@@ -77,6 +89,16 @@ def main() -> None:
             if end.code == INTERRUPTED:  # Typer turns Ctrl-C into this without a word
                 _end(_interruption(end), code=INTERRUPTED, show=show)
             raise
+
+
+def _of_all_first(arguments: list[str]) -> list[str]:
+    """The option ``--from FOLDER``, which is of every command, before the command, wherever it stood."""
+    given = [number for number, argument in enumerate(arguments) if argument.partition("=")[0] == "--from"]
+    taken = {place for number in given for place in (number, *([] if "=" in arguments[number] else [number + 1]))}
+    return [
+        *(argument for number, argument in enumerate(arguments) if number in taken),
+        *(argument for number, argument in enumerate(arguments) if number not in taken),
+    ]
 
 
 def _interruption(end: BaseException) -> str:

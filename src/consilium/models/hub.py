@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, get_session
 
-from consilium.core.errors import WeightsError
+from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.places import is_remote
 from consilium.core.transfer import fetch
 from consilium.models.licenses import LICENSE_FILES
@@ -25,20 +26,26 @@ WEIGHTS_FILES = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin",
 )  # fmt: skip
-_PATTERNS = (  # those of one row are one model
-    ["open_clip_*model.safetensors"],
-    ["open_clip_*model.bin"],
-    ["open_clip_*model.pth"],
+TOWER_PATTERNS = (  # those of one row are one model
     ["model*.safetensors", "model.safetensors.index.json"],
     ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
 )
+PATTERNS = (
+    ["open_clip_*model.safetensors"],
+    ["open_clip_*model.bin"],
+    ["open_clip_*model.pth"],
+    *TOWER_PATTERNS,
+)
+MODELS = "CONSILIUM_MODELS"  # the folder of models that were carried here; the option --from sets it
+_CONFIGS = ("config.json", "open_clip_config.json")
 
 
 @dataclass(frozen=True)
 class ModelFolder:
     """The files of a model under ``name``, which is a folder here or in a bucket, or a name on the hub.
 
-    ``key`` is the config key that a message names, ``instead`` what one can do without a network. What cannot be had
+    A name on the hub is first looked for among the models that were carried here. ``key`` is the config key that a
+    message names, ``instead`` what one can do without a network ('': it is being fetched for that). What cannot be had
     is a WeightsError.
     """
 
@@ -48,14 +55,14 @@ class ModelFolder:
 
     @cached_property
     def local(self) -> Path | None:
-        """The folder that the name means; None where it is a name on the hub."""
+        """The folder that the name means; None where it is a name on the hub that was not carried here."""
         if not is_a_path(self.name):
-            return None
+            return carried(self.name)
         try:
             folder = fetch(self.name, names=(*DESCRIPTIONS, *WEIGHTS_FILES))
         except OSError as error:
             raise WeightsError(f"{self.key}: {error}.") from error
-        if not any((folder / file).is_file() for file in ("config.json", "open_clip_config.json")):
+        if not _is_model(folder):
             raise WeightsError(
                 f"{self.key} is {self.name}, which is not a folder with a config.json; give the folder of a Hugging "
                 "Face model, or its name on the hub."
@@ -66,9 +73,9 @@ class ModelFolder:
         """A folder with its configs and its tokenizer; ``what`` of these is wanted, a message says."""
         return self.local or self._fetched(what, [DESCRIPTIONS])
 
-    def weights(self) -> Path:
-        """A folder with its weights. The library itself would ask the hub to convert old ones."""
-        return self.local or self._fetched("weights", _PATTERNS)
+    def weights(self, choices: Sequence[Sequence[str]] = PATTERNS) -> Path:
+        """A folder with its weights, in the first of these forms. The library itself would ask the hub to convert."""
+        return self.local or self._fetched("weights", choices)
 
     def _fetched(self, what: str, choices: Sequence[Sequence[str]]) -> Path:
         """The folder of the hub's cache with the first choice of files of which there is one."""
@@ -84,8 +91,46 @@ class ModelFolder:
             except Exception as error:  # the hub's client raises errors of several network libraries
                 why = f"{unreachable}; its cache on this machine does not hold it" if unreachable else short(error)
                 raise WeightsError(
-                    f"the {what} of {self.key} '{self.name}' cannot be had from the hub ({why}). {self.instead}"
+                    f"the {what} of {self.key} '{self.name}' cannot be had from the hub ({why}). {self._advice()}"
                 ) from error
+
+    def _advice(self) -> str:
+        return f"{self.instead} {how_to_carry(self.name)}" if self.instead else "Check its name, and the network."
+
+
+def models_folder() -> Path | None:
+    """The folder of models that were carried here; one that is not there is a ConfigError."""
+    given = os.environ.get(MODELS)
+    if not given:
+        return None
+    folder = Path(given).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"--from ({MODELS}) is {given}, which is no folder (looked from {os.getcwd()}); give the one into which "
+            "`consilium models fetch` wrote."
+        )
+    return folder
+
+
+def carried(name: str) -> Path | None:
+    """The folder of a model that was carried here, by its name on the hub; None where it was not."""
+    root = models_folder()
+    folder = None if root is None else root / name
+    return folder if folder is not None and _is_model(folder) else None
+
+
+def how_to_carry(name: str) -> str:
+    """How a model comes to a machine without a network, in a sentence; the end of every error about missing weights."""
+    root = models_folder()
+    before = "" if root is None else f"{root} (--from) does not hold it. "
+    return (
+        f"{before}Where there is a network, `consilium models fetch {name} --to FOLDER` fetches it; carry FOLDER here, "
+        f"and give it with --from FOLDER, or as {MODELS}."
+    )
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in _CONFIGS)
 
 
 def is_a_path(name: str) -> bool:

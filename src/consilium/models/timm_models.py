@@ -22,7 +22,7 @@ from consilium.core.transfer import fetch
 from consilium.models.checkpoints.layout import ImageLayout
 from consilium.models.config import VisionConfig
 from consilium.models.encoders import LoadedEncoder
-from consilium.models.hub import cached_if_unreachable, file_in
+from consilium.models.hub import cached_if_unreachable, carried, file_in, how_to_carry
 from consilium.models.licenses import LICENSE_FILES, file_licenses, timm_license
 from consilium.models.parts import first_names, tower_part, without
 from consilium.models.weights import load_state, load_tensors
@@ -51,13 +51,13 @@ def named_timm(config: VisionConfig, *, image_size: tuple[int, int], weights: bo
     note, licenses = "", None
     if not weights or config.pretrained is False:
         model = _create(name, image_size=image_size, options=options)
-    elif config.pretrained is True:
+    elif (place := _given(name, config.pretrained)) is None:
         model = _create_pretrained(name, image_size=image_size, options=options)
         licenses = [timm_license(model.pretrained_cfg)]  # type: ignore[arg-type]
     else:
-        local = _local_weights(name, config.pretrained, image_size=image_size, options=options)
+        local = _local_weights(name, place, image_size=image_size, options=options)
         model, note = _create_local(name, local, image_size=image_size, options=options), local.note
-        licenses = file_licenses(local.file, source=config.pretrained)
+        licenses = file_licenses(local.file, source=name if config.pretrained is True else place)
     if config.drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
         raise ConfigError(f"vision.drop_path is {config.drop_path}, but {name} has no drop path; set it to 0.")
     return LoadedEncoder(model, note, licenses=licenses)
@@ -127,6 +127,21 @@ def _overlaid(name: str, overlay: dict[str, Any], image_size: tuple[int, int], o
     return model
 
 
+def hub_name(name: str) -> str | None:
+    """Where the weights of a model of timm lie on the hub; None: they lie elsewhere, or there are none."""
+    found: str | None = _cfg(_known_name(name)).hf_hub_id
+    return found
+
+
+def _given(name: str, pretrained: bool | str) -> str | None:
+    """The place of weights that lie here: a path of the config, or a folder that was carried here; None: the hub's."""
+    if isinstance(pretrained, str):
+        return pretrained
+    repository = hub_name(name)
+    folder = None if repository is None else carried(repository)
+    return None if folder is None else str(folder)
+
+
 def _known_name(name: str) -> str:
     timm_name = SHORT_NAMES.get(name, name)
     if timm.is_model(timm_name):
@@ -172,7 +187,8 @@ def _create_pretrained(name: str, *, image_size: tuple[int, int], options: dict[
             why = f"{unreachable}; its cache on this machine does not hold them" if unreachable else _named(error)
             raise WeightsError(
                 f"the pretrained weights of {name} cannot be had from the hub ({why}). Without a network, set "
-                "vision.pretrained to a local weights file or folder, or to false (random weights)."
+                "vision.pretrained to a local weights file or folder, or to false (random weights). "
+                f"{how_to_carry(name)}"
             ) from error
 
 

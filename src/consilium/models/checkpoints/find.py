@@ -17,7 +17,16 @@ from consilium.models.checkpoints.open_clip import OpenClipModel, read_descripti
 from consilium.models.checkpoints.pretrained import ImageSource, TextSource, image_source, text_source
 from consilium.models.config import TextConfig, VisionConfig
 from consilium.models.encoders import HubEncoder, LoadedEncoder, encoder_of, new_encoder
-from consilium.models.hub import ModelFolder, cached_if_unreachable, file_in, is_a_path, short, weights_of
+from consilium.models.hub import (
+    ModelFolder,
+    cached_if_unreachable,
+    carried,
+    file_in,
+    how_to_carry,
+    is_a_path,
+    short,
+    weights_of,
+)
 from consilium.models.licenses import CARD
 from consilium.models.timm_models import new_timm
 
@@ -38,6 +47,8 @@ def find_model(name: str, *, weights: str | None = None, key: str = "task.model"
     """
     given: Callable[[], Path] | None = partial(weights_of, weights, key=f"{key}.pretrained") if weights else None
     named, _, tag = name.partition("/")
+    if weights is None and (repository := open_clip_hub_name(name)) is not None and carried(repository) is not None:
+        return find_model(f"{_HUB}{repository}", key=key)
     if not is_a_path(name) and not name.startswith(_HUB) and (described := _of_open_clip(named, tag)) is not None:
         place = ModelFolder(name, key, _INSTEAD)
         if not tag and weights is None:
@@ -56,6 +67,14 @@ def find_model(name: str, *, weights: str | None = None, key: str = "task.model"
             "model.safetensors."
         )
     return HubModel(place.name, place=place)
+
+
+def open_clip_hub_name(name: str) -> str | None:
+    """Where the weights of a model of open_clip (``NAME/TAG``) lie on the hub; None where it is no such model."""
+    model, _, tag = name.partition("/")
+    if is_a_path(name) or name.startswith(_HUB) or (described := _of_open_clip(model, tag)) is None:
+        return None
+    return str(described["preprocess_cfg"].get("hf_hub", "")).rpartition("/")[0] or None
 
 
 def find_image(config: VisionConfig) -> ImageSource:
@@ -156,7 +175,7 @@ def _download(name: str, tag: str, place: ModelFolder) -> Path:
             raise WeightsError(
                 f"the weights of {place.key} '{name}/{tag}' cannot be had ({why}). Without a network, download "
                 f"{config.get('hf_hub') or config.get('url')} elsewhere, and set {place.key} to "
-                f"{{name: {name}, pretrained: FILE}}."
+                f"{{name: {name}, pretrained: FILE}}. {how_to_carry(f'{name}/{tag}')}"
             ) from error
         if repository := config.get("hf_hub", "").rpartition("/")[0]:
             with contextlib.suppress(Exception):  # without its card the licence is unknown

@@ -1,0 +1,51 @@
+"""The commands of ``consilium models``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from consilium.cli.options import on_disk
+
+models_app = typer.Typer(help="Pretrained models: what recipes use, and how they come into a closed network.")
+
+
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context) -> None:
+    """List the pretrained models that recipes use; fetch them into a folder that can be carried."""
+    if context.invoked_subcommand is not None:
+        return
+    from consilium.core.reporter import format_table
+    from consilium.models.catalogue import CATALOGUE
+
+    rows = [
+        {
+            "name": one.name,
+            "is": one.kind,
+            "MB": one.megabytes,
+            "licence": one.license,
+            "recipes": ", ".join(f"{recipe}.yaml" for recipe in one.recipes),
+        }
+        for one in CATALOGUE
+    ]
+    typer.echo(format_table(rows))
+    typer.echo(
+        "\nconsilium models fetch NAME --to FOLDER fetches one; consilium --from FOLDER train ... takes it there."
+    )
+
+
+@models_app.command("fetch")
+def fetch(
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Names as in a config: resnet50, ORG/NAME, NAME/TAG of open_clip.", show_default=False),
+    ],
+    to: Annotated[Path, typer.Option(help="The folder to carry.", parser=on_disk, metavar="PATH", show_default=False)],
+) -> None:
+    """Fetch models with all that it takes to use them; one that is there already stays."""
+    from consilium.models.carrying import fetch_model
+
+    for name in names:
+        typer.echo(str(fetch_model(name, to=to.expanduser())))
