@@ -11,6 +11,7 @@ import typer
 
 from consilium.cli.configs import config_app
 from consilium.cli.data import data_app
+from consilium.cli.export import export
 from consilium.cli.models import models_app
 from consilium.cli.search import index, search
 from consilium.cli.training import compare, crossval, demo, train
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, crossval, compare, evaluate, predict, index, search, demo):
+for command in (train, crossval, compare, evaluate, predict, index, search, export, demo):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")

@@ -17,6 +17,7 @@ class ConsiliumError(Exception):
         ├── SearchError            an index of a collection is missing, damaged or of another bundle
         ├── WeightsError           weights do not fit the model, or are in a form that is never unpickled
         ├── BundleError            a bundle is missing, corrupt or newer than this version
+        ├── ExportError            a bundle does not fit a form, its folder is in use, or the hub refuses it
         ├── RunFolderError         a run folder exists, is in use or cannot be resumed
         ├── MissingExtraError      an optional dependency is not installed
         └── TrainingError          training stopped (exit code 1)
@@ -64,6 +65,10 @@ class WeightsError(ConsiliumError):
 
 class BundleError(ConsiliumError):
     """A bundle is missing, corrupt or newer than this version."""
+
+
+class ExportError(ConsiliumError):
+    """A bundle does not fit the form of another library, its folder is in use, or the hub refuses it."""
 
 
 class RunFolderError(ConsiliumError):

@@ -156,12 +156,19 @@ def _known_name(name: str) -> str:
     raise ConfigError(f"vision.name '{name}' is not a timm model; {hint}")
 
 
-def _timm_model(name: str, *, image_size: tuple[int, int], arguments: dict[str, Any]) -> nn.Module:
-    # Models of a fixed size (most transformers) take img_size; the others raise a TypeError at once.
+def sized_timm(name: str, *, image_size: tuple[int, int], arguments: dict[str, Any]) -> tuple[nn.Module, bool]:
+    """The model for images of a size, and whether it had to know it.
+
+    Models of a fixed size (most transformers) take ``img_size``; the others raise a TypeError at once.
+    """
     try:
-        model: nn.Module = timm.create_model(name, img_size=image_size, **arguments)
+        return timm.create_model(name, img_size=image_size, **arguments), True
     except TypeError:
-        model = timm.create_model(name, **arguments)
+        return timm.create_model(name, **arguments), False
+
+
+def _timm_model(name: str, *, image_size: tuple[int, int], arguments: dict[str, Any]) -> nn.Module:
+    model, _ = sized_timm(name, image_size=image_size, arguments=arguments)
     embed = getattr(model, "patch_embed", None)
     patches = embed.patch_size if isinstance(embed, PatchEmbed) and not embed.dynamic_img_pad else (1, 1)
     if any(side % patch for side, patch in zip(image_size, patches, strict=True)):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from consilium.core.task import Task
+    from consilium.models.trained import Trained
 
 SectionT_contra = TypeVar("SectionT_contra", bound=TaskSection, contravariant=True)
 KnowledgeT = TypeVar("KnowledgeT", bound=Knowledge)
@@ -186,6 +187,10 @@ class Family(Protocol[SectionT_contra, KnowledgeT, TaskT]):
     ) -> list[SaliencyMap]:
         """Maps of what answers depend on, for the report; ``ask`` runs the task on other images."""
         return []
+
+    def trained(self, task: TaskT) -> Trained | None:
+        """What a trained task is made of, for other libraries; None: it is no single model."""
+        return None
 
     def doubts(self, section: SectionT_contra, validation: Evaluation) -> list[str]:
         """What the figures of validation say against what was settled on it."""

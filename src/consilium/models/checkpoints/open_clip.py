@@ -1,6 +1,6 @@
 """Models in the form of open_clip, as timm and transformers towers with the same outputs.
 
-Its own transformers have the same layers under other names: the tables below map them. Architectures of it that
+Its own transformers have the same layers under other names, which ``names`` maps. Architectures of it that
 neither library has are refused by name.
 """
 
@@ -28,7 +28,8 @@ from consilium.models.checkpoints.layout import (
     ProjectionLayout,
     TextLayout,
 )
-from consilium.models.checkpoints.open_clip_text import bert_of, under_hub_names
+from consilium.models.checkpoints.names import OPEN_CLIP
+from consilium.models.checkpoints.open_clip_text import bert_of
 from consilium.models.checkpoints.pretrained import Joint, scalar
 from consilium.models.config import TextPooling
 from consilium.models.encoders import HubEncoder, LoadedEncoder, architecture_of, config_of, with_weights
@@ -128,7 +129,7 @@ class OpenClipModel:
                 name: value for name, value in self._below("text.transformer.").items() if "position_ids" not in name
             }
         else:
-            state = {f"text_model.{name}": value for name, value in under_hub_names(self._native_text).items()}
+            state = {f"text_model.{name}": value for name, value in OPEN_CLIP.to_hub(self._native_text).items()}
         loaded = with_weights(config, state, origin=f"the weights of {self.name} are not those of its config")
         return replace(loaded, licenses=self._licenses)
 

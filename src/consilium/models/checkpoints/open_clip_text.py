@@ -1,4 +1,4 @@
-"""Text towers of open_clip in the terms of transformers: the names of tensors, and architectures by their shapes."""
+"""The architecture of a text tower of open_clip by the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -8,42 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from consilium.core.errors import ConfigError
-
-_TOWER = (  # of its own text transformer, and the names of transformers
-    ("token_embedding.weight", "embeddings.token_embedding.weight"),
-    ("positional_embedding", "embeddings.position_embedding.weight"),
-    ("ln_final.", "final_layer_norm."),
-)
-_BLOCK = (
-    ("ln_1.", "layer_norm1."),
-    ("ln_2.", "layer_norm2."),
-    ("attn.out_proj.", "self_attn.out_proj."),
-    ("mlp.c_fc.", "mlp.fc1."),
-    ("mlp.c_proj.", "mlp.fc2."),
-)
-
-
-def under_hub_names(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of open_clip's text transformer under the names of transformers."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in own.items():
-        if name.startswith("transformer.resblocks."):
-            number, _, part = name.removeprefix("transformer.resblocks.").partition(".")
-            start = f"encoder.layers.{number}."
-            if part.startswith("attn.in_proj_"):
-                kind = part.removeprefix("attn.in_proj_")
-                for letter, third in zip("qkv", tensor.chunk(3), strict=True):
-                    found[f"{start}self_attn.{letter}_proj.{kind}"] = third.contiguous()
-            else:
-                old, new = next(pair for pair in _BLOCK if part.startswith(pair[0]))
-                found[start + part.replace(old, new)] = tensor
-        elif name.startswith("text_projection."):  # a layer, which SigLIP's tower has inside
-            found[name.replace("text_projection", "head")] = tensor
-        else:
-            for old, new in _TOWER:
-                if name.startswith(old):
-                    found[name.replace(old, new)] = tensor
-    return found
 
 
 def bert_of(tensors: Mapping[str, Tensor], *, origin: str) -> dict[str, Any]:

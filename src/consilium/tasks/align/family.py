@@ -26,6 +26,7 @@ from consilium.tasks.family import Brought, Family, Known, Member, Settled
 
 if TYPE_CHECKING:
     from consilium.models.tokenizer import Tokenizer
+    from consilium.models.trained import DualEncoder
     from consilium.tasks.align.task import Align
 
 
@@ -102,6 +103,23 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
             "projections": task.projections,
         }
         return Settled(knowledge.model_copy(update=made_of), outputs)
+
+    def trained(self, task: Align) -> DualEncoder:
+        """Two towers and their projections."""
+        from consilium.models.trained import DualEncoder
+        from consilium.tasks.towers import layout_of
+
+        bias = getattr(task.loss, "bias", None)
+        return DualEncoder(
+            vision=task.vision,
+            layout=layout_of(task.vision),
+            image_projection=task.image_projection,
+            text=task.text,
+            text_projection=task.text_projection,
+            tokenizer=task.tokenizer,
+            log_scale=float(task.loss.scale.detach().log()),
+            bias=None if bias is None else float(bias.detach()),
+        )
 
 
 def _alike(positives: str, cases: Cases) -> np.ndarray | None:

@@ -29,6 +29,7 @@ from consilium.tasks.family import Adopted, Ask, Brought, Family, Known, Member,
 from consilium.tasks.towers import borrowed_image, vision_settings
 
 if TYPE_CHECKING:
+    from consilium.models.trained import ImageClassifier
     from consilium.tasks.answers.answering import Answering
 
 
@@ -177,6 +178,26 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
     def doubts(self, section: ClassifyConfig, validation: Evaluation) -> list[str]:
         """Thresholds that validation could not give, or gave from few answers."""
         return [] if section.answers.wanted_accuracy is None else rough_thresholds(validation)
+
+    def trained(self, task: Answering) -> ImageClassifier | None:
+        """The tower and the head; a cascade has several of both."""
+        from consilium.models.trained import ImageClassifier
+        from consilium.tasks.classify.task import Classify
+        from consilium.tasks.towers import layout_of
+
+        if not isinstance(task, Classify):
+            return None
+        return ImageClassifier(
+            vision=task.tower,
+            layout=layout_of(task.tower),
+            head=task.head,
+            labels=task.labels,
+            multi_label=task.multi_label,
+            calibration=task.calibration,
+            threshold=task.threshold,
+            temperatures_K=task.temperatures_K,
+            probabilities=lambda logits_BK: task.prediction(logits_BK).arrays["probabilities"],
+        )
 
 
 FAMILY = ClassifyFamily()

@@ -1,0 +1,1 @@
+"""Bundles in the forms of other libraries, with all that their own loading calls need."""

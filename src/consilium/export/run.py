@@ -1,0 +1,107 @@
+"""A bundle leaves: into a folder that another library loads, and from there to a hub."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from consilium.core.errors import ExportError
+from consilium.core.licenses import license_warnings
+from consilium.core.reporter import Reporter
+from consilium.export.card import write_card
+from consilium.export.forms import FORMS, Form, form_of
+from consilium.export.hugging_face import check_hub, write_hub
+from consilium.export.onnx_files import check_onnx, write_onnx
+from consilium.export.open_clip_folder import check_open_clip, write_open_clip
+from consilium.export.plain import write_plain
+from consilium.export.preprocessing import differences
+from consilium.export.timm_folder import check_timm, write_timm
+from consilium.manifest import local_bundle
+from consilium.models.trained import DualEncoder, Trained
+from consilium.predictor import Predictor
+from consilium.tasks.family import family_of
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export: its folder, what it is there, and what whoever uses it must know."""
+
+    folder: Path
+    kind: str
+    checked: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+def export(bundle: str | Path, *, to: Form, out: str | Path, reporter: Reporter) -> Exported:
+    """Write a bundle in the form of another library, load it there, and compare; the folder must be empty or new.
+
+    A form that cannot hold the model is an ExportError that names those which can, and so is a difference of more than
+    1e-5. Then nothing is left in the folder.
+    """
+    if to not in FORMS:
+        raise ExportError(f"--to is {to}; give one of {', '.join(FORMS)}.")
+    out, place = Path(out).resolve(), local_bundle(bundle)
+    _refuse_used(out)
+    predictor = Predictor.load(place, device="cpu")
+    model = _trained(predictor, bundle)
+    kind = form_of(to, model, image_size=predictor.image.size)
+    manifest = predictor.manifest
+    assert manifest is not None
+    notes = differences(to, predictor.image, looks=predictor.looks)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        checked = _written(model, predictor, out, to=to, kind=kind)
+        write_card(out, bundle=place, manifest=manifest, model=model, form=to, kind=kind, notes=notes)
+    except BaseException:
+        shutil.rmtree(out)
+        raise
+    reporter.line(f"{to}: {kind}, in {out}")
+    for line in checked:
+        reporter.line(line)
+    for line in [*notes, *license_warnings(manifest.licenses or ())]:
+        reporter.line(f"note: {line}")
+    return Exported(out, kind, checked, notes)
+
+
+def _written(model: Trained, predictor: Predictor, out: Path, *, to: Form, kind: str) -> list[str]:
+    image = predictor.image
+    if to == "timm":
+        write_timm(model, out, image=image)
+        return [check_timm(model, out, image=image)]
+    if to == "hf":
+        write_hub(model, out, image=image, form=kind)
+        return check_hub(model, out, image=image, form=kind)
+    if to == "onnx":
+        write_onnx(model, out, image=image)
+        return check_onnx(model, out, image=image)
+    if to == "open_clip":
+        assert isinstance(model, DualEncoder)
+        write_open_clip(model, out, image=image, place=str(out))
+        return [check_open_clip(model, out, image=image)]
+    write_plain(model, out, image=image)
+    return []
+
+
+def _trained(predictor: Predictor, bundle: str | Path) -> Trained:
+    """What the bundle is made of, in evaluation mode and in the usual layout of memory."""
+    manifest = predictor.manifest
+    assert manifest is not None
+    predictor.task.to(memory_format=torch.contiguous_format)
+    model = family_of(manifest.task).trained(predictor.task)
+    if model is None:
+        inside = ", ".join(str(Path(bundle) / member) for member in manifest.members)
+        raise ExportError(
+            f"{bundle} is made of several bundles, which no form of another library holds together. Export each of "
+            f"them: {inside}."
+        )
+    return model
+
+
+def _refuse_used(out: Path) -> None:
+    if out.is_file():
+        raise ExportError(f"--out is {out}, a file; give a new or empty folder.")
+    if out.is_dir() and any(out.iterdir()):
+        raise ExportError(f"--out is {out}, which is not empty; give a new or empty folder.")
