@@ -25,6 +25,7 @@ _LIBRARIES = {
 }
 _FRONT = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _USE = re.compile(r"^## Use\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
+_HERE = re.compile(r"^\| Date \|[^\n]*\n|^```\nconsilium .*?^```\n?", re.DOTALL | re.MULTILINE)  # of this machine alone
 
 
 def write_card(
@@ -40,7 +41,7 @@ def write_card(
     """Write ``README.md``; ``notes`` are what the form cannot say of the images."""
     own = bundle / _OWN
     text = _FRONT.sub("", own.read_text(encoding="utf-8")) if own.is_file() else f"# {manifest.name}\n"
-    text = _USE.sub("", text).strip()
+    text = _HERE.sub("", _USE.sub("", text)).strip()
     differs = "".join(f"- {note}\n" for note in notes)
     sections = [
         f"---\n{_front(model, form, manifest.licenses)}---\n",

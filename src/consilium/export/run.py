@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,11 +13,13 @@ import torch
 from consilium.core.errors import ExportError
 from consilium.core.licenses import license_warnings
 from consilium.core.reporter import Reporter
+from consilium.data.guards.identifying import Finding, identifying
 from consilium.export.card import write_card
 from consilium.export.forms import FORMS, Form, form_of
+from consilium.export.hub import push
 from consilium.export.hugging_face import check_hub, write_hub
 from consilium.export.onnx_files import check_onnx, write_onnx
-from consilium.export.open_clip_folder import check_open_clip, write_open_clip
+from consilium.export.open_clip_folder import check_open_clip, move, write_open_clip
 from consilium.export.plain import write_plain
 from consilium.export.preprocessing import differences
 from consilium.export.timm_folder import check_timm, write_timm
@@ -26,20 +30,40 @@ from consilium.tasks.family import family_of
 
 
 @dataclass(frozen=True)
+class Push:
+    """Where on a hub an export goes; ``allow_identifying``: whatever the last look at its files finds."""
+
+    repository: str
+    public: bool = False
+    allow_identifying: bool = False
+
+
+@dataclass(frozen=True)
 class Exported:
-    """A finished export: its folder, what it is there, and what whoever uses it must know."""
+    """A finished export: its folder, what it is there, what its users must know, and what may identify a patient."""
 
     folder: Path
     kind: str
     checked: list[str]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
+    found: list[Finding]
+    address: str | None = None
 
 
-def export(bundle: str | Path, *, to: Form, out: str | Path, reporter: Reporter) -> Exported:
+def export(
+    bundle: str | Path,
+    *,
+    to: Form,
+    out: str | Path,
+    push_to: Push | None = None,
+    names: Sequence[str] = (),
+    reporter: Reporter,
+) -> Exported:
     """Write a bundle in the form of another library, load it there, and compare; the folder must be empty or new.
 
-    A form that cannot hold the model is an ExportError that names those which can, and so is a difference of more than
-    1e-5. Then nothing is left in the folder.
+    ``names`` of patients are looked for in what leaves. A form that cannot hold the model is an ExportError that names
+    those which can, and so is a difference of more than 1e-5; then nothing is left in the folder. What may identify a
+    patient stops a push, and so does a hub that refuses: an ExportError, and the folder stays.
     """
     if to not in FORMS:
         raise ExportError(f"--to is {to}; give one of {', '.join(FORMS)}.")
@@ -63,7 +87,49 @@ def export(bundle: str | Path, *, to: Form, out: str | Path, reporter: Reporter)
         reporter.line(line)
     for line in [*notes, *license_warnings(manifest.licenses or ())]:
         reporter.line(f"note: {line}")
-    return Exported(out, kind, checked, notes)
+    learned = isinstance(model, DualEncoder) and model.learned_vocabulary
+    if push_to is None:
+        return Exported(out, kind, checked, notes, _looked_at(out, names, learned=learned, reporter=reporter))
+    with _at(out, push_to.repository, to=to):
+        found = _looked_at(out, names, learned=learned, reporter=reporter)
+        _refuse_identifying(found, push_to, out)
+        address = push(out, push_to.repository, public=push_to.public)
+    reporter.line(f"pushed: {address}{'' if push_to.public else ' (private)'}")
+    return Exported(out, kind, checked, notes, found, address)
+
+
+def _looked_at(out: Path, names: Sequence[str], *, learned: bool, reporter: Reporter) -> list[Finding]:
+    """What may identify a patient, which is said in any case."""
+    found = identifying(out, names=names, learned_vocabulary=learned)
+    for finding in found:
+        reporter.line(f"may identify a patient: {finding}")
+    if learned and not names:
+        reporter.line(
+            "note: the words of tokenizer.json were learned from the training texts. A name among them is seen with "
+            "--names FILE alone, a list of the names of patients."
+        )
+    return found
+
+
+def _refuse_identifying(found: Sequence[Finding], push_to: Push, out: Path) -> None:
+    if found and not push_to.allow_identifying:
+        listed = "".join(f"\n  {finding}" for finding in found)
+        raise ExportError(
+            f"{out} holds what may identify a patient, and was not pushed to {push_to.repository}:{listed}\nRemove it, "
+            "or, where it is harmless, say --allow-identifying."
+        )
+
+
+@contextlib.contextmanager
+def _at(out: Path, place: str, *, to: Form) -> Iterator[None]:
+    """What open_clip reads names the place where it lies: on the hub another one than here."""
+    if to == "open_clip":
+        move(out, place)
+    try:
+        yield
+    finally:
+        if to == "open_clip":
+            move(out, str(out))
 
 
 def _written(model: Trained, predictor: Predictor, out: Path, *, to: Form, kind: str) -> list[str]:

@@ -192,6 +192,11 @@ class TextConfig(Config):
         """Whether the encoder and its tokenizer start from nothing."""
         return self.kind == "hf" and self.name in FROM_SCRATCH
 
+    @property
+    def learns_words(self) -> bool:
+        """Whether the tokenizer may have words of training texts; what a bundle's began with is not looked up."""
+        return self.from_scratch or self.kind == "bundle"
+
     @model_validator(mode="after")
     def _scratch_brings_nothing(self) -> TextConfig:
         if self.from_scratch and self.pretrained is not False:

@@ -51,7 +51,10 @@ class Layers:
 
 @dataclass(frozen=True)
 class DualEncoder:
-    """An image and a text tower that embed into one space; ``log_scale`` is that of their similarities."""
+    """An image and a text tower that embed into one space; ``log_scale`` is that of their similarities.
+
+    ``learned_vocabulary``: the words of the tokenizer come from training texts.
+    """
 
     vision: VisionTower
     layout: ImageLayout
@@ -61,6 +64,7 @@ class DualEncoder:
     tokenizer: Tokenizer
     log_scale: float
     bias: float | None
+    learned_vocabulary: bool
 
     @property
     def width(self) -> int:

@@ -119,6 +119,7 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
             tokenizer=task.tokenizer,
             log_scale=float(task.loss.scale.detach().log()),
             bias=None if bias is None else float(bias.detach()),
+            learned_vocabulary=task.config.model is None and task.config.text.learns_words,
         )
 
 
