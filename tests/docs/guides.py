@@ -23,6 +23,7 @@ GUIDES = (
     "crossval",
     "compare",
     "predicting",
+    "export",
     "configuration",
 )
 _BLOCK = re.compile(r"^```(?P<head>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -153,6 +153,7 @@ def test_experts_guide_and_search_in_it_run(tmp_path: Path) -> None:
     assert "embedded 320 images and 78 texts" in printed
     assert "320 images, 78 texts; it is up to date" in printed
     assert (tmp_path / "found.html").read_text(encoding="utf-8").count("<img") == 10
+    assert "the outputs of the bundle within" in follow("export", tmp_path)
 
 
 @pytest.mark.slow

@@ -109,6 +109,48 @@ def test_image_towers_in_transformers(name: str, bundles: Bundles, tmp_path: Pat
     assert processor(picture(model), return_tensors="pt")["pixel_values"].shape == (1, 3, *model.image.size)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tower of timm, texts by `cls` or `mean`", "ViTModel"),
+        ("CLIP of open_clip", "CLIPVisionModel"),
+        ("classifier with a tower of timm", "TimmWrapperModel"),
+        ("classifier with a ViT of transformers", "ViTModel"),
+    ],
+)
+@torch.no_grad()
+def test_an_image_tower_alone(name: str, kind: str, bundles: Bundles, tmp_path: Path) -> None:
+    done = export(bundles(name), to="hf", out=tmp_path / "out", image_tower=True, reporter=Recorder())
+    assert done.kind == "image tower"
+    loaded = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    assert type(loaded).__name__ == kind
+    model = consilium.load(bundles(name), device="cpu")
+    tower = trained(model).vision
+    pixels = torch.randn(2, 3, *model.image.size)
+    hidden = loaded(pixel_values=pixels).last_hidden_state
+    hidden = loaded.post_layernorm(hidden) if kind == "CLIPVisionModel" else hidden
+    expected = tower._maps(pixels)
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_language_model_that_sees_takes_an_image_tower(bundles: Bundles, tmp_path: Path) -> None:
+    """LLaVA of transformers: an expert's tower in its place gives the tokens that its language model reads."""
+    export(bundles("CLIP of open_clip"), to="hf", out=tmp_path / "out", image_tower=True, reporter=Recorder())
+    tower = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    words = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    config = transformers.LlavaConfig(vision_config=tower.config, text_config=words, image_token_id=63)
+    seeing = transformers.LlavaModel(config).eval()
+    seeing.vision_tower.load_state_dict(tower.state_dict())
+    pixels = torch.randn(1, 3, 32, 32)
+    (found,) = seeing.get_image_features(pixel_values=pixels).pooler_output
+    own: Any = trained(consilium.load(bundles("CLIP of open_clip"), device="cpu")).vision.model
+    *_, before_last, _ = own.forward_intermediates(pixels, intermediates_only=True, output_fmt="NLC")
+    torch.testing.assert_close(found, seeing.multi_modal_projector(before_last)[0], rtol=0, atol=1e-5)
+
+
 @torch.no_grad()
 def test_a_vit_of_timm_is_one_of_transformers(bundles: Bundles, tmp_path: Path) -> None:
     """Software for vision and language takes the tokens of single layers, which only its own classes give."""
@@ -301,4 +343,14 @@ def test_plain_tensors_and_what_describes_them(name: str, bundles: Bundles, tmp_
 def test_a_form_that_cannot_hold_a_model_names_those_that_can(bundles: Bundles, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"hidden layers, .* What can: onnx, safetensors\."):
         leave(bundles("classifier, head with hidden layers"), "timm", tmp_path / "out")
+    with pytest.raises(ExportError, match=r"What can: onnx, safetensors\.$"):
+        export(
+            bundles("`task.vision.pooling` other than `default`"),
+            to="hf",
+            out=tmp_path / "out",
+            image_tower=True,
+            reporter=Recorder(),
+        )
+    with pytest.raises(ExportError, match=r"--image-tower is for --to hf, and --to is onnx"):
+        export(bundles("CLIP of open_clip"), to="onnx", out=tmp_path / "out", image_tower=True, reporter=Recorder())
     assert not (tmp_path / "out").exists()

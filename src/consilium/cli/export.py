@@ -14,6 +14,7 @@ def export(
     bundle: BundlePath,
     to: Annotated[Literal["hf", "open_clip", "timm", "onnx", "safetensors"], typer.Option(help="The form to write.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder.", parser=on_disk, metavar="PATH")],
+    image_tower: Annotated[bool, typer.Option("--image-tower", help="hf only: the image tower alone.")] = False,
     push: Annotated[str | None, typer.Option(help="OWNER/NAME on the hub, private.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Let everybody read what is pushed.")] = False,
     names: Annotated[
@@ -32,4 +33,4 @@ def export(
     push_to = None if push is None else Push(push, public=public, allow_identifying=allow_identifying)
     known = [] if names is None else read_names(names)
     with Console() as console:
-        run(bundle, to=to, out=out, push_to=push_to, names=known, reporter=console)
+        run(bundle, to=to, out=out, image_tower=image_tower, push_to=push_to, names=known, reporter=console)

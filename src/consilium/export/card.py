@@ -10,8 +10,8 @@ import yaml
 
 from consilium.core.files import write_text
 from consilium.core.licenses import License, license_warnings
-from consilium.export.forms import Form
-from consilium.export.hugging_face import IMAGE_TOWER
+from consilium.export.forms import IMAGE_TOWER, Form
+from consilium.export.hugging_face import IMAGE_TOWER as TOWER_FOLDER
 from consilium.manifest import Manifest
 from consilium.models.trained import DualEncoder, Trained
 
@@ -44,7 +44,7 @@ def write_card(
     text = _HERE.sub("", _USE.sub("", text)).strip()
     differs = "".join(f"- {note}\n" for note in notes)
     sections = [
-        f"---\n{_front(model, form, manifest.licenses)}---\n",
+        f"---\n{_front(model, form, kind, manifest.licenses)}---\n",
         text,
         f"## Use\n\nThis folder holds the model for {_LIBRARIES[form]} ({kind}):\n\n{loading(model, form, kind)}",
         *([f"## How images are prepared\n\n{differs.strip()}"] if notes else []),
@@ -55,12 +55,14 @@ def write_card(
 
 def loading(model: Trained, form: Form, kind: str) -> str:
     """The other library's own call, as code."""
-    dual = isinstance(model, DualEncoder)
+    alone = form == "hf" and kind == IMAGE_TOWER
+    dual = isinstance(model, DualEncoder) and not alone
+    hub = kind if dual else "AutoModel" if alone else "AutoModelForImageClassification"
     lines = {
         "hf": [
-            f"from transformers import AutoImageProcessor, {kind if dual else 'AutoModelForImageClassification'}",
+            f"from transformers import AutoImageProcessor, {hub}",
             "",
-            f'model = {kind if dual else "AutoModelForImageClassification"}.from_pretrained("FOLDER")',
+            f'model = {hub}.from_pretrained("FOLDER")',
             'processor = AutoImageProcessor.from_pretrained("FOLDER")',
         ],
         "open_clip": [
@@ -81,7 +83,7 @@ def loading(model: Trained, form: Form, kind: str) -> str:
         lines[0] = f"from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, {kind}"
         lines += [
             'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-            f'tower = AutoModel.from_pretrained("FOLDER/{IMAGE_TOWER}")  # the image tower alone',
+            f'tower = AutoModel.from_pretrained("FOLDER/{TOWER_FOLDER}")  # the image tower alone',
         ]
     if dual and form == "onnx":
         lines.append('texts = onnxruntime.InferenceSession("FOLDER/text.onnx")')
@@ -89,12 +91,12 @@ def loading(model: Trained, form: Form, kind: str) -> str:
     return f"```python\n{code}\n```"
 
 
-def _front(model: Trained, form: Form, licenses: Sequence[License] | None) -> str:
+def _front(model: Trained, form: Form, kind: str, licenses: Sequence[License] | None) -> str:
     dual = isinstance(model, DualEncoder)
     tag = "zero-shot-image-classification" if dual else "image-classification"
     front: dict[str, object] = {
         "library_name": _LIBRARIES[form],
-        "pipeline_tag": "image-feature-extraction" if dual and form == "timm" else tag,
+        "pipeline_tag": "image-feature-extraction" if kind == IMAGE_TOWER else tag,
         "tags": ["medical-imaging", "consilium"],
         **_license(licenses),
     }

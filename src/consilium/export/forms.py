@@ -29,14 +29,30 @@ class MisfitError(Exception):
     """Why a form cannot hold a model."""
 
 
-def form_of(form: Form, model: Trained, *, image_size: tuple[int, int]) -> str:
-    """The class or part of the other library that the model becomes; a form that cannot hold it is an ExportError."""
-    found = forms_of(model, image_size=image_size)
+IMAGE_TOWER = "image tower"
+
+
+def form_of(form: Form, model: Trained, *, image_size: tuple[int, int], image_tower: bool = False) -> str:
+    """The class or part of the other library that the model becomes; a form that cannot hold it is an ExportError.
+
+    ``image_tower``: of ``hf`` that alone.
+    """
+    found = dict(forms_of(model, image_size=image_size))
+    if image_tower and form != "hf":
+        raise ExportError(f"--image-tower is for --to hf, and --to is {form}; --to timm holds an image tower, too.")
+    if image_tower:
+        try:
+            _own_pooling(model.vision)
+            _own_size(model.vision, image_size)
+            return IMAGE_TOWER
+        except MisfitError as misfit:
+            found[form] = misfit
     held = found[form]
     if isinstance(held, str):
         return held
     others = [other for other, fits in found.items() if isinstance(fits, str)]
-    raise ExportError(f"{form} cannot hold this model: {held}. What can: {', '.join(others)}.")
+    alone = " Its image tower alone: --to hf --image-tower." if form == "hf" and not image_tower else ""
+    raise ExportError(f"{form} cannot hold this model: {held}. What can: {', '.join(others)}.{alone}")
 
 
 def forms_of(model: Trained, *, image_size: tuple[int, int]) -> Mapping[Form, str | MisfitError]:
@@ -222,7 +238,7 @@ def _timm(model: Trained, size: tuple[int, int]) -> str:
     if isinstance(model, ImageClassifier):
         _one_level(model)
         return "classifier"
-    return "image tower"
+    return IMAGE_TOWER
 
 
 def _any(model: Trained, size: tuple[int, int]) -> str:

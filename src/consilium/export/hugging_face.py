@@ -40,7 +40,7 @@ def write_hub(model: Trained, folder: Path, *, image: ImageConfig, form: str) ->
     write_image_tower(model, folder / IMAGE_TOWER, image=image)
 
 
-def write_image_tower(model: DualEncoder, folder: Path, *, image: ImageConfig) -> None:
+def write_image_tower(model: Trained, folder: Path, *, image: ImageConfig) -> None:
     """Write the image tower alone, as ``AutoModel`` reads it."""
     folder.mkdir(exist_ok=True)
     if _native(model.vision):
@@ -65,7 +65,6 @@ def check_hub(model: Trained, folder: Path, *, image: ImageConfig, form: str) ->
             theirs = {"features": lambda: classifier(pixel_values=pixels).logits}
             return [same(tower_outputs(model, probe), theirs, by=f"{form}.from_pretrained")]
         whole = getattr(transformers, form).from_pretrained(folder, dtype=torch.float32).eval()
-        tower = transformers.AutoModel.from_pretrained(folder / IMAGE_TOWER, dtype=torch.float32).eval()
     assert probe.texts is not None
     asked = {"input_ids": probe.texts.tokens_BT}
     if not model.text.reads_padding:
@@ -74,12 +73,21 @@ def check_hub(model: Trained, folder: Path, *, image: ImageConfig, form: str) ->
         "image": lambda: whole.get_image_features(pixel_values=pixels).pooler_output,
         "text": lambda: whole.get_text_features(**asked).pooler_output,
     }
-    tokens = {"tokens": lambda: tower(pixel_values=pixels).last_hidden_state}
-    own = {"tokens": patch_tokens(model.vision, pixels)}
-    return [
-        same(probe.embedded(model), theirs, by=f"{form}.from_pretrained"),
-        same(own, tokens, by=f"AutoModel.from_pretrained ({IMAGE_TOWER})"),
-    ]
+    embedded = same(probe.embedded(model), theirs, by=f"{form}.from_pretrained")
+    return [embedded, check_image_tower(model, folder / IMAGE_TOWER, image=image)]
+
+
+def check_image_tower(model: Trained, folder: Path, *, image: ImageConfig) -> str:
+    """Load the image tower with transformers alone."""
+    from transformers import AutoModel
+
+    pixels_BCHW = Probe.of(image.size, None).images_BCHW
+    with quiet():
+        tower = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    found = {"tokens": lambda: tower(pixel_values=pixels_BCHW).last_hidden_state}
+    return same(
+        {"tokens": patch_tokens(model.vision, pixels_BCHW)}, found, by="AutoModel.from_pretrained (image tower)"
+    )
 
 
 @torch.no_grad()
@@ -102,7 +110,7 @@ def _native(tower: VisionTower) -> bool:
     return tower.library == "transformers" or is_clip(tower) or is_vit(tower)
 
 
-def _vision(model: DualEncoder, image: ImageConfig, *, pools: bool = False) -> Any:
+def _vision(model: Trained, image: ImageConfig, *, pools: bool = False) -> Any:
     """The image tower as a model of transformers; with ``pools`` one that gives what the expert projects."""
     import transformers
 

@@ -15,9 +15,9 @@ from consilium.core.licenses import license_warnings
 from consilium.core.reporter import Reporter
 from consilium.data.guards.identifying import Finding, identifying
 from consilium.export.card import write_card
-from consilium.export.forms import FORMS, Form, form_of
+from consilium.export.forms import FORMS, IMAGE_TOWER, Form, form_of
 from consilium.export.hub import push
-from consilium.export.hugging_face import check_hub, write_hub
+from consilium.export.hugging_face import check_hub, check_image_tower, write_hub, write_image_tower
 from consilium.export.onnx_files import check_onnx, write_onnx
 from consilium.export.open_clip_folder import check_open_clip, move, write_open_clip
 from consilium.export.plain import write_plain
@@ -55,15 +55,17 @@ def export(
     *,
     to: Form,
     out: str | Path,
+    image_tower: bool = False,
     push_to: Push | None = None,
     names: Sequence[str] = (),
     reporter: Reporter,
 ) -> Exported:
     """Write a bundle in the form of another library, load it there, and compare; the folder must be empty or new.
 
-    ``names`` of patients are looked for in what leaves. A form that cannot hold the model is an ExportError that names
-    those which can, and so is a difference of more than 1e-5; then nothing is left in the folder. What may identify a
-    patient stops a push, and so does a hub that refuses: an ExportError, and the folder stays.
+    ``image_tower``: of ``hf`` that alone. ``names`` of patients are looked for in what leaves. A form that cannot hold
+    the model is an ExportError that names those which can, and so is a difference of more than 1e-5; then nothing is
+    left in the folder. What may identify a patient stops a push, and so does a hub that refuses: an ExportError, and
+    the folder stays.
     """
     if to not in FORMS:
         raise ExportError(f"--to is {to}; give one of {', '.join(FORMS)}.")
@@ -71,7 +73,7 @@ def export(
     _refuse_used(out)
     predictor = Predictor.load(place, device="cpu")
     model = _trained(predictor, bundle)
-    kind = form_of(to, model, image_size=predictor.image.size)
+    kind = form_of(to, model, image_size=predictor.image.size, image_tower=image_tower)
     manifest = predictor.manifest
     assert manifest is not None
     notes = differences(to, predictor.image, looks=predictor.looks)
@@ -137,6 +139,9 @@ def _written(model: Trained, predictor: Predictor, out: Path, *, to: Form, kind:
     if to == "timm":
         write_timm(model, out, image=image)
         return [check_timm(model, out, image=image)]
+    if to == "hf" and kind == IMAGE_TOWER:
+        write_image_tower(model, out, image=image)
+        return [check_image_tower(model, out, image=image)]
     if to == "hf":
         write_hub(model, out, image=image, form=kind)
         return check_hub(model, out, image=image, form=kind)
