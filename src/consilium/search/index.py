@@ -15,7 +15,7 @@ from consilium.core.errors import ConfigError, ImageError, SearchError
 from consilium.core.reporter import Reporter, counted, some
 from consilium.data.batches.rows import Query
 from consilium.data.images.in_memory import View
-from consilium.evaluation.retrieval.figures import nearest
+from consilium.evaluation.retrieval.ranks import nearest
 from consilium.predictor import Predictor
 from consilium.search.building import build_index, check_bundle, width_of
 from consilium.search.collection import Views

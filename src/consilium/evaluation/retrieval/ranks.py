@@ -271,14 +271,17 @@ def pair_similarities(images_NF: Floats, texts_MF: Floats, *, image_P: Ints, tex
 
 
 def nearest(queries_QF: Floats, gallery_AF: Floats, *, count: int) -> tuple[Ints, Floats]:
-    """The ``count`` most similar answers of each query, best first: their rows [Q, K] and similarities [Q, K]."""
+    """The ``count`` most similar answers of each query, best first: their rows [Q, K] and similarities [Q, K].
+
+    Of equally similar answers the first one of the gallery comes first.
+    """
     count = min(count, len(gallery_AF))
     rows_QK, similarity_QK = np.zeros((len(queries_QF), count), dtype=np.int64), np.zeros((len(queries_QF), count))
     size = max(1, _BLOCK // max(1, len(gallery_AF)))
     for start in range(0, len(queries_QF), size):
-        rows = slice(start, start + size)
-        similarity_BA = queries_QF[rows] @ gallery_AF.T
-        order_BK = np.argsort(-similarity_BA, axis=1, kind="stable")[:, :count]
-        rows_QK[rows] = order_BK
-        similarity_QK[rows] = np.take_along_axis(similarity_BA, order_BK, axis=1)
+        for q, similarity_A in enumerate(queries_QF[start : start + size] @ gallery_AF.T, start=start):
+            least = np.partition(similarity_A, -count)[-count]
+            near = np.flatnonzero(similarity_A >= least)
+            rows_QK[q] = near[np.argsort(-similarity_A[near], kind="stable")][:count]
+            similarity_QK[q] = similarity_A[rows_QK[q]]
     return rows_QK, similarity_QK
