@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -94,27 +94,43 @@ _PARTS_OF_TABLES = {
 }  # figures of rows that are shares, too
 
 
+PROBES = {"zero_shot": "Zero-shot", "knn": "Nearest neighbours", "linear": "Linear probe"}
+
+
+def word(metric: str) -> Word | None:
+    """What is said of a metric, also as the figure of a probe (``knn_accuracy``); None for an unknown one."""
+    for probe, name in PROBES.items():
+        if (own := WORDS.get(metric.removeprefix(f"{probe}_"))) is not None and metric.startswith(probe):
+            return replace(own, name=f"{name}, {own.name[0].lower()}{own.name[1:]}")
+    return WORDS.get(metric)
+
+
 def title(metric: str) -> str:
     """The name of a metric in a report; an unknown one is called as it is."""
-    return WORDS[metric].name if metric in WORDS else metric
+    own = word(metric)
+    return metric if own is None else own.name
 
 
 def meaning(metric: str) -> str:
     """What a metric means; '' for an unknown one."""
-    return WORDS[metric].meaning if metric in WORDS else ""
+    own = word(metric)
+    return "" if own is None else own.meaning
 
 
 def higher_is_better(metric: str) -> bool:
     """The direction of a metric; an unknown one is taken to grow."""
-    return metric not in WORDS or WORDS[metric].higher_is_better
+    own = word(metric)
+    return own is None or own.higher_is_better
 
 
 def is_rank(metric: str) -> bool:
     """Whether a figure is shown as a place in an order."""
-    return metric in WORDS and WORDS[metric].rank
+    own = word(metric)
+    return own is not None and own.rank
 
 
 def is_share(metric: str) -> bool:
     """Whether a figure is shown as a percentage."""
-    known = metric in WORDS and WORDS[metric].share
+    own = word(metric)
+    known = own is not None and own.share
     return known or metric in _PARTS_OF_TABLES or metric.startswith("sensitivity_at")
