@@ -21,8 +21,8 @@ from PIL import Image
 from consilium.core.config import to_yaml
 from consilium.core.errors import ConfigError, DataError, InterruptedRunError, NonFiniteLossError, RunFolderError
 from consilium.crossval import CrossvalResult, cross_validate
+from consilium.evaluating import evaluate
 from consilium.experiment import Experiment
-from consilium.judge import evaluate
 from tests.conftest import write_images
 from tests.tiny import Recorder, tiny_experiment
 

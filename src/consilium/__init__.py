@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from consilium.core.errors import ConsiliumError
     from consilium.crossval import CrossvalResult, cross_validate
     from consilium.data.batches.rows import Query
+    from consilium.evaluating import evaluate
     from consilium.experiment import Experiment
-    from consilium.judge import evaluate
     from consilium.predictor import Predictor, load
     from consilium.search import Index
     from consilium.session import TrainResult, train
@@ -49,7 +49,7 @@ _HOMES = {
     "TrainResult": "consilium.session",
     "compare": "consilium.comparison",
     "cross_validate": "consilium.crossval",
-    "evaluate": "consilium.judge",
+    "evaluate": "consilium.evaluating",
     "load": "consilium.predictor",
     "train": "consilium.session",
 }

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from consilium.core.config import read_tree
 from consilium.core.errors import BundleError, ConfigError, DataError, WeightsError
 from consilium.core.files import atomic_file, write_json
 from consilium.core.licenses import recorded
+from consilium.core.moved import up_to_date
 from consilium.core.section import Knowledge
 from consilium.core.task import Task
 from consilium.manifest import MANIFEST, WEIGHTS, Manifest, read_manifest, refuse_links
@@ -69,6 +72,19 @@ def read_known(folder: Path, manifest: Manifest) -> Known:
         where = ".".join(str(part) for part in ("knowledge", *first["loc"]))
         raise BundleError(f"{folder / MANIFEST} is damaged: {where}: {first['msg']}. Copy the bundle again.") from error
     return Known(manifest.task, knowledge, manifest.image, manifest.looks)
+
+
+def bundle_config(folder: Path) -> dict[str, Any]:
+    """The config that a bundle was trained with, by this version or an earlier one."""
+    path = folder / "config.yaml"
+    try:
+        tree = up_to_date(read_tree(path))
+    except ConfigError as error:
+        raise BundleError(f"bundle {folder} cannot be judged: {error} Copy the bundle again.") from error
+    for section in ("task", "data"):
+        if not isinstance(tree.get(section), dict):
+            raise BundleError(f"{path} is damaged: it has no `{section}` section. Copy the bundle again.")
+    return tree
 
 
 def _sha256(path: Path) -> str:

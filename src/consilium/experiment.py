@@ -13,6 +13,7 @@ from consilium.core.errors import ConfigError
 from consilium.core.reporter import some
 from consilium.data.config import DataConfig
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
+from consilium.evaluation.probes.config import ProbesConfig
 from consilium.tasks.config import TaskConfig
 from consilium.training.config import (
     AdamConfig,
@@ -30,6 +31,10 @@ class Experiment(Config):
     name: str = Field(
         min_length=1, pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="Names the folder of its runs."
     )
+    zero_shot: bool = Field(
+        default=False,
+        description="true: nothing is trained; `consilium evaluate` judges the pretrained task.model as it came.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Of new weights, order and augmentation.")
     task: TaskConfig
     data: DataConfig
@@ -38,6 +43,9 @@ class Experiment(Config):
     trainer: TrainerConfig = Field(default=TrainerConfig(), validate_default=True)
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
+    probes: ProbesConfig | None = Field(
+        default=None, description="What `consilium evaluate` asks of the frozen image tower; null: nothing."
+    )
     output: OutputConfig = OutputConfig()
 
     @field_validator("optimizer")
@@ -100,4 +108,9 @@ def check_experiment(given: object) -> None:
         what = f"'{given}'" if isinstance(given, str | Path) else f"of type {type(given).__name__}"
         raise ConfigError(
             f"the experiment is {what}; expected what consilium.Experiment.load('experiment.yaml') gives."
+        )
+    if given.zero_shot:
+        raise ConfigError(
+            f"'{given.name}' says zero_shot: true, and such a model is judged as it came, never trained. Run "
+            "`consilium evaluate` on this config, or leave zero_shot out to train."
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,34 +10,33 @@ from typing import Any, Literal
 
 import numpy as np
 
-from consilium.console import reporting
-from consilium.core import places
-from consilium.core.config import build, read_tree
+from consilium.bundle import bundle_config
+from consilium.core.config import build
 from consilium.core.contracts import Evaluation, Evaluator, Outputs
-from consilium.core.errors import BundleError, ConfigError, DataError
+from consilium.core.errors import ConfigError, DataError
 from consilium.core.licenses import license_warnings, recorded
-from consilium.core.moved import up_to_date
 from consilium.core.reporter import Reporter, counted, format_table
-from consilium.core.section import TaskSection
+from consilium.core.section import Knowledge, TaskSection
 from consilium.data.batches.readers import Images
-from consilium.data.cases.cases import SPLITS, Cases, Studied
+from consilium.data.cases.cases import SPLITS, Studied
+from consilium.data.cases.given import YAML, given_data, given_tree
 from consilium.data.cases.load import load_data
+from consilium.data.cases.shown import data_rows, texts, thumbnails
 from consilium.data.config import DataConfig
-from consilium.data.look.thumbnails import thumbnail
-from consilium.data.sources.single import kind_of, single_source
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.labels.saliency import SaliencyMap
+from consilium.evaluation.probes.config import OneProbes, ProbesConfig
+from consilium.evaluation.probes.report import probe_tables, together, with_probes
 from consilium.evaluation.report.page import ReportContent, write_report
 from consilium.evaluation.report.parts import ReportParts
 from consilium.evaluation.report.wording import number
-from consilium.manifest import Manifest, local_bundle, read_manifest
+from consilium.manifest import Manifest, local_bundle
 from consilium.predictions import check_embeddings, write_embeddings
 from consilium.predictor import Predictor, case_outputs
+from consilium.probing import probe
 from consilium.tasks.config import OneTask
 from consilium.tasks.family import family_of, studying
 from consilium.training.hooks import read_history
-
-YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,26 @@ class RunFacts:
                 f"{number(part['total'])} ({number(part['trainable'])} trained)"
             )
         return {name: value for name, value in facts.items() if value}
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What a model is judged on, and how.
+
+    ``trained_on`` is the data of its own training, None where it had none; with ``is_own`` it is the data judged on.
+    """
+
+    section: TaskSection
+    data: DataConfig
+    split: str
+    evaluation: EvaluationConfig
+    report: ReportConfig
+    probes: ProbesConfig | None
+    trained_on: DataConfig | None
+    is_own: bool
+    command: str
+    embeddings: Path | None = None
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -131,41 +148,7 @@ def headline(evaluation: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def evaluate(
-    bundle: str | Path,
-    *,
-    data: str | Path | None = None,
-    split: str | None = None,
-    out: str | Path | None = None,
-    on_bad_row: Literal["stop", "quarantine"] | None = None,
-    embeddings: str | Path | None = None,
-    device: str = "auto",
-    quiet: bool = False,
-    reporter: Reporter | None = None,
-) -> Evaluation:
-    """Judge a bundle on its own data, or on ``data``: a YAML file with a data section, a folder, csv, parquet or jsonl.
-
-    ``split`` is train, val, test or all; None means test, or all where ``data`` is not a YAML file. Writes
-    report.html, metrics.json and tables into ``out`` (default: a folder ``evaluation-...`` in the bundle).
-    ``on_bad_row`` takes the place of that of the data config. ``embeddings`` is a .parquet, .pt or .npz file that the
-    embeddings of the judged cases go to, of an expert that answers with some. A case whose image cannot be read any
-    more is left out; ``unread`` of the result counts these. How far it is shows on the screen, unless ``quiet``, or
-    goes to ``reporter``.
-    """
-    with reporting(reporter, quiet=quiet) as shown:
-        return _evaluate(
-            bundle,
-            data=data,
-            split=split,
-            out=out,
-            on_bad_row=on_bad_row,
-            embeddings=None if embeddings is None else Path(embeddings),
-            device=device,
-            reporter=shown,
-        )
-
-
-def _evaluate(
+def evaluate_bundle(
     bundle: str | Path,
     *,
     data: str | Path | None,
@@ -176,113 +159,142 @@ def _evaluate(
     device: str,
     reporter: Reporter,
 ) -> Evaluation:
+    """``evaluate`` for a trained bundle."""
     folder = local_bundle(bundle)
-    manifest = read_manifest(folder)
-    tree = _bundle_config(folder)
+    tree = bundle_config(folder)
     own = build(DataConfig, tree["data"], origin=str(folder / "config.yaml"))
-    config = own if data is None else _data_config(str(data), own=own)
+    config = own if data is None else given_data(str(data), own=own)
     if on_bad_row is not None:
         config = config.model_copy(update={"on_bad_row": on_bad_row})
     if split is None:
         split = "test" if data is None or Path(data).suffix in YAML else "all"
-    if split not in (*SPLITS, "all"):
-        raise ConfigError(f"split is '{split}'; expected {', '.join(SPLITS)} or all.")
-    evaluation_config = build(EvaluationConfig, tree.get("evaluation", {}), origin=str(folder))
-    section: TaskSection = build(OneTask, {"task": tree["task"]}, origin=str(folder)).task
-    predictor = Predictor.load(folder, device=device)
-    if embeddings is not None:
-        check_embeddings(embeddings, task=predictor.task)
-    studied = _studied(config, predictor, split=split, manifest=manifest, is_own=data is None, reporter=reporter)
-    evaluator = family_of(section).evaluator(section, predictor.knowledge, evaluation=evaluation_config)
-    outputs = predict_splits(predictor, studied, [split], reporter=reporter)
-    if embeddings is not None:
-        write_embeddings(embeddings, outputs[split], task=predictor.task)
-    readable = set_aside(studied, outputs, reporter=reporter)
-    studied = readable.studied
-    parts = family_of(section).report(section, predictor.knowledge)
-    evaluations = judge(outputs, evaluator, parts=parts, reporter=reporter)
-    _refuse_undefined(evaluations[split])
     name = split if data is None else f"{Path(data).stem}-{split}"
     beside = folder if folder == Path(bundle).expanduser() else Path()  # what is in the cache may be deleted
-    target = Path(out) if out is not None else beside / f"evaluation-{name}"
-    report = build(ReportConfig, tree.get("report", {}), origin=str(folder))
+    judging = Judging(
+        section=build(OneTask, {"task": tree["task"]}, origin=str(folder)).task,
+        data=config,
+        split=split,
+        evaluation=build(EvaluationConfig, tree.get("evaluation", {}), origin=str(folder)),
+        report=build(ReportConfig, tree.get("report", {}), origin=str(folder)),
+        probes=given_probes(tree if data is None else given_tree(str(data)), origin=str(data or folder)),
+        trained_on=own,
+        is_own=data is None,
+        embeddings=embeddings,
+        command=f"consilium evaluate {folder} --split {split}" + ("" if data is None else f" --data {data}"),
+    )
+    predictor = Predictor.load(folder, device=device)
+    return judge_on(
+        predictor, judging, target=Path(out) if out is not None else beside / f"evaluation-{name}", reporter=reporter
+    )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was found, in which cases, and how a report shows it."""
+
+    evaluation: Evaluation
+    studied: Studied[Any]
+    outputs: Mapping[str, Outputs]
+    parts: ReportParts
+    warnings: list[str]
+
+
+def judge_on(predictor: Predictor, judging: Judging, *, target: Path, reporter: Reporter) -> Evaluation:
+    """Judge a predictor that has a manifest, and write the report into ``target``."""
+    manifest = predictor.manifest
+    assert manifest is not None
+    if judging.embeddings is not None:
+        check_embeddings(judging.embeddings, task=predictor.task)
+    studied = cases_to_judge(
+        judging, known=predictor.knowledge, fingerprint=manifest.data_fingerprint, reporter=reporter
+    )
+    found = find(predictor, judging, studied, reporter=reporter)
+    if judging.embeddings is not None:
+        write_embeddings(judging.embeddings, found.outputs[judging.split], task=predictor.task)
+    maps = pictures(predictor, judging.section, found.studied, found.outputs, report=judging.report, reporter=reporter)
     write_judgement(
         target,
         manifest=manifest,
-        evaluations=evaluations,
-        studied=studied,
-        maps=pictures(predictor, section, studied, outputs, report=report, reporter=reporter),
-        report=report,
+        evaluations={judging.split: found.evaluation},
+        studied=found.studied,
+        parts=found.parts,
+        maps=maps,
+        report=judging.report,
         facts=RunFacts(
-            confidence=evaluation_config.confidence,
-            warnings=[*studied.cases.notes, *readable.warnings],
-            command=f"consilium evaluate {folder} --split {split}" + ("" if data is None else f" --data {data}"),
+            confidence=judging.evaluation.confidence,
+            warnings=[*judging.warnings, *studied.cases.notes, *found.warnings],
+            command=judging.command,
         ),
     )
     reporter.line(f"report: {target / 'report.html'}")
-    return evaluations[split]
+    return found.evaluation
 
 
-def _studied(
-    config: DataConfig, predictor: Predictor, *, split: str, manifest: Manifest, is_own: bool, reporter: Reporter
-) -> Studied[Any]:
-    """The cases to judge; of the bundle's own data it is noted when they changed since the training."""
-    loaded = load_data(
-        config,
-        needs=manifest.task.needs,
-        study=studying(manifest.task, learns=False),
-        known=predictor.knowledge,
-        splits=() if split == "all" else (split,),
-        reporter=reporter,
-    )
-    studied, cases = loaded.studied, loaded.cases
-    if is_own and manifest.data_fingerprint not in loaded.store.fingerprints:
-        cases.notes.append("the data changed since the training; this may be another test set.")
-        reporter.line(f"note: {cases.notes[-1]}")
-    if split != "all":
-        return studied
-    return replace(studied, cases=replace(cases, rows={"all": np.arange(len(cases.table))}))
+def find(predictor: Predictor, judging: Judging, studied: Studied[Any], *, reporter: Reporter) -> Judged:
+    """Everything that the evaluator of the task and the probes say of the cases; the headline is printed."""
+    section, split, family = judging.section, judging.split, family_of(judging.section)
+    parts = family.report(section, predictor.knowledge)
+    outputs: dict[str, Outputs] = {}
+    if judging.probes is None or section.needs.text != "must" or studied.cases.has_text(split):
+        outputs = predict_splits(predictor, studied, [split], reporter=reporter)
+    evaluator = family.evaluator(section, predictor.knowledge, evaluation=judging.evaluation)
+    evaluations = judge(outputs, evaluator, parts=parts, reporter=reporter)
+    if judging.probes is not None:
+        probed = probe(
+            predictor,
+            studied,
+            judging.probes,
+            split=split,
+            evaluation=judging.evaluation,
+            trained_on=judging.trained_on,
+            reporter=reporter,
+        )
+        parts, outputs = with_probes(parts), outputs or {split: probed.outputs}
+        evaluations[split] = together(evaluations.get(split), probed.evaluation)
+        for text in probe_tables(probed.evaluation):
+            reporter.line(text)
+    _refuse_undefined(evaluations[split])
+    readable = set_aside(studied, outputs, reporter=reporter)
+    return Judged(evaluations[split], readable.studied, outputs, parts, readable.warnings)
 
 
 def _refuse_undefined(evaluation: Evaluation) -> None:
     """Cases that no figure is defined for are a DataError."""
-    if all(value is None for value in evaluation.metrics.values()):
+    if evaluation.metrics and all(value is None for value in evaluation.metrics.values()):
         notes = " ".join(row["note"] for row in evaluation.tables.get("notes", []))
         cases = counted(evaluation.cases, "case")
         raise DataError(f"the {cases} of {evaluation.split} cannot be judged. {notes}".strip())
 
 
-def _bundle_config(folder: Path) -> dict[str, Any]:
-    """The config that a bundle was trained with, by this version or an earlier one."""
-    path = folder / "config.yaml"
-    try:
-        tree = up_to_date(read_tree(path))
-    except ConfigError as error:
-        raise BundleError(f"bundle {folder} cannot be judged: {error} Copy the bundle again.") from error
-    for section in ("task", "data"):
-        if not isinstance(tree.get(section), dict):
-            raise BundleError(f"{path} is damaged: it has no `{section}` section. Copy the bundle again.")
-    return tree
+def given_probes(tree: Mapping[str, Any], *, origin: str) -> ProbesConfig | None:
+    """The ``probes`` section beside a data section; None where there is none."""
+    section = tree.get("probes")
+    return None if section is None else build(OneProbes, {"probes": section}, origin=origin).probes
 
 
-def _data_config(path: str, *, own: DataConfig) -> DataConfig:
-    """The data section of a YAML file (a whole experiment, or a data section alone), or one source with defaults."""
-    if Path(path).suffix in YAML:
-        tree = read_tree(path)
-        return build(DataConfig, tree.get("data", tree), origin=path)
-    kind = kind_of(path)
-    if kind is None:
-        there = bool(path) and places.facts(places.absolute(path)) is not None
-        what = f"'{path}'" + ("" if there else f", which does not exist (looked from {os.getcwd()})")
-        raise ConfigError(
-            f"the data to judge on is {what}; expected a YAML file with a `data` section (as in a recipe), a folder of "
-            "{label}/images (also as a .zip or .tar), or a .csv, .parquet or .jsonl file. Images without labels are "
-            "for `consilium predict`."
-        )
-    if kind == "folder" and places.exists(places.join(places.absolute(path), "store.json")):
-        raise ConfigError(f"the data to judge on is {path}, a prepared store; give the YAML file it was prepared from.")
-    tree = {"sources": [single_source(path, kind)], "store": own.store.model_dump(), "on_bad_row": own.on_bad_row}
-    return build(DataConfig, tree, origin=path)
+def cases_to_judge(judging: Judging, *, known: Knowledge | None, fingerprint: str, reporter: Reporter) -> Studied[Any]:
+    """The cases to judge; of the model's own data it is noted when they changed since the training."""
+    section, split = judging.section, judging.split
+    if split not in (*SPLITS, "all"):
+        raise ConfigError(f"split is '{split}'; expected {', '.join(SPLITS)} or all.")
+    needs = section.needs
+    if judging.probes is not None:  # which ask for labels, and do without a text
+        needs = replace(needs, label="may", text="may" if needs.text == "must" else needs.text)
+    loaded = load_data(
+        judging.data,
+        needs=needs,
+        study=studying(section, learns=False),
+        known=known,
+        splits=() if split == "all" else (split,),
+        reporter=reporter,
+    )
+    studied, cases = loaded.studied, loaded.cases
+    if judging.is_own and fingerprint not in loaded.store.fingerprints:
+        cases.notes.append("the data changed since the training; this may be another test set.")
+        reporter.line(f"note: {cases.notes[-1]}")
+    if split != "all":
+        return studied
+    return replace(studied, cases=replace(cases, rows={"all": np.arange(len(cases.table))}))
 
 
 def write_judgement(
@@ -291,13 +303,13 @@ def write_judgement(
     manifest: Manifest,
     evaluations: Mapping[str, Evaluation],
     studied: Studied[Any],
+    parts: ReportParts,
     maps: Sequence[SaliencyMap],
     report: ReportConfig,
     facts: RunFacts,
 ) -> Path:
     """Write report.html, metrics.json, tables and the model card into ``folder``; the path of the HTML."""
     cases = studied.cases
-    parts = family_of(manifest.task).report(manifest.task, studied.knowledge)
     licenses = recorded(manifest.licenses, source=manifest.name)
     content = ReportContent(
         title=f"{manifest.name}: {parts.about}",
@@ -310,14 +322,14 @@ def write_judgement(
         history=read_history(folder / "history.csv"),
         monitor=facts.monitor,
         best_step=facts.best_step,
-        data=_data_rows(cases),
+        data=data_rows(cases),
         mixture=facts.mixture,
         warnings=[*facts.warnings, *license_warnings(licenses)],
         licenses=licenses,
         config_yaml=facts.config_yaml,
         command=facts.command,
-        text=_texts(cases),
-        thumbnail=_thumbnails(cases, size=report.thumbnail_size, window=manifest.image.window),
+        text=texts(cases),
+        thumbnail=thumbnails(cases, size=report.thumbnail_size, window=manifest.image.window),
         maps=maps,
     )
     return write_report(folder, content)
@@ -357,35 +369,3 @@ def _origin(manifest: Manifest) -> dict[str, str]:
         "Training cases": str(manifest.knowledge["training_cases"]),
         "Data fingerprint": manifest.data_fingerprint,
     }
-
-
-def _data_rows(cases: Cases) -> list[dict[str, Any]]:
-    """Cases per source, split and label; without a label per source and split."""
-    table = cases.table
-    counts = Counter(
-        (table.sources[row], split, label)
-        for split, rows in cases.rows.items()
-        for row in rows.tolist()
-        for label in table.labels[row] or [""]
-    )
-    return [
-        {"source": source, "split": split, **({"label": label} if label else {}), "cases": count}
-        for (source, split, label), count in sorted(counts.items())
-    ]
-
-
-def _texts(cases: Cases) -> Callable[[str, int], str | None]:
-    """The texts of a case by its id and their number, from 1."""
-    row_of = {name: row for row, name in enumerate(cases.table.ids)}
-    return lambda case, number: next(iter(cases.table.captions(row_of[case])[number - 1 :]), None)
-
-
-def _thumbnails(cases: Cases, *, size: int, window: tuple[float, float] | None) -> Callable[[str], bytes | None]:
-    """JPEG thumbnails by case id, made when asked for."""
-    row_of = {name: row for row, name in enumerate(cases.table.ids)}
-
-    def small(case: str) -> bytes | None:
-        images = cases.table.images(row_of[case])
-        return thumbnail(images[0], size=size, window=window) if images else None
-
-    return small

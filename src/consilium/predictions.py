@@ -172,7 +172,8 @@ def check_embeddings(out: Path, *, task: Task) -> None:
 
 def write_embeddings(out: Path, outputs: Outputs, *, task: Task) -> None:
     """The embeddings of judged cases, as ``predict`` writes them: a row for each, of several texts the first."""
-    arrays = {name: np.asarray(outputs.arrays[f"{name}s"]) for name in task.vectors()}
+    given = {name: outputs.arrays.get(f"{name}s") for name in task.vectors()}
+    arrays = {name: np.asarray(array) for name, array in given.items() if array is not None}
     first = {name: array if array.ndim == 2 else array[:, 0] for name, array in arrays.items()}
     with atomic_file(out) as temporary:
         writer = _vectors_writer(temporary, ending=out.suffix, task=task)

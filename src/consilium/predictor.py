@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.data.store.store import CaseTable
 from consilium.evaluation.config import AveragingConfig
 from consilium.manifest import Manifest, local_bundle, read_manifest
+
+AnswerT = TypeVar("AnswerT")
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Predictor:
     def _answers(
         self, source: Items, rows: Sequence[int], *, here: bool
     ) -> Iterator[tuple[int, dict[str, Any] | ConsiliumError]]:
-        for loaded, prediction in self._run(source, rows, texts=source, here=here):
+        for loaded, prediction in self._run(source, rows, texts=source, here=here, ask=self._predict):
             found: dict[int, dict[str, Any] | ConsiliumError] = dict(loaded.errors)
             if loaded.batch is not None and prediction is not None:
                 records = self.task.records(prediction)
@@ -134,19 +136,25 @@ class Predictor:
             yield from sorted(found.items())
 
     def _run(
-        self, source: Images, rows: Sequence[int], *, texts: Texts | None, here: bool = False
-    ) -> Iterator[tuple[Loaded, Prediction | None]]:
-        """Batches and their predictions; ``here``: read in this process."""
+        self,
+        source: Images,
+        rows: Sequence[int],
+        *,
+        texts: Texts | None,
+        ask: Callable[[Batch], AnswerT],
+        here: bool = False,
+    ) -> Iterator[tuple[Loaded, AnswerT | None]]:
+        """Batches and what ``ask`` says of them; ``here``: read in this process."""
         config = self.loader
         if here or self._cached.images is not None or len(rows) <= (config.eval_batch_size or config.batch_size):
             config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
         loader = Loader(self._readers(source, texts), config=config)
         for loaded in loader.load(evaluation_requests(rows, config=config)):
-            prediction = None
+            answer = None
             if loaded.batch is not None:
                 batch = self._transform(loaded.batch.to(self.device), train=False)
-                loaded, prediction = replace(loaded, batch=batch), self._predict(batch)
-            yield loaded, prediction
+                loaded, answer = replace(loaded, batch=batch), ask(batch)
+            yield loaded, answer
 
     def _readers(self, source: Images, texts: Texts | None) -> Readers:
         """A task that reads texts may be asked about an image, a text, or both."""
@@ -169,28 +177,35 @@ class Predictor:
             [(look, self.task.predict(replace(batch, images=replace(images, pixels_BVCHW=own)))) for look, own in seen]
         )
 
+    def _evidence(self, batch: Batch) -> Mapping[str, torch.Tensor]:
+        return self.task.evidence(self._predict(batch), batch)
+
     def arrays(
         self,
         source: Images,
         rows: np.ndarray,
         *,
         texts: Texts | None = None,
+        ask: Callable[[Batch], Mapping[str, torch.Tensor]] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Arrays:
-        """The task's evidence over ``rows``; cases whose image cannot be read are left out, unless all are."""
+        """The task's evidence over ``rows``; cases whose image cannot be read are left out, unless all are.
+
+        ``ask`` takes the place of the evidence; each image is then seen once.
+        """
         found: dict[str, np.ndarray] = {}  # of all rows at once: many small arrays would scatter over the memory
         filled = 0
         unread: dict[int, str] = {}
         was_training = self.task.training
         self.task.eval()
         done = 0
-        for loaded, prediction in self._run(source, rows.tolist(), texts=texts):
+        for loaded, answer in self._run(source, rows.tolist(), texts=texts, ask=ask or self._evidence):
             for row, error in loaded.errors:
                 if not isinstance(error, ImageError) or len(unread) + 1 == len(rows):
                     raise error  # an extra that is not installed, or a disk that is not there
                 unread[row] = str(error)
-            if loaded.batch is not None and prediction is not None:
-                for name, tensor in self.task.evidence(prediction, loaded.batch).items():
+            if loaded.batch is not None and answer is not None:
+                for name, tensor in answer.items():
                     own = tensor.cpu().numpy()
                     if name not in found:
                         found[name] = np.empty((len(rows), *own.shape[1:]), dtype=own.dtype)
@@ -204,11 +219,17 @@ class Predictor:
 
 
 def case_outputs(
-    predictor: Predictor, studied: Studied[Any], split: str, *, progress: Callable[[int, int], None] | None = None
+    predictor: Predictor,
+    studied: Studied[Any],
+    split: str,
+    *,
+    ask: Callable[[Batch], Mapping[str, torch.Tensor]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Outputs:
-    """The predictor's outputs over one split of studied cases, ready for an evaluator."""
+    """The predictor's outputs over one split of studied cases, ready for an evaluator; ``ask`` is of images alone."""
     cases = studied.cases
-    found = predictor.arrays(cases.table, cases.rows[split], texts=cases.table, progress=progress)
+    texts = cases.table if ask is None else None
+    found = predictor.arrays(cases.table, cases.rows[split], texts=texts, ask=ask, progress=progress)
     unread = {cases.table.ids[row]: reason for row, reason in found.unread.items()}
     rows = cases.without(unread).rows[split]
     table = cases.table.select(rows)

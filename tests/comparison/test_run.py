@@ -12,8 +12,8 @@ import pytest
 import consilium
 from consilium.comparison import CompareResult, compare
 from consilium.core.errors import ConfigError, DataError, NonFiniteLossError, RunFolderError
+from consilium.evaluating import evaluate
 from consilium.experiment import Experiment
-from consilium.judge import evaluate
 from tests.conftest import write_images
 from tests.tasks.test_align_contract import experiment_of
 from tests.tiny import Recorder, tiny_experiment

@@ -25,8 +25,8 @@ from consilium.core.reporter import Silent
 from consilium.data.cases.cases import Cases
 from consilium.data.cases.load import LoadedData, load_data, used_cases
 from consilium.data.store.prepare import prepare
+from consilium.evaluating import evaluate
 from consilium.experiment import Experiment
-from consilium.judge import evaluate
 from consilium.manifest import read_manifest
 from consilium.predictor import Predictor, case_outputs
 from consilium.session import train

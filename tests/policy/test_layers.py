@@ -22,11 +22,11 @@ LAYERS = (
     ("bundle",),
     ("predictor", "council"),
     ("predictions",),
-    ("search", "export"),
+    ("search", "export", "probing"),
     ("judge",),
     ("experiment",),
     ("session",),
-    ("series",),
+    ("series", "evaluating"),
     ("crossval", "comparison", "labelling", "launch", "serving", "demo"),
     ("cli",),
 )

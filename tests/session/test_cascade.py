@@ -25,9 +25,9 @@ import consilium
 from consilium.core.config import to_yaml
 from consilium.core.errors import BundleError, ConfigError, DataError
 from consilium.crossval import cross_validate
+from consilium.evaluating import evaluate
 from consilium.evaluation.report.wording import number
 from consilium.experiment import Experiment
-from consilium.judge import evaluate
 from consilium.manifest import read_manifest
 from consilium.predictor import Predictor
 from consilium.session import train

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from consilium.core.config import apply_overrides, build
 from consilium.core.errors import ConfigError
+from consilium.evaluating import evaluate
 from consilium.experiment import Experiment
-from consilium.judge import evaluate
 from consilium.session import train
 from tests.models.checkpoints.writers import clip_hf, clip_open
 from tests.models.texts import write_encoder

@@ -13,7 +13,7 @@ import torch
 
 import consilium
 from consilium.core.errors import ConfigError, RunFolderError
-from consilium.judge import evaluate
+from consilium.evaluating import evaluate
 from consilium.session import train
 from tests.policy.source import REPOSITORY
 from tests.tiny import Recorder, Run, TrainTiny, same, tiny_experiment

@@ -15,9 +15,9 @@ import consilium
 from consilium.core.config import to_yaml
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import LabelTree, paths_of
+from consilium.evaluating import evaluate
 from consilium.evaluation.labels.calibration import choose_thresholds, fit_temperatures
 from consilium.experiment import Experiment
-from consilium.judge import evaluate
 from consilium.predictor import Predictor, case_outputs
 from consilium.session import train
 from tests.conftest import coloured_image

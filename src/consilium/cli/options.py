@@ -16,6 +16,14 @@ Overrides = Annotated[
 BundlePath = Annotated[
     str, typer.Argument(help="The folder that a finished run left, here or in a bucket, or a zip.", show_default=False)
 ]
+JudgedPath = Annotated[
+    str,
+    typer.Argument(
+        help="The folder that a finished run left, here or in a bucket, or a zip; or a YAML experiment with zero_shot: "
+        "true, whose pretrained model is judged as it came.",
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 

@@ -1,4 +1,4 @@
-"""The commands that use a bundle: evaluate, predict."""
+"""The commands that use a bundle: evaluate, forgetting, predict."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from consilium.cli.options import BundlePath, Device, on_disk, refuse_unread
+from consilium.cli.options import BundlePath, Device, JudgedPath, on_disk, refuse_unread
 from consilium.core.surroundings import say
 
 
 def evaluate(
-    bundle: BundlePath,
+    bundle: JudgedPath,
     data: Annotated[
         str | None,
         typer.Option(help="Other data: a folder, csv, parquet or jsonl, or a YAML file with a data section."),
@@ -37,7 +37,7 @@ def evaluate(
 ) -> None:
     """Judge a bundle and write a report; cases whose image cannot be read are left out, and the exit code is 1."""
     from consilium.console import Console
-    from consilium.judge import evaluate as run
+    from consilium.evaluating import evaluate as run
 
     with Console() as console:
         done = run(
@@ -51,6 +51,34 @@ def evaluate(
             reporter=console,
         )
     refuse_unread(done.unread)
+
+
+def forgetting(
+    bundle: BundlePath,
+    data: Annotated[
+        list[str],
+        typer.Option(help="Other labelled data, as evaluate takes it: a YAML file with data and probes; repeatable."),
+    ],
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(help="A share of what was learned, between both ends; repeatable; default: 0.25, 0.5 and 0.75."),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="A bundle or weights file that the training began with; default: what its config names."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="train, val, test or all; default: test.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the report goes.", parser=on_disk, metavar="PATH")] = None,
+    device: Device = "auto",
+) -> None:
+    """Judge what a training forgot: its start against its end on other data, and the weights between them."""
+    from consilium.console import Console
+    from consilium.session.forgetting import ALPHAS
+    from consilium.session.forgetting import forgetting as run
+
+    alphas = alpha or ALPHAS
+    with Console() as console:
+        run(bundle, data=data, alphas=alphas, start=start, split=split, out=out, device=device, reporter=console)
 
 
 def predict(

@@ -50,6 +50,13 @@ class Task(nn.Module, ABC):
         """What is kept of a prediction to judge it: small tensors by name, whose first axis is the case."""
         return prediction.arrays
 
+    def probed(self, batch: Batch) -> Mapping[str, Tensor]:
+        """What probes read of images: ``tower`` [B, F], features of the image tower, and ``embedding`` [B, D].
+
+        ``scale`` [B] is 1 / temperature. {}: the task has no space that texts share, and cannot be probed.
+        """
+        return {}
+
     def about(self) -> str:
         """What the task answers, in a few words."""
         return type(self).__name__

@@ -31,10 +31,7 @@ def finish(
     members: Sequence[str] = (),
     reporter: Reporter,
 ) -> RunResult:
-    """Judge on validation and test, once, and write report and bundle; ``facts`` are what the training knows.
-
-    ``members`` are the folders of finished bundles that it is made of.
-    """
+    """Judge on validation and test, once, and write report and bundle; ``members`` are the bundles inside it."""
     section, family = experiment.task, family_of(experiment.task)
     splits = [split for split in ("val", "test") if len(data.cases.rows[split])]
     outputs = predict_splits(predictor, data.studied, splits, reporter=reporter)
@@ -74,6 +71,7 @@ def finish(
         manifest=manifest,
         evaluations=evaluations,
         studied=studied,
+        parts=parts,
         maps=pictures(predictor, section, studied, settled.outputs, report=experiment.report, reporter=reporter),
         report=experiment.report,
         facts=facts,

@@ -43,6 +43,10 @@ class Cases:
         stays = np.array([name not in ids for name in self.table.ids])
         return replace(self, rows={split: own[stays[own]] for split, own in self.rows.items()})
 
+    def has_text(self, split: str) -> bool:
+        """Whether any case of a split has a text."""
+        return any(self.table.texts[row] for row in self.rows[split].tolist())
+
     def used(self) -> CaseTable:
         """The table of the cases that are in a split."""
         return self.table.select(np.sort(np.concatenate(list(self.rows.values()))))

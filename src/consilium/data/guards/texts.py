@@ -79,6 +79,13 @@ def named_labels(table: CaseTable, *, synonyms: Mapping[str, Sequence[str]]) -> 
     return NamedLabels(found, notes)
 
 
+def naming(table: CaseTable, rows: Sequence[int], phrases: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """In how many of the rows a text has one of the phrases of each name; words count as in ``named_labels``."""
+    terms_of = {name: {term for phrase in own if (term := _words(phrase))} for name, own in phrases.items()}
+    rows_with = _rows_with(table, rows, {term for terms in terms_of.values() for term in terms})
+    return {name: len({row for term in terms for row in rows_with[term]}) for name, terms in terms_of.items()}
+
+
 def _nodes(labels: Iterable[str]) -> Iterable[str]:
     """The labels and all branches above them."""
     for label in labels:

@@ -41,6 +41,9 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
         """The tokenizer; encoders from scratch learn theirs from the training texts, a bundle's knows its own."""
         if known is not None and not learns:
             return Studied(cases, known)
+        if known is None and not learns and section.model is not None:  # which is judged as it came
+            tokenizer = _tokenizer(section.text, section.model, ())
+            return Studied(cases, AlignKnowledge(training_cases=0, tokenizer=tokenizer.definition))
         texts = [text for row in cases.rows["train"].tolist() for text in cases.table.captions(row)]
         if len(set(texts)) < 2:
             what = (

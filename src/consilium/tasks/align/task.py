@@ -160,6 +160,13 @@ class Align(Task):
         mean_BD = torch.stack([seen.arrays["image_embeddings"] for _, seen in looks]).mean(0)
         return Prediction({**first, "image_embeddings": functional.normalize(mean_BD, dim=1)})
 
+    @torch.no_grad()
+    def probed(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Features below the projection, and the embeddings above it."""
+        features_BF = self.image_features(batch)
+        scale_B = self.loss.scale.detach().expand(len(batch))
+        return {"tower": features_BF, "embedding": self.embed_images(batch, features_BF), "scale": scale_B}
+
     def evidence(self, prediction: Prediction, batch: Batch) -> Mapping[str, Tensor]:
         """The embeddings, the temperature, and which texts are equal."""
         arrays = {name: prediction.arrays[name] for name in ("image_embeddings", "text_embeddings", "scale")}
