@@ -146,6 +146,7 @@ def test_what_a_person_can_mend_is_exit_code_2(cli: Cli, bundle: Path, squares: 
         assert (answer.code, answer.out) == (2, ""), arguments
         assert message in answer.err
         assert "Traceback" not in answer.err
+    assert "longer than the expert reads" in cli("search", bundle, f"{TEXT} " * 30, "--index", "made").err
     for as_text in ("missing.png", squares / "notes.txt", squares):
         assert cli("search", bundle, as_text, "--text", "--index", "made").code == 0
 

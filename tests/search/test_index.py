@@ -129,15 +129,16 @@ def test_a_killed_build_goes_on(
     with pytest.raises(SearchError, match="is not finished; run `consilium index` again"):
         Index.load(tmp_path / "index", model)
     parts = sorted((tmp_path / "index" / "parts").glob("*/*.npz"))
-    assert len(parts) == 3
+    assert len(parts) == 4, "three of 8 and one of the last 6"
     if damage is not None:
         parts[1].write_bytes(damage)
+        parts[3].unlink()  # killed at once, it would not have been written
     asked: list[int] = []
     stream = Predictor.stream
     monkeypatch.setattr(Predictor, "stream", lambda self, items: asked.append(len(items)) or stream(self, items))
     reporter = Recorder()
     done = build(model, store, out=tmp_path / "index", reporter=reporter)
-    assert asked == [48 + 24 - 24 + (8 if damage is not None else 0)]
+    assert asked == [48 + 24 - 30 + (8 + 6 if damage is not None else 0)]
     assert (done.embedded_images, done.embedded_texts) == (48, 24)
     assert any("of a build that was interrupted" in line for line in reporter.lines)
     assert any("000001.npz in" in line and "embedded again" in line for line in reporter.lines) == (damage is not None)
@@ -329,6 +330,19 @@ def test_faiss_that_cannot(model: Predictor, squares: Path, tmp_path: Path, monk
     with pytest.raises(MissingExtraError, match=r"pip install 'consilium\[index\]'"):
         build(model, squares, out=tmp_path / "index", faiss="Flat")
     build(model, squares, out=tmp_path / "index")
+
+
+def test_texts_that_are_cut_are_counted(
+    model: Predictor, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"image": "00.png", "text": "a red square " * 30}, {"image": "01.png", "text": "red"}]
+    reporter = Recorder()
+    build(model, write_jsonl(squares / "table.jsonl", rows), out=tmp_path / "index", reporter=reporter)
+    assert "note: 1 text of 2 longer than the expert reads; the end is cut." in reporter.lines
+    index = Index.load(tmp_path / "index", model)
+    assert index.cuts("a red square " * 30)
+    assert not index.cuts("red")
 
 
 def test_a_model_in_training_has_no_index(model: Predictor, squares: Path, tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ def search(
     with Console() as console:
         found, built = opened(predictor, index, root=INDEXES, reporter=Silent() if json else console)
     results = find(found, asked, k=k, among=among, source=source, label=label)
+    if asked.text is not None and found.cuts(asked.text):
+        say("note: the text is longer than the expert reads; its end is cut.")
     if built is not None:
         _say_what_is_missing(built)
     if out is not None and out.suffix == ".html":

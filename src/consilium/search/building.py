@@ -32,7 +32,7 @@ from consilium.search.folder import (
     write_part,
 )
 
-PART = 1024  # embeddings that a killed build may lose
+PART = 1024  # embeddings that are lost at most where a build is killed at once, without a Ctrl-C
 EXACT = "exact"
 
 
@@ -75,6 +75,12 @@ def width_of(predictor: Predictor) -> int:
             "trained with task.kind: align."
         )
     return width
+
+
+def count_cut(predictor: Predictor, texts: Sequence[str]) -> int:
+    """How many of the texts are longer than the bundle reads."""
+    coder = predictor.task.text_coder()
+    return 0 if coder is None else coder.count_cut(texts)
 
 
 def check_bundle(folder: Path, manifest: Manifest, predictor: Predictor) -> None:
@@ -183,7 +189,7 @@ class _Missing(Sequence[Query]):
     def __init__(self, entries: Sequence[Entry], known: Mapping[str, np.ndarray]) -> None:
         images = {key: entry for entry in entries if entry.digest and (key := _image_key(entry)) not in known}
         texts = {key: text for entry in entries for text in entry.texts if (key := _text_key(text)) not in known}
-        self.keys = [*images, *texts]
+        self.keys, self.texts = [*images, *texts], list(texts.values())
         self._items: list[Entry | str] = [*images.values(), *texts.values()]
         self._views = Views()
 
@@ -200,6 +206,10 @@ def _embed(
 ) -> dict[str, str]:
     """Add to ``known`` what is not yet there, in parts that stay when the build is killed; errors by key."""
     missing = _Missing(entries, known)
+    if cut := count_cut(predictor, missing.texts):
+        reporter.line(
+            f"note: {counted(cut, 'text')} of {len(missing.texts):,} longer than the expert reads; the end is cut."
+        )
     errors: dict[str, str] = {}
     waiting: dict[str, np.ndarray] = {}
 
@@ -209,15 +219,17 @@ def _embed(
             known.update(waiting)
             waiting.clear()
 
-    for done, (key, record) in enumerate(zip(missing.keys, _records(predictor, missing), strict=True), start=1):
-        if "error" in record:
-            errors[key] = record["error"]
-        else:
-            waiting[key] = np.array(record[f"{key.partition(':')[0]}_embedding"], dtype=np.float32)
-        if len(waiting) >= PART:
-            keep()
-        reporter.progress("index", done, len(missing))
-    keep()
+    try:
+        for done, (key, record) in enumerate(zip(missing.keys, _records(predictor, missing), strict=True), start=1):
+            if "error" in record:
+                errors[key] = record["error"]
+            else:
+                waiting[key] = np.array(record[f"{key.partition(':')[0]}_embedding"], dtype=np.float32)
+            if len(waiting) >= PART:
+                keep()
+            reporter.progress("index", done, len(missing))
+    finally:
+        keep()
     return errors
 
 

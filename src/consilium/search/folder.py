@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -105,8 +105,7 @@ def read_content(folder: Path, manifest: Manifest) -> Content:
         if _sha256(folder / name) != digest:
             raise _damaged(folder, f"the checksum of {name} differs")
     try:
-        texts = [json.loads(line) for line in _lines(folder / TEXTS)]
-        lines = [json.loads(line) for line in _lines(folder / CASES)]
+        texts, lines = (_read_lines(folder / name) for name in (TEXTS, CASES))
         errors = {row: error for row, line in enumerate(lines) if (error := line.pop("error"))}
         entries = [_entry(line, texts) for line in lines]
         images_ND, texts_TD = (np.load(folder / name, allow_pickle=False) for name in (IMAGES, TEXT_VECTORS))
@@ -187,9 +186,11 @@ def _entry(line: dict[str, Any], texts: Sequence[str]) -> Entry:
     return Entry(**{**own, **lists})
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _read_lines(path: Path) -> list[Any]:
+    """The JSON of each line, read as one list, which is several times as fast."""
     with path.open(encoding="utf-8", newline="\n") as file:
-        yield from file
+        found: list[Any] = json.loads(f"[{','.join(file)}]")
+    return found
 
 
 def _write_lines(path: Path, values: Any) -> None:

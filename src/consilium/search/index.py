@@ -17,7 +17,7 @@ from consilium.data.batches.rows import Query
 from consilium.data.images.in_memory import View
 from consilium.evaluation.retrieval.ranks import nearest
 from consilium.predictor import Predictor
-from consilium.search.building import build_index, check_bundle, width_of
+from consilium.search.building import build_index, check_bundle, count_cut, width_of
 from consilium.search.collection import Views
 from consilium.search.faiss_index import FaissImages
 from consilium.search.folder import FAISS, Content, Manifest, read_content, read_manifest
@@ -132,6 +132,10 @@ class Index:
         found = zip(rows[places_K].tolist(), similarity_K.tolist(), strict=True)
         make = self._text_hit if among == "texts" else self._image_hit
         return [make(rank, row, similarity, chosen_N) for rank, (row, similarity) in enumerate(found, start=1)]
+
+    def cuts(self, text: str) -> bool:
+        """Whether a text is longer than the model reads, so that a search for it leaves the end out."""
+        return count_cut(self._model, [text]) > 0
 
     @property
     def window(self) -> tuple[float, float] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Literal
 
 from consilium.core.errors import ConfigError
@@ -24,7 +23,7 @@ def query_of(given: str, *, kind: Kind | None) -> Query:
     path = os.path.expanduser(local_path(given))
     if is_remote(path):
         return Query(path)
-    if Path(path).is_dir():
+    if os.path.isdir(path):  # of a text that is no path, False
         raise ConfigError(f"the query {given} is a folder; give one image of it, or --text to search for this text.")
     if kind == "image" or is_image_file(path):
         return Query(path)
