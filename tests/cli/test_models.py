@@ -15,9 +15,14 @@ def test_the_folder_may_stand_anywhere(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
     monkeypatch.setenv("CONSILIUM_MODELS", "")
+    assert cli("models").out.splitlines()[0].split()[-1] == "recipes"
+    (tmp_path / "google" / "siglip-base-patch16-224").mkdir(parents=True)
+    (tmp_path / "google" / "siglip-base-patch16-224" / "config.json").write_text("{}", encoding="utf-8")
     answer = cli(*(word.format(tmp_path) for word in words))
     assert (answer.code, answer.err) == (0, "")
-    assert "google/siglip-base-patch16-224" in answer.out
+    there = {line.split()[0]: line.split()[-1] for line in answer.out.splitlines()[2:-2]}
+    assert there.pop("google/siglip-base-patch16-224") == "yes"
+    assert set(there.values()) == {"no"}
     assert os.environ["CONSILIUM_MODELS"] == str(tmp_path)
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.experiment import Experiment
 from consilium.models import hub
-from consilium.models.carrying import fetch_model
+from consilium.models.carrying import fetch_model, repository_of
 from consilium.models.catalogue import CATALOGUE
 from consilium.models.checkpoints.find import find_model, find_text
 from consilium.models.config import TextConfig, VisionConfig
@@ -28,6 +28,7 @@ from tests.hub import local_hub
 from tests.models.checkpoints.writers import biomed_open, clip_hf
 from tests.models.texts import write_encoder
 from tests.policy.source import REPOSITORY
+from tests.tiny import TrainTiny
 
 TIMM, BERT, WHOLE, DUAL = "timm/test_resnet.r160_in1k", "lab/bert", "lab/whole", "lab/clip"
 CARD = "---\nlicense: mit\n---\nA model.\n"
@@ -115,6 +116,16 @@ def test_by_name_from_the_folder(no_hub: Path, house: Path, monkeypatch: pytest.
     assert whole.tokenizer()[0] == text.tokenizer()[0], "the tokenizer of another model came along"
 
 
+def test_a_training_begins_with_carried_weights(no_hub: Path, tiny: TrainTiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSILIUM_MODELS", str(no_hub))
+    run = tiny("task.vision.pretrained=true", "optimizer.learning_rate=1e-9")
+    torch.manual_seed(5)
+    expected = timm.create_model("test_resnet").state_dict()
+    first = next(iter(expected))
+    torch.testing.assert_close(run.weights[f"tower.model.{first}"], expected[first], rtol=0, atol=1e-6)
+    assert [license["name"] for license in run.manifest["licenses"]] == ["apache-2.0"]
+
+
 def test_by_path_as_it_is(no_hub: Path) -> None:
     config = VisionConfig(name="test_resnet", pretrained=str(no_hub / TIMM))
     assert build_vision(config, image_size=(32, 32)).num_features > 0
@@ -193,6 +204,7 @@ def test_the_list_is_what_recipes_use() -> None:
             used.setdefault(name, set()).add(path.stem)
     assert {one.name: set(one.recipes) for one in CATALOGUE} == used
     for one in CATALOGUE:
+        assert one.repository == repository_of(one.name)
         if timm.is_model(SHORT_NAMES.get(one.name, one.name)):
             with torch.device("meta"):
                 model = timm.create_model(SHORT_NAMES.get(one.name, one.name))

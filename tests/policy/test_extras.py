@@ -37,7 +37,7 @@ def test_the_extra_is_away(tmp_path: Path) -> None:
 
 
 def test_the_base_install_predicts(tmp_path: Path) -> None:
-    run = run_without_train("import consilium, consilium.predictions; consilium.load", folder=tmp_path)
+    run = run_without_train("import consilium, consilium.predictions; consilium.load, consilium.Index", folder=tmp_path)
     assert run.returncode == 0, run.stderr
 
 

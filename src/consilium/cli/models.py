@@ -19,6 +19,7 @@ def models(context: typer.Context) -> None:
         return
     from consilium.core.reporter import format_table
     from consilium.models.catalogue import CATALOGUE
+    from consilium.models.hub import carried, models_folder
 
     rows = [
         {
@@ -27,6 +28,7 @@ def models(context: typer.Context) -> None:
             "MB": one.megabytes,
             "licence": one.license,
             "recipes": ", ".join(f"{recipe}.yaml" for recipe in one.recipes),
+            **({"here": "yes" if carried(one.repository) else "no"} if models_folder() is not None else {}),
         }
         for one in CATALOGUE
     ]

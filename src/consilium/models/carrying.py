@@ -47,22 +47,31 @@ def fetch_model(name: str, *, to: Path) -> Fetched:
     ``name`` is what a config names: a model of timm, ``ORG/NAME`` or ``hf-hub:ORG/NAME``, or ``NAME/TAG`` of open_clip.
     One that is there already stays. What cannot be had is a WeightsError, what is no name on the hub a ConfigError.
     """
+    repository = repository_of(name)
+    folder = to / repository
+    created = not folder.exists()
+    if created:
+        _copy(repository, folder, choices=TOWER_PATTERNS if _is_timm(name) else PATTERNS)
+    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    licenses = tuple(license.name for license in file_licenses(folder, source=name) if license.name)
+    return Fetched(name, repository, folder, size, licenses, _keys(folder), created)
+
+
+def repository_of(name: str) -> str:
+    """The name on the hub of a model that a config names in any form; one that has none is a ConfigError."""
     if is_a_path(name):
         raise ConfigError(f"{name} is a path of this machine; copy it, or give the name of a model on the hub.")
-    of_timm = timm.is_model(SHORT_NAMES.get(name, name))
-    repository = hub_name(name) if of_timm else open_clip_hub_name(name) or name.removeprefix(_HUB)
-    if repository is None or repository.count("/") != 1:
+    found = hub_name(name) if _is_timm(name) else open_clip_hub_name(name) or name.removeprefix(_HUB)
+    if found is None or found.count("/") != 1:
         raise ConfigError(
             f"'{name}' is no model on the hub; expected a model of timm that has weights there, ORG/NAME, or NAME/TAG "
             "of open_clip (which must be installed). `consilium models` lists those of the recipes."
         )
-    folder = to / repository
-    created = not folder.exists()
-    if created:
-        _copy(repository, folder, choices=TOWER_PATTERNS if of_timm else PATTERNS)
-    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-    licenses = tuple(license.name for license in file_licenses(folder, source=name) if license.name)
-    return Fetched(name, repository, folder, size, licenses, _keys(folder), created)
+    return found
+
+
+def _is_timm(name: str) -> bool:
+    return bool(timm.is_model(SHORT_NAMES.get(name, name)))
 
 
 def _copy(repository: str, folder: Path, *, choices: Sequence[Sequence[str]]) -> None:

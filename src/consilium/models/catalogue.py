@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Listed:
-    """A model: its name in a config, what it is, megabytes of its weights, their licence, and the recipes with it."""
+    """A model: its names in a config and on the hub, what it is, megabytes and licence of its weights, its recipes."""
 
     name: str
+    repository: str
     kind: str
     megabytes: int
     license: str
@@ -17,14 +18,18 @@ class Listed:
 
 
 IMAGES, TEXTS, WHOLE = "image tower", "text tower", "images and texts"
+_BERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
+_CLIP = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
+_SIGLIP = "google/siglip-base-patch16-224"
+_VIT = "vit_base_patch16_224.augreg_in21k"
 _ROWS = (
-    ("resnet50", IMAGES, 102, "apache-2.0", ("router", "mixture", "figure_modality_tree")),
-    ("vit_b_16", IMAGES, 346, "apache-2.0", ("frozen_probe",)),
-    ("densenet121", IMAGES, 32, "apache-2.0", ("multi_label",)),
-    ("tf_efficientnet_lite0", IMAGES, 19, "apache-2.0", ("unseen_sources",)),
-    ("vit_base_patch16_224.augreg_in21k", IMAGES, 410, "apache-2.0", ("clip", "lora")),
-    ("microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract", TEXTS, 440, "mit", ("clip", "lora")),
-    ("hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", WHOLE, 784, "mit", ("biomedclip",)),
-    ("google/siglip-base-patch16-224", WHOLE, 813, "apache-2.0", ("siglip",)),
+    ("resnet50", "timm/resnet50.a1_in1k", IMAGES, 102, "apache-2.0", ("router", "mixture", "figure_modality_tree")),
+    ("vit_b_16", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k", IMAGES, 346, "apache-2.0", ("frozen_probe",)),
+    ("densenet121", "timm/densenet121.ra_in1k", IMAGES, 32, "apache-2.0", ("multi_label",)),
+    ("tf_efficientnet_lite0", "timm/tf_efficientnet_lite0.in1k", IMAGES, 19, "apache-2.0", ("unseen_sources",)),
+    (_VIT, f"timm/{_VIT}", IMAGES, 410, "apache-2.0", ("clip", "lora")),
+    (_BERT, _BERT, TEXTS, 440, "mit", ("clip", "lora")),
+    (f"hf-hub:{_CLIP}", _CLIP, WHOLE, 784, "mit", ("biomedclip",)),
+    (_SIGLIP, _SIGLIP, WHOLE, 813, "apache-2.0", ("siglip",)),
 )
 CATALOGUE = tuple(Listed(*row) for row in _ROWS)
