@@ -131,9 +131,10 @@ def classifier(
     vision: str = "test_resnet",
     labels: Sequence[str] = LABELS,
     temperatures: Mapping[str, float] = ROOT,
+    size: int = 32,
     **task: Any,
 ) -> Callable[[Path], Path]:
-    """A classifier of images of 32 pixels."""
+    """A classifier, by default of images of 32 pixels."""
 
     def make(folder: Path) -> Path:
         tower: dict[str, Any] = {"name": vision, "pretrained": False}
@@ -147,7 +148,7 @@ def classifier(
             training_cases=4,
             calibration=Calibration(temperatures=dict(temperatures), thresholds=[0.4] if temperatures else []),
         )
-        image = ImageConfig.model_validate({**IMAGE, "size": (32, 32)})
+        image = ImageConfig.model_validate({**IMAGE, "size": (size, size)})
         built = CLASSIFY.build(section, knowledge, image=image, members={}, weights=True).eval()
         shaken(built)
         settled = knowledge.model_copy(update={"tower": built.tower.layout})  # type: ignore[attr-defined]

@@ -23,18 +23,15 @@ import consilium
 from consilium.core.errors import ExportError
 from consilium.data.batches.rows import Query
 from consilium.export.forms import FORMS, Form
-from consilium.export.run import export
+from consilium.export.run import Exported, export
 from consilium.models.trained import DualEncoder, Trained
 from consilium.tasks.family import family_of
 from tests.tiny import Recorder
 
 TEXT = "Left pleural effusion with atelectasis, no pathological finding"
+TREE, HIDDEN = "classifier, label tree (`joint`)", "classifier, head with hidden layers"
 Bundles = Callable[[str], Path]
-
-
-def leave(bundle: Path, form: Form, folder: Path) -> str:
-    """What the bundle becomes; a test of a form that cannot hold it is skipped where the table says so."""
-    return export(bundle, to=form, out=folder, reporter=Recorder()).kind
+Left = Callable[[str, Form], Exported]
 
 
 def held(form: Form) -> list[str]:
@@ -73,14 +70,15 @@ def unit(found: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", [name for name in held("hf") if not name.startswith("classifier")])
 @torch.no_grad()
-def test_experts_in_transformers(name: str, bundles: Bundles, tmp_path: Path) -> None:
-    kind = leave(bundles(name), "hf", tmp_path / "out")
+def test_experts_in_transformers(name: str, bundles: Bundles, exported: Left) -> None:
+    left = exported(name, "hf")
+    folder, kind = left.folder, left.kind
     answer, image, model = answered(bundles(name))
-    loaded = getattr(transformers, kind).from_pretrained(tmp_path / "out")
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    loaded = getattr(transformers, kind).from_pretrained(folder)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
     pixels = processor(images=[image], return_tensors="pt")
     close(unit(loaded.get_image_features(**pixels).pooler_output), answer["image_embedding"])
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     padding = "max_length" if kind == "SiglipModel" else True
     tokens = tokenizer([TEXT, "a"], return_tensors="pt", truncation=True, padding=padding)
     close(unit(loaded.get_text_features(**tokens).pooler_output)[0], answer["text_embedding"])
@@ -91,12 +89,12 @@ def test_experts_in_transformers(name: str, bundles: Bundles, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", [name for name in held("hf") if not name.startswith("classifier")])
 @torch.no_grad()
-def test_image_towers_in_transformers(name: str, bundles: Bundles, tmp_path: Path) -> None:
-    leave(bundles(name), "hf", tmp_path / "out")
+def test_image_towers_in_transformers(name: str, bundles: Bundles, exported: Left) -> None:
+    folder = exported(name, "hf").folder
     model = consilium.load(bundles(name), device="cpu")
     tower = trained(model).vision
     pixels = torch.randn(2, 3, *model.image.size)
-    loaded = transformers.AutoModel.from_pretrained(tmp_path / "out/image_tower").eval()
+    loaded = transformers.AutoModel.from_pretrained(folder / "image_tower").eval()
     hidden = loaded(pixel_values=pixels).last_hidden_state
     if tower.library == "transformers":
         expected = tower.model(pixel_values=pixels).last_hidden_state
@@ -105,7 +103,7 @@ def test_image_towers_in_transformers(name: str, bundles: Bundles, tmp_path: Pat
         if isinstance(loaded, transformers.CLIPVisionModel):  # which norms what it pools alone
             hidden = loaded.post_layernorm(hidden)
     torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-5)
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out/image_tower")
+    processor = transformers.AutoImageProcessor.from_pretrained(folder / "image_tower")
     assert processor(picture(model), return_tensors="pt")["pixel_values"].shape == (1, 3, *model.image.size)
 
 
@@ -152,12 +150,12 @@ def test_a_language_model_that_sees_takes_an_image_tower(bundles: Bundles, tmp_p
 
 
 @torch.no_grad()
-def test_a_vit_of_timm_is_one_of_transformers(bundles: Bundles, tmp_path: Path) -> None:
+def test_a_vit_of_timm_is_one_of_transformers(bundles: Bundles, exported: Left) -> None:
     """Software for vision and language takes the tokens of single layers, which only its own classes give."""
     name = "tower of timm, texts by `pooler`"
-    leave(bundles(name), "hf", tmp_path / "out")
+    folder = exported(name, "hf").folder
     model = consilium.load(bundles(name), device="cpu")
-    loaded = transformers.AutoModel.from_pretrained(tmp_path / "out/image_tower").eval()
+    loaded = transformers.AutoModel.from_pretrained(folder / "image_tower").eval()
     assert isinstance(loaded, transformers.ViTModel)
     pixels = torch.randn(2, 3, *model.image.size)
     found = loaded(pixel_values=pixels, output_hidden_states=True).hidden_states
@@ -169,11 +167,11 @@ def test_a_vit_of_timm_is_one_of_transformers(bundles: Bundles, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", [name for name in held("hf") if name.startswith("classifier")])
 @torch.no_grad()
-def test_classifiers_in_transformers(name: str, bundles: Bundles, tmp_path: Path) -> None:
-    leave(bundles(name), "hf", tmp_path / "out")
+def test_classifiers_in_transformers(name: str, bundles: Bundles, exported: Left) -> None:
+    folder = exported(name, "hf").folder
     answer, image, _ = answered(bundles(name))
-    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
-    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    loaded = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
     logits = loaded(**processor(image, return_tensors="pt")).logits
     found = logits.sigmoid() if loaded.config.problem_type == "multi_label_classification" else logits.softmax(1)
     close(found, list(answer["probabilities"].values()))
@@ -182,12 +180,12 @@ def test_classifiers_in_transformers(name: str, bundles: Bundles, tmp_path: Path
 
 @pytest.mark.parametrize("name", held("open_clip"))
 @torch.no_grad()
-def test_experts_in_open_clip(name: str, bundles: Bundles, tmp_path: Path) -> None:
-    leave(bundles(name), "open_clip", tmp_path / "out")
+def test_experts_in_open_clip(name: str, bundles: Bundles, exported: Left) -> None:
+    folder = exported(name, "open_clip").folder
     answer, image, model = answered(bundles(name))
-    loaded, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'out'}")
+    loaded, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     close(loaded.eval().encode_image(preprocess(image)[None], normalize=True), answer["image_embedding"])
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     close(loaded.encode_text(tokenizer([TEXT]), normalize=True), answer["text_embedding"])
     own = trained(model)
     assert isinstance(own, DualEncoder)
@@ -197,18 +195,17 @@ def test_experts_in_open_clip(name: str, bundles: Bundles, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", held("timm"))
 @torch.no_grad()
-def test_towers_and_classifiers_in_timm(name: str, bundles: Bundles, tmp_path: Path) -> None:
-    leave(bundles(name), "timm", tmp_path / "out")
+def test_towers_and_classifiers_in_timm(name: str, bundles: Bundles, exported: Left) -> None:
+    folder = exported(name, "timm").folder
     answer, image, model = answered(bundles(name))
-    config = json.loads((tmp_path / "out/config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     loaded = timm.create_model(
         config["architecture"],
         num_classes=config["num_classes"],
-        checkpoint_path=tmp_path / "out/model.safetensors",
+        checkpoint_path=folder / "model.safetensors",
         **config["model_args"],
     ).eval()
-    folder = f"local-dir:{tmp_path / 'out'}"
-    again = timm.create_model(folder, pretrained=True).eval()
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     prepared = timm.data.create_transform(**timm.data.resolve_data_config(model=again), is_training=False)
     pixels = prepared(image)[None]
     assert torch.equal(loaded(pixels), again(pixels))
@@ -222,7 +219,6 @@ def test_towers_and_classifiers_in_timm(name: str, bundles: Bundles, tmp_path: P
 
 def onnx_answers(bundle: Path, folder: Path) -> None:
     """The files of a bundle give its answers, at several batches and lengths."""
-    leave(bundle, "onnx", folder)
     answer, image, model = answered(bundle)
     described = json.loads((folder / "onnx.json").read_text())
     shown = described["image"]["preprocessing"]
@@ -251,14 +247,14 @@ def onnx_answers(bundle: Path, folder: Path) -> None:
     assert described["embedding"]["log_scale"] == pytest.approx(trained(model).log_scale)  # type: ignore[union-attr]
 
 
-def test_a_classifier_of_a_tree_in_onnx(bundles: Bundles, tmp_path: Path) -> None:
-    onnx_answers(bundles("classifier, label tree (`joint`)"), tmp_path / "out")
+def test_a_classifier_of_a_tree_in_onnx(bundles: Bundles, exported: Left) -> None:
+    onnx_answers(bundles(TREE), exported(TREE, "onnx").folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", held("onnx"))
-def test_every_model_in_onnx(name: str, bundles: Bundles, tmp_path: Path) -> None:
-    onnx_answers(bundles(name), tmp_path / "out")
+def test_every_model_in_onnx(name: str, bundles: Bundles, exported: Left) -> None:
+    onnx_answers(bundles(name), exported(name, "onnx").folder)
 
 
 def stacked(described: dict[str, Any], tensors: dict[str, Tensor], name: str) -> Callable[[Tensor], Tensor]:
@@ -300,11 +296,11 @@ def plain_image(described: dict[str, Any], tensors: dict[str, Tensor]) -> Callab
 
 @pytest.mark.parametrize("name", held("safetensors"))
 @torch.no_grad()
-def test_plain_tensors_and_what_describes_them(name: str, bundles: Bundles, tmp_path: Path) -> None:
-    leave(bundles(name), "safetensors", tmp_path / "out")
+def test_plain_tensors_and_what_describes_them(name: str, bundles: Bundles, exported: Left) -> None:
+    folder = exported(name, "safetensors").folder
     answer, image, _ = answered(bundles(name))
-    tensors = load_file(tmp_path / "out/model.safetensors")
-    described = json.loads((tmp_path / "out/model.json").read_text())
+    tensors = load_file(folder / "model.safetensors")
+    described = json.loads((folder / "model.json").read_text())
     shown = described["image"]["preprocessing"]
     pixels = torch.tensor((np.asarray(image, np.float32) / 255 - np.float32(shown["mean"])) / np.float32(shown["std"]))
     features = plain_image(described["image"], tensors)(pixels.permute(2, 0, 1)[None])
@@ -327,7 +323,7 @@ def test_plain_tensors_and_what_describes_them(name: str, bundles: Bundles, tmp_
     text.eval().load_state_dict(
         {key.removeprefix("text."): value for key, value in tensors.items() if key.startswith("text.")}, strict=False
     )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     padding = "max_length" if described["text"]["reads_padding"] else True
     tokens = tokenizer([TEXT], return_tensors="pt", truncation=True, padding=padding)
     tokens.pop("attention_mask", None)
@@ -342,7 +338,7 @@ def test_plain_tensors_and_what_describes_them(name: str, bundles: Bundles, tmp_
 
 def test_a_form_that_cannot_hold_a_model_names_those_that_can(bundles: Bundles, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"hidden layers, .* What can: onnx, safetensors\."):
-        leave(bundles("classifier, head with hidden layers"), "timm", tmp_path / "out")
+        export(bundles(HIDDEN), to="timm", out=tmp_path / "out", reporter=Recorder())
     with pytest.raises(ExportError, match=r"What can: onnx, safetensors\.$"):
         export(
             bundles("`task.vision.pooling` other than `default`"),

@@ -89,6 +89,12 @@ def test_a_cascade_leaves_network_by_network(tmp_path: Path) -> None:
     assert export(whole / "nodes/root", to="timm", out=tmp_path / "out", reporter=Recorder()).kind == "classifier"
 
 
+def test_a_tower_of_timm_with_two_classifiers_leaves_without(tmp_path: Path) -> None:
+    folder = classifier(vision="deit_tiny_distilled_patch16_224")(tmp_path)
+    with pytest.raises(ExportError, match=r"no single layer that classifies, but \('head', 'head_dist'\)"):
+        export(folder, to="timm", out=tmp_path / "out", reporter=Recorder())
+
+
 def test_card_and_licence(tmp_path: Path) -> None:
     folder = classifier()(tmp_path)
     (folder / "MODEL_CARD.md").write_text(

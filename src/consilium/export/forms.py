@@ -142,6 +142,7 @@ def _hf(model: Trained, size: tuple[int, int]) -> str:
         _one_level(model)
         if tower.library == "timm":
             _own_pooling(tower)
+            _one_classifier(model)
             return "TimmWrapperForImageClassification"
         if tower.model.config.model_type == "vit" and model.layout.readout == "cls" and tower.pooling == "default":
             return "ViTForImageClassification"
@@ -237,6 +238,7 @@ def _timm(model: Trained, size: tuple[int, int]) -> str:
     _own_pooling(model.vision)
     if isinstance(model, ImageClassifier):
         _one_level(model)
+        _one_classifier(model)
         return "classifier"
     return IMAGE_TOWER
 
@@ -269,6 +271,12 @@ def _one_level(model: ImageClassifier) -> None:
         raise MisfitError("its labels are a tree with a softmax at every node, and the form has one list of classes")
     if not Layers.of(model.head).is_one:
         raise MisfitError("its head has hidden layers, and the form has one linear layer")
+
+
+def _one_classifier(model: ImageClassifier) -> None:
+    layer = model.vision.model.pretrained_cfg.get("classifier")
+    if not isinstance(layer, str):
+        raise MisfitError(f"timm's {model.layout.name} has no single layer that classifies, but {layer}")
 
 
 def _of_layers(layers: Layers) -> str:
