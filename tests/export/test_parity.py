@@ -26,6 +26,7 @@ from consilium.export.forms import FORMS, Form
 from consilium.export.run import Exported, export
 from consilium.models.trained import DualEncoder, Trained
 from consilium.tasks.family import family_of
+from tests.tasks.test_whole_models import built, embedded, experiment_of
 from tests.tiny import Recorder
 
 TEXT = "Left pleural effusion with atelectasis, no pathological finding"
@@ -334,6 +335,36 @@ def test_plain_tensors_and_what_describes_them(name: str, bundles: Bundles, expo
         "last_token": lambda: out.last_hidden_state[:, -1],
     }.get(described["text"]["pooling"], lambda: out.pooler_output)()
     close(unit(stacked(described, tensors, "text_projection")(words)), answer["text_embedding"])
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("CLIP of open_clip", "open_clip"),
+        ("SigLIP of open_clip", "open_clip"),
+        ("BiomedCLIP, whose texts have two layers", "open_clip"),
+        ("the same, `task.projection.kind: mlp`", "open_clip"),
+        ("CLIP of open_clip", "hf"),
+        ("Chinese-CLIP of transformers", "hf"),
+        ("SigLIP of transformers", "hf"),
+    ],
+)
+@torch.no_grad()
+def test_what_left_comes_back_as_a_start(
+    name: str, form: Form, bundles: Bundles, exported: Left, tmp_path: Path
+) -> None:
+    model = consilium.load(bundles(name), device="cpu")
+    own = trained(model)
+    assert isinstance(own, DualEncoder)
+    again, started, _ = built(experiment_of(tmp_path, str(exported(name, form).folder)))
+    assert started.data.image.model_dump(exclude={"statistics"}) == model.image.model_dump(exclude={"statistics"})
+    pixels = torch.randn(2, 3, *model.image.size)
+    padded = own.tokenizer.pad(own.tokenizer.encode([TEXT, "a"]))
+    assert again.tokenizer.encode([TEXT]) == own.tokenizer.encode([TEXT])
+    found = embedded(again, pixels, padded.tokens_BT, padded.attention_BT)
+    expected = own.embed_images(pixels), own.embed_texts(padded.tokens_BT, padded.attention_BT)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert [license.name for license in again.licenses] == ["apache-2.0"]
 
 
 def test_a_form_that_cannot_hold_a_model_names_those_that_can(bundles: Bundles, tmp_path: Path) -> None:
