@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import consilium
-from consilium.core.contracts import Outputs
 from consilium.core.errors import BundleError, ImageError
+from consilium.core.evaluation import Outputs
 from consilium.evaluation.config import AveragingConfig
 from consilium.experiment import Experiment
 from consilium.manifest import read_manifest

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 import consilium
-from consilium.core.contracts import Evaluation
 from consilium.core.errors import BundleError, ConfigError, ConsiliumError, InterruptedRunError
+from consilium.core.evaluation import Evaluation
 from consilium.core.reporter import Silent
 from consilium.crossval import CrossvalResult
 from consilium.data.store.prepare import prepare

@@ -15,7 +15,8 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from consilium.core.config import build
-from consilium.core.contracts import Batch, Outputs, ParameterGroup, StepOutput
+from consilium.core.contracts import Batch, ParameterGroup, StepOutput
+from consilium.core.evaluation import Outputs
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Silent
 from consilium.data.cases.cases import Studied

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from consilium.core.contracts import Evaluation
 from consilium.core.errors import ConfigError, ConsiliumError, DataError
+from consilium.core.evaluation import Evaluation
 from consilium.evaluating import evaluate
 from tests.squares import write_squares
 from tests.tasks.test_align_contract import COLOURS, train_pairs

@@ -12,8 +12,8 @@ from typing import Any
 
 from consilium.console import reporting
 from consilium.core.config import nearest, to_yaml
-from consilium.core.contracts import Evaluation, Interval
 from consilium.core.errors import ConfigError, DataError
+from consilium.core.evaluation import Evaluation, Interval
 from consilium.core.files import write_text
 from consilium.core.reporter import Reporter, counted, figures, format_table
 from consilium.data.cases.cases import Studied

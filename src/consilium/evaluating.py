@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from consilium.console import reporting
-from consilium.core.contracts import Evaluation
+from consilium.core.evaluation import Evaluation
 from consilium.core.reporter import Reporter
 from consilium.data.cases.given import YAML
 from consilium.judge import evaluate_bundle

@@ -12,8 +12,8 @@ import numpy as np
 
 from consilium.bundle import bundle_config
 from consilium.core.config import build
-from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import ConfigError, DataError
+from consilium.core.evaluation import Evaluation, Evaluator, Outputs
 from consilium.core.licenses import license_warnings, recorded
 from consilium.core.reporter import Reporter, counted, format_table
 from consilium.core.section import Knowledge, TaskSection

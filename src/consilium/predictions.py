@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from consilium.core.contracts import Outputs
 from consilium.core.errors import ConfigError, DataError, MissingExtraError
+from consilium.core.evaluation import Outputs
 from consilium.core.files import atomic_file
 from consilium.core.places import facts, is_remote, join, local_path, matches
 from consilium.core.reporter import Reporter, counted

@@ -13,9 +13,10 @@ import torch
 
 from consilium.bundle import load_member
 from consilium.core.config import build
-from consilium.core.contracts import Batch, Outputs, Prediction
+from consilium.core.contracts import Batch, Prediction
 from consilium.core.devices import choose_device
 from consilium.core.errors import ConsiliumError, ImageError
+from consilium.core.evaluation import Outputs
 from consilium.core.section import Knowledge
 from consilium.core.task import Task
 from consilium.data.batches.loader import Loaded, Loader, evaluation_requests

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from consilium.core.contracts import Evaluation, Outputs
 from consilium.core.errors import ConfigError, ConsiliumError, DataError
+from consilium.core.evaluation import Evaluation, Outputs
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter, Silent, counted, some
 from consilium.data.batches.rows import Query

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from consilium.core.config import build, merge
-from consilium.core.contracts import Outputs
 from consilium.core.errors import ConfigError, ConsiliumError
+from consilium.core.evaluation import Outputs
 from consilium.core.reporter import Reporter
 from consilium.data.cases.cases import Studied
 from consilium.data.cases.load import studied_cases

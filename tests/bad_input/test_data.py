@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from consilium.core.contracts import Outputs
+from consilium.core.evaluation import Outputs
 from consilium.manifest import read_manifest
 from consilium.predictor import case_outputs
 from consilium.training.hooks import ProgressHook

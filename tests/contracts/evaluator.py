@@ -16,12 +16,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from consilium.core.contracts import Evaluator, Outputs
 from consilium.core.errors import ConfigError
+from consilium.core.evaluation import Evaluator, Outputs
 
 
 class EvaluatorContract(ABC):
-    """Abstract tests of ``consilium.core.contracts.Evaluator``."""
+    """Abstract tests of ``consilium.core.evaluation.Evaluator``."""
 
     @abstractmethod
     def evaluator(self) -> Evaluator:

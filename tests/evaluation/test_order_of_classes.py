@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from consilium.core.contracts import Evaluation, Outputs
+from consilium.core.evaluation import Evaluation, Outputs
 from consilium.core.labels import LabelTree, class_order, reading_order
 from consilium.evaluation.config import AnswersConfig, EvaluationConfig
 from consilium.evaluation.labels.classification import ClassificationEvaluator

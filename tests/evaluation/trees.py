@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from consilium.core.answers import Answers, answer
-from consilium.core.contracts import Outputs
+from consilium.core.evaluation import Outputs
 from consilium.core.labels import LabelTree
 
 TREES = (

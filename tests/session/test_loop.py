@@ -27,7 +27,6 @@ from consilium.core.contracts import (
     Batch,
     Hook,
     Look,
-    Outputs,
     ParameterGroup,
     Prediction,
     Progress,
@@ -36,6 +35,7 @@ from consilium.core.contracts import (
     Views,
 )
 from consilium.core.errors import InterruptedRunError, NonFiniteLossError, TrainingError
+from consilium.core.evaluation import Outputs
 from consilium.core.task import Task
 from consilium.data.batches.loader import Loader
 from consilium.data.cases.mixture import Mixture, build_mixture

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import consilium
-from consilium.core.contracts import Batch, Outputs, StepOutput
+from consilium.core.contracts import Batch, StepOutput
+from consilium.core.evaluation import Outputs
 from consilium.data.cases.mixture import Mixture
 from consilium.experiment import Experiment
 from consilium.predictor import Predictor, case_outputs

@@ -12,8 +12,8 @@ import torch
 import yaml
 from torch.nn import functional
 
-from consilium.core.contracts import Evaluation, Outputs
 from consilium.core.errors import ConfigError
+from consilium.core.evaluation import Evaluation, Outputs
 from consilium.data.images.reading import load_view
 from consilium.evaluating import evaluate
 from consilium.evaluation.labels.classification import ClassificationEvaluator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from consilium.core.contracts import Outputs
+from consilium.core.evaluation import Outputs
 from consilium.tasks.answers.pool import pool
 from consilium.tasks.answers.targets import LabelKnowledge
 

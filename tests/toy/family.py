@@ -13,19 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from consilium.core.contracts import (
-    Batch,
-    Evaluation,
-    Evaluator,
-    Interval,
-    Look,
-    Needs,
-    Outputs,
-    ParameterGroup,
-    Prediction,
-    StepOutput,
-)
+from consilium.core.contracts import Batch, Look, Needs, ParameterGroup, Prediction, StepOutput
 from consilium.core.errors import ConfigError, DataError
+from consilium.core.evaluation import Evaluation, Evaluator, Interval, Outputs
 from consilium.core.section import Knowledge, TaskSection
 from consilium.core.task import Task
 from consilium.data.cases.cases import Cases, Studied

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from consilium.core.contracts import Interval
+from consilium.core.evaluation import Interval
 from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.metrics import Bools, Floats, as_weights, defined, ratio
 from consilium.evaluation.statistics import bootstrap_groups, figure_interval

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from consilium.core.contracts import Interval
+from consilium.core.evaluation import Interval
 from consilium.evaluation.metrics import Floats
 
 # Resamples are drawn in blocks of about this many numbers (32 MB), so memory does not grow with the set.

@@ -17,8 +17,8 @@ from torch import Tensor
 from consilium.bundle import bundle_config
 from consilium.console import reporting
 from consilium.core.config import build
-from consilium.core.contracts import Evaluation
 from consilium.core.errors import ConfigError, ConsiliumError
+from consilium.core.evaluation import Evaluation
 from consilium.core.reporter import Reporter, Silent, figures, some
 from consilium.core.section import TaskSection
 from consilium.core.task import Task

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from consilium.core.contracts import Evaluation
 from consilium.core.devices import choose_device
 from consilium.core.errors import ConfigError
+from consilium.core.evaluation import Evaluation
 from consilium.core.reporter import Reporter, some
 from consilium.core.task import Task
 from consilium.data.cases.given import YAML, given_data, given_tree

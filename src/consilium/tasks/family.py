@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from consilium.core.contracts import Evaluation, Evaluator, Outputs
+from consilium.core.evaluation import Evaluation, Evaluator, Outputs
 from consilium.core.reporter import Reporter
 from consilium.core.section import Knowledge, TaskSection
 from consilium.data.batches.readers import Images

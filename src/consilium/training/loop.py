@@ -17,8 +17,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from consilium.core.contracts import Batch, Hook, Outputs, Progress, StepLog
+from consilium.core.contracts import Batch, Hook, Progress, StepLog
 from consilium.core.errors import InterruptedRunError, NonFiniteLossError
+from consilium.core.evaluation import Outputs
 from consilium.core.task import Task
 from consilium.models.weights import load_strict
 from consilium.training.averaging import MovingAverage

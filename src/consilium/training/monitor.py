@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from consilium.core.contracts import Evaluator, Progress
+from consilium.core.contracts import Progress
 from consilium.core.errors import TrainingError
+from consilium.core.evaluation import Evaluator
 
 TIE_BREAKER = "log_loss"  # moves with every step, and every label task has it; lower is better
 SMALLEST_GAIN = 1e-4  # relative: a tie-breaker that falls by less is as before

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consilium.core.contracts import Evaluator, Outputs
 from consilium.core.errors import ConfigError, DataError
+from consilium.core.evaluation import Evaluator, Outputs
 from consilium.core.labels import LabelTree
 from consilium.evaluation.config import AnswersConfig, EvaluationConfig
 from consilium.evaluation.labels.classification import ClassificationEvaluator

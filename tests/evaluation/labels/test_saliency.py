@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from consilium.core.contracts import Outputs
+from consilium.core.evaluation import Outputs
 from consilium.core.labels import LabelTree
 from consilium.evaluation.config import ReportConfig
 from consilium.evaluation.labels.saliency import Said, SaliencyMap, choose

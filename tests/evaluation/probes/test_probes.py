@@ -15,8 +15,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from consilium.core.config import build
-from consilium.core.contracts import Outputs
 from consilium.core.errors import ConfigError, DataError
+from consilium.core.evaluation import Outputs
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Silent
 from consilium.evaluation.config import EvaluationConfig

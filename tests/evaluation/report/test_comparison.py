@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from consilium.core.contracts import Evaluation, Outputs
+from consilium.core.evaluation import Evaluation, Outputs
 from consilium.core.labels import LabelTree
 from consilium.evaluation.config import AnswersConfig, EvaluationConfig
 from consilium.evaluation.labels.classification import ClassificationEvaluator

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from consilium.core.contracts import Evaluation, Interval, Outputs
+from consilium.core.evaluation import Evaluation, Interval, Outputs
 from consilium.core.labels import LabelTree
 from consilium.evaluation.config import AnswersConfig, EvaluationConfig
 from consilium.evaluation.labels.classification import ClassificationEvaluator

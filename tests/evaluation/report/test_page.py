@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from consilium.core.answers import Calibration
-from consilium.core.contracts import Evaluation, Outputs
+from consilium.core.evaluation import Evaluation, Outputs
 from consilium.core.labels import LabelTree
 from consilium.core.licenses import License
 from consilium.evaluation.config import AnswersConfig, EvaluationConfig, ReportConfig

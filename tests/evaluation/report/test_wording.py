@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from consilium.core.contracts import Evaluation, Interval
+from consilium.core.evaluation import Evaluation, Interval
 from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.labels import wording as label_wording
 from consilium.evaluation.labels.classification import _MULTI, _SINGLE

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consilium.core.contracts import Evaluator, Outputs
 from consilium.core.errors import DataError
+from consilium.core.evaluation import Evaluator, Outputs
 from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.retrieval.evaluator import RetrievalEvaluator
 from tests.contracts.evaluator import EvaluatorContract

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from consilium.core.contracts import Evaluation, Outputs
+from consilium.core.evaluation import Evaluation, Outputs
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.report.page import ReportContent, write_report
 from consilium.evaluation.retrieval import charts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from consilium.core.contracts import Outputs
 from consilium.core.errors import DataError
+from consilium.core.evaluation import Outputs
 from consilium.core.labels import LabelTree
 from consilium.evaluation.metrics import Bools
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from consilium.core.contracts import Evaluation
+from consilium.core.evaluation import Evaluation
 from consilium.core.labels import ROOT, indented
 from consilium.core.reporter import format_table
 from consilium.evaluation.labels import charts, tree_plots

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from consilium.core.answers import answer
-from consilium.core.contracts import Outputs
+from consilium.core.evaluation import Outputs
 from consilium.core.labels import LabelTree
 
 _FLAT = 0.05  # a fall of the probability that is worth telling

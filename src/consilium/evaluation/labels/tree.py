@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from consilium.core.answers import Answers, Calibration, answer
-from consilium.core.contracts import Evaluation, Interval, Outputs
 from consilium.core.errors import ConfigError
+from consilium.core.evaluation import Evaluation, Interval, Outputs
 from consilium.core.labels import LabelTree, Siblings
 from consilium.evaluation import metrics as m
 from consilium.evaluation.config import AnswersConfig, EvaluationConfig

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from consilium.core.contracts import Evaluation
+from consilium.core.evaluation import Evaluation
 from consilium.evaluation.report import words
 from consilium.evaluation.report.wording import (
     FEW_CASES,

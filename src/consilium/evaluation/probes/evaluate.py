@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from consilium.core.contracts import Evaluation, Interval, Outputs
+from consilium.core.evaluation import Evaluation, Interval, Outputs
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter, some
 from consilium.evaluation import metrics as m

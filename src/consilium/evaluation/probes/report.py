@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from consilium.core.contracts import Evaluation
+from consilium.core.evaluation import Evaluation
 from consilium.core.reporter import format_table
 from consilium.evaluation.labels import charts as label_charts
 from consilium.evaluation.probes.evaluate import MULTI, SINGLE

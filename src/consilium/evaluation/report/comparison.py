@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from consilium.core.contracts import Evaluation
+from consilium.core.evaluation import Evaluation
 from consilium.core.files import write_json, write_text
 from consilium.core.reporter import counted, figures
 from consilium.evaluation.report import svg, wording

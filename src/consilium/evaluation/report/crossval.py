@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from consilium.core.contracts import Evaluation, Interval
+from consilium.core.evaluation import Evaluation, Interval
 from consilium.core.files import write_json, write_text
 from consilium.core.reporter import counted, figures
 from consilium.evaluation.report import wording

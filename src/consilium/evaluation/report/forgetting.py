@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from consilium.core.contracts import Evaluation, Interval
+from consilium.core.evaluation import Evaluation, Interval
 from consilium.core.files import write_json, write_text
 from consilium.evaluation.report import charts, wording
 from consilium.evaluation.report.advice import advised

@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consilium.core.contracts import Evaluation
+from consilium.core.evaluation import Evaluation
 from consilium.core.files import write_json, write_text
 from consilium.core.labels import reading_order
 from consilium.core.licenses import License

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from consilium.core.contracts import Evaluation
+from consilium.core.evaluation import Evaluation
 from consilium.evaluation.report import wording, words
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from consilium.core.contracts import Evaluation, Interval
+from consilium.core.evaluation import Evaluation, Interval
 from consilium.evaluation.report.words import is_rank, is_share
 
 FEW_CASES = 10

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from consilium.core.contracts import Outputs
 from consilium.core.errors import DataError
+from consilium.core.evaluation import Outputs
 from consilium.evaluation.metrics import Bools, Floats, Ints, as_weights
 from consilium.evaluation.retrieval import figures as f
 from consilium.evaluation.retrieval import ranks as r

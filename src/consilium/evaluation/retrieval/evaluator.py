@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from consilium.core.contracts import Evaluation, Outputs
 from consilium.core.errors import ConfigError
+from consilium.core.evaluation import Evaluation, Outputs
 from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.estimates import Estimates, Share, estimate
 from consilium.evaluation.metrics import Bools, Floats, Ints, as_weights, defined

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from consilium.core.contracts import Evaluation
+from consilium.core.evaluation import Evaluation
 from consilium.core.reporter import format_table
 from consilium.evaluation.report.parts import ReportParts
 from consilium.evaluation.report.wording import cases_phrase, number, percent, with_interval

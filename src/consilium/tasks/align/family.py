@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from consilium.core.contracts import Evaluator, Outputs
 from consilium.core.errors import DataError
+from consilium.core.evaluation import Evaluator, Outputs
 from consilium.core.reporter import counted
 from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import ImageConfig

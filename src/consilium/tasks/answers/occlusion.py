@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from consilium.core.contracts import Outputs
 from consilium.core.errors import ImageError, MissingExtraError
+from consilium.core.evaluation import Outputs
 from consilium.core.reporter import Reporter
 from consilium.data.cases.cases import Studied
 from consilium.data.config import ImageConfig

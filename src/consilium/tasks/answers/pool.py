@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from consilium.core.contracts import Outputs
+from consilium.core.evaluation import Outputs
 from consilium.core.labels import LabelTree
 from consilium.tasks.answers.targets import LabelKnowledge
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from consilium.core.answers import Calibration
-from consilium.core.contracts import Outputs
+from consilium.core.evaluation import Outputs
 from consilium.evaluation.config import AnswersConfig
 from consilium.evaluation.labels.calibration import choose_thresholds, fit_temperatures
 from consilium.tasks.answers.answering import Answering

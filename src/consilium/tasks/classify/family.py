@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from consilium.core.answers import UNKNOWN
-from consilium.core.contracts import Evaluation, Evaluator, Outputs
 from consilium.core.errors import BundleError, DataError
+from consilium.core.evaluation import Evaluation, Evaluator, Outputs
 from consilium.core.labels import class_order, reading_order
 from consilium.core.reporter import Reporter
 from consilium.data.cases.cases import Cases, Studied
