@@ -35,7 +35,8 @@ def in_chunks(encode: Callable[[Tensor], Tensor], rows_N: Tensor, *, size: int |
     if rows_N.device.type == "cpu":
         _return_freed_memory()
     run = partial(checkpoint, encode, use_reentrant=False) if torch.is_grad_enabled() else encode
-    return torch.cat([run(chunk) for chunk in torch.split(rows_N, size)])
+    # A copy, for an output may be a view of all tokens, the first of which it is.
+    return torch.cat([run(chunk).clone() for chunk in torch.split(rows_N, size)])
 
 
 @cache
