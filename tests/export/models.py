@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import transformers
@@ -95,20 +96,21 @@ def towers(
     text: str = "tiny",
     read: str = "cls",
     embedding_size: int = 16,
+    words: Mapping[str, Any] = MappingProxyType({}),
     **task: Any,
 ) -> Callable[[Path], Path]:
     """An expert of an image tower of timm, or of ViT of transformers, and a text encoder: ``tiny`` or of a kind."""
 
     def make(folder: Path) -> Path:
-        words: dict[str, Any] = {"name": "tiny", "pretrained": False, "vocabulary_size": 256}
+        encoder: dict[str, Any] = {"name": "tiny", "pretrained": False, "vocabulary_size": 256}
         if text != "tiny":
-            words = {"name": str(write_encoder(folder / "text", kind=text))}
+            encoder = {"name": str(write_encoder(folder / "text", kind=text, **words))}
         images: dict[str, Any] = {"name": vision, "pretrained": False}
         if vision == "vit":
             images = {"kind": "hf", "name": str(hub_vit(folder / "vit"))}
         section = {
             "vision": {**images, "pooling": pooling},
-            "text": {**words, "context_length": 16, "pooling": read},
+            "text": {**encoder, "context_length": 16, "pooling": read},
             "embedding_size": embedding_size,
             **task,
         }

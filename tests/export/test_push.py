@@ -152,6 +152,12 @@ def test_a_hub_that_is_not_there(send: Send, monkeypatch: pytest.MonkeyPatch, tm
     assert (tmp_path / "out/model.safetensors").is_file()
 
 
+def test_a_name_that_is_none(hub: Hub, tmp_path: Path) -> None:
+    bundle = classifier()(tmp_path / "model")
+    with pytest.raises(ExportError, match=r"no OWNER/NAME.*stays in"):
+        export(bundle, to="timm", out=tmp_path / "out", push_to=Push("a/b/c"), reporter=Recorder())
+
+
 def test_what_may_identify_a_patient_stops_a_push(hub: Hub, tmp_path: Path) -> None:
     bundle = classifier(labels=("ct", "mri of Dr. Meier", "xray"))(tmp_path / "model")
     push_to, out = Push(REPOSITORY), tmp_path / "out"

@@ -27,7 +27,7 @@ from consilium.export.preprocessing import differences, for_open_clip, for_timm,
 from consilium.export.run import export
 from consilium.manifest import new_manifest, read_manifest
 from consilium.predictor import Predictor
-from tests.export.models import IMAGE, TREE, classifier
+from tests.export.models import IMAGE, TREE, classifier, towers
 from tests.tiny import Recorder
 
 Bundles = Callable[[str], Path]
@@ -48,6 +48,15 @@ def test_a_folder_that_is_used_stays_as_it_is(form: str, bundles: Bundles, tmp_p
 def test_what_answers_otherwise_is_not_left(bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "CLOSE", 0.0)
     with pytest.raises(ExportError, match=r"AutoModel|TimmWrapper.* gives other features outputs than the bundle"):
+        export(bundles(FLAT), to="hf", out=tmp_path / "out", reporter=Recorder())
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_another_library_cannot_load_is_no_traceback(
+    bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.AutoModelForImageClassification, "from_pretrained", lambda *_, **__: [][0])
+    with pytest.raises(ExportError, match=r"cannot be written or loaded there \(IndexError"):
         export(bundles(FLAT), to="hf", out=tmp_path / "out", reporter=Recorder())
     assert not (tmp_path / "out").exists()
 
@@ -152,3 +161,16 @@ def test_pixels_are_the_same_from_the_same_file(fit: str, interpolation: str, tm
         else:
             assert off <= 1.5 * LEVEL * (4 if fit == "crop" else 1), form
             assert differs == (fit == "crop")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["hf", "open_clip", "timm", "onnx"])
+def test_a_full_size_expert(form: str, tmp_path: Path) -> None:
+    """Twelve layers on both sides add up what single operations differ by; export itself compares."""
+    words = {
+        "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "vocabulary": 30522, "max_position_embeddings": 512,
+    }  # fmt: skip
+    make = towers(vision="vit_small_patch16_224", size=224, text="bert", read="pooler", embedding_size=512, words=words)
+    done = export(make(tmp_path), to=form, out=tmp_path / "out", reporter=Recorder())  # type: ignore[arg-type]
+    assert done.checked

@@ -21,6 +21,7 @@ def push(folder: Path, repository: str, *, public: bool) -> str:
     ``public``.
     """
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError
 
     api = HfApi(endpoint=constants.ENDPOINT, library_name="consilium")
     try:
@@ -33,6 +34,8 @@ def push(folder: Path, repository: str, *, public: bool) -> str:
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Exported by Consilium")
     except ExportError:
         raise
+    except HFValidationError as error:
+        raise ExportError(f"--push is {repository}, which is no OWNER/NAME: {short(error)}. {_kept(folder)}") from error
     except Exception as error:  # the client has errors of its own and of several network libraries
         status = getattr(getattr(error, "response", None), "status_code", None)
         mend = _MEND.get(status or 0, "check the network and HF_ENDPOINT")

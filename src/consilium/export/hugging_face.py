@@ -99,10 +99,10 @@ def patch_tokens(tower: VisionTower, images_BCHW: Tensor) -> Tensor:
     if not is_clip(tower):
         maps: Tensor = tower.model.forward_features(images_BCHW)
         return maps
-    bare = copy.copy(tower.model)
-    bare._modules = {**tower.model._modules, "norm": torch.nn.Identity()}
-    tokens: Tensor = bare.forward_features(images_BCHW)
-    return tokens
+    ((patches, first),) = tower.model.forward_intermediates(
+        images_BCHW, indices=1, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+    )
+    return torch.cat((first, patches), dim=1)
 
 
 def _native(tower: VisionTower) -> bool:

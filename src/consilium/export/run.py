@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from consilium.core.errors import ExportError
+from consilium.core.errors import ConsiliumError, ExportError
 from consilium.core.licenses import license_warnings
 from consilium.core.reporter import Reporter
 from consilium.data.guards.identifying import Finding, identifying
@@ -24,6 +24,7 @@ from consilium.export.plain import write_plain
 from consilium.export.preprocessing import differences
 from consilium.export.timm_folder import check_timm, write_timm
 from consilium.manifest import local_bundle
+from consilium.models.hub import short
 from consilium.models.trained import DualEncoder, Trained
 from consilium.predictor import Predictor
 from consilium.tasks.family import family_of
@@ -81,9 +82,14 @@ def export(
     try:
         checked = _written(model, predictor, out, to=to, kind=kind)
         write_card(out, bundle=place, manifest=manifest, model=model, form=to, kind=kind, notes=notes)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(out)
-        raise
+        if isinstance(error, ConsiliumError | OSError) or not isinstance(error, Exception):
+            raise
+        raise ExportError(
+            f"{to}: the model cannot be written or loaded there ({type(error).__name__}: {short(error)}), and "
+            "nothing is left. Please report it, with the config of the bundle; --to onnx or safetensors may do."
+        ) from error
     reporter.line(f"{to}: {kind}, in {out}")
     for line in checked:
         reporter.line(line)

@@ -35,8 +35,8 @@ def timm_model(model: Trained, image: ImageConfig) -> tuple[Any, dict[str, Any]]
     return made.eval(), {**options, **({"img_size": list(image.size)} if sized else {})}
 
 
-def write_timm(model: Trained, folder: Path, *, image: ImageConfig, extra: dict[str, Any] | None = None) -> None:
-    """Write weights and ``config.json``; ``extra`` are further keys of that."""
+def write_timm(model: Trained, folder: Path, *, image: ImageConfig) -> None:
+    """Write weights and ``config.json``."""
     made, arguments = timm_model(model, image)
     save_state(made.state_dict(), folder / WEIGHTS)
     classes: dict[str, Any] = {"num_classes": 0}
@@ -58,7 +58,6 @@ def write_timm(model: Trained, folder: Path, *, image: ImageConfig, extra: dict[
             "num_classes": classes["num_classes"],
             "fixed_input_size": "img_size" in arguments,
         },
-        **(extra or {}),
     }
     write_json(folder / "config.json", config)
 
