@@ -14,6 +14,7 @@ def test_a_trained_bundle_leaves(cli: Cli, tiny_run: Run, tmp_path: Path) -> Non
     answer = cli("export", tiny_run.folder, "--to", "timm", "--out", tmp_path / "out")
     assert answer.code == 0
     assert "timm.create_model: the outputs of the bundle within" in answer.out
+    assert "may identify" not in answer.out
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).num_classes == 3
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     assert "Not a medical device" in card

@@ -75,7 +75,7 @@ def is_clip(tower: VisionTower) -> bool:
         _is_plain(model)
         and not isinstance(model.norm_pre, nn.Identity)
         and model.patch_embed.proj.bias is None
-        and isinstance(model.blocks[0].mlp.act, nn.GELU | QuickGELU)
+        and _is_bare(model, nn.GELU, QuickGELU)
     )
 
 
@@ -87,7 +87,7 @@ def is_vit(tower: VisionTower) -> bool:
         and _is_plain(model)
         and isinstance(model.norm_pre, nn.Identity)
         and model.patch_embed.proj.bias is not None
-        and isinstance(model.blocks[0].mlp.act, nn.GELU)
+        and _is_bare(model, nn.GELU)
     )
 
 
@@ -132,6 +132,15 @@ def _is_plain(model: Any) -> bool:
         and isinstance(block.ls1, nn.Identity)
         and isinstance(block.attn.q_norm, nn.Identity)
         and block.attn.qkv.bias is not None
+    )
+
+
+def _is_bare(model: Any, *acts: type[nn.Module]) -> bool:
+    """Whether the layers of a transformer of timm have one of these activations, and no norms of later inventions."""
+    block = model.blocks[0]
+    norms = (getattr(part, "norm", None) for part in (block.attn, block.mlp))
+    return isinstance(getattr(block.mlp, "act", None), acts) and all(
+        norm is None or isinstance(norm, nn.Identity) for norm in norms
     )
 
 

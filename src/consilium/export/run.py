@@ -168,12 +168,14 @@ def _trained(predictor: Predictor, bundle: str | Path) -> Trained:
     assert manifest is not None
     predictor.task.to(memory_format=torch.contiguous_format)
     model = family_of(manifest.task).trained(predictor.task)
-    if model is None:
+    if model is None and manifest.members:
         inside = ", ".join(str(Path(bundle) / member) for member in manifest.members)
         raise ExportError(
             f"{bundle} is made of several bundles, which no form of another library holds together. Export each of "
             f"them: {inside}."
         )
+    if model is None:
+        raise ExportError(f"{bundle} answers with a task of kind {manifest.task.kind}, which no other library has.")
     return model
 
 
