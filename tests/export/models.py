@@ -30,8 +30,10 @@ from tests.models.checkpoints.writers import (
     clip_hf,
     clip_open,
     dual_hf,
+    mobileclip_open,
     shaken,
     siglip_hf,
+    siglip_i18n_open,
     siglip_open,
 )
 from tests.models.texts import CAPTIONS, write_encoder
@@ -164,6 +166,8 @@ MODELS: dict[str, Callable[[Path], Path]] = {  # by the rows of the table in doc
     "CLIP of transformers": whole(clip_hf),
     "Chinese-CLIP of transformers": whole(chinese_hf),
     "SigLIP of open_clip": whole(siglip_open, size=160),
+    "SigLIP of open_clip without a projection of texts": whole(siglip_i18n_open, size=160),
+    "MobileCLIP of open_clip": whole(mobileclip_open, size=160),
     "SigLIP of transformers": whole(siglip_hf),
     "BiomedCLIP, whose texts have two layers": whole(biomed_open, size=160),
     "dual encoder of transformers": whole(dual_hf),

@@ -160,7 +160,7 @@ def _hf(model: Trained, size: tuple[int, int]) -> str:
     sides = {"image": Layers.of(model.image_projection), "text": Layers.of(model.text_projection)}
     _own_pooling(tower)
     if not any(layers.linear for layers in sides.values()):
-        if kind == "siglip_text_model" and model.layout.name == "siglip_vision_model":
+        if kind == "siglip_text_model" and pooling == "pooler" and model.layout.name == "siglip_vision_model":
             return "SiglipModel"
         raise MisfitError("SiglipModel takes both towers of transformers, and its other classes have projections")
     for side, layers in sides.items():
@@ -169,6 +169,10 @@ def _hf(model: Trained, size: tuple[int, int]) -> str:
             raise MisfitError(
                 f"its dual encoders project by one linear layer without a bias, and the {side} side has {what}"
             )
+    if kind == "siglip_text_model" and pooling != "pooler":
+        raise MisfitError(
+            f"transformers reads texts of SigLIP's kind out by their pooler, and this expert by {pooling}"
+        )
     if is_clip(tower) and pooling == "eot":
         return "CLIPModel"
     if is_clip(tower) and pooling == "cls" and kind in ("bert", "chinese_clip_text_model"):
@@ -222,6 +226,8 @@ def _text_in_open_clip(model: DualEncoder) -> None:
     if kind == "clip_text_model" and pooling == "eot" and layers.is_one:
         return
     if kind == "siglip_text_model" and not layers.linear:
+        return
+    if kind == "siglip_text_model" and pooling != "pooler" and layers.is_one:
         return
     if kind not in _OPEN_CLIP_TEXTS:
         raise MisfitError(

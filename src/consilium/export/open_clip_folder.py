@@ -155,11 +155,17 @@ def _native_text(model: DualEncoder) -> Part:
     if text_act(model) == "gelu_pytorch_tanh":
         config["act_kwargs"] = {"approximate": "tanh"}
     if siglip:
-        return {**config, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}, state
-    config |= (
-        {"pool_type": "argmax"} if options.eos_token_id == 2 else {"pool_type": "eos", "eos_id": options.eos_token_id}
-    )
+        config |= {"no_causal_mask": True, "pool_type": "argmax" if model.text.pooling == "eot" else "last"}
+        if model.text.pooling == "pooler":
+            return {**config, "proj_bias": True}, state
+        state = {name: value for name, value in state.items() if not name.startswith("text_projection.")}
+    elif options.eos_token_id == 2:
+        config["pool_type"] = "argmax"
+    else:
+        config |= {"pool_type": "eos", "eos_id": options.eos_token_id}
     projection = Layers.of(model.text_projection)
+    if not projection.linear:
+        return {**config, "proj_type": "none"}, state
     (layer,) = projection.linear
     if projection.is_clip:
         return config, {**state, "text_projection": layer.weight.detach().T}

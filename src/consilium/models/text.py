@@ -72,7 +72,7 @@ class TextTower(nn.Module):
             return hidden_BTF[:, -1]
         if self.pooling in ("last_token", "eot"):  # the end of a text has the largest id
             place_B = tokens_BT.argmax(1) if self.pooling == "eot" else attention_BT.sum(1) - 1
-            return hidden_BTF[torch.arange(len(place_B), device=place_B.device), place_B]
+            return hidden_BTF[torch.arange(place_B.shape[0], device=place_B.device), place_B]
         weights_BT = attention_BT[:, :, None].to(hidden_BTF.dtype)
         return (hidden_BTF * weights_BT).sum(1) / weights_BT.sum(1)
 
