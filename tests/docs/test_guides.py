@@ -142,8 +142,7 @@ def test_training_guide_runs(world: Path) -> None:
 
 
 @pytest.mark.slow
-def test_experts_guide_and_search_in_it_run(tmp_path: Path) -> None:
-def test_experts_and_export_guides_run(tmp_path: Path, warm: Path) -> None:
+def test_experts_and_the_guides_that_go_on_from_them_run(tmp_path: Path, warm: Path) -> None:
     follow("experts", tmp_path)
     with np.load(tmp_path / "fundus.npz") as found:
         assert found["image_embedding"].shape == (len(found["image"]), 64)
@@ -154,7 +153,6 @@ def test_experts_and_export_guides_run(tmp_path: Path, warm: Path) -> None:
     assert "embedded 320 images and 78 texts" in printed
     assert "320 images, 78 texts; it is up to date" in printed
     assert (tmp_path / "found.html").read_text(encoding="utf-8").count("<img") == 10
-    assert "the outputs of the bundle within" in follow("export", tmp_path)
     assert "the outputs of the bundle within" in follow("export", tmp_path, warm)
 
 

@@ -329,11 +329,16 @@ def test_plain_tensors_and_what_describes_them(name: str, bundles: Bundles, expo
     tokens = tokenizer([TEXT], return_tensors="pt", truncation=True, padding=padding)
     tokens.pop("attention_mask", None)
     out = text(**tokens)
-    words = {
-        "cls": lambda: out.last_hidden_state[:, 0],
-        "mean": lambda: out.last_hidden_state.mean(1),
-        "last_token": lambda: out.last_hidden_state[:, -1],
-    }.get(described["text"]["pooling"], lambda: out.pooler_output)()
+    by_end = described["text"]["reads_padding"] and described["text"]["pooling"] == "eot"
+    words = (
+        out.last_hidden_state[:, int(tokens["input_ids"].argmax())]
+        if by_end
+        else {
+            "cls": lambda: out.last_hidden_state[:, 0],
+            "mean": lambda: out.last_hidden_state.mean(1),
+            "last_token": lambda: out.last_hidden_state[:, -1],
+        }.get(described["text"]["pooling"], lambda: out.pooler_output)()
+    )
     close(unit(stacked(described, tensors, "text_projection")(words)), answer["text_embedding"])
 
 
