@@ -74,10 +74,8 @@ def test_a_collection_without_an_index_gets_one(cli: Cli, expert: Run, bundle: P
     assert folder.code == 0
     assert "1 image could not be read, and cannot be found" in folder.err
     assert f"{squares / '4.png'}" in folder.err
-    assert sorted(path.name.rpartition("-")[0] for path in Path("indexes").iterdir() if path.is_dir()) == [
-        store.name,
-        "squares",
-    ]
+    made = {path.name.rpartition("-")[0] for path in Path("indexes").iterdir() if path.is_dir()}
+    assert made == {store.name, "squares"}
 
 
 def test_unreadable_images_are_exit_code_1(cli: Cli, bundle: Path, squares: Path) -> None:

@@ -314,7 +314,9 @@ def test_faiss_gives_the_same(model: Predictor, store: Path, whole: Index, tmp_p
         assert [hit.id for hit in found] == [hit.id for hit in exact]
         np.testing.assert_allclose([hit.similarity for hit in found], [hit.similarity for hit in exact], atol=1e-6)
     assert build(model, out=tmp_path / "index").manifest.faiss == "Flat", "an update keeps it"
-    assert build(model, out=tmp_path / "index", faiss="HNSW8").manifest.faiss == "HNSW8"
+    changed = build(model, out=tmp_path / "index", faiss="HNSW8")
+    assert changed.manifest.faiss == "HNSW8"
+    assert "searched by faiss (HNSW8)" in str(changed)
     assert len(Index.load(tmp_path / "index", model).search(text=TEXT, k=5)) == 5
     assert build(model, out=tmp_path / "index", faiss="exact").manifest.faiss is None
     assert not (tmp_path / "index" / "images.faiss").exists()

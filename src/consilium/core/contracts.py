@@ -193,10 +193,6 @@ class TextCoder(Protocol):
         """The token ids of each text."""
         ...
 
-    def count_cut(self, texts: Sequence[str]) -> int:
-        """How many of the texts are longer than the task reads, so that their end is left out."""
-        ...
-
     def pad(self, ids: Sequence[Sequence[int]]) -> PaddedTexts:
         """Encoded texts side by side, filled up to the longest."""
         ...

@@ -77,6 +77,10 @@ class Task(nn.Module, ABC):
         """What makes tokens of the texts that the task reads; None: it reads none."""
         return None
 
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than the task reads, so that their end is left out."""
+        return 0
+
     def image_input(self) -> ImageInput | None:
         """The images that the image tower was made for; None: there is no such tower."""
         return None

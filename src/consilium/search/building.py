@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from consilium.core.errors import ConfigError, DataError, SearchError
-from consilium.core.files import fingerprint, folder_name, locked
+from consilium.core.files import fingerprint, locked
 from consilium.core.places import absolute
 from consilium.core.reporter import Reporter, counted, some
 from consilium.data.batches.rows import Query
+from consilium.data.sources.single import name_of
 from consilium.predictor import Predictor
 from consilium.search.collection import Entry, Views, collect
 from consilium.search.faiss_index import check_factory
@@ -52,6 +53,7 @@ class Built:
     def __str__(self) -> str:
         holds = f"{counted(self.manifest.cases, 'case')}, {counted(self.manifest.images, 'image')}, "
         holds += counted(self.manifest.texts, "text")
+        holds += "" if self.manifest.faiss is None else f", searched by faiss ({self.manifest.faiss})"
         if not (self.embedded_images or self.embedded_texts or self.removed):
             return f"index {self.folder}: {holds}; it is up to date"
         new = f"embedded {counted(self.embedded_images, 'image')} and {counted(self.embedded_texts, 'text')}"
@@ -75,12 +77,6 @@ def width_of(predictor: Predictor) -> int:
             "trained with task.kind: align."
         )
     return width
-
-
-def count_cut(predictor: Predictor, texts: Sequence[str]) -> int:
-    """How many of the texts are longer than the bundle reads."""
-    coder = predictor.task.text_coder()
-    return 0 if coder is None else coder.count_cut(texts)
 
 
 def check_bundle(folder: Path, manifest: Manifest, predictor: Predictor) -> None:
@@ -114,7 +110,7 @@ def build_index(
 def default_folder(predictor: Predictor, place: str, *, root: Path) -> Path:
     """Where the index of a place lies if nobody says: one for each place and bundle."""
     key = fingerprint([absolute(place), checksum(predictor)["checksum"]])
-    return root / f"{folder_name(Path(place.rstrip('/')).name or 'index')}-{key[:8]}"
+    return root / f"{name_of(place)}-{key[:8]}"
 
 
 def _build(
@@ -206,7 +202,7 @@ def _embed(
 ) -> dict[str, str]:
     """Add to ``known`` what is not yet there, in parts that stay when the build is killed; errors by key."""
     missing = _Missing(entries, known)
-    if cut := count_cut(predictor, missing.texts):
+    if cut := predictor.task.count_cut(missing.texts):
         reporter.line(
             f"note: {counted(cut, 'text')} of {len(missing.texts):,} longer than the expert reads; the end is cut."
         )

@@ -17,7 +17,7 @@ from consilium.data.batches.rows import Query
 from consilium.data.images.in_memory import View
 from consilium.evaluation.retrieval.ranks import nearest
 from consilium.predictor import Predictor
-from consilium.search.building import build_index, check_bundle, count_cut, width_of
+from consilium.search.building import build_index, check_bundle, width_of
 from consilium.search.collection import Views
 from consilium.search.faiss_index import FaissImages
 from consilium.search.folder import FAISS, Content, Manifest, read_content, read_manifest
@@ -135,7 +135,7 @@ class Index:
 
     def cuts(self, text: str) -> bool:
         """Whether a text is longer than the model reads, so that a search for it leaves the end out."""
-        return count_cut(self._model, [text]) > 0
+        return self._model.task.count_cut([text]) > 0
 
     @property
     def window(self) -> tuple[float, float] | None:

@@ -20,5 +20,10 @@ def kind_of(path: str) -> str | None:
 
 
 def single_source(path: str, kind: str) -> dict[str, Any]:
-    """The source of this kind, with the keys that a config would give; its name is that of the file or folder."""
-    return {"kind": kind, "name": re.sub(r"[^A-Za-z0-9_.-]", "_", Path(path).stem).strip(".") or "data", "path": path}
+    """The source of this kind, with the keys that a config would give."""
+    return {"kind": kind, "name": name_of(path), "path": path}
+
+
+def name_of(path: str) -> str:
+    """A name for what lies there, of letters that every file system takes: that of the file or folder."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", Path(path).stem).strip(".") or "data"

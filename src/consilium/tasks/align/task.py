@@ -197,6 +197,10 @@ class Align(Task):
         """The tokenizer of the text tower."""
         return self.tokenizer
 
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than ``task.text.context_length``."""
+        return self.tokenizer.count_cut(texts)
+
     def image_input(self) -> ImageInput:
         """What the image tower was made for."""
         expected = self.vision.pretrained_input
