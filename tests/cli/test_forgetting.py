@@ -79,7 +79,7 @@ def test_the_command_writes_a_page_and_leaves_the_bundle_as_it_is(home: Path, cl
         "forgetting", home / "bundle", "--data", home / "other/squares.yaml", "--alpha", "0.3", "--out", tmp_path
     )
     assert answer.code == 0, answer.err
-    assert "alpha 0.3: " in answer.out
+    assert "squares, alpha 0.3: zero_shot_balanced_accuracy" in answer.out
     page = (tmp_path / "forgetting.html").read_text(encoding="utf-8")
     assert "On squares (16 held-out test cases)" in page
     assert str(home / "model") in page

@@ -154,6 +154,8 @@ def test_experts_and_the_guides_that_go_on_from_them_run(tmp_path: Path, warm: P
     assert "320 images, 78 texts; it is up to date" in printed
     assert (tmp_path / "found.html").read_text(encoding="utf-8").count("<img") == 10
     assert "the outputs of the bundle within" in follow("export", tmp_path, warm)
+    assert (tmp_path / "probed" / "tables" / "test_probes.csv").is_file()
+    assert (tmp_path / "forgotten" / "forgetting.html").is_file()
 
 
 @pytest.mark.slow

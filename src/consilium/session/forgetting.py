@@ -86,13 +86,16 @@ def forgetting(
         if between.only_ends:
             tried = [0.0, 1.0]
         judged = {
-            name: _curve(predictor, between, sets[name], own, alphas=tried, reporter=shown)
+            name: _curve(name, predictor, between, sets[name], own, alphas=tried, reporter=shown)
             for name, own in studied.items()
         }
         content = ForgettingContent(
             name=experiment.name,
             start=began.said,
-            curves=[_shown(name, sets[name], predictor, own) for name, own in judged.items()],
+            curves=[
+                Curve(name, _figures(experiment.task, predictor), own, experiment.evaluation.confidence)
+                for name, own in judged.items()
+            ],
             notes=notes,
             command=f"consilium forgetting {folder} " + " ".join(f"--data {own}" for own in data),
         )
@@ -212,7 +215,15 @@ class Between:
             self._task[name].copy_(left if alpha == 1 else torch.lerp(begun, left, alpha))
 
 
+def _figures(section: TaskSection, predictor: Predictor) -> tuple[str, ...]:
+    """The figures that reports of this kind begin with; those of probes first."""
+    parts = family_of(section).report(section, predictor.knowledge)
+    own = parts.headlines
+    return (*with_probes(parts).headlines[len(own) :], *own)
+
+
 def _curve(
+    name: str,
     predictor: Predictor,
     between: Between,
     judging: Judging,
@@ -227,16 +238,10 @@ def _curve(
         for number, alpha in enumerate(alphas):
             between.take(alpha)
             found[alpha] = find(predictor, judging, studied, reporter=Silent()).evaluation
-            reporter.line(f"alpha {alpha:g}: {figures(found[alpha].metrics)}")
+            metrics = found[alpha].metrics
+            own = {key: metrics[key] for key in _figures(judging.section, predictor) if key in metrics}
+            reporter.line(f"{name}, alpha {alpha:g}: {figures(own)}")
             reporter.progress("alphas", number + 1, len(alphas))
     finally:
         between.take(1.0)
     return found
-
-
-def _shown(name: str, judging: Judging, predictor: Predictor, judged: dict[float, Evaluation]) -> Curve:
-    """The curve with the figures that reports of this kind begin with; those of probes first."""
-    parts = family_of(judging.section).report(judging.section, predictor.knowledge)
-    own = parts.headlines
-    probed = with_probes(parts).headlines[len(own) :]
-    return Curve(name, (*probed, *own), judged, judging.evaluation.confidence)
