@@ -76,6 +76,7 @@ def read_known(folder: Path, manifest: Manifest) -> Known:
 
 def bundle_config(folder: Path) -> dict[str, Any]:
     """The config that a bundle was trained with, by this version or an earlier one."""
+    read_manifest(folder)  # which says what is wrong with a folder that is no bundle
     path = folder / "config.yaml"
     try:
         tree = up_to_date(read_tree(path))

@@ -38,7 +38,7 @@ def evaluate(
     """
     target, vectors = (None if path is None else Path(path) for path in (out, embeddings))
     with reporting(reporter, quiet=quiet) as shown:
-        if Path(bundle).suffix not in YAML:
+        if not str(bundle).endswith(YAML):
             return evaluate_bundle(
                 bundle,
                 data=data,
