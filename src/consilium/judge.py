@@ -134,7 +134,8 @@ def judge(
         found = evaluator.evaluate(own, split=split)
         unread = [{"id": name, "reason": reason} for name, reason in own.unread.items()]
         evaluations[split] = replace(found, tables={**found.tables, "unread": unread}) if unread else found
-        reporter.line(format_table(headline(evaluations[split]), title=f"{split}: {len(own.ids)} cases"))
+        rows = [row for row in headline(evaluations[split]) if not parts.screen or row["metric"] in parts.screen]
+        reporter.line(format_table(rows, title=f"{split}: {len(own.ids)} cases"))
         for text in parts.console(evaluations[split]):
             reporter.line(text)
     return evaluations

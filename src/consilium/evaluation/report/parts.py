@@ -43,8 +43,9 @@ class ReportParts:
     templates of ``package``, after the headline figures and after the tables by column; ``card`` is one of the model
     card. What templates call is in ``calls``. ``figures`` are what ``metrics.json`` has beside the metrics, ``results``
     what ``evaluation_results.json`` has of a split; without any there is no such file. ``pooled`` is added to the page
-    of a cross-validation. ``by_column`` are the figures for each value of a column. ``console`` are lines for the
-    screen. ``labels`` are the classes in reading order, of tasks that have some.
+    of a cross-validation. ``by_column`` are the figures for each value of a column. ``screen`` are the figures that are
+    printed, () all of them, and ``console`` are further lines. ``labels`` are the classes in reading order, of tasks
+    that have some.
     """
 
     about: str
@@ -61,6 +62,7 @@ class ReportParts:
     figures: Callable[[Evaluation], Mapping[str, Any]] = lambda evaluation: {}
     results: Callable[[Evaluation], Mapping[str, Any]] = lambda evaluation: {}
     by_column: tuple[str, ...] = ()
+    screen: tuple[str, ...] = ()
     package: str = "consilium.evaluation"
     sections: tuple[str, ...] = ()
     galleries: tuple[str, ...] = ()

@@ -18,6 +18,8 @@ _WAYS = {
 }
 LEVEL_TABLES = {level: "retrieval" if level == "text" else f"retrieval_{level}" for level in LEVELS}
 
+_RIGHT = {"text": "same text", "instance": "own pair", "label": "same label"}
+
 
 def retrieval_parts() -> ReportParts:
     """The parts of an image and text encoder."""
@@ -33,6 +35,11 @@ def retrieval_parts() -> ReportParts:
         limits=_limits,
         console=_console,
         by_column=("mean_recall", "image_to_text_recall_at_1", "text_to_image_recall_at_1"),
+        screen=(
+            "mean_recall",
+            *(figure_name("text", way, figure) for way in DIRECTIONS for figure in FIGURES),
+            "log_loss",
+        ),
         results=_results,
         sections=("retrieval.html.j2", "space.html.j2"),
         galleries=("neighbours.html.j2",),
@@ -135,22 +142,22 @@ def _measured(row: Mapping[str, Any], name: str) -> dict[str, float | None]:
 
 
 def _console(evaluation: Evaluation) -> list[str]:
+    shown = {
+        "R@1": "recall_at_1",
+        "chance": "recall_at_1_chance",
+        "R@5": "recall_at_5",
+        "R@10": "recall_at_10",
+        "median rank": "median_rank",
+        "mAP": "mean_average_precision",
+    }
     rows = [
         {
+            "right": _RIGHT[level],
             "direction": row["direction"].replace("_", " "),
             "gallery": row["gallery"],
-            **{
-                figure: row[key]
-                for figure, key in (
-                    ("R@1", "recall_at_1"),
-                    ("chance", "recall_at_1_chance"),
-                    ("R@5", "recall_at_5"),
-                    ("R@10", "recall_at_10"),
-                    ("median rank", "median_rank"),
-                    ("mAP", "mean_average_precision"),
-                )
-            },
+            **{name: row[key] for name, key in shown.items()},
         }
-        for row in rows_of(evaluation)
+        for level, table in LEVEL_TABLES.items()
+        for row in evaluation.tables.get(table, [])
     ]
     return [format_table(rows, title=f"{evaluation.split}: retrieval")] if rows else []
