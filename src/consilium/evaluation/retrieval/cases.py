@@ -73,19 +73,20 @@ class Way:
         """What a figure of it is called."""
         return figure_name(self.level, self.direction, figure)
 
-    def chance(self, figure: str, cases: RetrievalCases, among_N: Bools | None = None) -> float | None:
-        """What the figure would be, were the order of the answers random; ``among_N``: of some of the cases."""
+    def chances(self, cases: RetrievalCases, among_N: Bools | None = None) -> dict[str, float]:
+        """What the figures would be, were the order of the answers random; ``among_N``: those of some of the cases."""
         asked_N = self.there_N if among_N is None else self.there_N & among_N
         weights_P = cases.weights(asked_N.astype(float))
         asked = weights_P > 0
         if not self.defined or not asked.any():
-            return None
+            return {}
         right_P, weights_P, gallery = self.standing.right_Q[asked], weights_P[asked], self.standing.gallery
-        if figure == "median_rank":
-            return f.chance_median_rank(right_P, gallery, weights_P=weights_P)
-        if figure == "mean_average_precision":
-            return f.chance_average_precision(right_P, gallery, weights_P=weights_P)
-        return f.chance_recall(right_P, gallery, at=int(figure.rpartition("_")[2]), weights_P=weights_P)
+        recalls = f.chance_recalls(right_P, gallery, weights_P=weights_P)
+        return {
+            **{f"recall_at_{k}": float(recalls[min(k, gallery)]) for k in RECALLS},
+            "median_rank": f.median_of_recalls(recalls),
+            "mean_average_precision": f.chance_average_precision(right_P, gallery, weights_P=weights_P),
+        }
 
 
 def figure_name(level: Level, direction: Direction, figure: str) -> str:

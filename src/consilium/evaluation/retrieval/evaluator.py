@@ -162,9 +162,8 @@ class RetrievalEvaluator:
         for name in figures.values:
             row.update(figures.cells(name, name))
         for way in found:
-            for figure in FIGURES:
-                if (chance := way.chance(figure, cases, among_N)) is not None:
-                    row[f"{way.name(figure)}_chance"] = chance
+            for figure, chance in way.chances(cases, among_N).items():
+                row[f"{way.name(figure)}_chance"] = chance
         return row
 
 

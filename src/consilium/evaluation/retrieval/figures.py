@@ -28,7 +28,7 @@ def chance_recall(right_P: Ints, gallery: int, *, at: int, weights_P: Floats | N
 
     ``right_P`` is how many of the ``gallery`` answers are right for each query, ``weights_P`` how often it counts.
     """
-    return float(_found_until(right_P, gallery, weights_P)[min(at, gallery)])
+    return float(chance_recalls(right_P, gallery, weights_P=weights_P)[min(at, gallery)])
 
 
 def chance_average_precision(right_P: Ints, gallery: int, *, weights_P: Floats | None = None) -> float:
@@ -42,13 +42,17 @@ def chance_average_precision(right_P: Ints, gallery: int, *, weights_P: Floats |
 
 def chance_median_rank(right_P: Ints, gallery: int, *, weights_P: Floats | None = None) -> float:
     """The median of the ranks of all queries' best right answers, where the order is random."""
-    found = _found_until(right_P, gallery, weights_P)
+    return median_of_recalls(chance_recalls(right_P, gallery, weights_P=weights_P))
+
+
+def median_of_recalls(found: Floats) -> float:
+    """The rank that half of the queries reach, by the shares that ``chance_recalls`` gives."""
     rounding = 1e-12
     return float((np.argmax(found >= 0.5 - rounding) + np.argmax(found > 0.5 + rounding)) / 2)
 
 
-def _found_until(right_P: Ints, gallery: int, weights_P: Floats | None) -> Floats:
-    """The expected share of queries with a right answer among the first 0, 1 ... ``gallery``, in random order."""
+def chance_recalls(right_P: Ints, gallery: int, *, weights_P: Floats | None = None) -> Floats:
+    """The expected share of queries with a right answer among the first 0, 1 ... ``gallery``, [gallery + 1]."""
     drawn, found = np.arange(gallery), np.zeros(gallery + 1)
     counts, kind_P = np.unique(right_P, return_inverse=True)
     shares = np.bincount(kind_P, weights=as_weights(weights_P, len(right_P)))

@@ -8,6 +8,7 @@ import numpy as np
 
 from consilium.evaluation.estimates import Estimates
 from consilium.evaluation.metrics import Floats, Ints
+from consilium.evaluation.retrieval import figures as f
 from consilium.evaluation.retrieval import ranks as r
 from consilium.evaluation.retrieval.cases import FIGURES, Direction, RetrievalCases, Way
 
@@ -27,9 +28,10 @@ def summary(cases: RetrievalCases, way: Way, found: Estimates) -> dict[str, Any]
         "queries": int(way.there_N[cases.case_P[queries]].sum()),
         "gallery": way.standing.gallery,
     }
+    chances = way.chances(cases)
     for figure in FIGURES:
         row.update(found.cells(way.name(figure), figure))
-        row[f"{figure}_chance"] = way.chance(figure, cases)
+        row[f"{figure}_chance"] = chances[figure]
     return row
 
 
@@ -108,13 +110,14 @@ def spread(groups: list[str], count: int) -> Ints:
 def recall_curve(cases: RetrievalCases, way: Way) -> list[dict[str, Any]]:
     """Recall at growing k up to the whole gallery, with what chance would give."""
     gallery, weights_P = way.standing.gallery, cases.weights(None)
+    chance = f.chance_recalls(way.standing.right_Q, gallery, weights_P=weights_P)
     steps = np.unique(np.geomspace(1, gallery, 40).round().astype(int)).tolist()
     return [
         {
             "direction": way.direction,
             "k": k,
             "recall": float(np.average(way.standing.rank_Q <= k, weights=weights_P)),
-            "chance": way.chance(f"recall_at_{k}", cases),
+            "chance": float(chance[k]),
         }
         for k in steps
     ]
