@@ -49,12 +49,12 @@ def test_chance_is_the_mean_over_all_orders(gallery: int, at: int) -> None:
     lower, upper = (
         next(n for n, share in enumerate(reached, start=1) if share > half) for half in (0.4999999, 0.5000001)
     )
-    assert r.chance_median_rank(right_N, gallery) == pytest.approx((lower + upper) / 2)
+    assert r.median_of_recalls(r.chance_recalls(right_N, gallery)) == pytest.approx((lower + upper) / 2)
 
 
 def test_chance_of_queries_that_count_double_is_that_of_two() -> None:
     once, twice, weights = np.array([1, 3]), np.array([1, 3, 3]), np.array([0.5, 1.0])
-    for chance in (r.chance_average_precision, r.chance_median_rank):
+    for chance in (r.chance_average_precision, r.chance_recalls):
         assert chance(once, 9, weights_P=weights) == pytest.approx(chance(twice, 9))
     assert r.chance_recall(once, 9, at=2, weights_P=weights) == pytest.approx(r.chance_recall(twice, 9, at=2))
 
@@ -63,6 +63,6 @@ def test_chance_of_queries_that_count_double_is_that_of_two() -> None:
 def test_chance_of_one_right_answer_is_what_everybody_knows(gallery: int) -> None:
     right_N = np.ones(3, dtype=int)
     assert r.chance_recall(right_N, gallery, at=1) == pytest.approx(1 / gallery)
-    assert r.chance_median_rank(right_N, gallery) == (gallery + 1) / 2
+    assert r.median_of_recalls(r.chance_recalls(right_N, gallery)) == (gallery + 1) / 2
     harmonic = math.fsum(1 / place for place in range(1, gallery + 1))
     assert r.chance_average_precision(right_N, gallery) == pytest.approx(harmonic / gallery)

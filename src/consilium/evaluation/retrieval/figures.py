@@ -40,11 +40,6 @@ def chance_average_precision(right_P: Ints, gallery: int, *, weights_P: Floats |
     return float(np.average(expected_P, weights=weights_P))
 
 
-def chance_median_rank(right_P: Ints, gallery: int, *, weights_P: Floats | None = None) -> float:
-    """The median of the ranks of all queries' best right answers, where the order is random."""
-    return median_of_recalls(chance_recalls(right_P, gallery, weights_P=weights_P))
-
-
 def median_of_recalls(found: Floats) -> float:
     """The rank that half of the queries reach, by the shares that ``chance_recalls`` gives."""
     rounding = 1e-12
