@@ -5,8 +5,8 @@ each of its right ones; rank and average precision follow. Ties count against th
 is not lower than that of the right one (within the rounding of float32) stands before it. A model that gives everything
 the same embedding finds nothing.
 
-Cost. All similarities are computed once, for both ways, in tiles that stay in the processor's cache: N x M x F
-multiplications, beside which counting is small. Queries with more than ``FEW`` right answers, and all of ``by_class``,
+Cost. All similarities are computed once, for both ways, in tiles: N x M x F multiplications, beside which counting is
+small. Queries with more than ``FEW`` right answers, and all of ``by_class``,
 sort their similarities instead: M log M for each query, once more for the other way. Memory: the embeddings, a few
 numbers for each query, and blocks of ``_TILE`` or ``_BLOCK`` similarities.
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TIE = 1e-6  # similarities that differ by less are equal
 FEW = 32  # right answers of a query that are counted one after the other; of more, similarities are sorted
-_TILE = (2048, 2048)  # images and texts that are compared at a time (16 MB)
+_TILE = (4096, 4096)  # images and texts that are compared at a time (64 MB); small ones wait more where cores are busy
 _BLOCK = 16_000_000  # similarities that are sorted at a time (64 MB)
 _PAIRS = 16_384  # pairs whose similarities are computed at a time
 
@@ -176,7 +176,8 @@ def _count(rows: _Side, columns: _Side, scale: float | None) -> None:
     tile_P = row_P // _TILE[0] * across + column_P // _TILE[1]
     order_P = np.argsort(tile_P, kind="stable")
     ends_T = np.searchsorted(tile_P[order_P], np.arange(-(-len(rows.order_Q) // _TILE[0]) * across), side="right")
-    space = torch.from_numpy(np.empty((2, _TILE[0] * _TILE[1]), dtype=np.float32))
+    largest = min(_TILE[0], len(rows.order_Q)) * min(_TILE[1], len(columns.order_Q))
+    space = torch.from_numpy(np.empty((2, largest), dtype=np.float32))
     tile = 0
     for row_block in rows.blocks(_TILE[0]):
         for column_block in columns.blocks(_TILE[1]):
