@@ -174,6 +174,9 @@ def test_a_learned_vocabulary_is_looked_at_with_names(tmp_path: Path) -> None:
     bundle, reporter = towers()(tmp_path), Recorder()
     export(bundle, to="safetensors", out=tmp_path / "out", reporter=reporter)
     assert any("were learned from the training texts" in line for line in reporter.lines)
+    without = Recorder()
+    export(bundle, to="timm", out=tmp_path / "tower", reporter=without)
+    assert not any("were learned from the training texts" in line for line in without.lines)
     done = export(bundle, to="safetensors", out=tmp_path / "named", names=["Effusion"], reporter=Recorder())
     assert [(found.file, found.what) for found in done.found] == [("tokenizer.json", "a name of the list")]
 

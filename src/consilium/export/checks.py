@@ -60,4 +60,4 @@ def same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor | Callable[[], 
                     "safetensors may do."
                 )
             largest = max(largest, distance)
-    return f"{by}: the outputs of the bundle within {largest:.0e}"
+    return f"{by}: the outputs of the bundle within {largest:.0g}"

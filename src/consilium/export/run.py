@@ -13,7 +13,7 @@ import torch
 from consilium.core.errors import ConsiliumError, ExportError
 from consilium.core.licenses import license_warnings
 from consilium.core.reporter import Reporter
-from consilium.data.guards.identifying import Finding, identifying
+from consilium.data.guards.identifying import VOCABULARY, Finding, identifying
 from consilium.export.card import write_card
 from consilium.export.forms import FORMS, IMAGE_TOWER, Form, form_of
 from consilium.export.hub import push
@@ -95,7 +95,7 @@ def export(
         reporter.line(line)
     for line in [*notes, *license_warnings(manifest.licenses or ())]:
         reporter.line(f"note: {line}")
-    learned = isinstance(model, DualEncoder) and model.learned_vocabulary
+    learned = isinstance(model, DualEncoder) and model.learned_vocabulary and (out / VOCABULARY).is_file()
     if push_to is None:
         return Exported(out, kind, checked, notes, _looked_at(out, names, learned=learned, reporter=reporter))
     with _at(out, push_to.repository, to=to):
