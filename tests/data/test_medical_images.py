@@ -360,7 +360,8 @@ def test_a_path_is_split_at_its_last_number(name: str) -> None:
         file, frame = split_frame(path)
         assert path == (file if frame is None else f"{file}#{path.rpartition('#')[2]}")
         assert frame is None or frame == int(path.rpartition("#")[2])
-        assert frame is not None or not path.rpartition("#")[2].isdigit() or "#" not in path
+        number = path.rpartition("#")[2]
+        assert frame is not None or "#" not in path or not number.isdigit() or len(number) > 9  # no file has so many
 
 
 def test_a_file_whose_name_ends_like_a_frame_is_itself(tmp_path: Path) -> None:
