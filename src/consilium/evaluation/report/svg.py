@@ -28,8 +28,8 @@ def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     """Round numbers, evenly apart, that enclose [low, high]."""
     reach = max(abs(low), abs(high))
     if high - low <= max(1e-9 * reach, 1e-300):  # the digits of a tick could not tell them apart
-        pad = reach * 0.05 if reach > 1e-300 else 0.5
-        low, high = low - pad, high + pad
+        pad = reach * 0.05
+        low, high = (low - pad, high + pad) if reach > 1e-300 else (0.0, 1.0)
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
