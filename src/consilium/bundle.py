@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 
 from consilium.core.config import read_tree
 from consilium.core.errors import BundleError, ConfigError, DataError, WeightsError
-from consilium.core.files import atomic_file, write_json
+from consilium.core.files import atomic_file, sha256_of, write_json
 from consilium.core.licenses import recorded
 from consilium.core.moved import up_to_date
 from consilium.core.section import Knowledge
@@ -26,12 +25,12 @@ def save_bundle(folder: Path, *, manifest: Manifest, task: Task, members: Iterab
 
     ``members`` are the folders of finished bundles inside that the task is made of; then it has no weights of its own.
     """
-    inside = {name: _sha256(folder / name / MANIFEST) for name in members}
+    inside = {name: sha256_of(folder / name / MANIFEST) for name in members}
     files = {}
     if not inside:
         with atomic_file(folder / WEIGHTS) as temporary:
             save_state(task.state_dict(), temporary)
-        files = {WEIGHTS: _sha256(folder / WEIGHTS)}
+        files = {WEIGHTS: sha256_of(folder / WEIGHTS)}
     written = manifest.model_copy(update={"files": files, "members": inside})
     write_json(folder / MANIFEST, written.model_dump(mode="json"))
 
@@ -45,7 +44,7 @@ def load_member(folder: Path, manifest: Manifest) -> Member:
     for name, digest in {**manifest.files, **inside}.items():
         if not (folder / name).is_file():
             raise BundleError(f"{folder / name} is missing, without which the bundle is nothing. Copy it again.")
-        if _sha256(folder / name) != digest:
+        if sha256_of(folder / name) != digest:
             raise BundleError(
                 f"{folder / name} is not the file that {MANIFEST} names (its checksum differs). Copy the bundle again."
             )
@@ -86,8 +85,3 @@ def bundle_config(folder: Path) -> dict[str, Any]:
         if not isinstance(tree.get(section), dict):
             raise BundleError(f"{path} is damaged: it has no `{section}` section. Copy the bundle again.")
     return tree
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

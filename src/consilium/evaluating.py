@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from consilium.bundle import bundle_config
 from consilium.console import reporting
+from consilium.core.config import build
 from consilium.core.evaluation import Evaluation
 from consilium.core.reporter import Reporter
 from consilium.data.cases.given import YAML
-from consilium.judge import evaluate_bundle
+from consilium.data.config import DataConfig
+from consilium.evaluation.config import EvaluationConfig, ReportConfig
+from consilium.judge import Judging, given_probes, given_to_judge, judge_on
+from consilium.manifest import local_bundle
+from consilium.predictor import Predictor
+from consilium.tasks.config import OneTask
 
 
 def evaluate(
@@ -39,7 +46,7 @@ def evaluate(
     target, vectors = (None if path is None else Path(path) for path in (out, embeddings))
     with reporting(reporter, quiet=quiet) as shown:
         if not str(bundle).endswith(YAML):
-            return evaluate_bundle(
+            return _evaluate_bundle(
                 bundle,
                 data=data,
                 split=split,
@@ -52,16 +59,53 @@ def evaluate(
         from consilium.experiment import Experiment
         from consilium.session.untouched import evaluate_untouched  # which loads what trains
 
-        experiment = Experiment.load(bundle)
-        if on_bad_row is not None:
-            own = experiment.data.model_copy(update={"on_bad_row": on_bad_row})
-            experiment = experiment.model_copy(update={"data": own})
         return evaluate_untouched(
-            experiment,
+            Experiment.load(bundle),
             data=None if data is None else str(data),
             split=split,
             out=target,
+            on_bad_row=on_bad_row,
             embeddings=vectors,
             device=device,
             reporter=shown,
         )
+
+
+def _evaluate_bundle(
+    bundle: str | Path,
+    *,
+    data: str | Path | None,
+    split: str | None,
+    out: Path | None,
+    on_bad_row: Literal["stop", "quarantine"] | None,
+    embeddings: Path | None,
+    device: str,
+    reporter: Reporter,
+) -> Evaluation:
+    """``evaluate`` for a trained bundle."""
+    folder = local_bundle(bundle)
+    tree = bundle_config(folder)
+    own = build(DataConfig, tree["data"], origin=str(folder / "config.yaml"))
+    probes = None if data is not None else given_probes(tree, origin=str(folder))
+    path = None if data is None else str(data)
+    given = given_to_judge(path, split=split, own=own, probes=probes, on_bad_row=on_bad_row)
+    beside = folder if folder == Path(bundle).expanduser() else Path()  # what is in the cache may be deleted
+    judging = Judging(
+        section=build(OneTask, {"task": tree["task"]}, origin=str(folder)).task,
+        data=given.data,
+        split=given.split,
+        evaluation=build(EvaluationConfig, tree.get("evaluation", {}), origin=str(folder)),
+        report=build(ReportConfig, tree.get("report", {}), origin=str(folder)),
+        probes=given.probes,
+        trained_on=own,
+        is_own=data is None,
+        embeddings=embeddings,
+        command=f"consilium evaluate {folder} --split {given.split}" + ("" if data is None else f" --data {data}"),
+    )
+    predictor = Predictor.load(folder, device=device)
+    return judge_on(
+        predictor,
+        judging,
+        target=Path(out) if out is not None else beside / f"evaluation-{given.name}",
+        reporter=reporter,
+    )

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from consilium.bundle import bundle_config
 from consilium.core.config import build
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.evaluation import Evaluation, Evaluator, Outputs
@@ -30,11 +29,10 @@ from consilium.evaluation.probes.report import probe_tables, together, with_prob
 from consilium.evaluation.report.page import ReportContent, write_report
 from consilium.evaluation.report.parts import ReportParts
 from consilium.evaluation.report.wording import number
-from consilium.manifest import Manifest, local_bundle
+from consilium.manifest import Manifest
 from consilium.predictions import check_embeddings, write_embeddings
 from consilium.predictor import Predictor, case_outputs
 from consilium.probing import probe
-from consilium.tasks.config import OneTask
 from consilium.tasks.family import family_of, studying
 from consilium.training.hooks import read_history
 
@@ -149,46 +147,6 @@ def headline(evaluation: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def evaluate_bundle(
-    bundle: str | Path,
-    *,
-    data: str | Path | None,
-    split: str | None,
-    out: str | Path | None,
-    on_bad_row: Literal["stop", "quarantine"] | None,
-    embeddings: Path | None,
-    device: str,
-    reporter: Reporter,
-) -> Evaluation:
-    """``evaluate`` for a trained bundle."""
-    folder = local_bundle(bundle)
-    tree = bundle_config(folder)
-    own = build(DataConfig, tree["data"], origin=str(folder / "config.yaml"))
-    config = own if data is None else given_data(str(data), own=own)
-    if on_bad_row is not None:
-        config = config.model_copy(update={"on_bad_row": on_bad_row})
-    if split is None:
-        split = "test" if data is None or Path(data).suffix in YAML else "all"
-    name = split if data is None else f"{Path(data).stem}-{split}"
-    beside = folder if folder == Path(bundle).expanduser() else Path()  # what is in the cache may be deleted
-    judging = Judging(
-        section=build(OneTask, {"task": tree["task"]}, origin=str(folder)).task,
-        data=config,
-        split=split,
-        evaluation=build(EvaluationConfig, tree.get("evaluation", {}), origin=str(folder)),
-        report=build(ReportConfig, tree.get("report", {}), origin=str(folder)),
-        probes=given_probes(tree if data is None else given_tree(str(data)), origin=str(data or folder)),
-        trained_on=own,
-        is_own=data is None,
-        embeddings=embeddings,
-        command=f"consilium evaluate {folder} --split {split}" + ("" if data is None else f" --data {data}"),
-    )
-    predictor = Predictor.load(folder, device=device)
-    return judge_on(
-        predictor, judging, target=Path(out) if out is not None else beside / f"evaluation-{name}", reporter=reporter
-    )
-
-
 @dataclass(frozen=True)
 class Judged:
     """What was found, in which cases, and how a report shows it."""
@@ -265,6 +223,40 @@ def _refuse_undefined(evaluation: Evaluation) -> None:
         notes = " ".join(row["note"] for row in evaluation.tables.get("notes", []))
         cases = counted(evaluation.cases, "case")
         raise DataError(f"the {cases} of {evaluation.split} cannot be judged. {notes}".strip())
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a model is to be judged on; ``name`` is for the folder of the report."""
+
+    data: DataConfig
+    split: str
+    probes: ProbesConfig | None
+    name: str
+
+
+def given_to_judge(
+    path: str | None,
+    *,
+    split: str | None,
+    own: DataConfig,
+    probes: ProbesConfig | None,
+    on_bad_row: Literal["stop", "quarantine"] | None = None,
+) -> Given:
+    """The data, split and probes of a path; without one the model's own data and ``probes``.
+
+    ``split`` None means test, or all where the path is no YAML file. ``on_bad_row`` takes the place of the data's.
+    """
+    if split is None:
+        split = "test" if path is None or Path(path).suffix in YAML else "all"
+    data, name = own, split
+    if path is not None:
+        tree = given_tree(path)
+        data, probes = given_data(path, tree=tree, own=own), given_probes(tree, origin=path)
+        name = f"{Path(path).stem}-{split}"
+    if on_bad_row is not None:
+        data = data.model_copy(update={"on_bad_row": on_bad_row})
+    return Given(data, split, probes, name)
 
 
 def given_probes(tree: Mapping[str, Any], *, origin: str) -> ProbesConfig | None:

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch.nn import functional
 
-from consilium.core.errors import ConfigError
+from consilium.core.errors import ConfigError, DataError
 from consilium.core.evaluation import Evaluation, Outputs
 from consilium.data.images.reading import load_view
 from consilium.evaluating import evaluate
@@ -60,6 +60,19 @@ def test_an_untouched_model_is_judged_by_name_and_the_report_says_so(written: Wr
     assert {"zero_shot_accuracy", "knn_accuracy"} <= set(found.metrics)
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
     assert not list((tmp_path / "runs").rglob("bundle.json")), "what is not trained leaves no bundle"
+
+
+def test_other_data_leave_bad_rows_out_where_asked(written: Written, tmp_path: Path) -> None:
+    own, other = config(tmp_path), tmp_path / "other.yaml"
+    tree = yaml.safe_load(own.read_text(encoding="utf-8"))
+    other.write_text(yaml.safe_dump({"data": tree["data"], "probes": PROBES}), encoding="utf-8")
+    (source,) = tree["data"]["sources"]
+    rows = Path(source["path"])
+    rows.write_text(rows.read_text(encoding="utf-8") + "no row\n", encoding="utf-8")
+    with pytest.raises(DataError):
+        evaluate(own, data=other, device="cpu", reporter=Recorder())
+    found = evaluate(own, data=other, on_bad_row="quarantine", device="cpu", reporter=Recorder())
+    assert "zero_shot_accuracy" in found.metrics
 
 
 def test_its_probabilities_are_those_of_its_own_library(

@@ -156,6 +156,7 @@ def _hf(model: Trained, size: tuple[int, int]) -> str:
         if tower.model.config.model_type == "vit" and model.layout.readout == "cls" and tower.pooling == "default":
             return "ViTForImageClassification"
         raise MisfitError(f"transformers classifies with a {model.layout.name} in another way")
+    _read_padding(model)
     kind, pooling = text_kind(model), model.text.pooling
     sides = {"image": Layers.of(model.image_projection), "text": Layers.of(model.text_projection)}
     _own_pooling(tower)
@@ -194,6 +195,7 @@ def _open_clip(model: Trained, size: tuple[int, int]) -> str:
         if tower.library != "timm":
             raise MisfitError(f"open_clip has no {model.layout.name}")
         _timm_in_open_clip(model, size)
+    _read_padding(model)
     _text_in_open_clip(model)
     kind = text_kind(model)
     quick = kind in ("clip_text_model", "siglip_text_model") and text_act(model) == "quick_gelu"
@@ -263,6 +265,15 @@ def _any(model: Trained, size: tuple[int, int]) -> str:
 
 
 _DECIDES = {"hf": _hf, "open_clip": _open_clip, "timm": _timm, "onnx": _any, "safetensors": _any}
+
+
+def _read_padding(model: DualEncoder) -> None:
+    """Padding that a text tower reads must be what the files of a tokenizer can say: a special token."""
+    if model.text.reads_padding and not model.tokenizer.pads_with_special:
+        raise MisfitError(
+            "its text tower reads its padding, which is an ordinary word of its tokenizer, and the form pads with a "
+            "special token"
+        )
 
 
 def _own_pooling(tower: VisionTower) -> None:

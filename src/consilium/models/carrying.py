@@ -15,11 +15,10 @@ from consilium.core.files import atomic_folder
 from consilium.models.checkpoints.find import open_clip_hub_name
 from consilium.models.checkpoints.hugging_face import WHOLE
 from consilium.models.encoders import HubEncoder
-from consilium.models.hub import DESCRIPTIONS, PATTERNS, TOWER_PATTERNS, ModelFolder, is_a_path
+from consilium.models.hub import DESCRIPTIONS, HUB, PATTERNS, TOWER_PATTERNS, ModelFolder, is_a_path
 from consilium.models.licenses import file_licenses
 from consilium.models.timm_models import SHORT_NAMES, hub_name
 
-_HUB = "hf-hub:"
 _KEY = "the model"
 
 
@@ -61,7 +60,7 @@ def repository_of(name: str) -> str:
     """The name on the hub of a model that a config names in any form; one that has none is a ConfigError."""
     if is_a_path(name):
         raise ConfigError(f"{name} is a path of this machine; copy it, or give the name of a model on the hub.")
-    found = hub_name(name) if _is_timm(name) else open_clip_hub_name(name) or name.removeprefix(_HUB)
+    found = hub_name(name) if _is_timm(name) else open_clip_hub_name(name) or name.removeprefix(HUB)
     if found is None or found.count("/") != 1:
         raise ConfigError(
             f"'{name}' is no model on the hub; expected a model of timm that has weights there, ORG/NAME, or NAME/TAG "

@@ -16,6 +16,7 @@ from consilium.core.places import is_remote
 from consilium.core.transfer import fetch
 from consilium.models.licenses import LICENSE_FILES
 
+HUB = "hf-hub:"  # before a name on the hub, where it could be another
 SECONDS = 5.0  # for an answer of any kind
 DESCRIPTIONS = (
     *LICENSE_FILES, "open_clip_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",

@@ -90,6 +90,13 @@ class Tokenizer:
         return int((self._library().padding or {})["pad_id"])
 
     @property
+    def pads_with_special(self) -> bool:
+        """Whether that token is a special one, and no word; of CLIP's own tokenizer it is a word."""
+        return self.pad_id in {
+            number for number, own in self._library().get_added_tokens_decoder().items() if own.special
+        }
+
+    @property
     def pads_to(self) -> int:
         """The length of every text at least; 0 where a batch is as long as its longest text."""
         return int((self._library().padding or {}).get("length") or 0)

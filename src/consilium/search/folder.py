@@ -16,7 +16,6 @@ Nothing of it is ever unpickled. Axes in names: N case, T text, D number of an e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from consilium.core.errors import SearchError
-from consilium.core.files import atomic_file, atomic_folder, write_json
+from consilium.core.files import atomic_file, atomic_folder, sha256_of, write_json
 from consilium.search.collection import Entry
 
 FORMAT_VERSION = 1
@@ -102,7 +101,7 @@ def read_content(folder: Path, manifest: Manifest) -> Content:
             raise _damaged(folder, f"{MANIFEST} names {name}, which is no file of an index")
         if not (folder / name).is_file():
             raise _damaged(folder, f"{name} is missing")
-        if _sha256(folder / name) != digest:
+        if sha256_of(folder / name) != digest:
             raise _damaged(folder, f"the checksum of {name} differs")
     try:
         texts, lines = (_read_lines(folder / name) for name in (TEXTS, CASES))
@@ -145,7 +144,7 @@ def write_index(
             texts=len(content.texts),
             width=content.images_ND.shape[1],
             faiss=faiss,
-            files={path.name: _sha256(path) for path in sorted(temporary.iterdir())},
+            files={path.name: sha256_of(path) for path in sorted(temporary.iterdir())},
         )
         write_json(temporary / MANIFEST, asdict(manifest))
     return manifest
@@ -196,11 +195,6 @@ def _read_lines(path: Path) -> list[Any]:
 def _write_lines(path: Path, values: Any) -> None:
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(folder: Path, why: str) -> SearchError:

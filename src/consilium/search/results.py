@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from consilium.core.errors import ConsiliumError
 from consilium.core.reporter import counted
 from consilium.data.batches.rows import Query
 from consilium.data.look.thumbnails import thumbnail
-from consilium.evaluation.report.page import environment
+from consilium.evaluation.report.page import environment, jpeg_url
 from consilium.search.index import Hit, Index
 
 SHOWN_TEXT = 60  # letters of a text in a table
@@ -115,7 +114,7 @@ def _picture(index: Index, hit: Hit, window: tuple[float, float] | None) -> str 
 
 
 def _data_url(jpeg: bytes | None) -> str | None:
-    return None if jpeg is None else f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    return None if jpeg is None else jpeg_url(jpeg)
 
 
 def _short(text: str) -> str:

@@ -23,11 +23,10 @@ from consilium.core.reporter import Reporter, Silent, figures, some
 from consilium.core.section import TaskSection
 from consilium.core.task import Task
 from consilium.data.cases.cases import Studied
-from consilium.data.cases.given import YAML, given_data, given_tree
 from consilium.evaluation.probes.report import with_probes
 from consilium.evaluation.report.forgetting import Curve, ForgettingContent, write_forgetting
 from consilium.experiment import Experiment
-from consilium.judge import Judging, cases_to_judge, find, given_probes
+from consilium.judge import Judging, cases_to_judge, find, given_to_judge
 from consilium.manifest import local_bundle
 from consilium.models.lora import merge_adapters
 from consilium.predictor import Predictor
@@ -128,16 +127,12 @@ def _judgings(experiment: Experiment, data: Sequence[str | Path], *, split: str 
         is_own=False,
     )
     found: dict[str, Judging] = {}
-    for given in map(str, data):
-        name = Path(given).stem
+    for path in (*map(str, data), None):
+        name = OWN if path is None else Path(path).stem
         if name in found:
             raise ConfigError(f"two of the data are called '{name}'; give their files different names.")
-        found[name] = make(
-            data=given_data(given, own=experiment.data),
-            split=split or ("test" if Path(given).suffix in YAML else "all"),
-            probes=given_probes(given_tree(given), origin=given),
-        )
-    found[OWN] = make(data=experiment.data, split=split or "test", probes=experiment.probes)
+        given = given_to_judge(path, split=split, own=experiment.data, probes=experiment.probes)
+        found[name] = make(data=given.data, split=given.split, probes=given.probes)
     return found
 
 

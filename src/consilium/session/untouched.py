@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,9 +12,8 @@ from consilium.core.errors import ConfigError
 from consilium.core.evaluation import Evaluation
 from consilium.core.reporter import Reporter, some
 from consilium.core.task import Task
-from consilium.data.cases.given import YAML, given_data, given_tree
 from consilium.experiment import Experiment
-from consilium.judge import Judging, cases_to_judge, given_probes, judge_on
+from consilium.judge import Judging, cases_to_judge, given_to_judge, judge_on
 from consilium.manifest import new_manifest
 from consilium.models.lora import merge_adapters
 from consilium.predictor import Predictor
@@ -30,6 +29,7 @@ def evaluate_untouched(
     data: str | None,
     split: str | None,
     out: Path | None,
+    on_bad_row: Literal["stop", "quarantine"] | None,
     embeddings: Path | None,
     device: str,
     reporter: Reporter,
@@ -39,27 +39,25 @@ def evaluate_untouched(
     An experiment without that key, or whose model is not pretrained as a whole, is a ConfigError.
     """
     experiment = _checked(experiment)
-    if split is None:
-        split = "test" if data is None or Path(data).suffix in YAML else "all"
+    given = given_to_judge(data, split=split, own=experiment.data, probes=experiment.probes, on_bad_row=on_bad_row)
     model = some(list(experiment.task.towers.values()), 3)
     judging = Judging(
         section=experiment.task,
-        data=experiment.data if data is None else given_data(data, own=experiment.data),
-        split=split,
+        data=given.data,
+        split=given.split,
         evaluation=experiment.evaluation,
         report=experiment.report,
-        probes=experiment.probes if data is None else given_probes(given_tree(data), origin=data),
+        probes=given.probes,
         trained_on=None,
         is_own=False,
         embeddings=embeddings,
-        command=f"consilium evaluate (the config of {experiment.name}) --split {split}",
+        command=f"consilium evaluate (the config of {experiment.name}) --split {given.split}",
         warnings=[f"Nothing was trained (zero_shot: true): these are the figures of {model} as it came."],
     )
     reporter.line(judging.warnings[0])
     studied = cases_to_judge(judging, known=None, fingerprint="", reporter=reporter)
     predictor = _predictor(experiment, studied.knowledge, device=device, reporter=reporter)
-    name = split if data is None else f"{Path(data).stem}-{split}"
-    target = out or Path(experiment.output.root) / experiment.name / f"zero_shot-{name}"
+    target = out or Path(experiment.output.root) / experiment.name / f"zero_shot-{given.name}"
     return judge_on(predictor, judging, target=target, reporter=reporter)
 
 

@@ -20,10 +20,12 @@ def given_tree(path: str) -> dict[str, Any]:
     return read_tree(path) if Path(path).suffix in YAML else {}
 
 
-def given_data(path: str, *, own: DataConfig) -> DataConfig:
-    """The data section of a YAML file (a whole experiment, or a data section alone), or one source with defaults."""
+def given_data(path: str, *, tree: dict[str, Any], own: DataConfig) -> DataConfig:
+    """The data section of a YAML file (a whole experiment, or a data section alone), or one source with defaults.
+
+    ``tree`` is what ``given_tree`` read of it.
+    """
     if Path(path).suffix in YAML:
-        tree = read_tree(path)
         return build(DataConfig, tree.get("data", tree), origin=path)
     kind = kind_of(path)
     if kind is None:
@@ -36,5 +38,6 @@ def given_data(path: str, *, own: DataConfig) -> DataConfig:
         )
     if kind == "folder" and places.exists(places.join(places.absolute(path), "store.json")):
         raise ConfigError(f"the data to judge on is {path}, a prepared store; give the YAML file it was prepared from.")
-    tree = {"sources": [single_source(path, kind)], "store": own.store.model_dump(), "on_bad_row": own.on_bad_row}
-    return build(DataConfig, tree, origin=path)
+    source = single_source(path, kind)
+    single = {"sources": [source], "store": own.store.model_dump(), "on_bad_row": own.on_bad_row}
+    return build(DataConfig, single, origin=path)

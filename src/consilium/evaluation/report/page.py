@@ -317,4 +317,9 @@ def _data_url(image: bytes, *, size: int) -> str | None:
     small.info.clear()
     out = io.BytesIO()
     small.save(out, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+    return jpeg_url(out.getvalue())
+
+
+def jpeg_url(jpeg: bytes) -> str:
+    """A JPEG as a data URL."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

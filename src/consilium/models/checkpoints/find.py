@@ -18,6 +18,7 @@ from consilium.models.checkpoints.pretrained import ImageSource, TextSource, ima
 from consilium.models.config import TextConfig, VisionConfig
 from consilium.models.encoders import HubEncoder, LoadedEncoder, encoder_of, new_encoder
 from consilium.models.hub import (
+    HUB,
     ModelFolder,
     cached_if_unreachable,
     carried,
@@ -33,7 +34,6 @@ from consilium.models.timm_models import new_timm
 if TYPE_CHECKING:
     from consilium.models.checkpoints.pretrained import Pretrained
 
-_HUB = "hf-hub:"
 _INSTEAD = "Without a network, name a local folder with its files: its weights, its config and its tokenizer."
 
 
@@ -48,14 +48,14 @@ def find_model(name: str, *, weights: str | None = None, key: str = "task.model"
     given: Callable[[], Path] | None = partial(weights_of, weights, key=f"{key}.pretrained") if weights else None
     named, _, tag = name.partition("/")
     if weights is None and (repository := open_clip_hub_name(name)) is not None and carried(repository) is not None:
-        return find_model(f"{_HUB}{repository}", key=key)
-    if not is_a_path(name) and not name.startswith(_HUB) and (described := _of_open_clip(named, tag)) is not None:
+        return find_model(f"{HUB}{repository}", key=key)
+    if not is_a_path(name) and not name.startswith(HUB) and (described := _of_open_clip(named, tag)) is not None:
         place = ModelFolder(name, key, _INSTEAD)
         if not tag and weights is None:
             raise ConfigError(f"{key} '{name}' says no weights: give {name}/TAG, of which there is {_tags(named)}.")
         get = given or partial(_download, named, tag, place)
         return OpenClipModel(name, described, file=get, source=weights or name, place=place)
-    place = ModelFolder(name.removeprefix(_HUB), key, _INSTEAD + ("" if name.startswith(_HUB) else _near(named)))
+    place = ModelFolder(name.removeprefix(HUB), key, _INSTEAD + ("" if name.startswith(HUB) else _near(named)))
     folder = place.descriptions("config")
     if (folder / "open_clip_config.json").is_file():
         described = read_description(folder / "open_clip_config.json")
@@ -72,7 +72,7 @@ def find_model(name: str, *, weights: str | None = None, key: str = "task.model"
 def open_clip_hub_name(name: str) -> str | None:
     """Where the weights of a model of open_clip (``NAME/TAG``) lie on the hub; None where it is no such model."""
     model, _, tag = name.partition("/")
-    if is_a_path(name) or name.startswith(_HUB) or (described := _of_open_clip(model, tag)) is None:
+    if is_a_path(name) or name.startswith(HUB) or (described := _of_open_clip(model, tag)) is None:
         return None
     return str(described["preprocess_cfg"].get("hf_hub", "")).rpartition("/")[0] or None
 
