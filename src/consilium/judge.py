@@ -49,8 +49,7 @@ class RunFacts:
     monitor: str = "macro_f1"
     confidence: float = 0.95
     alpha: float | None = None  # share of what was learned in the weights; the rest is the start
-    parts: list[dict[str, Any]] = field(default_factory=list)
-    mixture: list[dict[str, Any]] = field(default_factory=list)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # mixture, sources and parts
     warnings: list[str] = field(default_factory=list)
     config_yaml: str = ""
     command: str = ""
@@ -62,7 +61,7 @@ class RunFacts:
             facts["Time"] = f"{self.seconds / 60:.1f} minutes of training steps"
         if self.steps is not None:
             facts["Steps"] = f"{self.steps} (best at {self.best_step} by {self.monitor})"
-        for part in self.parts:
+        for part in self.tables.get("parts", []):
             facts[f"Parameters of the {part['name']}"] = (
                 f"{number(part['total'])} ({number(part['trainable'])} trained)"
             )
@@ -316,7 +315,8 @@ def write_judgement(
         monitor=facts.monitor,
         best_step=facts.best_step,
         data=data_rows(cases),
-        mixture=facts.mixture,
+        mixture=facts.tables.get("mixture", []),
+        sources=facts.tables.get("sources", []),
         warnings=[*facts.warnings, *license_warnings(licenses)],
         licenses=licenses,
         config_yaml=facts.config_yaml,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consilium.core.errors import ConfigError, DataError
 from consilium.data.config import SplitConfig
 from consilium.data.store.prepare import prepare
 from consilium.data.store.splits import GroupSurvey, assign_split, fill_splits, split_rule
@@ -122,6 +125,59 @@ def test_validation_out_of_train_reaches_every_class_and_test_is_left_alone() ->
 def test_shares_of_nothing_stay_empty() -> None:
     rows: list[Row] = [(f"p{n}", None, ("a",)) for n in range(20)]
     assert set(divided(rows, SplitConfig(val=0.2, test=0)).values()) == {"train", "val"}
+
+
+Cell = tuple[str, str, str | None, str]  # group, origin, split, label
+CELLS = st.lists(
+    st.tuples(
+        st.integers(0, 40).map(str),
+        st.sampled_from("xyz"),
+        st.none() | st.sampled_from(["train", "val", "test"]),
+        st.sampled_from("ab"),
+    ),
+    min_size=1,
+    max_size=40,
+    unique_by=lambda row: row[0],
+)
+
+
+@given(rows=CELLS, seed=st.integers(0, 9), every_class=st.booleans())
+def test_of_every_class_and_source_some_group_trains(rows: list[Cell], seed: int, every_class: bool) -> None:
+    config = SplitConfig(val=0.3, test=0.3, seed=seed, keep_sources_in="train", every_class=every_class)
+    survey = GroupSurvey()
+    for group, origin, split, label in rows:
+        survey.add(group, source="s", origin=origin, split=split, labels=(label,))
+    rule = split_rule((group, split) for group, _, split, _ in rows)
+    moved = fill_splits(survey, rules={"s": rule}, config=config)
+    rule = type(rule)(rule.val_from_train, rule.given_by_group, moved)
+    found = {group: assign_split(group, split, rule=rule, config=config) for group, _, split, _ in rows}
+    trained = {(origin, label) for group, origin, _, label in rows if found[group] == "train"}
+    assert trained >= {(origin, label) for group, origin, split, label in rows if split is None}
+    assert all(found[group] == split for group, _, split, _ in rows if split in ("val", "test"))
+
+
+def test_the_sources_of_a_table_stay_in_train(tmp_path: Path) -> None:
+    lines = [f"i{n}.png,{'a' if n % 2 else 'b'},{'small' if n < 2 else 'large'}" for n in range(60)]
+    write_images(tmp_path, [line.split(",")[0] for line in lines])
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,dataset", *lines]), encoding="utf-8")
+    source = {"kind": "csv", "name": "s", "path": str(tmp_path / "t.csv"), "columns": {"image": "path"}}
+
+    def trained(**split: Any) -> set[tuple[str, ...]]:
+        config = data_config(tmp_path, source, split={"val": 0.45, "test": 0.45, **split}, mixture=mixture)
+        table = prepare(config).store.table
+        names = table.columns()["dataset"]
+        return {(names[row], *table.labels[row]) for row in table.rows("train").tolist()}
+
+    mixture = {"source_column": "dataset"}
+    kept = {("small", "a"), ("small", "b"), ("large", "a"), ("large", "b")}
+    assert any(trained(seed=seed) < kept for seed in range(5))
+    assert all(trained(seed=seed, keep_sources_in="train") == kept for seed in range(5))
+    mixture = {"source_column": "datasett"}
+    with pytest.raises(ConfigError, match=r"source_column is 'datasett'.*did you mean `dataset`"):
+        trained(keep_sources_in="train")
+    mixture = {"source_column": "source"}
+    with pytest.raises(DataError, match=r"a single source \('s'\). Name the column"):
+        trained(keep_sources_in="train")
 
 
 def test_a_small_class_of_a_folder_is_judged(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ _SPELLINGS = {
 _NO_VALUE = frozenset({"nan", "-nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "null", "none", "nil"})
 _NO_VALUE_AS_TEXT = frozenset({"nan", "None", "<NA>", "NaT"})  # what turning a column into text makes of its gaps
 MOST_TEXTS = 100  # of a case; more are the words of one
+SOURCE_COLUMNS = ("source", "meta.source", "dataset")  # in which people write where a case comes from
 MISSING_LABEL = "looks like a missing value, and is a class"  # in the note of a row with such a label
 _WHOLE_NUMBER = re.compile(r"-?\d+\.0")
 _FLAGS = {
@@ -247,3 +248,13 @@ def check_encodable(case: Case) -> None:
 def printable(text: str) -> str:
     """The text with what cannot be written as UTF-8 escaped."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def column_name(key: str) -> str:
+    """What the column of a metadata key is called."""
+    return "meta.source" if key == "source" else key
+
+
+def meta_key(column: str) -> str:
+    """The metadata key of a column."""
+    return "source" if column == "meta.source" else column

@@ -47,6 +47,11 @@ class SplitConfig(Config):
         description="Move the nearest group where the hash leaves a class of 3 or more groups without a case in a "
         "split; false: the hash alone.",
     )
+    keep_sources_in: Literal["train"] | None = Field(
+        default=None,
+        description="train: of every class and source, as mixture.source_column tells them apart, some group trains; "
+        "null: a small source may be left to val and test. Splits that rows name stay as they are.",
+    )
     folds: int | None = Field(
         default=None, ge=2, description="Divide all groups into so many folds, whatever split they name; see fold."
     )

@@ -12,6 +12,7 @@ from consilium.core.task import Task
 from consilium.data.batches.loader import trained_rows
 from consilium.data.cases.cases import Cases
 from consilium.data.cases.mixture import Mixture, coverage_warnings, mixture_table
+from consilium.data.cases.origins import Origins
 from consilium.data.config import ImageConfig
 from consilium.experiment import Experiment
 from consilium.models.weights import parameter_counts
@@ -22,10 +23,9 @@ from consilium.training.plan import Plan
 
 @dataclass(frozen=True)
 class Outlook:
-    """What the report repeats: what is drawn from each source, the parameters of each part, and warnings."""
+    """What the report repeats: draws of each source, sources of each label, parts of the model, warnings."""
 
-    mixture: list[dict[str, Any]]
-    parts: list[dict[str, Any]]
+    tables: dict[str, list[dict[str, Any]]]  # mixture, sources and parts
     warnings: list[str]
 
 
@@ -38,7 +38,9 @@ def look_ahead(
     rows = [asdict(row) for row in table]
     log.line(format_table(rows, title=f"mixture over {sum(count > 0 for count in plan.batches)} epochs"))
     data = experiment.data
+    origins = Origins.of(cases.used(), data.mixture.source_column)
     warnings = [
+        *origins.warnings(data),
         *coverage_warnings(table, whole_batches=data.mixture.one_source and data.loader.drop_last),
         *average_warnings(experiment.trainer.ema, total_steps=plan.total_steps),
     ]
@@ -48,7 +50,7 @@ def look_ahead(
     log.line(format_table(parts, title="parameters"))
     for warning in license_warnings(task.licenses):
         log.line(f"warning: {warning}")
-    return Outlook(rows, parts, [*cases.notes, *warnings])
+    return Outlook({"mixture": rows, "sources": origins.rows(), "parts": parts}, [*cases.notes, *warnings])
 
 
 def resolved_image(image: ImageConfig, expected: ImageInput | None, *, log: RunLog) -> ImageConfig:

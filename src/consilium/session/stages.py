@@ -185,7 +185,7 @@ class StagedTraining:
             for part in parameter_counts(members[run.stage.folder].task)
         ]
         warnings = list(self.data.cases.notes)
-        facts = RunFacts(precision=precision, device=str(device), parts=parts, warnings=warnings)
+        facts = RunFacts(precision=precision, device=str(device), tables={"parts": parts}, warnings=warnings)
         result = finish(
             folder,
             experiment=experiment,

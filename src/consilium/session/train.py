@@ -375,8 +375,7 @@ class Session:
             seconds=progress.seconds,
             best_step=progress.best_step,
             steps=progress.step,
-            parts=self.outlook.parts,
-            mixture=self.outlook.mixture,
+            tables=self.outlook.tables,
             alpha=None if self.mixed is None else self.mixed.alpha,
             warnings=warnings,
         )

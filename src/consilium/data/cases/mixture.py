@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from consilium.core.config import nearest
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.cases.batching import Arrangement
 from consilium.data.cases.cases import Cases, Studied
+from consilium.data.cases.origins import sources_of
 from consilium.data.config import DataConfig
 
 MAX_SLOTS = 1e9  # an epoch is drawn before it starts and held in memory
@@ -177,7 +177,7 @@ def build_mixture(studied: Studied[Any], *, config: DataConfig, seed: int) -> Mi
             )
         pools = [part for pool in pools for part in _divided(pool, studied.strata_N)]
     if sampling == "source_balanced":
-        names = _sources(cases, config.mixture.source_column)
+        names = sources_of(cases.table, config.mixture.source_column)
         pools = [part for pool in pools for part in _divided(pool, names)]
     arrangement = _arrangement(cases, config)
     return Mixture(pools, stop=config.mixture.stop, slots=slots, seed=seed, arrangement=arrangement)
@@ -191,19 +191,9 @@ def _arrangement(cases: Cases, config: DataConfig) -> Arrangement | None:
     return Arrangement(
         size=loader.batch_size,
         drop_last=loader.drop_last,
-        sources_N=_sources(cases, mixture.source_column) if mixture.one_source else None,
+        sources_N=sources_of(cases.table, mixture.source_column) if mixture.one_source else None,
         groups_N=np.array(cases.table.groups, dtype=object) if mixture.groups_apart else None,
     )
-
-
-def _sources(cases: Cases, column: str) -> np.ndarray:
-    """What the column says of each case of the table [N]; cases where it says nothing ('') are one source."""
-    table = cases.table
-    columns = {"source": table.sources} if column == "source" else table.columns()
-    if column not in columns:
-        raise ConfigError(f"data.mixture.source_column is '{column}'{nearest(column, sorted(columns))}")
-    names: np.ndarray = np.array(columns[column], dtype=object)
-    return names
 
 
 def _divided(pool: Pool, value_of_row: np.ndarray) -> list[Pool]:
@@ -218,7 +208,7 @@ def mixture_table(mixture: Mixture, cases: Cases, *, column: str, epochs: Iterab
 
     ``column`` tells the sources apart: ``source``, or a metadata column.
     """
-    rows, names = cases.rows["train"], _sources(cases, column)
+    rows, names = cases.rows["train"], sources_of(cases.table, column)
     draws = np.zeros(len(names), dtype=np.int64)
     for epoch in epochs:
         draws += np.bincount(epoch, minlength=len(draws))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from consilium.data.case import SOURCE_COLUMNS
 from consilium.data.guards.digests import Digests
 from consilium.data.store.splits import position
 from consilium.data.store.store import CaseTable
@@ -21,7 +22,6 @@ COMMON_SIZES = 16
 RIDGE = 0.01
 HALVES = 1  # the seed of the halves; splits use others
 CONFIDENCE = 2.6  # deviations: about 99.5 % on one side
-SOURCES = ("source", "meta.source", "dataset")
 ADVICE = {
     "image sizes": "a model can learn the format of the files instead of the content; bring all images to one size and "
     "shape at their source, or collect every label in every format.",
@@ -107,7 +107,7 @@ def _source_warnings(table: CaseTable, cases: _Cases) -> list[str]:
     """A warning for each column of sources that tells the label."""
     warnings = []
     for name, values in table.columns().items():
-        if name not in SOURCES:
+        if name not in SOURCE_COLUMNS:
             continue
         sources = np.unique([values[row] for row in cases.rows.tolist()], return_inverse=True)[1]
         score = _judged(cases, np.eye(sources.max(initial=0) + 1)[sources], _likeliest)

@@ -19,6 +19,7 @@ from consilium.data.case import SPLITS
 from consilium.data.cases.filters import Filtered
 from consilium.data.cases.folds import resplit
 from consilium.data.cases.load import used_cases
+from consilium.data.cases.origins import Origins
 from consilium.data.config import DataConfig
 from consilium.data.guards.check import Findings, check
 from consilium.data.look.contact_sheet import draw_contact_sheet, draw_pairs
@@ -45,8 +46,9 @@ class Inspection:
     The store as a whole, in the splits that the config asks for: ``counts``, cases per source, split and label;
     ``balance``, cases per label and split, and the label's share of train; ``nodes``, the same for every node of the
     tree that dots in labels make, of the cases at it and below, and how many stop there (empty without dots);
-    ``sizes``, quantiles of width and height in pixels per source, each on its own; ``missing``, files that were there
-    when the store was made and are gone; ``duplicates``; ``contact_sheet``, None where no case has an image.
+    ``sources``, the sources of each label (empty where there is one in all); ``sizes``, quantiles of width and height
+    in pixels per source, each on its own; ``missing``, files that were there when the store was made and are gone;
+    ``duplicates``; ``contact_sheet``, None where no case has an image.
 
     The cases that a training would use, after the filters: their number ``used``, what was left out (``left_out``),
     ``findings`` of the guards, ``warnings`` about the splits, and ``near_duplicates``, a picture, None without any.
@@ -60,6 +62,7 @@ class Inspection:
     counts: list[dict[str, Any]]
     balance: list[dict[str, Any]]
     nodes: list[dict[str, Any]]
+    sources: list[dict[str, Any]]
     sizes: list[dict[str, Any]]
     missing: list[str]
     duplicates: list[Duplicate]
@@ -76,6 +79,8 @@ class Inspection:
         text += [format_table(self.counts, title="cases")]
         nodes = [{**row, "label": indented(row["label"])} for row in self.nodes]
         text += [format_table(nodes or self.balance, title="balance")]
+        if self.sources:
+            text += [format_table(self.sources, title="sources of each label")]
         text += [format_table(self.sizes, title="image sizes in pixels")]
         for source, reasons in self.skipped.items():
             text += [f"{source}: {count} x {reason} skipped" for reason, count in reasons.items()]
@@ -116,6 +121,7 @@ def inspect(
     findings = check(store, found.table, config, uses_text=False, everything=True, reporter=reporter or Silent())
     pairs = draw_pairs(found.table, findings.near_duplicates, out / "near_duplicates.png", max_pixels=max_pixels)
     counts = _counts(table)
+    origins = Origins.of(found.table, config.mixture.source_column)
     inspection = Inspection(
         store=str(store.path),
         cases=len(table),
@@ -125,6 +131,7 @@ def inspect(
         counts=counts,
         balance=_balance(counts),
         nodes=_nodes(table),
+        sources=origins.rows(),
         sizes=_sizes(table),
         missing=_missing(table, embedded=store.manifest.images == "embed"),
         duplicates=_duplicates(table),
@@ -132,7 +139,7 @@ def inspect(
         used=len(found.table),
         left_out=found.notes,
         findings=findings,
-        warnings=_warnings(found, table, nested=needs.nested),
+        warnings=[*_warnings(found, table, nested=needs.nested), *origins.warnings(config)],
         near_duplicates=None if pairs is None else str(pairs),
     )
     write_json(out / "inspection.json", _tree(inspection, found.table))

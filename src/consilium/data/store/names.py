@@ -85,10 +85,12 @@ def relevant(config: DataConfig) -> dict[str, Any]:
         keys = ("image_root",) if isinstance(source, HubSource) else ("path", "image_root", "texts")
         paths = {key: absolute(tree[key]) for key in keys if tree.get(key)}
         sources.append({**tree, **paths})
+    asked = {key for key in ("every_class", "keep_sources_in") if getattr(config.split, key)}  # as before these keys
+    split = config.split.model_dump(mode="json", include={"val", "test", "seed", *asked})
+    if config.split.keep_sources_in is not None:
+        split["source_column"] = config.mixture.source_column
     return {
         "sources": sources,
-        "split": config.split.model_dump(
-            mode="json", include={"val", "test", "seed", *(["every_class"] if config.split.every_class else [])}
-        ),
+        "split": split,
         "store": config.store.model_dump(mode="json", exclude={"root", "workers", "check_images"}),
     }

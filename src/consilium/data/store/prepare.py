@@ -6,7 +6,7 @@ import contextlib
 import csv
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,12 +14,13 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
-from consilium.core.errors import DataError, StoreError
+from consilium.core.config import nearest
+from consilium.core.errors import ConfigError, DataError, StoreError
 from consilium.core.files import atomic_file, locked
 from consilium.core.places import FileFacts, facts_of, is_remote, reading_threads
 from consilium.core.reporter import Reporter, Silent, counted
 from consilium.core.surroundings import require_utf8
-from consilium.data.case import SPLITS, BadRow, Case
+from consilium.data.case import SPLITS, BadRow, Case, column_name, meta_key
 from consilium.data.cases.captions import captioned
 from consilium.data.cases.groups import one_group
 from consilium.data.cases.renames import renamed
@@ -194,6 +195,8 @@ class _Survey:
 
 def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
     survey, groups = _Survey(), GroupSurvey()
+    origins: set[str] = set()
+    columns = {"source"}
 
     def given(source: Source, files: Inputs) -> Iterator[tuple[str, str | None]]:
         for item in read_source(source, inputs=files):
@@ -207,7 +210,10 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
                 )
             survey.cases += 1
             if item.labels and item.is_gt:
-                groups.add(item.group, source=item.source, split=item.split, labels=item.labels)
+                origin = _origin(item, config)
+                origins.add(origin)
+                columns.update(map(column_name, item.meta))
+                groups.add(item.group, source=item.source, split=item.split, labels=item.labels, origin=origin)
             if item.notes:  # few rows have any
                 survey.notes.setdefault(source.name, Counter()).update(item.notes)
             yield item.group, item.split
@@ -218,10 +224,33 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
         for source in config.sources:
             if source.split is not None:
                 survey.rules[source.name] = replace(survey.rules[source.name], val_from_train=False)
-    if config.split.every_class:
+    if config.split.every_class or config.split.keep_sources_in is not None:
+        _refuse_one_origin(config, origins, columns)
         moved = fill_splits(groups, rules=survey.rules, config=config.split)
         survey.rules = {name: replace(rule, moved=moved) for name, rule in survey.rules.items()}
     return survey
+
+
+def _origin(case: Case, config: DataConfig) -> str:
+    """Which source a case is of, where ``keep_sources_in`` asks for it; '' where it says nothing."""
+    column = config.mixture.source_column
+    if config.split.keep_sources_in is None or column == "source":
+        return case.source
+    return case.meta.get(meta_key(column), "")
+
+
+def _refuse_one_origin(config: DataConfig, origins: Set[str], columns: Set[str]) -> None:
+    """Sources that are to stay in train must be told apart by a column that says several."""
+    column = config.mixture.source_column
+    if config.split.keep_sources_in is None or len(origins) > 1:
+        return
+    if column not in columns:
+        raise ConfigError(f"data.mixture.source_column is '{column}'{nearest(column, sorted(columns))}")
+    only = f"a single source ('{next(iter(origins))}')" if origins else "no labelled case"
+    raise DataError(
+        f"data.split.keep_sources_in is train, but by data.mixture.source_column ('{column}') there is {only}. Name "
+        "the column that says where each case comes from, or leave keep_sources_in out."
+    )
 
 
 def _build(target: Path, config: DataConfig, inputs: Sequence[Inputs], key: str, reporter: Reporter) -> Store:

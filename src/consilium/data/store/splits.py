@@ -83,11 +83,12 @@ def _ranges(choices: tuple[str, ...], config: SplitConfig) -> dict[str, tuple[fl
 
 
 class _Rows(NamedTuple):
-    """What rows of one group have in common."""
+    """What rows of one group have in common; ``origin`` is what the column that tells sources apart says."""
 
     source: str
     split: str | None
     labels: tuple[str, ...]
+    origin: str
 
 
 class GroupSurvey:
@@ -95,15 +96,18 @@ class GroupSurvey:
 
     def __init__(self) -> None:
         self.groups: dict[str, tuple[_Rows, ...]] = {}
-        self._known: dict[tuple[str, str | None, tuple[str, ...]], _Rows] = {}  # millions of groups share a few
+        self._known: dict[_Rows, _Rows] = {}  # millions of groups share a few
 
-    def add(self, group: str, *, source: str, split: str | None, labels: tuple[str, ...]) -> None:
-        """Take a row with a true label."""
-        found = (source, split, labels)
-        rows = self._known.get(found) or self._known.setdefault(found, _Rows(*found))
+    def add(self, group: str, *, source: str, split: str | None, labels: tuple[str, ...], origin: str = "") -> None:
+        """Take a row with a true label; ``origin`` matters with ``keep_sources_in`` alone."""
+        found = _Rows(source, split, labels, origin)
+        rows = self._known.setdefault(found, found)
         before = self.groups.get(group, ())
         if rows not in before:
             self.groups[group] = (*before, rows)
+
+
+_Cell = tuple[str, str]  # an origin and a label
 
 
 class _Group(NamedTuple):
@@ -113,33 +117,85 @@ class _Group(NamedTuple):
     split: str
     choices: tuple[str, ...]
     labels: tuple[str, ...]
+    cells: tuple[_Cell, ...]
+
+
+class _Counts:
+    """Groups of each label in each split, and of each cell in train."""
+
+    def __init__(self, groups: Iterable[_Group]) -> None:
+        self.labels: dict[str, Counter[str]] = defaultdict(Counter)
+        self.trained: Counter[_Cell] = Counter()
+        for group in groups:
+            self._count(group, group.split, 1)
+
+    def move(self, group: _Group, split: str) -> None:
+        """Put a group into another split."""
+        self._count(group, group.split, -1)
+        self._count(group, split, 1)
+
+    def can_spare(self, group: _Group, *, cells: bool) -> bool:
+        """Whether its split keeps all its labels without it, and with ``cells`` train its cells."""
+        keeps = all(self.labels[label][group.split] > 1 for label in group.labels)
+        return keeps and not (cells and group.split == "train" and any(self.trained[cell] < 2 for cell in group.cells))
+
+    def _count(self, group: _Group, split: str, step: int) -> None:
+        for label in group.labels:
+            self.labels[label][split] += step
+        if split == "train":
+            self.trained.update(dict.fromkeys(group.cells, step))
 
 
 def fill_splits(survey: GroupSurvey, *, rules: Mapping[str, SplitRule], config: SplitConfig) -> dict[str, str]:
-    """The groups that have to move so that every class has a case in every split, and where to.
+    """The groups that the hash does not place, and where they go: those that ``config`` has moved.
 
-    A class counts that has at least as many groups as there are splits to choose from (three; two where test is given
-    and validation is taken from train). Where the hash leaves a split without one of its groups, the group moves
-    there whose position is nearest to that split's range, unless that would leave its own split without one of its
-    classes. The smallest classes come first.
+    ``keep_sources_in: train``: of every class and source some group trains. Where the hash leaves train without one,
+    the group moves there whose position is nearest to that of train.
 
-    So only groups of classes with such a gap ever move. New data moves such a group back, or another instead of it,
-    when it brings a group that the hash puts there, or a nearer one; all other groups stay where they are.
+    ``every_class``: every class has a case in every split. A class counts that has at least as many groups as there
+    are splits to choose from (three; two where test is given and validation is taken from train). Where the hash leaves
+    a split without one of its groups, the nearest group moves there, unless that would leave its own split without one
+    of its classes, or train without what ``keep_sources_in`` keeps there. The smallest classes come first.
+
+    So only groups of classes, or sources, with such a gap ever move. New data moves such a group back, or another
+    instead of it, when it brings a group that the hash puts there, or a nearer one; all other groups stay where they
+    are.
     """
-    wanted = [split for split, share in (("test", config.test), ("val", config.val), ("train", 1.0)) if share]
     groups = _placed(survey, rules, config)
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    moved: dict[str, str] = {}
+    if config.keep_sources_in is not None:
+        moved = _kept_in_train(groups, config)
+        groups = [group._replace(split="train") if group.name in moved else group for group in groups]
+    return moved | (_filled(groups, config) if config.every_class else {})
+
+
+def _kept_in_train(groups: list[_Group], config: SplitConfig) -> dict[str, str]:
+    counts = _Counts(groups)
+    members: dict[_Cell, list[_Group]] = defaultdict(list)
+    for group in groups:
+        for cell in group.cells if "train" in group.choices else ():
+            members[cell].append(group)
+    moved: dict[str, str] = {}
+    for cell in sorted(members):
+        if not counts.trained[cell]:
+            nearest = min(members[cell], key=lambda group: (_distance(group, "train", config), group.name))
+            counts.move(nearest, "train")
+            moved[nearest.name] = "train"
+    return moved
+
+
+def _filled(groups: list[_Group], config: SplitConfig) -> dict[str, str]:
+    wanted = [split for split, share in (("test", config.test), ("val", config.val), ("train", 1.0)) if share]
+    counts = _Counts(groups)
     choices: dict[str, set[str]] = defaultdict(set)
     for group in groups:
-        for label in group.labels:
-            counts[label][group.split] += 1
-            if len(group.choices) > 1:
-                choices[label].update(group.choices)
-    size = {label: sum(own[split] for split in ("train", "val", "test")) for label, own in counts.items()}
+        for label in group.labels if len(group.choices) > 1 else ():
+            choices[label].update(group.choices)
+    size = {label: sum(own[split] for split in ("train", "val", "test")) for label, own in counts.labels.items()}
     gaps = {
         label: missing
         for label, own in choices.items()
-        if (missing := [split for split in wanted if split in own and not counts[label][split]])
+        if (missing := [split for split in wanted if split in own and not counts.labels[label][split]])
         and size[label] >= len(own.intersection(wanted))
     }
     members: dict[str, list[_Group]] = defaultdict(list)
@@ -155,31 +211,30 @@ def fill_splits(survey: GroupSurvey, *, rules: Mapping[str, SplitRule], config: 
                 for group in members[label]
                 if split in group.choices
                 and group.name not in moved
-                and all(counts[other][group.split] > 1 for other in group.labels)
+                and counts.can_spare(group, cells=config.keep_sources_in is not None)
             ]
-            if counts[label][split] or not free:  # a group of several labels may have filled it
+            if counts.labels[label][split] or not free:  # a group of several labels may have filled it
                 continue
             nearest = min(free, key=lambda group: (_distance(group, split, config), group.name))
-            for other in nearest.labels:
-                counts[other][nearest.split] -= 1
-                counts[other][split] += 1
+            counts.move(nearest, split)
             moved[nearest.name] = split
     return moved
 
 
 def _placed(survey: GroupSurvey, rules: Mapping[str, SplitRule], config: SplitConfig) -> list[_Group]:
     """Every group where the data, or else the hash, puts it; one choice where it cannot move."""
-    known: dict[tuple[_Rows, ...], tuple[set[tuple[str, ...]], tuple[str, ...]]] = {}
+    known: dict[tuple[_Rows, ...], tuple[set[tuple[str, ...]], tuple[str, ...], tuple[_Cell, ...]]] = {}
     follows = any(rule.given_by_group for rule in rules.values())  # then rows that are alike are not placed alike
     groups = []
     for name, rows in survey.groups.items():
         if follows or rows not in known:
             ways = {rules[found.source].choices(name, found.split) for found in rows}
-            known[rows] = ways, tuple(dict.fromkeys(label for found in rows for label in found.labels))
-        ways, labels = known[rows]
+            cells = dict.fromkeys((found.origin, label) for found in rows for label in found.labels)
+            known[rows] = ways, tuple(dict.fromkeys(label for _, label in cells)), tuple(cells)
+        ways, labels, own = known[rows]
         choices = min(ways, key=lambda way: (len(way), way))
         split = choices[0] if len(choices) == 1 else _by_hash(name, choices, config)
-        groups.append(_Group(name, split, choices if len(ways) == 1 else (split,), labels))
+        groups.append(_Group(name, split, choices if len(ways) == 1 else (split,), labels, own))
     return groups
 
 

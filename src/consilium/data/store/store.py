@@ -17,7 +17,7 @@ from consilium.core.errors import MissingExtraError, StoreError
 from consilium.core.files import fingerprint
 from consilium.core.places import FileFacts, is_remote, reading_threads
 from consilium.core.reporter import counted, some
-from consilium.data.case import Mask, Text
+from consilium.data.case import Mask, Text, column_name
 from consilium.data.store.files import FORMAT_VERSION, MANIFEST, Manifest, schema
 from consilium.data.store.meta import Kind, MetaColumn, column_kinds, typed
 
@@ -241,7 +241,7 @@ class CaseTable:
         keys = sorted({key for meta in self.metas for key in meta})
         return {
             "source": self.sources,
-            **{_column_name(key): [meta.get(key, "") for meta in self.metas] for key in keys},
+            **{column_name(key): [meta.get(key, "") for meta in self.metas] for key in keys},
         }
 
     def meta_columns(self) -> dict[str, MetaColumn]:
@@ -250,7 +250,7 @@ class CaseTable:
         All cases of the files decide which it is, so that every selection of them has the same columns.
         """
         return {
-            _column_name(key): typed([meta.get(key, "") for meta in self.metas], kind)
+            column_name(key): typed([meta.get(key, "") for meta in self.metas], kind)
             for key, kind in self._meta_kinds.items()
         }
 
@@ -363,11 +363,6 @@ def _by_case(cases: int, rows: np.ndarray, items: Iterable[Item]) -> list[tuple[
     for row, item in zip(rows.tolist(), items, strict=True):
         found[row].append(item)
     return [tuple(items) for items in found]
-
-
-def _column_name(key: str) -> str:
-    """What the column of a metadata key is called."""
-    return "meta.source" if key == "source" else key
 
 
 def _told(column: pa.ListArray, value: str, *names: str) -> list[Any]:

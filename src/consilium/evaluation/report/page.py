@@ -37,11 +37,11 @@ _ADDED = "<!-- added later -->"  # where ``add_table`` puts its section
 class ReportContent:
     """All that a report says. Only ``title``, ``parts`` and ``evaluations`` are needed; what is empty is left out.
 
-    ``evaluations`` by split; ``test`` is told at length, or the first where there is no test. ``facts`` are shown
-    in their order (version, date, seed, device ...). ``history`` holds rows of history.csv: ``step``,
-    ``train_loss``, ``learning_rate_<group>``, ``val_<metric>``; empty cells are gaps. ``data`` holds rows of
-    ``source``, ``split``, ``label``, ``cases``; ``mixture`` rows of any columns. ``licenses`` are those of the weights
-    that the training started from. ``thumbnail`` gives the image of a case id as JPEG or PNG bytes, None where there is
+    ``evaluations`` by split; ``test`` is told at length, or the first where there is no test. ``facts`` are shown in
+    their order (version, date, seed, device ...). ``history`` holds rows of history.csv: ``step``, ``train_loss``,
+    ``learning_rate_<group>``, ``val_<metric>``; empty cells are gaps. ``data`` holds rows of ``source``, ``split``,
+    ``label``, ``cases``; ``mixture`` and ``sources`` rows of any columns. ``licenses`` are those of the weights that
+    the training started from. ``thumbnail`` gives the image of a case id as JPEG or PNG bytes, None where there is
     none; it is asked for the shown cases only. ``maps`` are shown in their order, unless pictures are left out.
     """
 
@@ -58,6 +58,7 @@ class ReportContent:
     runs: Mapping[str, MeanAndDeviation] = field(default_factory=dict)
     data: Sequence[Mapping[str, Any]] = ()
     mixture: Sequence[Mapping[str, Any]] = ()
+    sources: Sequence[Mapping[str, Any]] = ()
     licenses: Sequence[License] = ()
     warnings: Sequence[str] = ()
     config_yaml: str = ""
