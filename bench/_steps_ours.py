@@ -13,10 +13,11 @@ from torch import Tensor
 
 from bench._steps import DECAY, MEAN, RATE, SIZE, WIDTH, Case, Clock, Round, Steps, tensors
 from consilium.core.contracts import Batch, Progress, StepLog, Texts, Views
+from consilium.data.batches.config import AugmentationConfig
 from consilium.data.batches.loader import Loader, Request
 from consilium.data.batches.readers import ImageReader, Readers, TextReader
 from consilium.data.batches.transforms import DeviceTransform
-from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
+from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.models.config import LinearProjectionConfig, MLPProjectionConfig, TextConfig, VisionConfig
 from consilium.models.projection import build_projection
 from consilium.models.text import build_text

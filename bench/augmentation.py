@@ -22,8 +22,9 @@ from bench._machine import describe_machine
 from consilium.core.contracts import Batch, Views
 from consilium.core.reporter import format_table
 from consilium.data.batches.acquisition import recompressed
+from consilium.data.batches.config import AugmentationConfig
 from consilium.data.batches.transforms import DeviceTransform
-from consilium.data.config import AugmentationConfig, ImageConfig
+from consilium.data.config import ImageConfig
 
 ALL: dict[str, dict[str, Any]] = {
     "flips": {"horizontal_flip_prob": 0.5, "vertical_flip_prob": 0.3},

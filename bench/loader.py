@@ -38,10 +38,11 @@ from torchvision import transforms as peer_transforms
 
 from bench._machine import describe_machine
 from bench._pictures import synthetic
+from consilium.data.batches.config import AugmentationConfig
 from consilium.data.batches.loader import Loader, Request
 from consilium.data.batches.readers import ImageReader, Readers
 from consilium.data.batches.transforms import DeviceTransform, sample_box
-from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
+from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.data.images.reading import Box, decode, load_view, resize_once
 
 SIZE, BATCH, STORED = 224, 32, 256

@@ -70,6 +70,16 @@ class Experiment(Config):
 
     @field_validator("trainer")
     @classmethod
+    def _copies_are_cached(cls, trainer: TrainerConfig, info: ValidationInfo) -> TrainerConfig:
+        data = info.data.get("data")  # absent where it is wrong itself
+        if data is not None and data.augmentation.copies is not None and not trainer.cache_features:
+            raise ValueError(
+                "cache_features is false, but data.augmentation.copies needs features that are kept; leave one out"
+            )
+        return trainer
+
+    @field_validator("trainer")
+    @classmethod
     def _task_chooses_the_monitor(cls, trainer: TrainerConfig, info: ValidationInfo) -> TrainerConfig:
         task = info.data.get("task")  # absent where it is wrong itself
         if trainer.monitor is not None or task is None:

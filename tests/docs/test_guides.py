@@ -18,7 +18,7 @@ from PIL import Image
 
 from consilium.core.config import build, merge, read_tree
 from consilium.core.moved import MOVED
-from consilium.data.config import AugmentationConfig
+from consilium.data.batches.config import AugmentationConfig
 from consilium.evaluation.labels.classification import _MULTI, _SINGLE
 from consilium.evaluation.labels.tree import ANSWERED, AURC, HIERARCHICAL
 from consilium.experiment import Experiment

@@ -286,7 +286,8 @@ def run_of(images: Path, runs: Path, recipe: list[str]) -> Run:
         (
             [FREEZE, "data.augmentation={horizontal_flip_prob: 0.5}"],
             "note: the tower is frozen, but data.augmentation (horizontal_flip_prob) changes its images, so that it "
-            "runs in every epoch; without augmentation its features are computed once and the head trains in seconds.",
+            "runs in every epoch. Without augmentation, or with that of data.augmentation.copies, its features are "
+            "computed once and the head trains in seconds.",
         ),
         ([], None),
         (["task.vision.freeze.warmup_epochs=1"], None),

@@ -8,11 +8,10 @@ from pydantic import AfterValidator, Field, model_validator
 
 from consilium.core.config import Config, LocalFolder
 from consilium.core.labels import paths_of
+from consilium.data.batches.config import AugmentationConfig, Probability
 from consilium.data.sources.config import Source
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Probability = Annotated[float, Field(gt=0.0, le=1.0)]
-Quality = Annotated[int, Field(ge=1, le=100)]
 LeaveOut = Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
 
 
@@ -223,65 +222,6 @@ class ImageConfig(Config):
         return self
 
 
-class AugmentationConfig(Config):
-    """Random changes of training images; null turns one off. Factors are uniform in [1 - x, 1 + x]."""
-
-    views: Literal["apart", "together", "mirrored"] = Field(
-        default="apart",
-        description="Several views of a case are changed each in its own way, or all in one; mirrored: in one, and a "
-        "horizontal flip also exchanges the views called left and right.",
-    )
-    crop_scale: tuple[Probability, Probability] | None = Field(default=None, description="Area kept, [min, max].")
-    crop_ratio: tuple[float, float] = Field(default=(3 / 4, 4 / 3), description="Width / height of the crop.")
-    horizontal_flip_prob: Probability | None = Field(default=None, description="Chance to mirror left and right.")
-    vertical_flip_prob: Probability | None = Field(default=None, description="Chance to mirror top and bottom.")
-    rotation_degrees: float | None = Field(default=None, gt=0, le=180, description="Uniform in [-x, x].")
-    translate: Probability | None = Field(default=None, description="Fraction of the side, uniform in [-x, x].")
-    scale: tuple[float, float] | None = Field(default=None, description="Zoom [min, max]; 1 keeps the size.")
-    brightness_jitter: float | None = Field(default=None, gt=0, le=1, description="Factor on every value.")
-    contrast_jitter: float | None = Field(
-        default=None, gt=0, le=1, description="Factor on the distance from mean grey."
-    )
-    saturation_jitter: float | None = Field(default=None, gt=0, le=1, description="Factor on the distance from grey.")
-    hue_jitter: float | None = Field(default=None, gt=0, le=0.5, description="Fraction of the colour circle.")
-    grayscale_prob: Probability | None = Field(default=None, description="Chance to turn grey.")
-    # How other devices and publishers would have shown the image; see ``consilium.data.batches.acquisition``.
-    compression: tuple[Quality, Quality] | None = Field(default=None, description="JPEG quality, [min, max].")
-    quarter_turn_prob: Probability | None = Field(
-        default=None, description="Chance to turn by 90, 180 or 270 degrees; square images only."
-    )
-    channel_shift: Probability | None = Field(
-        default=None, description="Each colour channel times 1 ± x, and moved by up to ± x (values are in [0, 1])."
-    )
-    gamma: tuple[float, float] | None = Field(default=None, description="Exponent of all values, [min, max].")
-    invert_prob: Probability | None = Field(default=None, description="Chance to exchange black and white.")
-    blur: float | None = Field(
-        default=None, gt=0, le=50, description="Deviation of a gaussian in pixels, uniform in [0, x]."
-    )
-    resolution: tuple[Probability, Probability] | None = Field(
-        default=None, description="Reduced to this share of both sides, [min, max], and enlarged again."
-    )
-    resolution_prob: Probability | None = Field(default=None, description="Chance of it; null: always.")
-    noise: Probability | None = Field(default=None, description="Deviation of gaussian noise, uniform in [0, x].")
-    border_prob: Probability | None = Field(
-        default=None, description="Chance to shrink the image onto a black, white or grey canvas."
-    )
-
-    @property
-    def names(self) -> list[str]:
-        """The augmentations that are on; ``crop_ratio`` and ``views`` alone change nothing."""
-        given = {name for name, value in self if value is not None}
-        return [name for name in type(self).model_fields if name in given - {"crop_ratio", "views"}]
-
-    @model_validator(mode="after")
-    def _ranges_rise(self) -> AugmentationConfig:
-        ranges = ("crop_scale", "crop_ratio", "scale", "compression", "gamma", "resolution")
-        for name, given in ((name, getattr(self, name)) for name in ranges):
-            if given is not None and not 0 < given[0] <= given[1]:
-                raise ValueError(f"{name} is {list(given)}; expected [min, max] with 0 < min <= max")
-        return self
-
-
 class LoaderConfig(Config):
     """Batches: their size and the processes that decode them."""
 
@@ -349,9 +289,10 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _quarter_turns_fit(self) -> DataConfig:
         height, width = self.image.size
-        if self.augmentation.quarter_turn_prob is not None and height != width:
-            raise ValueError(
-                f"augmentation.quarter_turn_prob needs a square image, but image.size is [{height}, {width}]; leave it "
-                "out, or make the size square"
-            )
+        for place, changes in (("augmentation", self.augmentation), ("augmentation.copies", self.augmentation.copies)):
+            if changes is not None and changes.quarter_turn_prob is not None and height != width:
+                raise ValueError(
+                    f"{place}.quarter_turn_prob needs a square image, but image.size is [{height}, {width}]; leave it "
+                    "out, or make the size square"
+                )
         return self

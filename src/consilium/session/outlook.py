@@ -38,6 +38,10 @@ def look_ahead(
     rows = [asdict(row) for row in table]
     log.line(format_table(rows, title=f"mixture over {sum(count > 0 for count in plan.batches)} epochs"))
     data = experiment.data
+    if (copies := data.augmentation.copies) is not None:
+        own, *others = copies.shares
+        of_copies = "its copy" if len(others) == 1 else f"one of its {len(others)} copies"
+        log.line(f"{own:.0%} of the draws show an image itself, {sum(others):.0%} {of_copies}")
     origins = Origins.of(cases.used(), data.mixture.source_column)
     warnings = [
         *origins.warnings(data),

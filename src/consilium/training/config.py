@@ -206,7 +206,7 @@ class TrainerConfig(Config):
     log_every: int = Field(default=10, ge=1, description="Steps between lines of the log.")
     cache_features: bool = Field(
         default=True,
-        description="Compute what a frozen tower makes of images without augmentation once, and keep it.",
+        description="Compute once, and keep, what a frozen tower makes of images without augmentation, or of copies.",
     )
     init_from: str | None = Field(
         default=None, description="A bundle or weights file to start from, here or in a bucket."

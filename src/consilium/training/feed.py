@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 from accelerate import Accelerator
 
-from consilium.core.contracts import Batch
+from consilium.core.contracts import Batch, Encoder
+from consilium.core.errors import ConfigError
 from consilium.core.reporter import Reporter
 from consilium.core.task import Task
+from consilium.data.batches.copies import DrawnLooks
 from consilium.data.batches.features import (
     CachedCaptionReader,
     CachedFeatures,
     CachedImageReader,
+    CachedLooks,
     CachedTextReader,
     Contents,
 )
@@ -25,7 +28,7 @@ from consilium.data.cases.cases import Cases
 from consilium.data.cases.mixture import Mixture
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.training.config import TrainerConfig
-from consilium.training.frozen import Field, FrozenFeatures, ImageField, TextField
+from consilium.training.frozen import CopyField, Field, FrozenFeatures, ImageField, TextField
 from consilium.training.hooks import RunLog
 from consilium.training.plan import Plan
 
@@ -57,18 +60,12 @@ class Feed:
         self.config, self.mixture = config, mixture
         self.plan, self.seed, self.accelerator, self.log = plan, seed, accelerator, log
         self.coder = task.text_coder()
-        fields: dict[str, Field] = {}
-        for name in task.encoders():
-            if not _cacheable(name, config, trainer, log):
-                continue
-            if name == "images":
-                contents = Contents.images(cases.table)
-                fields[name] = ImageField(cases.table, contents, image=image, store=config.store)
-            elif self.coder is not None:
-                fields[name] = TextField(cases.table, Contents.texts(cases.table), self.coder)
+        encoders = dict(task.encoders())
+        if config.augmentation.copies is not None:
+            encoders["copies"] = _tower_of_copies(encoders)
         self.frozen = {
             name: FrozenFeatures(
-                task.encoders()[name],
+                encoder,
                 field,
                 image=image,
                 config=config,
@@ -77,8 +74,20 @@ class Feed:
                 log=log,
                 reporter=reporter,
             )
-            for name, field in fields.items()
+            for name, encoder in encoders.items()
+            if _cacheable(name, config, trainer, log) and (field := self._field(name)) is not None
         }
+
+    def _field(self, name: str) -> Field | None:
+        """What can be cached under this name."""
+        table, store, copies = self.cases.table, self.config.store, self.config.augmentation.copies
+        if name == "texts":
+            return None if self.coder is None else TextField(table, Contents.texts(table), self.coder)
+        contents = Contents.images(table)
+        if name == "images" or copies is None:
+            return ImageField(table, contents, image=self.image, store=store)
+        copied = contents.copied(copies.number)
+        return CopyField(table, copied, image=self.image, store=store, copies=copies, seed=self.seed)
 
     def precision(self, asked: str) -> str:
         """The precision to try: where all is cached, ``auto`` is fp32, since hardly anything is left to compute."""
@@ -122,25 +131,35 @@ class Feed:
         table = self.cases.table
         numbers = numbered(map(table.captions, range(len(table))))
         return Readers(
-            images=None if images is None else CachedImageReader(images),
+            images=None if images is None else CachedImageReader(CachedLooks(images)),
             captions=None if texts is None else CachedCaptionReader(texts, table, numbers=numbers),
         )
 
     @cached_property
+    def looks(self) -> CachedLooks | None:
+        """The features that training reads of images and of their copies; None where the tower runs over them."""
+        images = self._trained("images")
+        return None if images is None else CachedLooks(images, self._trained("copies"))
+
+    @cached_property
     def _training(self) -> Loader:
         config, table = self.config.loader, self.cases.table
-        cached = {name: self._cached(name, frozen.precision) for name, frozen in self.frozen.items()}
-        if (images := cached.get("images")) is not None:  # what is there already needs no processes
-            config = config.model_copy(update={"workers": 0})
-            readers = Readers(images=CachedImageReader(images))
+        if self.looks is not None:  # what is there already needs no processes
+            config, copies = config.model_copy(update={"workers": 0}), self.config.augmentation.copies
+            drawn_looks = None if copies is None else DrawnLooks(copies, seed=self.seed)
+            readers = Readers(images=CachedImageReader(self.looks, drawn_looks))
         else:
             augmentation = self.config.augmentation
             readers = Readers(images=ImageReader(table, image=self.image, augmentation=augmentation, seed=self.seed))
         if self.coder is not None:
-            drawn, texts = DrawnTexts(table, seed=self.seed), cached.get("texts")
+            drawn, texts = DrawnTexts(table, seed=self.seed), self._trained("texts")
             reader = TextReader(drawn, self.coder) if texts is None else CachedTextReader(texts, drawn)
             readers = replace(readers, texts=reader)
         return Loader(readers, targets=self.targets, config=config, seed=self.seed, note=self.log.line)
+
+    def _trained(self, name: str) -> CachedFeatures | None:
+        """The features of a field that is cached, in the precision of the training."""
+        return self._cached(name, self.frozen[name].precision) if name in self.frozen else None
 
     def _cached(self, name: str, precision: str) -> CachedFeatures | None:
         """The features of a field that is cached."""
@@ -149,6 +168,8 @@ class Feed:
     def _needs(self, frozen: FrozenFeatures) -> dict[str, np.ndarray]:
         """The rows whose features are read, by precision."""
         drawn, judged = self._drawn(), np.concatenate([self.cases.rows[split] for split in ("val", "test")])
+        if frozen.field.changes is not None:
+            return {frozen.precision: drawn}  # nothing is judged by copies
         if frozen.precision == "fp32":
             return {"fp32": np.union1d(drawn, judged)}
         return {frozen.precision: drawn, "fp32": np.unique(judged)}
@@ -163,8 +184,18 @@ class Feed:
             missing = len(frozen.missing(rows, precision=precision))
             takes = f", about {missing / frozen.rate / 60:.1f} min" if frozen.rate is not None else ""
             left = f"{missing} {frozen.field.name} are still to be computed{takes}" if missing else "all are there"
-            of = "features" if frozen.field.name == "images" else "features of the texts"
-            self.log.line(f"{of} of {len(rows)} cases are cached in {frozen.folder(precision)}: {left}")
+            self.log.line(f"{frozen.field.told} of {len(rows)} cases are cached in {frozen.folder(precision)}: {left}")
+
+
+def _tower_of_copies(encoders: Mapping[str, Encoder]) -> Encoder:
+    """The frozen tower that runs over copies; a ConfigError where it learns."""
+    if "images" not in encoders:
+        raise ConfigError(
+            "data.augmentation.copies keeps what a frozen tower makes of changed images, and the image tower of this "
+            "task learns. Set task.vision.freeze.kind: tower, or give the changes in data.augmentation itself, without "
+            "number and weight."
+        )
+    return encoders["images"]
 
 
 def _cacheable(field: str, config: DataConfig, trainer: TrainerConfig, log: RunLog) -> bool:
@@ -175,6 +206,7 @@ def _cacheable(field: str, config: DataConfig, trainer: TrainerConfig, log: RunL
     elif names:
         log.line(
             f"note: the tower is frozen, but data.augmentation ({', '.join(names)}) changes its images, so that it "
-            "runs in every epoch; without augmentation its features are computed once and the head trains in seconds."
+            "runs in every epoch. Without augmentation, or with that of data.augmentation.copies, its features are "
+            "computed once and the head trains in seconds."
         )
     return trainer.cache_features and not names

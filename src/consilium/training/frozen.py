@@ -9,7 +9,7 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,9 +21,11 @@ from consilium.core.contracts import Batch, Encoder, TextCoder, Texts, Views
 from consilium.core.errors import ConsiliumError, DataError, ImageError
 from consilium.core.files import fingerprint
 from consilium.core.reporter import Reporter
+from consilium.data.batches.config import AugmentationConfig, CopiesConfig
+from consilium.data.batches.copies import copy_draw
 from consilium.data.batches.features import CachedFeatures, Contents, FeatureCache, texts_of
 from consilium.data.batches.loader import Loader, evaluation_requests, unusable
-from consilium.data.batches.readers import DrawnTexts, ImageReader, Readers, TextReader
+from consilium.data.batches.readers import NO_DRAW, DrawnTexts, ImageReader, Readers, TextReader
 from consilium.data.batches.rows import SingleTexts, SingleViews
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.config import DataConfig, ImageConfig, StoreConfig
@@ -37,11 +39,25 @@ SAVE_EVERY = 30.0  # seconds of computing that a kill may cost
 
 @dataclass(frozen=True)
 class Field(ABC):
-    """A field of the cases of a table whose features are kept: what its contents are, and how they are read."""
+    """A field of the cases of a table whose features are kept: what its contents are, and how they are read.
+
+    ``seed`` is that of what is random about them.
+    """
 
     name: ClassVar[str]
     table: CaseTable
     contents: Contents
+    seed: int = field(default=0, kw_only=True)
+
+    @property
+    @abstractmethod
+    def told(self) -> str:
+        """What the log calls their features."""
+
+    @property
+    def changes(self) -> AugmentationConfig | None:
+        """What happens to these contents at random."""
+        return None
 
     @property
     @abstractmethod
@@ -52,10 +68,9 @@ class Field(ABC):
     def single(self, numbers: Sequence[int]) -> Readers:
         """Readers of these contents, one by one."""
 
-    def places(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The cases of these contents, and which of its case's contents each is."""
-        cases_N = self.contents.rows[list(numbers)]
-        return cases_N, np.array(numbers) - np.array(self.contents.starts)[cases_N]
+    def draws(self, numbers: Sequence[int]) -> list[int]:
+        """The draws that decide what is random about these contents."""
+        return [NO_DRAW] * len(numbers)
 
     @abstractmethod
     def blank(self) -> Batch:
@@ -71,6 +86,11 @@ class ImageField(Field):
     store: StoreConfig
 
     @property
+    def told(self) -> str:
+        """Features are of images where nothing else is said."""
+        return "features"
+
+    @property
     def about(self) -> dict[str, Any]:
         """Size and normalisation, and what the store does to images."""
         return {
@@ -80,13 +100,42 @@ class ImageField(Field):
 
     def single(self, numbers: Sequence[int]) -> Readers:
         """Single views."""
-        return Readers(images=ImageReader(SingleViews(self.table, *self.places(numbers)), image=self.image))
+        views = SingleViews(self.table, *self.contents.places(numbers))
+        return Readers(images=ImageReader(views, image=self.image, augmentation=self.changes, seed=self.seed))
 
     def blank(self) -> Batch:
         """A black image."""
         none_1 = torch.zeros(1, dtype=torch.int64)
         images = Views(torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, 3, *self.image.size))
         return Batch(none_1, none_1, images=images)
+
+
+@dataclass(frozen=True)
+class CopyField(ImageField):
+    """Copies of the images of a case table, changed at random: each a function of its image's content and ``seed``."""
+
+    name = "copies"
+    copies: CopiesConfig
+
+    @property
+    def told(self) -> str:
+        """How many there are of each."""
+        many = f"{self.copies.number} changed copies" if self.copies.number > 1 else "a changed copy"
+        return f"features of {many} of each image"
+
+    @property
+    def changes(self) -> AugmentationConfig:
+        """What happens to a copy."""
+        return self.copies.changes
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """As of the images, and what happens to copies, but not how many there are."""
+        return {**super().about, "changes": self.changes.model_dump(mode="json", exclude_none=True), "seed": self.seed}
+
+    def draws(self, numbers: Sequence[int]) -> list[int]:
+        """Of what each copy is known by."""
+        return [copy_draw(self.contents.digests[number]) for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -97,13 +146,18 @@ class TextField(Field):
     coder: TextCoder
 
     @property
+    def told(self) -> str:
+        """Of texts."""
+        return "features of the texts"
+
+    @property
     def about(self) -> dict[str, Any]:
         """Nothing: the tokenizer belongs to the encoder."""
         return {}
 
     def single(self, numbers: Sequence[int]) -> Readers:
         """Single texts."""
-        places = zip(*(found.tolist() for found in self.places(numbers)), strict=True)
+        places = zip(*(found.tolist() for found in self.contents.places(numbers)), strict=True)
         texts = [texts_of(self.table, case)[place] for case, place in places]
         return Readers(texts=TextReader(DrawnTexts(SingleTexts(texts)), self.coder))
 
@@ -138,7 +192,7 @@ class FrozenFeatures:
         self.encoder, self.field, self.contents = encoder, field, field.contents
         self.config, self.precision, self.accelerator = config, precision, accelerator
         self.log, self.reporter = log, reporter
-        self._transform = DeviceTransform(image, augmentation=None, seed=0)
+        self._transform = DeviceTransform(image, augmentation=field.changes, seed=field.seed)
         about = {"version": VERSION, **encoder.identity, **field.about, "device": accelerator.device.type}
         self._about = about
         self._caches = {name: self._cache(name) for name in {precision, "fp32"}}
@@ -161,7 +215,7 @@ class FrozenFeatures:
         """One of every content of these cases that has no features yet."""
         cache = self._caches[precision]
         cache.refresh()
-        found = {self.contents.digests[number]: number for number in self.contents.of(rows.tolist())}
+        found = {self.contents.digests[number]: number for number in self.contents.of(rows)}
         return sorted(number for digest, number in found.items() if digest not in cache)
 
     def folder(self, precision: str) -> Path:
@@ -202,7 +256,7 @@ class FrozenFeatures:
 
     def refuse_unread(self, rows: np.ndarray) -> None:
         """One of these cases without features is a DataError: a training leaves no case out."""
-        for number in self.contents.of(rows.tolist()) if self.unread else []:
+        for number in self.contents.of(rows) if self.unread else []:
             if reason := self.unread.get(self.contents.digests[number]):
                 raise unusable(self.field.table.ids[int(self.contents.rows[number])], reason)
 
@@ -215,7 +269,8 @@ class FrozenFeatures:
         Returns the images that cannot be read, and why.
         """
         cache, config = self._caches[precision], self.config.loader
-        requests = evaluation_requests(range(len(numbers)), config=config)
+        draws, requests = self.field.draws(numbers), evaluation_requests(range(len(numbers)), config=config)
+        requests = [replace(request, draws=[draws[row] for row in request.rows]) for request in requests]
         if len(requests) <= 1:
             config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
         loader = Loader(self.field.single(numbers), config=config, note=self.log.line)
@@ -236,7 +291,8 @@ class FrozenFeatures:
                         raise error
                     unread[self.contents.digests[numbers[number]]] = str(error)
                 if loaded.batch is not None:
-                    batch = self._transform(loaded.batch.to(self.accelerator.device), train=False)
+                    batch = loaded.batch.to(self.accelerator.device)
+                    batch = self._transform(batch, train=self.field.changes is not None)
                     features_NF = self._encoded(batch, precision)
                     digests = [self.contents.digests[numbers[number]] for number in batch.rows_B.tolist()]
                     waiting.append((digests, features_NF.float().cpu().numpy()))

@@ -27,10 +27,11 @@ from consilium.data.batches.acquisition import (
     recompressed,
     shift_channels_,
 )
+from consilium.data.batches.config import AugmentationConfig
 from consilium.data.batches.loader import Loader, Request
 from consilium.data.batches.readers import ImageReader, Readers
 from consilium.data.batches.transforms import DeviceTransform, sample_quality
-from consilium.data.config import AugmentationConfig, DataConfig, ImageConfig, LoaderConfig
+from consilium.data.config import DataConfig, ImageConfig, LoaderConfig
 from tests.data.samples import image_bytes
 
 SIZE = (16, 16)

@@ -15,18 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consilium.core.errors import StoreError
+from consilium.data.batches.config import AugmentationConfig
+from consilium.data.batches.copies import copy_digest
 from consilium.data.batches.features import (
     LOCK,
     CachedCaptionReader,
     CachedFeatures,
     CachedImageReader,
+    CachedLooks,
     CachedTextReader,
     Contents,
     FeatureCache,
 )
 from consilium.data.batches.loader import Loader, Request, evaluation_requests
 from consilium.data.batches.readers import DrawnTexts, Readers
-from consilium.data.config import AugmentationConfig, LoaderConfig
+from consilium.data.config import LoaderConfig
 
 WIDTH = 3
 
@@ -139,7 +142,7 @@ def test_batches_hold_the_features_of_every_view(tmp_path: Path, dtype: torch.dt
     cache.refresh()
     targets = np.arange(5) * 10
     contents = Contents.images(Table())  # type: ignore[arg-type]
-    reader = CachedImageReader(CachedFeatures(cache, contents, dtype=dtype, unread={}))
+    reader = CachedImageReader(CachedLooks(CachedFeatures(cache, contents, dtype=dtype, unread={})))
     loader = Loader(Readers(images=reader), config=LoaderConfig(workers=0), targets=targets)
     requests = [
         Request([3, 0, 1], [30, 31, 32], {"cases": 5}, 1.5),
@@ -162,6 +165,46 @@ def test_batches_hold_the_features_of_every_view(tmp_path: Path, dtype: torch.dt
     assert first.targets_B.tolist() == [30, 0, 10]
     assert torch.equal(second.views.features_BVF[:, 0], torch.from_numpy(features([6, 3])).to(dtype))
     assert second.views.there_BV.shape == (2, 1)
+
+
+@given(
+    drawn=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=6),
+)
+def test_a_case_is_read_in_the_look_that_is_drawn(
+    tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[int, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("looks")
+    images = Contents.images(Table())  # type: ignore[arg-type]
+    copies = images.copied(2)
+    caches = [FeatureCache(folder / name, width=WIDTH) for name in ("images", "copies")]
+    for cache in caches:
+        cache.folder.mkdir()
+    append(caches[0], [1, 2, 3, 4, 5, 6, 7])
+    known = {copy_digest(digest(image), copy): 100 * copy + image for image in range(1, 8) for copy in (1, 2)}
+    caches[1].append(list(known), features(list(known.values())), shard=0)
+    parts = []
+    for cache, contents in zip(caches, (images, copies), strict=True):
+        cache.refresh()
+        parts.append(CachedFeatures(cache, contents, dtype=torch.float32, unread={}))
+    rows_B, looks_B = np.array(drawn).T
+    found = CachedLooks(*parts).of(rows_B, looks_B)
+    assert found.features_BVF is not None
+    for case, (row, look) in enumerate(drawn):
+        expected = features([100 * look + image for image in Table.IMAGES[row]])
+        count = len(expected)
+        assert found.there_BV[case].tolist() == [True] * count + [False] * (found.there_BV.shape[1] - count)
+        assert torch.equal(found.features_BVF[case, :count], torch.from_numpy(expected))
+        assert not found.features_BVF[case, count:].any()
+
+
+def test_copies_know_their_case_and_view() -> None:
+    copies = Contents.images(Table()).copied(3)  # type: ignore[arg-type]
+    cases, views = copies.places(range(len(copies.digests)))
+    for number, (case, view) in enumerate(zip(cases.tolist(), views.tolist(), strict=True)):
+        image = digest(Table.IMAGES[case][view])
+        assert copies.digests[number] in {copy_digest(image, copy) for copy in (1, 2, 3)}
+    assert copies.of([1]) == [3, 4, 5, 6, 7, 8]  # both views of copy 1, then of copy 2, then of copy 3
+    assert copies.digests[5] == copy_digest(digest(1), 2)
 
 
 class Captions:

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from consilium.core.contracts import Batch
+from consilium.data.batches.config import AugmentationConfig
 from consilium.data.batches.loader import Loader, training_requests
 from consilium.data.batches.readers import DrawnTexts, ImageReader, Readers, TextReader
 from consilium.data.batches.rows import Items
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.cases.mixture import Mixture, Pool
-from consilium.data.config import AugmentationConfig, ImageConfig, LoaderConfig
+from consilium.data.config import ImageConfig, LoaderConfig
 from tests.data.samples import image_bytes
 
 ROWS, SEED = 23, 5

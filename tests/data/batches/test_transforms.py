@@ -18,9 +18,10 @@ from torchvision.transforms.v2 import functional as reference
 from consilium.core.contracts import Batch, Views
 from consilium.data.batches import transforms
 from consilium.data.batches.colours import adjust_brightness_, adjust_contrast_, adjust_hue_, adjust_saturation_
+from consilium.data.batches.config import AugmentationConfig
 from consilium.data.batches.laterality import exchanged, sides_of
 from consilium.data.batches.transforms import DeviceTransform, affine, sample_box, sample_quality, uniforms
-from consilium.data.config import AugmentationConfig, ImageConfig
+from consilium.data.config import ImageConfig
 from tests.data.samples import case_table
 
 IMAGE = ImageConfig(size=(12, 20), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))

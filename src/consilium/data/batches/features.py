@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ import torch
 from consilium.core.contracts import Captions, Texts, Views
 from consilium.core.errors import ImageError, StoreError
 from consilium.core.files import write_json
+from consilium.data.batches.copies import DrawnLooks, copy_digest
 from consilium.data.batches.readers import DrawnTexts, caption_numbers
 from consilium.data.batches.readers import Texts as TextRows
 from consilium.data.store.store import CaseTable
@@ -66,7 +68,14 @@ class FeatureCache:
 
     def read(self, digests: Sequence[bytes]) -> np.ndarray:
         """The features [N, F] of contents that are all there, float32."""
-        places_N = np.array([self._places[digest] for digest in digests], dtype=np.int64)
+        return self.at(self.places(digests))
+
+    def places(self, digests: Sequence[bytes]) -> np.ndarray:
+        """Where the features of contents are [N], int64, which stays so; -1 where there are none."""
+        return np.array([self._places.get(digest, -1) for digest in digests], dtype=np.int64)
+
+    def at(self, places_N: np.ndarray) -> np.ndarray:
+        """The features [N, F] at these places, float32."""
         shards_N, rows_N = places_N >> _SHARD_SHIFT, places_N & ((1 << _SHARD_SHIFT) - 1)
         features_NF = np.empty((len(places_N), self.width), dtype=np.float32)
         for shard in np.unique(shards_N).tolist():
@@ -125,12 +134,15 @@ def _append(file: BinaryIO, data: bytes, *, at: int) -> None:
 
 
 class Contents:
-    """The images or the texts of a case table by content: which are of which case."""
+    """The images or the texts of a case table by content: which are of which case.
 
-    def __init__(self, rows: np.ndarray, digests: list[bytes], *, cases: int) -> None:
+    Of ``copies`` the contents of a case are those of its first copy, then those of the second, and so on.
+    """
+
+    def __init__(self, rows: np.ndarray, digests: list[bytes], *, cases: int, copies: int = 1) -> None:
         """``rows`` are the cases that the contents belong to, in their order."""
-        self.rows, self.digests = rows, digests
-        self.starts = np.searchsorted(rows, np.arange(cases + 1)).tolist()
+        self.rows, self.digests, self.copies = rows, digests, copies
+        self.starts = np.searchsorted(rows, np.arange(cases + 1))
 
     @classmethod
     def images(cls, table: CaseTable) -> Contents:
@@ -145,9 +157,27 @@ class Contents:
         rows = np.array([row for row, _ in found], dtype=np.int64)
         return cls(rows, [digest for _, digest in found], cases=len(table))
 
-    def of(self, rows: Sequence[int]) -> list[int]:
+    def copied(self, copies: int) -> Contents:
+        """So many copies of these contents."""
+        digests = [
+            copy_digest(digest, number)
+            for start, stop in pairwise(self.starts.tolist())
+            for number in range(1, copies + 1)
+            for digest in self.digests[start:stop]
+        ]
+        return Contents(np.repeat(self.rows, copies), digests, cases=len(self.starts) - 1, copies=copies)
+
+    def of(self, rows: Sequence[int] | np.ndarray) -> list[int]:
         """The numbers of the contents of cases, in the order of these."""
-        return [number for row in rows for number in range(self.starts[row], self.starts[row + 1])]
+        rows = np.asarray(rows, dtype=np.int64)
+        spans = zip(self.starts[rows].tolist(), self.starts[rows + 1].tolist(), strict=True)
+        return [number for start, stop in spans for number in range(start, stop)]
+
+    def places(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The cases of contents, and which of its case's views or texts each is, or is a copy of."""
+        cases_N = self.rows[list(numbers)]
+        counts_N = (self.starts[cases_N + 1] - self.starts[cases_N]) // self.copies
+        return cases_N, (np.array(numbers, dtype=np.int64) - self.starts[cases_N]) % counts_N
 
 
 class CachedFeatures:
@@ -158,40 +188,86 @@ class CachedFeatures:
     ) -> None:
         """``dtype`` is what the encoder gives; ``unread``: images that have no features, and why."""
         self._cache, self._contents, self._dtype, self._unread = cache, contents, dtype, unread
+        self._places_N = np.full(len(contents.digests), -1, dtype=np.int64)
 
-    def digests(self, row: int) -> list[bytes]:
-        """The contents of a case; one that could not be read is an ImageError."""
-        digests = [self._contents.digests[number] for number in self._contents.of([row])]
-        for digest in digests if self._unread else ():
-            if digest in self._unread:
-                raise ImageError(self._unread[digest])
-        return digests
+    def refuse_unread(self, row: int) -> None:
+        """A content of the case that could not be read is an ImageError."""
+        for number in self._contents.of([row]) if self._unread else ():
+            if reason := self._unread.get(self._contents.digests[number]):
+                raise ImageError(reason)
 
-    def padded(self, digests_B: Sequence[list[bytes]], *, width: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which contents there are [B, V], V at least ``width``, and their features [B, V, F]; else zeros."""
+    def of(self, rows_B: np.ndarray, *, copies_B: np.ndarray | int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which contents cases have [B, V], and their features [B, V, F], else zeros; of copies the numbers from 0."""
+        contents = self._contents
+        starts_B = contents.starts[rows_B]
+        counts_B = (contents.starts[rows_B + 1] - starts_B) // contents.copies
+        there_BV = np.arange(max(1, counts_B.max())) < counts_B[:, None]
+        numbers_BV = (starts_B + copies_B * counts_B)[:, None] + np.arange(there_BV.shape[1])
+        return self._padded(there_BV, self._cache.at(self._places(numbers_BV[there_BV])))
+
+    def of_contents(self, digests_B: Sequence[list[bytes]], *, width: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``of``, for contents [B, V] that are given; V is at least ``width``."""
         counts_B = np.array([len(digests) for digests in digests_B])
         there_BV = np.arange(max(width, counts_B.max())) < counts_B[:, None]
-        features_BVF = np.zeros((*there_BV.shape, self._cache.width), dtype=np.float32)
-        features_BVF[there_BV] = self._cache.read([digest for digests in digests_B for digest in digests])
+        return self._padded(there_BV, self._cache.read([digest for digests in digests_B for digest in digests]))
+
+    def _places(self, numbers_N: np.ndarray) -> np.ndarray:
+        places_N: np.ndarray = self._places_N[numbers_N]
+        if (places_N < 0).any():  # computed since the last look
+            self._places_N = self._cache.places(self._contents.digests)
+            places_N = self._places_N[numbers_N]
+        return places_N
+
+    def _padded(self, there_BV: np.ndarray, features_NF: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (*there_BV.shape, self._cache.width)
+        if there_BV.all():
+            features_BVF = features_NF.reshape(shape)
+        else:
+            features_BVF = np.zeros(shape, dtype=np.float32)
+            features_BVF[there_BV] = features_NF
         return torch.from_numpy(there_BV), torch.from_numpy(features_BVF).to(self._dtype)
 
 
+class CachedLooks:
+    """The features of images and of their copies: look 0 is the image itself, look k its copy number k."""
+
+    def __init__(self, images: CachedFeatures, copies: CachedFeatures | None = None) -> None:
+        self._images, self._copies = images, copies
+
+    def refuse_unread(self, row: int) -> None:
+        """An image of the case that could not be read is an ImageError."""
+        for cached in (self._images, self._copies):
+            if cached is not None:
+                cached.refuse_unread(row)
+
+    def of(self, rows_B: np.ndarray, looks_B: np.ndarray) -> Views:
+        """The features of cases, each in the look that is asked for."""
+        there_BV, features_BVF = self._images.of(rows_B)
+        (copied_C,) = np.nonzero(looks_B)
+        if self._copies is not None and len(copied_C):
+            there_CV, features_CVF = self._copies.of(rows_B[copied_C], copies_B=looks_B[copied_C] - 1)
+            features_BVF[copied_C, : there_CV.shape[1]] = features_CVF
+        return Views(there_BV, features_BVF=features_BVF)
+
+
 class CachedImageReader:
-    """Reads cached features in the place of images."""
+    """Reads cached features in the place of images, in the look that is drawn."""
 
     nbytes = 0  # they are read in the process that uses them
 
-    def __init__(self, cached: CachedFeatures) -> None:
-        self._cached = cached
+    def __init__(self, looks: CachedLooks, drawn: DrawnLooks | None = None) -> None:
+        """Without ``drawn`` it is always the image itself."""
+        self._looks, self._drawn = looks, drawn
 
-    def read(self, row: int, draw: int) -> list[bytes]:
-        """The digests of a case's images."""
-        return self._cached.digests(row)
+    def read(self, row: int, draw: int) -> tuple[int, int]:
+        """The row and the draw themselves: the features of a batch are read at once."""
+        self._looks.refuse_unread(row)
+        return row, draw
 
-    def collate(self, raws: Sequence[list[bytes]], *, shared: bool) -> Views:
+    def collate(self, raws: Sequence[tuple[int, int]], *, shared: bool) -> Views:
         """The features, as the encoder gives them."""
-        there_BV, features_BVF = self._cached.padded(raws)
-        return Views(there_BV, features_BVF=features_BVF)
+        rows_B, draws_B = np.array(raws, dtype=np.int64).T
+        return self._looks.of(rows_B, np.zeros_like(rows_B) if self._drawn is None else self._drawn.of(draws_B))
 
 
 class CachedTextReader:
@@ -209,7 +285,7 @@ class CachedTextReader:
 
     def collate(self, raws: Sequence[tuple[list[int], list[bytes]]], *, shared: bool) -> Texts:
         """The features, as the encoder gives them."""
-        there_BV, features_BVF = self._cached.padded([digests for _, digests in raws])
+        there_BV, features_BVF = self._cached.of_contents([digests for _, digests in raws])
         same_B, own_BK = self._drawn.numbers([numbers for numbers, _ in raws])
         return Texts(there_BV[:, 0], same_B, features_BF=features_BVF[:, 0], own_BK=own_BK)
 
@@ -232,7 +308,7 @@ class CachedCaptionReader:
         """The features, as the encoder gives them."""
         same_BK, there_BK = caption_numbers([[self._numbers[text] for text in own] for own in raws], self._width)
         digests = [[text_digest(text) for text in own] for own in raws]
-        return Captions(there_BK, same_BK, features_BKF=self._cached.padded(digests, width=self._width)[1])
+        return Captions(there_BK, same_BK, features_BKF=self._cached.of_contents(digests, width=self._width)[1])
 
 
 def texts_of(table: CaseTable, row: int) -> list[str]:

@@ -19,8 +19,9 @@ from consilium.core.contracts import Texts as TextColumn
 from consilium.core.errors import ImageError
 from consilium.data.batches import workers
 from consilium.data.batches.acquisition import recompressed
+from consilium.data.batches.config import AugmentationConfig
 from consilium.data.batches.transforms import sample_box, sample_quality, sample_text
-from consilium.data.config import AugmentationConfig, ImageConfig
+from consilium.data.config import ImageConfig
 from consilium.data.images.reading import load_view, probe, read_bytes
 
 NO_DRAW = -1  # the draw number of a case that nothing random happens to

@@ -37,8 +37,9 @@ from consilium.data.batches.acquisition import (
     shift_channels_,
 )
 from consilium.data.batches.colours import adjust_brightness_, adjust_contrast_, adjust_hue_, adjust_saturation_
+from consilium.data.batches.config import AugmentationConfig
 from consilium.data.batches.laterality import exchanged
-from consilium.data.config import AugmentationConfig, ImageConfig
+from consilium.data.config import ImageConfig
 from consilium.data.images.reading import Box
 
 Uniforms = npt.NDArray[np.float64]
