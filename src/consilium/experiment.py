@@ -64,7 +64,7 @@ class Experiment(Config):
         if floors and "floor" not in type(schedule).model_fields:
             raise ValueError(
                 f"kind {schedule.kind} has no floor, but optimizer.groups.{next(iter(floors))}.floor is given; leave "
-                "it out, or choose cosine or plateau"
+                "it out, or choose cosine, linear or plateau"
             )
         return schedule
 

@@ -55,7 +55,10 @@ def write(path: Path, text: str) -> Path:
         ("optimizer={learning_rate: 1}", "`optimizer`: `kind` is missing; it is one of adamw, adam, sgd."),
         ("task.loss.kind=focl", '`task.loss.kind` is "focl", which does not exist; did you mean `focal`?'),
         ("data.sources.0.kind=zip", '`data.sources.0.kind` is "zip", which does not exist; it is one of: folder, csv'),
-        ("schedule=cosine", '`schedule` is "cosine"; expected a section of keys with `kind`: constant, cosine, step'),
+        (
+            "schedule=cosine",
+            '`schedule` is "cosine"; expected a section of keys with `kind`: constant, cosine, linear, step',
+        ),
         ("task=3", "`task` is 3; expected a section of keys with `kind`: classify, align."),
         ("data=null", "`data` is null; expected a section of keys."),
         ("data.sources=3", "`data.sources` is 3; expected a list."),

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from consilium.training.config import (
     ConstantConfig,
     CosineConfig,
     GroupConfig,
+    LinearConfig,
     PlateauConfig,
     ScheduleConfig,
     SGDConfig,
@@ -61,6 +63,34 @@ def test_fractions_of_an_epoch_and_max_steps() -> None:
     assert plan.validate_after == {5, 10, 12}
 
 
+def test_intervals_with_a_unit() -> None:
+    config = TrainerConfig(validate_every="7 steps", save_every="25 %", log_every="0.5 epochs")
+    plan = make_plan([10, 8], config=config)
+    assert plan.validate_after == {7, 14, 18}
+    assert plan.save_after == {4, 9, 14, 18}  # of 18 steps: 4.5, 9, 13.5, 18
+    assert plan.log_every == 5
+    assert make_plan([2], config=TrainerConfig(save_every="10 %", log_every="1 %")).save_after == {1, 2}
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    st.one_of(
+        st.integers(1, 99).map("{} steps".format),
+        st.integers(1, 9).map("{} epochs".format),
+        st.integers(1, 100).map("{} %".format),
+    ),
+)
+def test_intervals_lie_in_the_training_and_end_with_it(batches: list[int], every: str) -> None:
+    plan = make_plan(batches, config=TrainerConfig(save_every=every))
+    assert plan.total_steps in plan.save_after
+    assert all(0 < step <= plan.total_steps for step in plan.save_after)
+
+
+def test_epochs_with_a_unit_are_those_without() -> None:
+    plans = [make_plan([3, 5, 4], config=TrainerConfig(save_every=given)) for given in (0.5, "0.5 epochs")]
+    assert plans[0] == plans[1]
+
+
 def schedule(
     config: ScheduleConfig, *, total: int = 100, floors: dict[str, float] | None = None
 ) -> tuple[Schedule, torch.optim.Optimizer]:
@@ -88,6 +118,21 @@ def test_cosine_warms_up_reaches_the_rate_and_ends_at_the_floor() -> None:
     assert max(rates) == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(0.01)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_linear_falls_by_the_same_in_every_step() -> None:
+    rates = run(*schedule(LinearConfig(warmup="9 steps", floor=0.1)), 100)
+    assert rates[:9] == pytest.approx([step / 10 for step in range(1, 10)])
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[99] == pytest.approx(0.1)
+    falls = [before - after for before, after in pairwise(rates[9:])]
+    assert falls == pytest.approx([0.01] * 90)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [("20 steps", 20), ("2 epochs", 20), ("20 %", 20), (20, 20), (0.2, 20)])
+def test_a_warm_up_is_as_long_in_every_unit(warmup: str | float, steps: int) -> None:
+    rates = run(*schedule(ConstantConfig(warmup=warmup)), 30)
+    assert rates[steps - 1] < 1.0 == rates[steps]
 
 
 def test_constant_and_step() -> None:
@@ -126,8 +171,11 @@ def test_plateau_lowers_after_patience_and_survives_a_checkpoint(earlier: bool) 
 
 
 def test_a_warm_up_longer_than_the_training_is_refused() -> None:
-    with pytest.raises(ConfigError, match="warmup is 500 steps but the whole training has only 100"):
-        schedule(CosineConfig(warmup=500))
+    for warmup in (500, "500 steps", "50 epochs"):
+        with pytest.raises(ConfigError, match="warmup is 500 steps but the whole training has only 100"):
+            schedule(CosineConfig(warmup=warmup))
+    with pytest.raises(ConfigError, match="warmup is 100 steps but the whole training has only 100"):
+        schedule(CosineConfig(warmup="100 %"))
 
 
 def test_biases_and_norms_are_not_decayed() -> None:

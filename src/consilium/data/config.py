@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from consilium.core.config import Config, LocalFolder
+from consilium.core.durations import Steps
 from consilium.core.labels import paths_of
 from consilium.data.batches.config import AugmentationConfig, Probability
 from consilium.data.sources.config import Source
@@ -170,7 +171,7 @@ class MixtureConfig(Config):
         default="first_exhausted",
         description="An epoch ends when the first source is used up, when all are, or after a number of steps.",
     )
-    steps: int | None = Field(default=None, ge=1, description="Batches an epoch, with stop: steps.")
+    steps: Steps | None = Field(default=None, description="Batches an epoch, with stop: steps.")
     sampling: Literal["shuffle", "class_balanced", "source_balanced"] = Field(
         default="shuffle",
         description="class_balanced draws classes equally, with replacement (weighted sampling); source_balanced, "

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from consilium.core.config import Config
+from consilium.core.durations import NoOrMoreEpochs
 
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -22,7 +23,7 @@ class FreezeConfig(Config):
 
     kind: Literal["none", "tower", "all_but_last_blocks"] = Field(default="none", description="What does not learn.")
     blocks: int | None = Field(default=None, ge=1, description="all_but_last_blocks only: how many blocks learn.")
-    warmup_epochs: int = Field(default=0, ge=0, description="Epochs at the start with the whole tower frozen.")
+    warmup_epochs: NoOrMoreEpochs = Field(default=0, description="Epochs at the start with the whole tower frozen.")
 
     @model_validator(mode="after")
     def _blocks_belong(self) -> FreezeConfig:

@@ -213,7 +213,7 @@ class Session:
         sizes = [batch_sizes(self.mixture, epoch=epoch, config=loader) for epoch in range(trainer.max_epochs)]
         self.fewest = max(min(map(min, sizes)) // self.accelerator.num_processes, 1)
         plan = make_plan([len(own) for own in sizes], config=trainer)
-        warmup_steps(self.experiment.schedule, total_steps=plan.total_steps)
+        warmup_steps(self.experiment.schedule, total_steps=plan.total_steps, steps_per_epoch=plan.steps[0])
         return plan
 
     def _make_feed(self) -> Feed:
@@ -349,7 +349,7 @@ class Session:
             metrics=self.evaluator.metric_names,
             groups=[group.name for group in self.task.parameter_groups()],
             resume_step=resume_step,
-            log_every=experiment.trainer.log_every,
+            log_every=self.plan.log_every,
             monitor=self.monitor,
             shown=(*self.parts.curves, "log_loss"),
             cached="images" in self.feed.frozen,

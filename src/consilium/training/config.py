@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from consilium.core.config import Config, LocalFolder
+from consilium.core.durations import Epochs, FromStart, Interval, StepInterval, Steps
 
 Rate = Annotated[float, Field(gt=0.0)]
 Decay = Annotated[float, Field(ge=0.0)]
@@ -104,9 +105,12 @@ def of_group(config: OptimizerBase, name: str) -> AdamConfig | SGDConfig:
 
 
 class ScheduleBase(Config):
-    """Warm-up, linear from 0: steps (1 or more) or a fraction of all steps (below 1)."""
+    """Warm-up, linear from 0: steps (1 or more) or a fraction of all steps (below 1), or with a unit."""
 
-    warmup: float = Field(default=0.0, ge=0.0, description="Steps (1 or more), or a fraction of all steps (below 1).")
+    warmup: FromStart = Field(
+        default=0.0,
+        description="Steps (1 or more), a fraction of all steps (below 1), or text: 500 steps, 2 epochs, 5 %.",
+    )
 
 
 class ConstantConfig(ScheduleBase):
@@ -122,11 +126,18 @@ class CosineConfig(ScheduleBase):
     floor: Floor = Field(default=0.0, description="Last rate as a fraction of the first.")
 
 
+class LinearConfig(ScheduleBase):
+    """A straight line from the rate to ``floor``."""
+
+    kind: Literal["linear"] = "linear"
+    floor: Floor = Field(default=0.0, description="Last rate as a fraction of the first.")
+
+
 class StepConfig(ScheduleBase):
     """The rate times ``factor`` every ``every_epochs`` epochs."""
 
     kind: Literal["step"] = "step"
-    every_epochs: int = Field(default=10, ge=1, description="Epochs from one reduction to the next.")
+    every_epochs: Epochs = Field(default=10, description="Epochs from one reduction to the next.")
     factor: float = Field(default=0.1, gt=0.0, lt=1.0, description="What a reduction multiplies the rate by.")
 
 
@@ -139,7 +150,9 @@ class PlateauConfig(ScheduleBase):
     floor: Floor = Field(default=0.0, description="Lowest rate as a fraction of the first.")
 
 
-ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig | PlateauConfig, Field(discriminator="kind")]
+ScheduleConfig = Annotated[
+    ConstantConfig | CosineConfig | LinearConfig | StepConfig | PlateauConfig, Field(discriminator="kind")
+]
 
 
 class EmaConfig(Config):
@@ -168,8 +181,8 @@ class WandbConfig(Config):
 class TrainerConfig(Config):
     """How long, how precisely, and what is kept."""
 
-    max_epochs: int = Field(default=10, ge=1, description="Epochs; data.mixture says what one is.")
-    max_steps: int | None = Field(default=None, ge=1, description="Stop after this many optimizer steps.")
+    max_epochs: Epochs = Field(default=10, description="Epochs; data.mixture says what one is.")
+    max_steps: Steps | None = Field(default=None, description="Stop after this many optimizer steps.")
     accumulate: int = Field(default=1, ge=1, description="Batches per optimizer step.")
     clip_norm: float | None = Field(default=None, gt=0.0, description="Largest norm of the gradient; null: any.")
     ema: EmaConfig | None = Field(
@@ -188,7 +201,9 @@ class TrainerConfig(Config):
     deterministic: bool = Field(default=False, description="Deterministic kernels: slower, bit for bit repeatable.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(default="auto", description="auto: cuda, else mps, else cpu.")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of this process; null: torch's default.")
-    validate_every: float = Field(default=1.0, gt=0.0, description="Epochs between validations; below 1: a fraction.")
+    validate_every: Interval = Field(
+        default=1.0, description="Epochs (below 1: a fraction) between validations, or text: 500 steps, 10 %."
+    )
     monitor: str | None = Field(
         default=None,
         description="Validation metric that chooses the best weights; log_loss decides where it ties. null or auto: "
@@ -199,11 +214,13 @@ class TrainerConfig(Config):
         ge=1,
         description="Stop after this many validations without a gain of the monitored metric or of log_loss.",
     )
-    save_every: float = Field(
-        default=1.0, gt=0.0, description="Epochs between resumable checkpoints; below 1: a fraction."
+    save_every: Interval = Field(
+        default=1.0,
+        description="Epochs (below 1: a fraction) between resumable checkpoints, or text: 500 steps, 10 % of the whole "
+        "training.",
     )
     keep_last: int = Field(default=1, ge=1, description="Resumable checkpoints kept.")
-    log_every: int = Field(default=10, ge=1, description="Steps between lines of the log.")
+    log_every: StepInterval = Field(default=10, description="Steps between lines of the log, or text: 1 epoch, 2 %.")
     cache_features: bool = Field(
         default=True,
         description="Compute once, and keep, what a frozen tower makes of images without augmentation, or of copies.",

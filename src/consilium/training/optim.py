@@ -17,12 +17,14 @@ from consilium.training.config import (
     ADAM_KEYS,
     SGD_KEYS,
     CosineConfig,
+    LinearConfig,
     OptimizerConfig,
     PlateauConfig,
     ScheduleConfig,
     StepConfig,
     of_group,
 )
+from consilium.training.plan import steps_in
 
 # Fused is one pass over each parameter, on a processor in a third of the time. There torch takes for granted that a
 # gradient lies in memory as its parameter does: autograd sees to it, for channels_last, too.
@@ -92,15 +94,13 @@ def _layers(config: OptimizerConfig, group: ParameterGroup) -> list[tuple[list[n
     return [(layers[depth], decay**depth) for depth in sorted(layers, reverse=True)]
 
 
-def warmup_steps(config: ScheduleConfig, *, total_steps: int) -> int:
+def warmup_steps(config: ScheduleConfig, *, total_steps: int, steps_per_epoch: int) -> int:
     """Warm-up in optimizer steps; a warm-up as long as the training is a ConfigError."""
-    steps = round(config.warmup * total_steps) if config.warmup < 1 else round(config.warmup)
-    if steps >= total_steps and config.warmup > 0 and total_steps > 0 and steps > 0:
+    steps = steps_in(config.warmup, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    if steps >= total_steps and total_steps > 0 and steps > 0:
         raise ConfigError(
             f"schedule.warmup is {steps} steps but the whole training has only {total_steps}, so the learning rate "
-            "would "
-            "never reach its value. Shorten the warm-up (a value below 1 is a fraction of the training) or train "
-            "longer."
+            "would never reach its value. Shorten the warm-up (5 % is a share of the training) or train longer."
         )
     return steps
 
@@ -122,11 +122,11 @@ class Schedule:
     ) -> None:
         self._config = config
         self._total = total_steps
-        self._warmup = warmup_steps(config, total_steps=total_steps)
+        self._warmup = warmup_steps(config, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
         self._steps_per_epoch = max(steps_per_epoch, 1)
         self._plateau_factor = 1.0
         self._rests = 0  # validations without a gain since the last one, or since the rate was lowered
-        own_floor = config.floor if isinstance(config, CosineConfig | PlateauConfig) else 0.0
+        own_floor = config.floor if isinstance(config, CosineConfig | LinearConfig | PlateauConfig) else 0.0
         names = [group["name"] for group in optimizer.param_groups]
         self._factors: list[Callable[[int], float]] = [
             partial(self._factor, floor=floors.get(name, own_floor)) for name in names
@@ -138,9 +138,10 @@ class Schedule:
         if step < self._warmup:
             return (step + 1) / (self._warmup + 1)
         config = self._config
-        if isinstance(config, CosineConfig):
-            progress = (step - self._warmup) / max(self._total - 1 - self._warmup, 1)
-            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        if isinstance(config, CosineConfig | LinearConfig):
+            progress = min((step - self._warmup) / max(self._total - 1 - self._warmup, 1), 1.0)
+            rest = 1 - progress if isinstance(config, LinearConfig) else 0.5 * (1 + math.cos(math.pi * progress))
+            return floor + (1 - floor) * rest
         if isinstance(config, StepConfig):
             return float(config.factor ** (step // (config.every_epochs * self._steps_per_epoch)))
         return max(self._plateau_factor, floor)
