@@ -27,7 +27,7 @@ LAYERS = (
     ("experiment",),
     ("session",),
     ("series", "evaluating"),
-    ("crossval", "comparison", "labelling", "launch", "serving", "demo"),
+    ("crossval", "comparison", "converting", "labelling", "launch", "serving", "demo"),
     ("cli",),
 )
 HEIGHT = {part: height for height, row in enumerate(LAYERS) for part in row}

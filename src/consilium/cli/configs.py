@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-from consilium.cli.options import ConfigPath, Overrides, load_experiment
+from consilium.cli.options import ConfigPath, Overrides, load_experiment, on_disk
+from consilium.core.errors import ConfigError
+from consilium.core.surroundings import say
 
-config_app = typer.Typer(help="Look at configs.", no_args_is_help=True)
+config_app = typer.Typer(help="Look at configs, and convert those of other scripts.", no_args_is_help=True)
 
 
 @config_app.command("show")
@@ -15,6 +20,39 @@ def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
     from consilium.core.config import to_yaml
 
     typer.echo(to_yaml(load_experiment(config, overrides)), nl=False)
+
+
+@config_app.command("convert")
+def config_convert(
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            help="A YAML or JSON file of another script; or -- and its call: -- old_script.py --flag=value ...",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The new file; without it the config is printed.", parser=on_disk, metavar="PATH"),
+    ] = None,
+) -> None:
+    """Turn a config or call of another script into an experiment, and list what became of each parameter."""
+    from consilium.console import Console
+    from consilium.converting import convert, report, yaml_of
+    from consilium.core.files import write_text
+
+    if out is not None and out.exists():
+        raise ConfigError(f"{out} exists; give another name, or remove it first.")
+    with Console() as console:
+        found = convert(given, reporter=console)
+    text = yaml_of(found)
+    if out is None:
+        typer.echo(text, nl=False)
+        say(report(found, config="ours.yaml"))
+    else:
+        write_text(out, text)
+        typer.echo(f"{out} is written.\n{report(found, config=str(out))}")
 
 
 @config_app.command("schema")

@@ -266,5 +266,9 @@ def build(model: type[ConfigT], tree: Mapping[str, Any], *, origin: str) -> Conf
 
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML, in the order of the fields."""
-    tree = config.model_dump(mode="json")
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return tree_to_yaml(config.model_dump(mode="json"))
+
+
+def tree_to_yaml(tree: Mapping[str, Any]) -> str:
+    """A tree of plain values as YAML that is read back as the same, in its order."""
+    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

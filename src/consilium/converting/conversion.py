@@ -1,0 +1,202 @@
+"""A config or command line of another script as an experiment, and what became of each of its parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+from typing import Any
+
+from consilium.converting.calls import read_call, script_of
+from consilium.converting.clip_experts import BIOMED, EXPERT, ROUTER, TRAIN_CLIP
+from consilium.converting.ret_clip import RET_CLIP
+from consilium.converting.rules import Family, Given, Outcome
+from consilium.core.config import build, read_tree
+from consilium.core.errors import ConfigError, ConsiliumError
+from consilium.core.explain import nearest, shown
+from consilium.core.reporter import Reporter, some
+from consilium.experiment import Experiment
+
+FAMILIES = (TRAIN_CLIP, ROUTER, EXPERT, BIOMED, RET_CLIP)
+SECRET = ("token", "use_auth_token")
+USUAL_WARMUP = "10 %"  # in the place of one that is as long as the training
+
+
+@dataclass(frozen=True)
+class Line:
+    """What became of one parameter of theirs."""
+
+    theirs: str
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """``origin`` is the file or script, ``tree`` our config, ``comments`` are of its keys, by their dotted names."""
+
+    origin: str
+    tree: dict[str, Any]
+    lines: list[Line]
+    comments: dict[str, str] = field(default_factory=dict)
+
+
+def convert(words: Sequence[str], *, reporter: Reporter) -> Conversion:
+    """Convert a file, or the words of a command line; what cannot be read or does not resolve is a ConfigError.
+
+    Where a warm-up or a length is in steps and the data is here, it is prepared and the steps are counted.
+    """
+    if script_of(words) is None:
+        if len(words) != 1:
+            raise ConfigError(
+                f"{len(words)} words came; expected one file, or -- and a call such as train_clip.py FILE."
+            )
+        origin, values = words[0], read_tree(words[0])
+        family = _family_of_file(values, origin)
+        given = Given(values)
+    else:
+        call, family = read_call(words, FAMILIES)
+        origin = call.script if call.file is None else call.file
+        values = ({} if call.file is None else read_tree(call.file)) | call.values
+        given = Given(values, call.processes)
+    _check_family(family, given, origin)
+    lines = list(_lines(family, given, origin))
+    tree: dict[str, Any] = {}
+    first = {"name": _name(origin), **family.ours}
+    for dotted, value in [*first.items(), *(pair for line in lines for pair in line.outcome.ours.items())]:
+        _put(tree, dotted, value)
+    experiment = build(Experiment, tree, origin=f"{origin}, converted")
+    found = Conversion(origin, tree, [*lines, *(Line("", Outcome("unmapped", note=note)) for note in family.notes)])
+    return _in_steps(found, experiment, reporter=reporter)
+
+
+def _name(origin: str) -> str:
+    stem = PurePath(origin).stem
+    return "".join(one if one.isascii() and (one.isalnum() or one in "_-") else "_" for one in stem)
+
+
+def _family_of_file(values: Mapping[str, Any], origin: str) -> Family:
+    """The script that a file is for: the one that knows most of its keys."""
+    family = max((one for one in FAMILIES if one.reads_file), key=lambda one: len(one.table.keys() & values.keys()))
+    if not family.table.keys() & values.keys():
+        _refuse_ours(values, origin)
+        raise ConfigError(
+            f"{origin} is the config of no script that can be converted; its keys are "
+            f"{some(list(values), 8) or 'none'}, and {family.script} reads {', '.join(map(' or '.join, family.needs))}."
+        )
+    return family
+
+
+def _refuse_ours(values: Mapping[str, Any], origin: str) -> None:
+    if {"task", "data"} & values.keys():
+        raise ConfigError(f"{origin} is a config of Consilium already; look at it with: consilium config show {origin}")
+
+
+def _check_family(family: Family, given: Given, origin: str) -> None:
+    """What a family needs must be there, else a file or call is of another script, or of none."""
+    missing = [names for names in family.needs if not given.values.keys() & set(names)]
+    if not missing:
+        return
+    _refuse_ours(given.values, origin)
+    others = [
+        one.script
+        for one in FAMILIES
+        if one is not family and all(given.values.keys() & set(names) for names in one.needs)
+    ]
+    fits = f" These parameters fit {' and '.join(others)}." if others else ""
+    needed = " and ".join(" or ".join(names) for names in missing)
+    raise ConfigError(
+        f"{origin} is no training of {family.script}, which needs {needed}; given are "
+        f"{some(list(given.values), 8) or 'none'}.{fits}"
+    )
+
+
+def _lines(family: Family, given: Given, origin: str) -> Iterator[Line]:
+    """The outcome of every parameter, and of what the script takes where nothing is said."""
+    usual = {key: value for key, value in family.usual.items() if key not in given.values}
+    whole = replace(given, values={**usual, **given.values})
+    problems = []
+    for key, value in whole.values.items():
+        rule = family.table.get(key)
+        try:
+            outcome = _unknown(key, family) if rule is None else rule(value, whole)
+        except ValueError as error:
+            came = "" if isinstance(value, list | dict) else f" is {shown(_hidden(key, value))}"
+            problems.append(f"  - `{key}`{came}{';' if came else ':'} {error}.")
+            continue
+        if key not in usual or outcome.ours:
+            shown_value = f"{key}: {_short(_hidden(key, value))}"
+            yield Line(f"{shown_value} (left out)" if key in usual else shown_value, outcome)
+    if problems:
+        raise ConfigError("\n".join([f"{origin}:", *problems]))
+
+
+def _unknown(key: str, family: Family) -> Outcome:
+    others = [one.script for one in FAMILIES if key in one.table]
+    if others:
+        return Outcome("unmapped", note=f"{family.script} has no such parameter; {' and '.join(others)} have")
+    return Outcome("unmapped", note=f"no parameter that is known{nearest(key, list(family.table))}")
+
+
+def _hidden(key: str, value: Any) -> Any:
+    return "***" if key in SECRET and isinstance(value, str) else value
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for name in sections:
+        tree = tree.setdefault(name, {})
+    tree[key] = value
+
+
+def _in_steps(found: Conversion, experiment: Experiment, *, reporter: Reporter) -> Conversion:
+    """A warm-up that is legal, and enough epochs for the steps that are wanted, where the data is there."""
+    from consilium.converting.counting import elsewhere, planned
+
+    warmup, most = str(experiment.schedule.warmup), experiment.trainer.max_steps
+    if not warmup.endswith("steps") and most is None:
+        return found
+    if missing := elsewhere(experiment):
+        return _unchecked(found, f"the data is not here ({some(missing, 2)})", warmup=warmup, most=most)
+    try:
+        plan = planned(experiment, reporter=reporter)
+    except ConsiliumError as error:
+        return _unchecked(found, str(error).partition("\n")[0], warmup=warmup, most=most)
+    tree, lines, comments = found.tree, list(found.lines), dict(found.comments)
+    if most is not None and sum(plan.steps) < most:
+        epochs = math.ceil(most / plan.steps[0])
+        comments["trainer.max_epochs"] = f"max_steps: {most} take so many epochs of {plan.steps[0]} steps"
+        tree["trainer"]["max_epochs"] = epochs
+        lines.append(_changed("max_steps", "trainer.max_epochs", epochs, comments["trainer.max_epochs"]))
+        total = most
+    else:
+        total = plan.total_steps
+    steps = int(warmup.partition(" ")[0]) if warmup.endswith("steps") else 0
+    if steps >= total:
+        reason = f"was {warmup}; the whole training has {total}, so that the rate would never have been reached"
+        comments["schedule.warmup"] = reason
+        tree["schedule"]["warmup"] = USUAL_WARMUP
+        lines = [line for line in lines if "schedule.warmup" not in line.outcome.ours]
+        lines.append(_changed(f"warm-up: {warmup}", "schedule.warmup", USUAL_WARMUP, reason))
+    return replace(found, tree=tree, lines=lines, comments=comments)
+
+
+def _changed(theirs: str, key: str, value: Any, reason: str) -> Line:
+    return Line(theirs, Outcome("changed", {key: value}, note=reason))
+
+
+def _unchecked(found: Conversion, why: str, *, warmup: str, most: int | None) -> Conversion:
+    """Say what could not be counted."""
+    lines, comments = list(found.lines), dict(found.comments)
+    if warmup.endswith("steps"):
+        comments["schedule.warmup"] = "not compared with the length of the training, which must be longer"
+        note = f"not compared with the length of the training, which must be longer: {why}"
+        lines.append(Line(f"warm-up: {warmup}", Outcome(note=note)))
+    if most is not None:
+        note = f"the training also ends after trainer.max_epochs; whether that is long enough is not known: {why}"
+        lines.append(Line(f"max_steps: {most}", Outcome(note=note)))
+    return replace(found, lines=lines, comments=comments)
