@@ -80,7 +80,7 @@ def test_a_warm_up_that_is_too_long_becomes_legal_and_the_training_runs(warmup: 
     assert f"  # was {warmup} steps; the whole training has 14, so that the rate" in yaml_of(found)
     assert found.tree["schedule"]["warmup"] == "10 %"
     changed = report(found, config="ours.yaml").partition("changed:\n")[2]
-    assert changed.startswith(f"  warm-up: {warmup} steps -> schedule.warmup: 10 %: was {warmup} steps;")
+    assert changed.startswith(f"  warmup_steps: {warmup} -> schedule.warmup: 10 %: was {warmup} steps;")
     with pytest.raises(ConfigError, match="the whole training has only 14"):
         trained(found, tmp_path, f"schedule.warmup={warmup} steps", "trainer.max_steps=null")
     model = trained(found, tmp_path)
@@ -99,7 +99,7 @@ def test_steps_that_take_more_epochs_get_them(tmp_path: Path) -> None:
     assert found.tree["trainer"]["max_epochs"] == 10
     assert found.tree["trainer"]["max_steps"] == 50
     assert found.tree["schedule"]["warmup"] == "40 steps"
-    assert "  # max_steps: 50 take so many epochs of 5 steps\n  max_epochs: 10\n" in yaml_of(found)
+    assert "  # 50 steps take so many epochs of 5 steps\n  max_epochs: 10\n" in yaml_of(found)
 
 
 def test_data_that_cannot_be_counted_is_said(tmp_path: Path) -> None:
@@ -108,6 +108,8 @@ def test_data_that_cannot_be_counted_is_said(tmp_path: Path) -> None:
     found = converted(str(path))
     assert found.tree["schedule"]["warmup"] == "2000 steps"
     assert "not compared with the length of the training" in report(found, config="ours.yaml")
+    share = report(converted(str(theirs(tmp_path, warmup_ratio=0.1, max_steps=9))), config="ours.yaml")
+    assert "  warmup_ratio: 0.1 -> schedule.warmup: 10 %\n" in share
 
 
 def test_a_whole_model(tmp_path: Path) -> None:
@@ -120,11 +122,18 @@ def test_a_whole_model(tmp_path: Path) -> None:
 
 
 def test_the_router(tmp_path: Path) -> None:
-    images = write_images(tmp_path / "images")
+    """Folders are {train,test}/{modality}/{category}; the modality is the label."""
+    images = tmp_path / "images"
+    for modality in ("ct", "mri"):
+        for split in ("train", "test"):
+            write_images(tmp_path / modality, splits={split: 12})
+            (images / split).mkdir(parents=True, exist_ok=True)
+            (tmp_path / modality / split).rename(images / split / modality)
     call = ["image_router_train.py", f"--data_dir={images}", "--resnet_size=18", "--batch_size=8", "--num_runs=1"]
     found = converted(*call, f"--output_dir={tmp_path / 'runs' / 'router'}")
     small = ["task.vision.pretrained=false", "data.image.size=[32, 32]", f"data.store.root={tmp_path / 'stores'}"]
-    assert trained(found, tmp_path, *small).manifest.task.vision.name == "resnet18"
+    model = trained(found, tmp_path, *small)
+    assert model.task.labels.names == ("ct", "mri")
 
 
 def eyes(folder: Path, split: str, patients: range) -> None:

@@ -24,6 +24,7 @@ GUIDES = (
     "compare",
     "predicting",
     "export",
+    "from_multimeditron",
     "configuration",
 )
 _BLOCK = re.compile(r"^```(?P<head>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)

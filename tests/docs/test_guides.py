@@ -113,6 +113,15 @@ def test_tables_guide_runs(world: Path, warm: Path) -> None:
     assert printed.count("prepared: ") == 3
 
 
+@pytest.mark.slow
+def test_from_multimeditron_guide_runs(world: Path, warm: Path) -> None:
+    printed = follow("from_multimeditron", world, warm)
+    (shown,) = (block.text for block in blocks("from_multimeditron") if block.language == "yaml")
+    assert shown in (world / "skin_and_eye.yaml").read_text(encoding="utf-8")
+    assert "mixture over 3 epochs" in printed
+    assert "size: 64" in (world / "again.yaml").read_text(encoding="utf-8")
+
+
 def test_extending_guide_runs(tmp_path: Path) -> None:
     follow("extending", tmp_path)
 

@@ -165,7 +165,9 @@ _FLAGS: Mapping[str, Rule] = {
     "learning_rate": to("optimizer.learning_rate", make=number),
     "lr": to("optimizer.learning_rate", make=number),
     "weight_decay": to("optimizer.weight_decay", make=number),
-    "warmup_steps": to("schedule", make=lambda value: {"kind": "cosine", "warmup": f"{whole(value)} steps"}),
+    "warmup_steps": lambda value, given: Outcome(
+        ours={"schedule.kind": "cosine", "schedule.warmup": f"{whole(value)} steps"}
+    ),
     "num_runs": to("trainer.num_runs", make=whole),
     "max_samples_per_class": to("data.filters.max_samples_per_label", make=whole),
     "output_dir": output_dir,

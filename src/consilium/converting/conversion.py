@@ -11,16 +11,20 @@ from typing import Any
 from consilium.converting.calls import read_call, script_of
 from consilium.converting.clip_experts import BIOMED, EXPERT, ROUTER, TRAIN_CLIP
 from consilium.converting.ret_clip import RET_CLIP
-from consilium.converting.rules import Family, Given, Outcome
+from consilium.converting.rules import Family, Given, Outcome, as_name
 from consilium.core.config import build, read_tree
+from consilium.core.durations import parts_of
 from consilium.core.errors import ConfigError, ConsiliumError
 from consilium.core.explain import nearest, shown
 from consilium.core.reporter import Reporter, some
 from consilium.experiment import Experiment
 
 FAMILIES = (TRAIN_CLIP, ROUTER, EXPERT, BIOMED, RET_CLIP)
-SECRET = ("token", "use_auth_token")
 USUAL_WARMUP = "10 %"  # in the place of one that is as long as the training
+_UNCHECKED = {
+    "schedule.warmup": "not compared with the length of the training, which must be longer",
+    "trainer.max_steps": "the training also ends after max_epochs; whether these are enough was not counted",
+}
 
 
 @dataclass(frozen=True)
@@ -62,17 +66,22 @@ def convert(words: Sequence[str], *, reporter: Reporter) -> Conversion:
     _check_family(family, given, origin)
     lines = list(_lines(family, given, origin))
     tree: dict[str, Any] = {}
-    first = {"name": _name(origin), **family.ours}
-    for dotted, value in [*first.items(), *(pair for line in lines for pair in line.outcome.ours.items())]:
+    first = {"name": as_name(PurePath(origin).stem), **family.ours}
+    for dotted, value in (first | _agreed(lines, origin)).items():
         _put(tree, dotted, value)
     experiment = build(Experiment, tree, origin=f"{origin}, converted")
     found = Conversion(origin, tree, [*lines, *(Line("", Outcome("unmapped", note=note)) for note in family.notes)])
     return _in_steps(found, experiment, reporter=reporter)
 
 
-def _name(origin: str) -> str:
-    stem = PurePath(origin).stem
-    return "".join(one if one.isascii() and (one.isalnum() or one in "_-") else "_" for one in stem)
+def _agreed(lines: Sequence[Line], origin: str) -> dict[str, Any]:
+    """The values of all lines by dotted key; two parameters that say different things of one are refused."""
+    by_key: dict[str, Line] = {}
+    for line in lines:
+        for key, value in line.outcome.ours.items():
+            if (other := by_key.setdefault(key, line)).outcome.ours[key] != value:
+                raise ConfigError(f"{origin}: `{other.theirs}` and `{line.theirs}` both say what {key} is; keep one.")
+    return {key: line.outcome.ours[key] for key, line in by_key.items()}
 
 
 def _family_of_file(values: Mapping[str, Any], origin: str) -> Family:
@@ -94,7 +103,7 @@ def _refuse_ours(values: Mapping[str, Any], origin: str) -> None:
 
 def _check_family(family: Family, given: Given, origin: str) -> None:
     """What a family needs must be there, else a file or call is of another script, or of none."""
-    missing = [names for names in family.needs if not given.values.keys() & set(names)]
+    missing = [names for names in family.needs if not any(given.values.get(name) is not None for name in names)]
     if not missing:
         return
     _refuse_ours(given.values, origin)
@@ -113,8 +122,11 @@ def _check_family(family: Family, given: Given, origin: str) -> None:
 
 def _lines(family: Family, given: Given, origin: str) -> Iterator[Line]:
     """The outcome of every parameter, and of what the script takes where nothing is said."""
-    usual = {key: value for key, value in family.usual.items() if key not in given.values}
-    whole = replace(given, values={**usual, **given.values})
+    null = [key for key, value in given.values.items() if value is None and key in family.table]
+    yield from (Line(f"{key}: null", Outcome(note="as if it were left out")) for key in null)
+    stated = {key: value for key, value in given.values.items() if key not in null}
+    usual = {key: value for key, value in family.usual.items() if key not in stated}
+    whole = replace(given, values={**usual, **stated})
     problems = []
     for key, value in whole.values.items():
         rule = family.table.get(key)
@@ -139,7 +151,7 @@ def _unknown(key: str, family: Family) -> Outcome:
 
 
 def _hidden(key: str, value: Any) -> Any:
-    return "***" if key in SECRET and isinstance(value, str) else value
+    return "***" if key.endswith("token") and isinstance(value, str) else value
 
 
 def _short(value: Any) -> str:
@@ -157,46 +169,46 @@ def _in_steps(found: Conversion, experiment: Experiment, *, reporter: Reporter) 
     """A warm-up that is legal, and enough epochs for the steps that are wanted, where the data is there."""
     from consilium.converting.counting import elsewhere, planned
 
-    warmup, most = str(experiment.schedule.warmup), experiment.trainer.max_steps
-    if not warmup.endswith("steps") and most is None:
+    warmup, unit = parts_of(experiment.schedule.warmup)
+    warmup, most = warmup if unit == "steps" else 0, experiment.trainer.max_steps
+    if not warmup and most is None:
         return found
-    if missing := elsewhere(experiment):
-        return _unchecked(found, f"the data is not here ({some(missing, 2)})", warmup=warmup, most=most)
+    missing = elsewhere(experiment)
     try:
-        plan = planned(experiment, reporter=reporter)
+        plan = None if missing else planned(experiment, reporter=reporter)
+        why = f"the data is not here ({some(missing, 2)})"
     except ConsiliumError as error:
-        return _unchecked(found, str(error).partition("\n")[0], warmup=warmup, most=most)
-    tree, lines, comments = found.tree, list(found.lines), dict(found.comments)
+        plan, why = None, str(error).partition("\n")[0]
+    if plan is None:
+        return _unchecked(found, why)
+    total = plan.total_steps
     if most is not None and sum(plan.steps) < most:
-        epochs = math.ceil(most / plan.steps[0])
-        comments["trainer.max_epochs"] = f"max_steps: {most} take so many epochs of {plan.steps[0]} steps"
-        tree["trainer"]["max_epochs"] = epochs
-        lines.append(_changed("max_steps", "trainer.max_epochs", epochs, comments["trainer.max_epochs"]))
-        total = most
-    else:
-        total = plan.total_steps
-    steps = int(warmup.partition(" ")[0]) if warmup.endswith("steps") else 0
-    if steps >= total:
-        reason = f"was {warmup}; the whole training has {total}, so that the rate would never have been reached"
-        comments["schedule.warmup"] = reason
-        tree["schedule"]["warmup"] = USUAL_WARMUP
-        lines = [line for line in lines if "schedule.warmup" not in line.outcome.ours]
-        lines.append(_changed(f"warm-up: {warmup}", "schedule.warmup", USUAL_WARMUP, reason))
-    return replace(found, tree=tree, lines=lines, comments=comments)
+        epochs, total = math.ceil(most / plan.steps[0]), most
+        reason = f"{most} steps take so many epochs of {plan.steps[0]} steps"
+        found = _changed(found, {"trainer.max_steps": most, "trainer.max_epochs": epochs}, reason)
+    if warmup >= total:
+        reason = f"was {warmup:g} steps; the whole training has {total}, so that the rate would never have been reached"
+        found = _changed(found, {"schedule.warmup": USUAL_WARMUP}, reason)
+    return found
 
 
-def _changed(theirs: str, key: str, value: Any, reason: str) -> Line:
-    return Line(theirs, Outcome("changed", {key: value}, note=reason))
+def _changed(found: Conversion, ours: Mapping[str, Any], reason: str) -> Conversion:
+    """With these values in the place of those on the line of the first of them; the last gets the reason as comment."""
+    first, last = next(iter(ours)), list(ours)[-1]
+    for dotted, value in ours.items():
+        _put(found.tree, dotted, value)
+    outcome = Outcome("changed", ours, note=reason)
+    lines = [replace(line, outcome=outcome) if first in line.outcome.ours else line for line in found.lines]
+    return replace(found, lines=lines, comments={**found.comments, last: reason})
 
 
-def _unchecked(found: Conversion, why: str, *, warmup: str, most: int | None) -> Conversion:
-    """Say what could not be counted."""
-    lines, comments = list(found.lines), dict(found.comments)
-    if warmup.endswith("steps"):
-        comments["schedule.warmup"] = "not compared with the length of the training, which must be longer"
-        note = f"not compared with the length of the training, which must be longer: {why}"
-        lines.append(Line(f"warm-up: {warmup}", Outcome(note=note)))
-    if most is not None:
-        note = f"the training also ends after trainer.max_epochs; whether that is long enough is not known: {why}"
-        lines.append(Line(f"max_steps: {most}", Outcome(note=note)))
+def _unchecked(found: Conversion, why: str) -> Conversion:
+    """Say of what is in steps that these could not be counted."""
+    lines, comments = [], dict(found.comments)
+    for line in found.lines:
+        for key, said in _UNCHECKED.items():
+            if key in line.outcome.ours and not str(line.outcome.ours[key]).endswith("%"):
+                line = replace(line, outcome=replace(line.outcome, note=f"{said}: {why}"))
+                comments[key] = said
+        lines.append(line)
     return replace(found, lines=lines, comments=comments)

@@ -73,7 +73,9 @@ def _max_steps(value: Any, given: Given) -> Outcome:
 
 
 def _precision(value: Any, given: Given) -> Outcome:
-    return Outcome(ours={"trainer.precision": "bf16" if truth(value) else "fp32"})
+    if truth(value):
+        return Outcome(ours={"trainer.precision": "bf16"})
+    return Outcome(ours={} if truth(given.values.get("fp16", False)) else {"trainer.precision": "fp32"})
 
 
 def _half_precision(value: Any, given: Given) -> Outcome:
