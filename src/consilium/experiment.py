@@ -6,17 +6,18 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from consilium.core.config import Config, apply_overrides, build, nearest, read_tree
 from consilium.core.errors import ConfigError
 from consilium.core.reporter import some
-from consilium.data.config import DataConfig
+from consilium.data.config import DataConfig, LoaderConfig, MixtureConfig
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.probes.config import ProbesConfig
 from consilium.tasks.config import TaskConfig
 from consilium.training.config import (
     AdamConfig,
+    ConstantConfig,
     CosineConfig,
     OptimizerConfig,
     OutputConfig,
@@ -86,10 +87,60 @@ class Experiment(Config):
             return trainer
         return trainer.model_copy(update={"monitor": task.monitor})
 
+    @model_validator(mode="after")
+    def _what_is_fitted_at_once_stays_as_it_is(self) -> Experiment:
+        names, trainer = self.data.augmentation.names, self.trainer
+        odd = {
+            f"data.augmentation ({', '.join(names)}) changes its images in every epoch": bool(names),
+            "trainer.cache_features is false, so that they are not kept": not trainer.cache_features,
+            "trainer.ema averages the weights of many steps": trainer.ema is not None,
+            "trainer.wise_ft averages with a beginning that it does not have": trainer.wise_ft is not None,
+        }
+        if self.task.solved and (found := [what for what, holds in odd.items() if holds]):
+            raise ValueError(
+                f"task.head is fitted once, to features of all training cases, and {'; '.join(found)}; leave that out, "
+                "or choose task.head.kind: linear"
+            )
+        return self
+
+    @property
+    def idle(self) -> list[str]:
+        """The keys that the config sets although nothing here goes by them: those of steps, where there is only one."""
+        if not self.task.solved:
+            return []
+        sections: dict[str, tuple[Config, Config, tuple[str, ...]]] = {
+            "trainer": (
+                self.trainer,
+                TrainerConfig(),
+                ("max_epochs", "max_steps", "accumulate", "clip_norm", "patience"),
+            ),
+            "data.mixture": (self.data.mixture, MixtureConfig(), ("stop", "steps", "one_source", "groups_apart")),
+            "data.loader": (self.data.loader, LoaderConfig(), ("drop_last",)),
+        }
+        own = [
+            name for name in ("optimizer", "schedule") if getattr(self, name) != type(self).model_fields[name].default
+        ]
+        return own + [
+            f"{section}.{key}"
+            for section, (given, usual, keys) in sections.items()
+            for key in keys
+            if getattr(given, key) != getattr(usual, key)
+        ]
+
     @property
     def monitor(self) -> str:
         """The validation metric that chooses the best weights."""
         return self.trainer.monitor or self.task.monitor
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of the training; a task that is solved in one step needs one."""
+        return 1 if self.task.solved else self.trainer.max_epochs
+
+    @property
+    def rates(self) -> ScheduleConfig:
+        """The schedule that acts; where nothing is learned step by step there is none."""
+        return ConstantConfig() if self.task.solved else self.schedule
 
     def __repr__(self) -> str:
         sources = some([source.name for source in self.data.sources], 5)

@@ -50,6 +50,7 @@ class RunFacts:
     confidence: float = 0.95
     alpha: float | None = None  # share of what was learned in the weights; the rest is the start
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # mixture, sources and parts
+    solution: list[dict[str, Any]] = field(default_factory=list)  # of a task that is solved in one step
     warnings: list[str] = field(default_factory=list)
     config_yaml: str = ""
     command: str = ""

@@ -106,6 +106,17 @@ class Meta(Column):
 
 
 @dataclass(frozen=True)
+class Design(Column):
+    """What a task that is solved in one step knows of its rows: what each counts, in all 1, as ``weights_B``.
+
+    Rows of equal ``units_B`` belong together: where some are left out to choose settings, all of them are.
+    """
+
+    weights_B: Tensor
+    units_B: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """Cases on their way through a task: an optional column for every field of a case.
 
@@ -125,6 +136,7 @@ class Batch:
     captions: Captions | None = None
     masks: Masks | None = None
     meta: Meta | None = None
+    design: Design | None = None
     targets_B: Tensor | None = None
 
     def __len__(self) -> int:
@@ -159,10 +171,14 @@ class Batch:
 
 @dataclass
 class StepOutput:
-    """The loss of a batch (a scalar, mean over its cases) and named detached parts of it."""
+    """The loss of a batch (a scalar, mean over its cases) and named detached parts of it.
+
+    ``table`` is what a task that is solved in one step says of its solution, row by row.
+    """
 
     loss: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    table: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -273,6 +289,7 @@ class Progress:
     loss_sum: float = 0.0  # loss x cases since the last line of the log, which starts it anew
     loss_cases: int = 0
     validation_due: bool = False  # a signal came while the weights of this step were validated
+    solution: list[dict[str, Any]] = field(default_factory=list)  # the table of a task that is solved in one step
 
 
 @dataclass(frozen=True)

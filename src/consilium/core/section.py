@@ -48,6 +48,11 @@ class TaskSection(Config):
         return False
 
     @property
+    def solved(self) -> bool:
+        """Whether one step over all training cases finds the weights, in the place of an optimizer."""
+        return False
+
+    @property
     def origin(self) -> str | None:
         """A trained bundle that the task goes on from; None: there is none."""
         return None

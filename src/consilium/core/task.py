@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def step(self, batch: Batch) -> StepOutput:
         """The training loss of a batch, a mean over its cases. It may gather over processes."""
+
+    def solve(self, batch: Batch, *, progress: Callable[[int, int], None]) -> StepOutput:
+        """Find the weights for a batch of all training cases, with a ``design``, where the section is ``solved``."""
+        raise NotImplementedError
 
     @abstractmethod
     def predict(self, batch: Batch) -> Prediction:

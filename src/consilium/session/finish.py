@@ -9,8 +9,9 @@ from typing import Any
 
 from consilium.bundle import save_bundle
 from consilium.core.config import to_yaml
-from consilium.core.reporter import Reporter
+from consilium.core.reporter import Reporter, some
 from consilium.data.cases.load import LoadedData
+from consilium.evaluation.report.page import add_table
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts, judge, pictures, predict_splits, set_aside, write_judgement
 from consilium.manifest import new_manifest
@@ -18,6 +19,11 @@ from consilium.predictor import Predictor
 from consilium.session.results import RunResult
 from consilium.tasks.family import family_of
 from consilium.training.runs import CONFIG
+
+SOLUTION = (
+    "The penalty's strength at every node, chosen by the log loss of training cases that its fit did not see, and "
+    "whether the last fit converged."
+)
 
 
 def finish(
@@ -36,7 +42,7 @@ def finish(
     splits = [split for split in ("val", "test") if len(data.cases.rows[split])]
     outputs = predict_splits(predictor, data.studied, splits, reporter=reporter)
     readable = set_aside(data.studied, outputs, reporter=reporter)
-    studied, warnings = readable.studied, [*facts.warnings, *readable.warnings]
+    studied, warnings = readable.studied, [*facts.warnings, *readable.warnings, *_unsolved(facts)]
     if "test" not in splits:
         warnings.append("there is no test split: the validation figures chose the weights and are too good.")
     settled = family.settle(section, predictor.task, studied.knowledge, outputs)
@@ -76,5 +82,13 @@ def finish(
         report=experiment.report,
         facts=facts,
     )
+    if facts.solution:
+        add_table(folder, title="The fit of the head", text=SOLUTION, rows=facts.solution)
     save_bundle(folder, manifest=manifest, task=predictor.task, members=members)
     return RunResult(folder, manifest.metrics, unread=sum(len(own.unread) for own in settled.outputs.values()))
+
+
+def _unsolved(facts: RunFacts) -> list[str]:
+    """A warning where the fit of a head did not converge."""
+    nodes = [str(row["node"]) for row in facts.solution if not row["converged"]]
+    return [f"the fit of the head did not converge at {some(nodes, 5)}; its figures may be too low."] if nodes else []

@@ -50,6 +50,8 @@ def look_ahead(
     ]
     for warning in warnings:
         log.line(f"warning: {warning}")
+    if idle := experiment.idle:
+        log.line(f"note: task.head is fitted in one step, for which these keys mean nothing: {', '.join(idle)}")
     parts = [asdict(part) for part in parameter_counts(task)]
     log.line(format_table(parts, title="parameters"))
     for warning in license_warnings(task.licenses):

@@ -210,17 +210,16 @@ class Session:
 
     def _make_plan(self) -> Plan:
         trainer, loader = self.experiment.trainer, self.experiment.data.loader
-        sizes = [batch_sizes(self.mixture, epoch=epoch, config=loader) for epoch in range(trainer.max_epochs)]
+        sizes = [batch_sizes(self.mixture, epoch=epoch, config=loader) for epoch in range(self.experiment.epochs)]
         self.fewest = max(min(map(min, sizes)) // self.accelerator.num_processes, 1)
         plan = make_plan([len(own) for own in sizes], config=trainer)
-        warmup_steps(self.experiment.schedule, total_steps=plan.total_steps, steps_per_epoch=plan.steps[0])
+        warmup_steps(self.experiment.rates, total_steps=plan.total_steps, steps_per_epoch=plan.steps[0])
         return plan
 
     def _make_feed(self) -> Feed:
         return Feed(
             self.task,
-            self.data.cases,
-            targets=self.data.studied.targets,
+            self.data.studied,
             image=self.image,
             config=self.experiment.data,
             trainer=self.experiment.trainer,
@@ -295,7 +294,7 @@ class Session:
     def _fit(self, folder: Path, precision: str) -> Progress:
         experiment, trainer = self.experiment, self.experiment.trainer
         schedule = Schedule(
-            experiment.schedule,
+            experiment.rates,
             optimizer=self.optimizer,
             total_steps=self.plan.total_steps,
             steps_per_epoch=self.plan.steps[0],
@@ -316,6 +315,7 @@ class Session:
             monitor=self.monitor,
             checkpoints=folder / "checkpoints",
             keeps_start=trained_groups(experiment) if self.mixed or experiment.task.holds_start else (),
+            solving=partial(self.reporter.progress, "fit") if experiment.task.solved else None,
             average=None if trainer.ema is None else MovingAverage(self.task, trainer.ema),
         )
         progress = restored(training)
@@ -366,9 +366,7 @@ class Session:
             self.log.line(self.mixed.table())
         save_adapters(self.task, folder / "adapters")
         merge_adapters(self.task)
-        warnings = list(self.outlook.warnings)
-        if progress.best_metric is None:
-            warnings.append(self.monitor.undefined())
+        undefined = [self.monitor.undefined()] if progress.best_metric is None else []
         facts = RunFacts(
             precision=precision,
             device=str(self.device),
@@ -376,8 +374,9 @@ class Session:
             best_step=progress.best_step,
             steps=progress.step,
             tables=self.outlook.tables,
+            solution=progress.solution,
             alpha=None if self.mixed is None else self.mixed.alpha,
-            warnings=warnings,
+            warnings=[*self.outlook.warnings, *undefined],
         )
         result = finish(
             folder,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
-from consilium.core.contracts import Batch, Encoder
+from consilium.core.contracts import Batch, Design, Encoder
 from consilium.core.errors import ConfigError
 from consilium.core.reporter import Reporter
 from consilium.core.task import Task
@@ -22,10 +24,10 @@ from consilium.data.batches.features import (
     CachedTextReader,
     Contents,
 )
-from consilium.data.batches.loader import Loader, trained_rows, training_requests
+from consilium.data.batches.loader import Loader, Request, trained_rows, training_requests
 from consilium.data.batches.readers import DrawnTexts, ImageReader, Readers, TextReader, numbered
-from consilium.data.cases.cases import Cases
-from consilium.data.cases.mixture import Mixture
+from consilium.data.cases.cases import Studied
+from consilium.data.cases.mixture import Mixture, Whole
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.training.config import TrainerConfig
 from consilium.training.frozen import CopyField, Field, FrozenFeatures, ImageField, TextField
@@ -43,9 +45,8 @@ class Feed:
     def __init__(
         self,
         task: Task,
-        cases: Cases,
+        studied: Studied[Any],
         *,
-        targets: np.ndarray | None,
         image: ImageConfig,
         config: DataConfig,
         trainer: TrainerConfig,
@@ -56,7 +57,8 @@ class Feed:
         log: RunLog,
         reporter: Reporter,
     ) -> None:
-        self.cases, self.targets, self.image = cases, targets, image
+        self.cases, self.studied, self.image = studied.cases, studied, image
+        cases = studied.cases
         self.config, self.mixture = config, mixture
         self.plan, self.seed, self.accelerator, self.log = plan, seed, accelerator, log
         self.coder = task.text_coder()
@@ -99,7 +101,7 @@ class Feed:
         for frozen in self.frozen.values():
             frozen.fill(self.mixture.epoch(0)[: self.config.loader.batch_size], precision=frozen.precision)
             self._tell(frozen)
-        return next(self.batches(0, 0))
+        return next(self._loaded([self._requests(0)[0].first(self.config.loader.batch_size)]))
 
     def fill(self) -> None:
         """Compute the features that are still missing for training, validation and judging."""
@@ -110,15 +112,27 @@ class Feed:
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from number ``start`` on."""
-        requests = training_requests(
-            self.mixture,
-            epoch=epoch,
-            config=self.config.loader,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-        )
-        for loaded in self._training.load(requests[start:]):
-            yield loaded.whole(lambda row: self.cases.table.ids[row])
+        yield from self._loaded(self._requests(epoch)[start:])
+
+    def _requests(self, epoch: int) -> list[Request]:
+        """What this process reads in an epoch: its part of each batch, or all of the one that a task is solved on."""
+        mixture, accelerator, config = self.mixture, self.accelerator, self.config.loader
+        if isinstance(mixture, Whole):
+            return training_requests(mixture, epoch=epoch, config=config)
+        process, processes = accelerator.process_index, accelerator.num_processes
+        return training_requests(mixture, epoch=epoch, config=config, process=process, processes=processes)
+
+    def _loaded(self, requests: Sequence[Request]) -> Iterator[Batch]:
+        for loaded in self._training.load(requests):
+            batch = loaded.whole(lambda row: self.cases.table.ids[row])
+            yield replace(batch, design=self._design(batch)) if isinstance(self.mixture, Whole) else batch
+
+    def _design(self, batch: Batch) -> Design:
+        """What the rows of the matrix count, on which a task is solved, and the units that they belong to."""
+        units_N = self.studied.units_N
+        assert units_N is not None
+        weights_B = torch.from_numpy(self.mixture.chances(len(self.cases.table)))[batch.rows_B]
+        return Design(weights_B / weights_B.sum(), torch.from_numpy(units_N)[batch.rows_B])
 
     def close(self) -> None:
         """End the processes that decode images."""
@@ -155,7 +169,7 @@ class Feed:
             drawn, texts = DrawnTexts(table, seed=self.seed), self._trained("texts")
             reader = TextReader(drawn, self.coder) if texts is None else CachedTextReader(texts, drawn)
             readers = replace(readers, texts=reader)
-        return Loader(readers, targets=self.targets, config=config, seed=self.seed, note=self.log.line)
+        return Loader(readers, targets=self.studied.targets, config=config, seed=self.seed, note=self.log.line)
 
     def _trained(self, name: str) -> CachedFeatures | None:
         """The features of a field that is cached, in the precision of the training."""

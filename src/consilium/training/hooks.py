@@ -9,7 +9,7 @@ from pathlib import Path
 
 from consilium.core.contracts import Hook, Progress, StepLog
 from consilium.core.files import write_text
-from consilium.core.reporter import Reporter
+from consilium.core.reporter import Reporter, format_table
 from consilium.training.monitor import Monitor
 from consilium.training.tracking import TensorBoardHook, WandbHook, WandbRun
 
@@ -94,6 +94,8 @@ class LogHook:
 
     def on_step(self, progress: Progress, log: StepLog) -> None:
         """Collect; write every ``log_every`` steps."""
+        if progress.solution:
+            self._log.line(format_table(progress.solution, title="solution"))
         self._since.append(log)
         if progress.step % self._every == 0 or progress.step == 1 or progress.step >= progress.total_steps:
             self._flush(progress)
@@ -122,7 +124,7 @@ class LogHook:
         progress.loss_sum, progress.loss_cases = 0.0, 0
         wait, work = (sum(getattr(log, name) for log in logs) for name in ("data_seconds", "step_seconds"))
         rates = logs[-1].learning_rates
-        shown_rates = ", ".join(f"{name} {rate:.2e}" for name, rate in rates.items())
+        shown_rates = ", ".join(f"{name} {rate:.2e}" for name, rate in rates.items()) or "none"
         self._log.line(
             f"step {progress.step}/{progress.total_steps}  epoch {progress.epochs:.2f}  loss {loss:.4f}  rate "
             f"{shown_rates}  "

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import nn
 from torch.optim import Optimizer
 
@@ -56,7 +57,8 @@ class Training:
     normalises on the device. ``validate`` returns the validation metrics of the task as it is.
     ``case_ids`` names rows in errors. ``average`` has the weights that are validated and kept; None: the task's own.
     ``keeps_start`` names the groups of parameters that begin with trained weights, where the run keeps its beginning
-    beside the checkpoints; (): it does not.
+    beside the checkpoints; (): it does not. ``solving`` shows how far a task is that is solved in one step; None: it
+    learns step by step.
     """
 
     task: Task
@@ -74,6 +76,7 @@ class Training:
     checkpoints: Path
     average: MovingAverage | None = None
     keeps_start: Sequence[str] = ()
+    solving: Callable[[int, int], None] | None = None
     hooks: Sequence[Hook] = field(default_factory=list)
 
 
@@ -107,7 +110,11 @@ def _train(training: Training, progress: Progress, interruption: Interruption) -
             learning = now
         stream = training.batches(progress.epoch, progress.batch)
         for window in _windows(stream, size=training.config.accumulate, interruption=interruption):
-            log = _optimizer_step(training, model=model, optimizer=optimizer, window=window)
+            if training.solving is not None:
+                with interruption.waiting():
+                    log = _solved(training, progress, window=window)
+            else:
+                log = _optimizer_step(training, model=model, optimizer=optimizer, window=window)
             if training.average is not None:
                 training.average.update()
             _advance(progress, plan=plan, window=window)
@@ -198,6 +205,31 @@ def _optimizer_step(training: Training, *, model: nn.Module, optimizer: Any, win
         data_seconds=window.seconds,
         step_seconds=time.perf_counter() - start,
         cases=cases,
+    )
+
+
+def _solved(training: Training, progress: Progress, *, window: _Window) -> StepLog:
+    """The only step of a task that is solved at once: the main process solves it, and the others take the weights."""
+    start = time.perf_counter()
+    (batch,), accelerator, task, solving = window.batches, training.accelerator, training.task, training.solving
+    assert solving is not None
+
+    def solve() -> tuple[float, list[dict[str, Any]]]:
+        output = task.solve(batch, progress=solving)
+        return float(output.loss), output.table
+
+    loss, progress.solution = on_main(accelerator, solve)
+    broadcast([parameter.data for parameter in task.parameters() if parameter.requires_grad])
+    if not math.isfinite(loss):
+        _refuse_loss(training, loss, window)
+    return StepLog(
+        loss=loss,
+        parts={},
+        learning_rates={},
+        gradient_norm=None,
+        data_seconds=window.seconds,
+        step_seconds=time.perf_counter() - start,
+        cases=batch.counts["cases"],
     )
 
 

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.batches.loader import batch_sizes, trained_rows, training_requests
-from consilium.data.cases.mixture import Mixture, MixtureRow, Pool, build_mixture, coverage_warnings, mixture_table
+from consilium.data.cases.mixture import (
+    Mixture,
+    MixtureRow,
+    Pool,
+    Whole,
+    build_mixture,
+    coverage_warnings,
+    mixture_table,
+)
 from consilium.data.config import DataConfig, LoaderConfig
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=5)
@@ -120,6 +128,7 @@ class _Cases:
     table: _Table
     rows: dict[str, np.ndarray]
     strata_N: np.ndarray
+    units_N: np.ndarray | None = None
 
     @property
     def cases(self) -> _Cases:
@@ -287,6 +296,22 @@ def test_coverage_is_that_of_a_simulation_and_is_said(weights: list[float], most
             line.source for line in table if line.coverage < 0.5
         ]
         assert all(line.coverage < 0.5 for line in table[2:])
+
+
+@given(SIZES, st.integers(0, 1000), st.booleans())
+def test_the_whole_is_every_row_once_in_one_batch_with_its_chance_to_be_drawn(
+    sizes: list[int], seed: int, drop_last: bool
+) -> None:
+    weights = [float(number + 1) for number in range(len(sizes))]
+    whole = Whole(pools(sizes, weights), stop="all_exhausted", slots=sum(sizes), seed=seed)
+    config = LoaderConfig(batch_size=3, drop_last=drop_last)
+    (request,) = training_requests(whole, epoch=0, config=config)
+    assert request.rows == list(range(sum(sizes)))
+    assert request.first(2).rows == request.rows[:2]
+    chances = whole.chances(sum(sizes) + 4)
+    assert not chances[sum(sizes) :].any()
+    for pool in whole.pools:
+        np.testing.assert_allclose(chances[pool.rows], pool.weight / sum(weights) / len(pool.rows))
 
 
 def test_most_data_unseen_is_said() -> None:

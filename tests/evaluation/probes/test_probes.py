@@ -20,9 +20,10 @@ from consilium.core.evaluation import Outputs
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Silent
 from consilium.evaluation.config import EvaluationConfig
+from consilium.evaluation.logistic import STRENGTHS, fit_linear
 from consilium.evaluation.probes.config import ProbesConfig, ZeroShotConfig
 from consilium.evaluation.probes.evaluate import evaluate_probes
-from consilium.evaluation.probes.linear import STRENGTHS, choose_linear, fit_linear
+from consilium.evaluation.probes.linear import choose_probe
 from consilium.evaluation.probes.neighbours import TEMPERATURE, class_means, draw_shots, vote
 from consilium.evaluation.probes.zero_shot import ClassEmbeddings, ensemble, probabilities, prompts_of
 from consilium.evaluation.retrieval.ranks import unit
@@ -198,15 +199,15 @@ def test_the_strength_is_that_of_the_least_loss_on_groups_left_out() -> None:
     train_TF, targets_T = clouds(40, seed=0, spread=3, width=30)
     copied_TF = np.repeat(train_TF, 3, axis=0)
     copied_T, groups = np.repeat(targets_T, 3), [str(number) for number in range(40) for _ in range(3)]
-    chosen = choose_linear(copied_TF, one_hot(copied_T), groups, multi_label=False, seed=0)
+    chosen = choose_probe(copied_TF, one_hot(copied_T), groups, multi_label=False, seed=0)
     assert chosen.strength == min(chosen.log_losses, key=lambda own: chosen.log_losses[own])
     assert tuple(chosen.log_losses) == STRENGTHS
-    torn = choose_linear(copied_TF, one_hot(copied_T), [str(n) for n in range(120)], multi_label=False, seed=0)
+    torn = choose_probe(copied_TF, one_hot(copied_T), [str(n) for n in range(120)], multi_label=False, seed=0)
     assert torn.strength < chosen.strength
     again = fit_linear(copied_TF, one_hot(copied_T), strength=chosen.strength, multi_label=False)
-    np.testing.assert_allclose(chosen.head.weight_FK, again.weight_FK)
+    np.testing.assert_allclose(chosen.head.weight_FJ, again.weight_FJ)
     with pytest.raises(DataError, match="all training cases are of one group"):
-        choose_linear(train_TF, one_hot(targets_T), ["p"] * 40, multi_label=False, seed=0)
+        choose_probe(train_TF, one_hot(targets_T), ["p"] * 40, multi_label=False, seed=0)
 
 
 # -- All together -----------------------------------------------------------------------------------------------------

@@ -30,6 +30,12 @@ class Request:
     counts: Mapping[str, int]
     share: float
 
+    def first(self, cases: int) -> Request:
+        """The first so many of its cases."""
+        return (
+            self if cases >= len(self.rows) else Request(self.rows[:cases], self.draws[:cases], {"cases": cases}, 1.0)
+        )
+
 
 @dataclass(frozen=True)
 class Loaded:

@@ -84,13 +84,15 @@ class Studied(Generic[KnowledgeT]):
 
     ``knowledge`` is what the training cases teach beside the weights. ``targets`` [N, ...] is what is learned of each
     case of the table. ``strata_N`` has the stratum of each case that limits and balanced sampling spread over; None:
-    the cases are all alike.
+    the cases are all alike. ``units_N`` numbers the unit of each case, which a task that chooses settings inside the
+    training cases leaves out as a whole; None: it chooses none.
     """
 
     cases: Cases
     knowledge: KnowledgeT
     targets: np.ndarray | None = None
     strata_N: np.ndarray | None = None
+    units_N: np.ndarray | None = None
 
     @property
     def known_targets(self) -> np.ndarray:

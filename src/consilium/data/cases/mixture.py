@@ -85,6 +85,13 @@ class Mixture:
         self._lengths: dict[int, int] = {}
         self._sizes_of: dict[int, list[int]] = {}
 
+    def chances(self, cases: int) -> np.ndarray:
+        """The chance of each of so many rows of the case table to be the next that is drawn, [N]."""
+        chance_N = np.zeros(cases)
+        for pool, probability in zip(self.pools, self.probabilities, strict=True):
+            chance_N[pool.rows] += probability / len(pool.rows)
+        return chance_N
+
     def length(self, epoch: int) -> int:
         """How many rows the epoch draws."""
         if epoch not in self._lengths:
@@ -148,8 +155,26 @@ class Mixture:
         return [(np.flatnonzero(sequence == number), int(size)) for number, size in enumerate(self._sizes)]
 
 
+class Whole(Mixture):
+    """All training rows once, in one batch, for a task that is solved in one step.
+
+    Nothing is drawn: what a row would have for a chance, in ``chances``, is what it counts.
+    """
+
+    def length(self, epoch: int) -> int:
+        """All of them."""
+        return int(self._sizes.sum())
+
+    def sizes(self, epoch: int, *, size: int, drop_last: bool) -> list[int]:
+        """One batch of all rows."""
+        return [self.length(epoch)]
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        return np.sort(np.concatenate([pool.rows for pool in self.pools]))
+
+
 def build_mixture(studied: Studied[Any], *, config: DataConfig, seed: int) -> Mixture:
-    """The mixture of the training rows of studied cases.
+    """The mixture of the training rows of studied cases; with ``units_N`` all of them in one batch.
 
     Without weights all sources form one pool. ``class_balanced`` splits every pool by class (the strata of the study;
     without any it is a ConfigError) and draws the classes of a pool equally; ``source_balanced`` splits these by source
@@ -179,6 +204,8 @@ def build_mixture(studied: Studied[Any], *, config: DataConfig, seed: int) -> Mi
     if sampling == "source_balanced":
         names = sources_of(cases.table, config.mixture.source_column)
         pools = [part for pool in pools for part in _divided(pool, names)]
+    if studied.units_N is not None:
+        return Whole(pools, stop="all_exhausted", slots=len(rows), seed=seed)
     arrangement = _arrangement(cases, config)
     return Mixture(pools, stop=config.mixture.stop, slots=slots, seed=seed, arrangement=arrangement)
 
@@ -212,9 +239,7 @@ def mixture_table(mixture: Mixture, cases: Cases, *, column: str, epochs: Iterab
     draws = np.zeros(len(names), dtype=np.int64)
     for epoch in epochs:
         draws += np.bincount(epoch, minlength=len(draws))
-    expected = np.zeros(len(names))  # the chance of each row to be the next
-    for pool, probability in zip(mixture.pools, mixture.probabilities, strict=True):
-        expected[pool.rows] += probability / len(pool.rows)
+    expected = mixture.chances(len(names))
     table = []
     for source in dict.fromkeys(names[rows].tolist()):
         own = rows[names[rows] == source]

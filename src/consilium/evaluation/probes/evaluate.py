@@ -15,11 +15,12 @@ from consilium.core.reporter import Reporter, some
 from consilium.evaluation import metrics as m
 from consilium.evaluation.config import AnswersConfig, EvaluationConfig
 from consilium.evaluation.labels.classification import ClassificationEvaluator
+from consilium.evaluation.logistic import softmax
 from consilium.evaluation.metrics import Floats
 from consilium.evaluation.probes.config import ProbesConfig
-from consilium.evaluation.probes.linear import choose_linear
+from consilium.evaluation.probes.linear import choose_probe
 from consilium.evaluation.probes.neighbours import TEMPERATURE, class_means, draw_shots, vote
-from consilium.evaluation.probes.zero_shot import ClassEmbeddings, probabilities, softmax
+from consilium.evaluation.probes.zero_shot import ClassEmbeddings, probabilities
 from consilium.evaluation.retrieval.ranks import unit
 from consilium.evaluation.statistics import bootstrap_groups, paired_interval
 
@@ -87,7 +88,7 @@ def _learned(
         if config.knn > len(features_TF):
             notes.append(f"probes.knn asks {config.knn} training images; all {len(features_TF)} vote.")
     if config.linear:
-        chosen = choose_linear(
+        chosen = choose_probe(
             features_TF,
             targets_TK,
             train.groups,

@@ -16,6 +16,7 @@ import numpy as np
 from consilium.core.config import nearest
 from consilium.core.errors import ConfigError
 from consilium.core.reporter import some
+from consilium.evaluation.logistic import softmax
 from consilium.evaluation.metrics import Floats
 from consilium.evaluation.probes.config import PLACE, ZeroShotConfig
 from consilium.evaluation.retrieval.ranks import unit
@@ -88,9 +89,3 @@ def probabilities(images_NF: Floats, classes: ClassEmbeddings) -> Floats:
         against_NK = classes.scale * (images_NF @ classes.negative_KF.T).astype(float)
         return np.asarray(0.5 * (1 + np.tanh((scores_NK - against_NK) / 2)))  # the sigmoid, which cannot overflow
     return softmax(scores_NK)
-
-
-def softmax(scores_NK: Floats) -> Floats:
-    """Probabilities of classes from their scores."""
-    odds_NK = np.exp(scores_NK - scores_NK.max(axis=1, keepdims=True))
-    return np.asarray(odds_NK / odds_NK.sum(axis=1, keepdims=True))

@@ -14,7 +14,7 @@ from consilium.core.section import TaskSection
 from consilium.data.config import Deviation, Mean
 from consilium.evaluation.config import AnswersConfig
 from consilium.losses.config import ClassificationLossConfig, CrossEntropyConfig
-from consilium.models.config import HeadConfig, LinearHeadConfig, VisionConfig
+from consilium.models.config import HeadConfig, LinearHeadConfig, LogisticHeadConfig, VisionConfig
 
 
 class NodeStatistics(Config):
@@ -119,6 +119,11 @@ class ClassifyConfig(TaskSection):
         return self.tree.head == "cascade"
 
     @property
+    def solved(self) -> bool:
+        """A logistic head is fitted to all cases at once."""
+        return self.head.kind == "logistic"
+
+    @property
     def origin(self) -> str | None:
         """The router that labels are added to."""
         return self.add_to
@@ -158,6 +163,25 @@ class ClassifyConfig(TaskSection):
                 f"answers.wanted_accuracy is {wanted}, but with multi_label nothing is left unanswered: every "
                 "label is given from answers.threshold on; leave wanted_accuracy out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_logistic_head_is_fitted_alone(self) -> ClassifyConfig:
+        if not isinstance(self.head, LogisticHeadConfig):
+            return self
+        odd = {
+            "multi_label is true: it fits one label a case": self.multi_label,
+            "tree.head is cascade: with joint it fits a regression at every node": self.tree.head == "cascade",
+            "add_to is given: new labels are learned step by step, by a head of kind linear": self.add_to is not None,
+            f"vision.freeze.kind is {self.vision.freeze.kind}: it needs a tower that stays (kind: tower)": (
+                self.vision.freeze.kind != "tower"
+            ),
+            "loss is no plain cross entropy: to weigh classes set data.mixture.sampling": (
+                self.loss != CrossEntropyConfig()
+            ),
+        }
+        if found := [what for what, holds in odd.items() if holds]:
+            raise ValueError(f"head.kind is logistic, and {'; '.join(found)}")
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from consilium.core.answers import UNKNOWN
@@ -19,6 +20,7 @@ from consilium.evaluation.labels.saliency import SaliencyMap
 from consilium.evaluation.labels.tree import TreeEvaluator
 from consilium.evaluation.labels.wording import rough_thresholds
 from consilium.evaluation.report.parts import ReportParts
+from consilium.models.config import LogisticHeadConfig
 from consilium.tasks.answers.pool import pool
 from consilium.tasks.answers.targets import LabelKnowledge, study_labels
 from consilium.tasks.classify.config import ClassifyConfig
@@ -52,6 +54,10 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
         )
         if learns and section.staged:
             studied.cases.notes.extend(check_nodes(section, studied))
+        if learns and isinstance(section.head, LogisticHeadConfig):
+            from consilium.tasks.classify.logistic import units_left_out
+
+            studied = replace(studied, units_N=units_left_out(studied.cases, section.head.leave_out))
         if learns and section.add_to is not None and known is not None:
             check_growth(section.add_to, known, studied)
         return studied

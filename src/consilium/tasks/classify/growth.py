@@ -10,7 +10,7 @@ from __future__ import annotations
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.reporter import some
 from consilium.data.cases.cases import Studied
-from consilium.models.config import HOW_IT_LEARNS, FreezeConfig
+from consilium.models.config import HOW_IT_LEARNS, FreezeConfig, LinearHeadConfig
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.config import ClassifyConfig
 from consilium.tasks.classify.nodes import growing
@@ -33,7 +33,7 @@ def adopted(origin: str, member: Known) -> Adopted:
             "task": {
                 "tree": {"head": section.tree.head},
                 "vision": section.vision.model_dump(mode="json", exclude=HOW_IT_LEARNS),
-                "head": section.head.model_dump(mode="json"),
+                "head": (LinearHeadConfig() if section.solved else section.head).model_dump(mode="json"),
             },
             "data": {"image": member.image.model_dump(mode="json", exclude={"max_pixels", "statistics"})},
             "evaluation": {"averaging": member.looks.model_dump(mode="json")},

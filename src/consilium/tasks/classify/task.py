@@ -5,14 +5,16 @@ Axes in names: B case in a batch, N image, V view, C channel, H height, W width,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from consilium.core.contracts import Batch, Encoder, ImageInput, ParameterGroup, StepOutput
 from consilium.core.labels import LabelTree
 from consilium.losses.classification import build_loss
 from consilium.models.checkpoints.pretrained import ImageSource
+from consilium.models.config import LogisticHeadConfig
 from consilium.models.heads import build_head, grown_head
 from consilium.models.tuning import tune
 from consilium.models.vision import ImageEncoder, VisionTower, build_vision
@@ -20,6 +22,7 @@ from consilium.models.weights import freeze_tower, keep_frozen_in_eval
 from consilium.tasks.answers.answering import Answering
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.config import ClassifyConfig
+from consilium.tasks.classify.logistic import fit_siblings
 from consilium.tasks.classify.nodes import growing
 
 
@@ -48,14 +51,18 @@ class Classify(Answering):
         features_NF: Tensor = self.tower(images.pixels[:, 0] if single else images.pixels[images.there_BV])
         return features_NF
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Scores [B, K] before softmax (single label) or sigmoid (multi-label)."""
+    def features(self, batch: Batch) -> Tensor:
+        """Features [B, F] of cases: the mean of those of their views."""
         mask_BV, features_BF = batch.views.there_BV, self.view_features(batch)
         if mask_BV.shape[1] > 1:
             case_N = mask_BV.nonzero()[:, 0]
             sums_BF = features_BF.new_zeros(len(mask_BV), features_BF.shape[1]).index_add_(0, case_N, features_BF)
             features_BF = sums_BF / mask_BV.sum(1, keepdim=True).to(sums_BF.dtype)
-        logits_BK: Tensor = self.head(features_BF)
+        return features_BF
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Scores [B, K] before softmax (single label) or sigmoid (multi-label)."""
+        logits_BK: Tensor = self.head(self.features(batch))
         return logits_BK
 
     def step(self, batch: Batch) -> StepOutput:
@@ -63,6 +70,28 @@ class Classify(Answering):
         logits_BK = self.logits(batch)
         loss = self.loss(logits_BK, batch.targets_B)
         return StepOutput(loss=loss)
+
+    def solve(self, batch: Batch, *, progress: Callable[[int, int], None]) -> StepOutput:
+        """Fit the head to all training cases."""
+        assert isinstance(self.config.head, LogisticHeadConfig)
+        assert batch.design is not None
+        assert batch.targets_B is not None
+        columns = self.features(batch), batch.targets_B, batch.design.weights_B, batch.design.units_B
+        features_TF, targets_T, weights_T, units_T = (column.detach().cpu() for column in columns)
+        found = fit_siblings(
+            features_TF.double().numpy(),
+            targets_T.numpy(),
+            weights_T.numpy(),
+            units_T.numpy(),
+            labels=self.labels,
+            leave_out=self.config.head.leave_out,
+            progress=progress,
+        )
+        weight_KF, bias_K = self.head.parameters()
+        with torch.no_grad():
+            weight_KF.copy_(torch.from_numpy(found.weight_KF))
+            bias_K.copy_(torch.from_numpy(found.bias_K))
+        return StepOutput(loss=torch.tensor(found.loss), table=found.table)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The tower's and the head's parameters."""

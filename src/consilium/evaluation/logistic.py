@@ -1,0 +1,227 @@
+"""Logistic regression on a matrix of features, fitted to convergence, its strength chosen on folds that are left out.
+
+Probes fit it to the features of an expert, and ``task.head: {kind: logistic}`` to those of a frozen tower.
+Axes in names: T training row, N row that is asked about, K class, J class that training has a choice about, F feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from consilium.evaluation.metrics import Bools, Floats, Ints
+
+STRENGTHS = tuple(10.0**power for power in range(1, -6, -1))  # of the penalty, from the strongest
+_ERROR = 1e-5  # of a weight on standardised features, about, in a fit that has converged
+_STEPS = 5000
+_FLAT = 1e-6  # a deviation below this share of a feature's size is rounding
+_NEVER = -20.0  # score of a class without cases: those of the others sum to 0, so that it gets less than exp(-20)
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A fitted head; ``there_K``: training had a choice about these classes; ``prior_K`` is 0 or 1 of the others."""
+
+    mean_F: Floats
+    deviation_F: Floats
+    weight_FJ: Floats
+    bias_J: Floats
+    there_K: Bools
+    prior_K: Floats
+    multi_label: bool
+    converged: bool
+
+    def probabilities(self, features_NF: Floats) -> Floats:
+        """The probability of each class, [N, K]."""
+        standard_NF = (features_NF - self.mean_F) / self.deviation_F
+        scores_NJ = standard_NF @ self.weight_FJ + self.bias_J
+        found_NK = np.tile(self.prior_K, (len(features_NF), 1))
+        found_NK[:, self.there_K] = 0.5 * (1 + np.tanh(scores_NJ / 2)) if self.multi_label else softmax(scores_NJ)
+        return found_NK
+
+    def layer(self) -> tuple[Floats, Floats]:
+        """Weight [K, F] and bias [K] for features as they are; a class without training cases is never likely."""
+        weight_KF = np.zeros((len(self.there_K), len(self.mean_F)))
+        bias_K = np.full(len(self.there_K), _NEVER)
+        weight_KF[self.there_K] = (self.weight_FJ / self.deviation_F[:, None]).T
+        bias_K[self.there_K] = self.bias_J - weight_KF[self.there_K] @ self.mean_F
+        return weight_KF, bias_K
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The head that all rows give with the best strength, and the mean log loss of left-out rows by strength."""
+
+    head: LinearHead
+    strength: float
+    log_losses: dict[float, float]
+
+
+def softmax(scores_NK: Floats) -> Floats:
+    """Probabilities of classes from their scores."""
+    odds_NK = np.exp(scores_NK - scores_NK.max(axis=1, keepdims=True))
+    return np.asarray(odds_NK / odds_NK.sum(axis=1, keepdims=True))
+
+
+def fit_linear(
+    features_TF: Floats,
+    targets_TK: Floats,
+    *,
+    strength: float,
+    multi_label: bool = False,
+    weights_T: Floats | None = None,
+) -> LinearHead:
+    """The head of least mean log loss plus ``strength`` / 2 times the squared weights, found by L-BFGS.
+
+    ``weights_T`` are what rows count in the mean; None: the same. Features are standardised by their weighted mean and
+    deviation; the bias is not penalised. This is scikit-learn's LogisticRegression with C = 1 / strength and weights
+    that sum to 1 (of two classes with C = 2 / strength: its one column of weights is the difference of the two here);
+    with ``multi_label`` one such for every class. ``targets_TK`` are 0 or 1. Classes that no, or with ``multi_label``
+    every, training row has, keep that probability.
+    """
+    weights_T = np.ones(len(features_TF)) if weights_T is None else weights_T
+    return _Fit(_double(features_TF), targets_TK, weights_T, multi_label=multi_label).down_to(strength)
+
+
+def choose_linear(
+    features_TF: Floats,
+    targets_TK: Floats,
+    fold_T: Ints,
+    *,
+    multi_label: bool = False,
+    weights_T: Floats | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Chosen:
+    """The head with the strength of least mean log loss on rows of folds that its fit did not see.
+
+    Rows are as in ``fit_linear``; ``fold_T`` numbers the fold of each, of which there are two or more. Only classes
+    that a fit had a choice about are judged in its left-out rows.
+    """
+    features, weights_T = _double(features_TF), np.ones(len(features_TF)) if weights_T is None else weights_T
+    folds, sums = np.unique(fold_T), dict.fromkeys(STRENGTHS, 0.0)
+    for number, fold in enumerate(folds):
+        out_T = fold_T == fold
+        fit = _Fit(features, targets_TK, np.where(out_T, 0.0, weights_T), multi_label=multi_label)
+        head: LinearHead | None = None
+        for done, strength in enumerate(STRENGTHS, start=1 + number * len(STRENGTHS)):
+            head = fit.at(strength, start=head)
+            sums[strength] += _loss(head, features_TF[out_T], targets_TK[out_T], weights_T[out_T])
+            if progress is not None:
+                progress(done, len(folds) * len(STRENGTHS))
+    total = float(weights_T.sum())
+    losses = {strength: own / total for strength, own in sums.items()}
+    best = min(losses, key=lambda strength: losses[strength])  # of equal ones the strongest
+    fit = _Fit(features, targets_TK, weights_T, multi_label=multi_label)
+    return Chosen(fit.down_to(best), best, losses)
+
+
+def _double(array: Floats) -> Tensor:
+    return torch.from_numpy(np.asarray(array, dtype=np.float64))
+
+
+def _loss(head: LinearHead, features_NF: Floats, targets_NK: Floats, weights_N: Floats) -> float:
+    """The weighted sum of the log loss of left-out rows about the classes that the fit had a choice about."""
+    found_NJ = head.probabilities(features_NF)[:, head.there_K].clip(1e-12, 1 - 1e-12)
+    own_NJ = targets_NK[:, head.there_K]
+    loss_NJ = own_NJ * np.log(found_NJ)
+    if head.multi_label:
+        loss_NJ = loss_NJ + (1 - own_NJ) * np.log(1 - found_NJ)
+    return float(-(weights_N @ loss_NJ).sum())
+
+
+class _Fit:
+    """The fits of one set of weighted rows, which share its statistics; a row of weight 0 is not seen.
+
+    What L-BFGS moves are coordinates in which the loss curves about alike in every direction: along the principal axes
+    of the standardised features, each divided by the root of its curvature. That takes a few dozen steps in the place
+    of hundreds, whatever the strength.
+    """
+
+    def __init__(self, features_TF: Tensor, targets_TK: Floats, weights_T: Floats, *, multi_label: bool) -> None:
+        self._multi_label, self._features_TF = multi_label, features_TF
+        self._weights_T = _double(weights_T / weights_T.sum())
+        seen_TK = targets_TK[weights_T > 0] > 0
+        seen_K = np.asarray(seen_TK.any(axis=0))
+        self.there_K: Bools = seen_K & ~seen_TK.all(axis=0) if multi_label else seen_K
+        self.prior_K = seen_K.astype(float)
+        self._targets_TJ = _double(targets_TK[:, self.there_K]) * self._weights_T[:, None]
+        self._mean_F = self._weights_T @ features_TF
+        centred_TF = features_TF - self._mean_F
+        deviation_F = (self._weights_T @ centred_TF.square()).sqrt()
+        moves_F = deviation_F > _FLAT * (deviation_F.square() + self._mean_F.square()).sqrt()
+        self._deviation_F = deviation_F.where(moves_F, torch.ones_like(deviation_F))
+        centred_TF /= self._deviation_F
+        spread_F, self._axes_FF = torch.linalg.eigh((centred_TF * self._weights_T[:, None]).T @ centred_TF)
+        self._spread_F = spread_F.clamp_min(0)
+
+    def down_to(self, strength: float) -> LinearHead:
+        """The head of a strength, by way of all stronger ones: from far away the coordinates would not fit."""
+        head = None
+        for step in (*(own for own in STRENGTHS if own > strength), strength):
+            head = self.at(step, start=head)
+        assert head is not None
+        return head
+
+    def at(self, strength: float, *, start: LinearHead | None = None) -> LinearHead:
+        """The head of a strength, sought from one of another strength."""
+        weight_FJ = torch.zeros(self._features_TF.shape[1], self._targets_TJ.shape[1], dtype=torch.float64)
+        bias_J = weight_FJ.new_zeros(weight_FJ.shape[1])
+        if start is not None:
+            weight_FJ, bias_J = _double(start.weight_FJ), _double(start.bias_J)
+        if not len(bias_J):
+            return self._head(weight_FJ, bias_J, converged=True)
+        _, likely_TJ = self._likely(self._scores(weight_FJ, bias_J))
+        curves = float((self._weights_T @ (likely_TJ * (1 - likely_TJ))).mean()) / 2
+        step_F = 1 / (curves * self._spread_F + strength).sqrt()
+        step = 1 / max(curves, 1e-6) ** 0.5  # of the bias
+        moved = torch.vstack([(self._axes_FF.T @ weight_FJ) / step_F[:, None], bias_J / step]).requires_grad_()
+
+        def head() -> tuple[Tensor, Tensor]:
+            return self._axes_FF @ (step_F[:, None] * moved.data[:-1]), moved.data[-1] * step
+
+        def closure() -> Tensor:
+            weight_FJ, bias_J = head()
+            scores_TJ = self._scores(weight_FJ, bias_J)
+            loss_T, likely_TJ = self._likely(scores_TJ)
+            wrong_TJ = likely_TJ * self._weights_T[:, None] - self._targets_TJ
+            slope_FJ = (self._features_TF.T @ wrong_TJ - torch.outer(self._mean_F, wrong_TJ.sum(0))) / (
+                self._deviation_F[:, None]
+            ) + strength * weight_FJ
+            moved.grad = torch.vstack([step_F[:, None] * (self._axes_FF.T @ slope_FJ), wrong_TJ.sum(0) * step])
+            loss = self._weights_T @ loss_T - (self._targets_TJ * scores_TJ).sum()
+            return loss + strength / 2 * weight_FJ.square().sum()
+
+        tolerance = _ERROR * strength**0.5  # a slope of it moves no weight by more than _ERROR
+        optimizer = torch.optim.LBFGS(
+            [moved],
+            max_iter=_STEPS,
+            max_eval=4 * _STEPS,
+            tolerance_grad=tolerance,
+            tolerance_change=0,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+        )
+        with torch.no_grad():
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+            closure()
+        assert moved.grad is not None
+        return self._head(*head(), converged=float(moved.grad.abs().max()) <= 10 * tolerance)
+
+    def _scores(self, weight_FJ: Tensor, bias_J: Tensor) -> Tensor:
+        raw_FJ = weight_FJ / self._deviation_F[:, None]
+        return self._features_TF @ raw_FJ + (bias_J - self._mean_F @ raw_FJ)
+
+    def _likely(self, scores_TJ: Tensor) -> tuple[Tensor, Tensor]:
+        """The part of each row's loss that its target has no part in, and the probabilities of its classes."""
+        if self._multi_label:
+            return torch.nn.functional.softplus(scores_TJ).sum(1), scores_TJ.sigmoid()
+        return scores_TJ.logsumexp(1), scores_TJ.softmax(1)
+
+    def _head(self, weight_FJ: Tensor, bias_J: Tensor, *, converged: bool) -> LinearHead:
+        mean_F, deviation_F = self._mean_F.numpy(), self._deviation_F.numpy()
+        shown = weight_FJ.detach().numpy(), bias_J.detach().numpy()
+        return LinearHead(mean_F, deviation_F, *shown, self.there_K, self.prior_K, self._multi_label, converged)
