@@ -51,6 +51,29 @@ def head_of(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return run.weights["head.1.weight"].numpy(), run.weights["head.1.bias"].numpy()
 
 
+def test_copies_are_further_rows_of_their_case(rows: list[Row], tmp_path: Path) -> None:
+    """Image and copies share what the case counts; what is left out is judged by the images themselves."""
+    copies = "{number: 2, weight: 0.5, crop_scale: [0.3, 0.6], horizontal_flip_prob: 0.5}"
+    seen: list[Any] = []
+
+    def look(features_TF: np.ndarray, *others: np.ndarray, **options: Any) -> Any:
+        seen.append((features_TF, *others, options["judged_T"]))
+        return fit_siblings(features_TF, *others, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("consilium.tasks.classify.task.fit_siblings", look)
+        for number, own in enumerate(([], [f"data.augmentation.copies={copies}"])):
+            train_tiny(tmp_path, tmp_path / "runs", *JOINT, write_table(tmp_path, rows), *own, f"name=run{number}")
+    (plain_TF, targets_T, weights_T, units_T, _), (features_LF, targets_L, weights_L, units_L, judged_L) = seen
+    cases = len(targets_T)
+    np.testing.assert_array_equal(features_LF[:cases], plain_TF)
+    np.testing.assert_array_equal(targets_L, np.tile(targets_T, 3))
+    np.testing.assert_array_equal(units_L, np.tile(units_T, 3))
+    np.testing.assert_allclose(weights_L, np.concatenate([weights_T * share for share in (2 / 3, 1 / 6, 1 / 6)]))
+    np.testing.assert_array_equal(judged_L, np.arange(3 * cases) < cases)
+    assert len(np.unique(features_LF.round(5), axis=0)) > 2 * cases
+
+
 # -- What it finds ----------------------------------------------------------------------------------------------------
 
 

@@ -109,11 +109,13 @@ class Meta(Column):
 class Design(Column):
     """What a task that is solved in one step knows of its rows: what each counts, in all 1, as ``weights_B``.
 
-    Rows of equal ``units_B`` belong together: where some are left out to choose settings, all of them are.
+    Rows of equal ``units_B`` belong together: where some are left out to choose settings, all of them are. Those are
+    then judged of which ``judged_B`` is true: images as they are, not changed copies of them.
     """
 
     weights_B: Tensor
     units_B: Tensor
+    judged_B: Tensor
 
 
 @dataclass(frozen=True)

@@ -94,25 +94,28 @@ def choose_linear(
     *,
     multi_label: bool = False,
     weights_T: Floats | None = None,
+    judged_T: Bools | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Chosen:
     """The head with the strength of least mean log loss on rows of folds that its fit did not see.
 
-    Rows are as in ``fit_linear``; ``fold_T`` numbers the fold of each, of which there are two or more. Only classes
-    that a fit had a choice about are judged in its left-out rows.
+    Rows are as in ``fit_linear``; ``fold_T`` numbers the fold of each, of which there are two or more. Of left-out
+    rows those in ``judged_T`` are judged (None: all), about the classes that the fit had a choice about.
     """
     features, weights_T = _double(features_TF), np.ones(len(features_TF)) if weights_T is None else weights_T
+    judged_T = np.ones(len(features_TF), dtype=bool) if judged_T is None else judged_T
     folds, sums = np.unique(fold_T), dict.fromkeys(STRENGTHS, 0.0)
     for number, fold in enumerate(folds):
         out_T = fold_T == fold
+        asked_T = out_T & judged_T
         fit = _Fit(features, targets_TK, np.where(out_T, 0.0, weights_T), multi_label=multi_label)
         head: LinearHead | None = None
         for done, strength in enumerate(STRENGTHS, start=1 + number * len(STRENGTHS)):
             head = fit.at(strength, start=head)
-            sums[strength] += _loss(head, features_TF[out_T], targets_TK[out_T], weights_T[out_T])
+            sums[strength] += _loss(head, features_TF[asked_T], targets_TK[asked_T], weights_T[asked_T])
             if progress is not None:
                 progress(done, len(folds) * len(STRENGTHS))
-    total = float(weights_T.sum())
+    total = float(weights_T[judged_T].sum())
     losses = {strength: own / total for strength, own in sums.items()}
     best = min(losses, key=lambda strength: losses[strength])  # of equal ones the strongest
     fit = _Fit(features, targets_TK, weights_T, multi_label=multi_label)

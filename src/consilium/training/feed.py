@@ -58,7 +58,6 @@ class Feed:
         reporter: Reporter,
     ) -> None:
         self.cases, self.studied, self.image = studied.cases, studied, image
-        cases = studied.cases
         self.config, self.mixture = config, mixture
         self.plan, self.seed, self.accelerator, self.log = plan, seed, accelerator, log
         self.coder = task.text_coder()
@@ -125,14 +124,21 @@ class Feed:
     def _loaded(self, requests: Sequence[Request]) -> Iterator[Batch]:
         for loaded in self._training.load(requests):
             batch = loaded.whole(lambda row: self.cases.table.ids[row])
-            yield replace(batch, design=self._design(batch)) if isinstance(self.mixture, Whole) else batch
+            yield self._whole(batch) if isinstance(self.mixture, Whole) else batch
 
-    def _design(self, batch: Batch) -> Design:
-        """What the rows of the matrix count, on which a task is solved, and the units that they belong to."""
-        units_N = self.studied.units_N
+    def _whole(self, batch: Batch) -> Batch:
+        """The rows of the matrix on which a task is solved: of each case its image and all copies."""
+        units_N, copies = self.studied.units_N, self.config.augmentation.copies
         assert units_N is not None
-        weights_B = torch.from_numpy(self.mixture.chances(len(self.cases.table)))[batch.rows_B]
-        return Design(weights_B / weights_B.sum(), torch.from_numpy(units_N)[batch.rows_B])
+        shares_L = torch.tensor((1.0,) if copies is None else copies.shares, dtype=torch.float64)
+        looks_B = torch.arange(len(shares_L)).repeat_interleave(len(batch))
+        if copies is not None and self.looks is not None:
+            batch = batch.take(torch.arange(len(batch)).repeat(len(shares_L)))
+            batch = replace(batch, images=self.looks.of(batch.rows_B.numpy(), looks_B.numpy()))
+        chances_N = torch.from_numpy(self.mixture.chances(len(self.cases.table)))
+        weights_B = chances_N[batch.rows_B] * shares_L[looks_B]
+        units_B = torch.from_numpy(units_N)[batch.rows_B]
+        return replace(batch, design=Design(weights_B / weights_B.sum(), units_B, judged_B=looks_B == 0))
 
     def close(self) -> None:
         """End the processes that decode images."""

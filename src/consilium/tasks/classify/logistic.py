@@ -66,26 +66,29 @@ def fit_siblings(
     weights_T: np.ndarray,
     units_T: np.ndarray,
     *,
+    judged_T: np.ndarray | None = None,
     labels: LabelTree,
     leave_out: str,
     progress: Callable[[int, int], None],
 ) -> Solved:
     """The regression of every group of siblings, on the rows at or below one of them, with a strength of its own.
 
-    ``targets_T`` are ids of nodes. The strength is the one of least weighted log loss on units that are left out, in
-    folds that are even in every class. Where siblings have one unit alone, or no class in two, they take the strength
-    of the nearest node above that could choose; none above that is a DataError.
+    ``targets_T`` are ids of nodes. The strength is the one of least weighted log loss on units that are left out, of
+    which the rows in ``judged_T`` (None: all) are judged, in folds that are even in every class. Where siblings have
+    one unit alone, or no class in two, they take the strength of the nearest node above that could choose; none above
+    that is a DataError.
     """
     weight_KF, bias_K = np.zeros((len(labels), features_TF.shape[1])), np.zeros(len(labels))
     table: list[dict[str, Any]] = []
     strengths: dict[int | None, float] = {}
     loss, steps_TG = 0.0, labels.steps_MG[targets_T]
+    judged_T = np.ones(len(targets_T), dtype=bool) if judged_T is None else judged_T
     for number, group in enumerate(labels.siblings):
         rows = np.flatnonzero(steps_TG[:, number] >= 0)
         targets_TK = np.eye(len(group.ids))[steps_TG[rows, number]]
         if not len(rows) or len(group.ids) < 2:
             continue
-        problem = _Problem(features_TF[rows], targets_TK, weights_T[rows], units_T[rows])
+        problem = _Problem(features_TF[rows], targets_TK, weights_T[rows], units_T[rows], judged_T[rows])
         above = next((strengths[node] for node in _above(labels, group) if node in strengths), None)
         name = labels.name_of(group.parent)
         found = problem.solve(name, above=above, leave_out=leave_out, progress=progress)
@@ -120,13 +123,14 @@ class _Problem:
     targets_TK: np.ndarray
     weights_T: np.ndarray
     units_T: np.ndarray
+    judged_T: np.ndarray
 
     def solve(self, name: str, *, above: float | None, leave_out: str, progress: Callable[[int, int], None]) -> _Found:
         """The head of the strength that left-out units choose, or of the one from ``above`` where they cannot."""
         fold_T = self._folds()
         rows = self.features_TF, self.targets_TK
         if self._chooses(fold_T):
-            chosen = choose_linear(*rows, fold_T, weights_T=self.weights_T, progress=progress)
+            chosen = choose_linear(*rows, fold_T, weights_T=self.weights_T, judged_T=self.judged_T, progress=progress)
             losses = {f"log_loss_{strength:g}": round(loss, 4) for strength, loss in chosen.log_losses.items()}
             return _Found(chosen.head, chosen.strength, {"chosen_by": f"{fold_T.max() + 1} folds", **losses})
         if above is None:

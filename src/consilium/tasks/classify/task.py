@@ -76,13 +76,15 @@ class Classify(Answering):
         assert isinstance(self.config.head, LogisticHeadConfig)
         assert batch.design is not None
         assert batch.targets_B is not None
-        columns = self.features(batch), batch.targets_B, batch.design.weights_B, batch.design.units_B
-        features_TF, targets_T, weights_T, units_T = (column.detach().cpu() for column in columns)
+        design = batch.design
+        columns = self.features(batch), batch.targets_B, design.weights_B, design.units_B, design.judged_B
+        features_TF, targets_T, weights_T, units_T, judged_T = (column.detach().cpu() for column in columns)
         found = fit_siblings(
             features_TF.double().numpy(),
             targets_T.numpy(),
             weights_T.numpy(),
             units_T.numpy(),
+            judged_T=judged_T.numpy(),
             labels=self.labels,
             leave_out=self.config.head.leave_out,
             progress=progress,
