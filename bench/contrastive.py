@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import subprocess
-import sys
 import time
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -22,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bench._in_turn import in_turn
 from bench._machine import describe_machine, peak
 from consilium.losses.config import SigmoidContrastiveConfig, SoftmaxContrastiveConfig
 from consilium.losses.contrastive import build_contrastive
@@ -35,31 +33,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=list(CONFIGS), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["plain", "ours"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        print(*one(*arguments.side, batch=arguments.batch, width=arguments.width))
+        print(*one(arguments.side, arguments.kind, batch=arguments.batch, width=arguments.width))
         return
     print(describe_machine())
     for kind in CONFIGS:
-        found = []
-        for _ in range(arguments.rounds):
-            command = [sys.executable, __file__, "--batch", str(arguments.batch), "--width", str(arguments.width)]
-            sides = [
-                subprocess.run([*command, "--side", side, kind], capture_output=True, text=True, check=True).stdout
-                for side in ("plain", "ours")
-            ]
-            found.append([[float(value) for value in side.split()] for side in sides])
-        memory = [[side[0] for side in sides] for sides in found]
-        seconds = [[side[1] for side in sides] for sides in found]
         print(f"{kind}, {arguments.batch} pairs of {arguments.width} numbers:")
-        for name, unit, values in (("memory", "MB", memory), ("time", "s", seconds)):
-            plain, ours = (statistics.median(column) for column in zip(*values, strict=True))
-            ratios = [our / theirs for theirs, our in values]
-            print(
-                f"  {name}: plain {plain:.2f} {unit}, ours {ours:.2f} {unit}, ratio {statistics.median(ratios):.3f} "
-                f"(rounds {min(ratios):.3f} to {max(ratios):.3f})"
-            )
+        sizes = ["--batch", str(arguments.batch), "--width", str(arguments.width)]
+        in_turn([__file__, *sizes, "--kind", kind], rounds=arguments.rounds)
 
 
 def one(side: str, kind: str, *, batch: int, width: int) -> tuple[float, float]:

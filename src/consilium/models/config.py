@@ -144,7 +144,7 @@ class VisionConfig(Config):
     _licensed = model_validator(mode="after")(_weights_are_there)
 
 
-TextPooling = Literal["cls", "mean", "last_token", "eot", "pooler"]
+TextPooling = Literal["cls", "mean", "last_token", "eot", "pooler", "splade"]
 FROM_SCRATCH = ("tiny", "small")  # BERT encoders that start from random weights and learn their own vocabulary
 VOCABULARY_SIZE = 8192  # of these, where the config names no other
 
@@ -170,8 +170,13 @@ class TextConfig(Config):
     pooling: TextPooling | None = Field(
         default=None,
         description="One vector of a text: its first token (cls), the mean of its tokens, its last_token, the token at "
-        "the end of the text (eot, of CLIP), or the model's own pooler. null: as a CLIP, SigLIP or bundle was trained, "
-        "else cls.",
+        "the end of the text (eot, of CLIP), the model's own pooler, or a weight for each term of the vocabulary "
+        "(splade, of a masked language model). null: as a CLIP, SigLIP or bundle was trained, else cls.",
+    )
+    flops: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="splade only: weight of a penalty on terms that many texts use, which keeps vectors sparse.",
     )
     context_length: int = Field(default=256, ge=3, description="Tokens of a text that are read; longer ones are cut.")
     interpolate_positions: bool = Field(
@@ -197,6 +202,12 @@ class TextConfig(Config):
     def learns_words(self) -> bool:
         """Whether the tokenizer may have words of training texts; what a bundle's began with is not looked up."""
         return self.from_scratch or self.kind == "bundle"
+
+    @model_validator(mode="after")
+    def _terms_are_penalised(self) -> TextConfig:
+        if self.flops and self.pooling not in ("splade", None):
+            raise ValueError(f"flops is {self.flops:g}, but pooling is {self.pooling}, which gives no weights of terms")
+        return self
 
     @model_validator(mode="after")
     def _scratch_brings_nothing(self) -> TextConfig:

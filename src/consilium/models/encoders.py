@@ -19,6 +19,7 @@ from consilium.models.licenses import file_licenses
 from consilium.models.parts import first_names, tower_part
 from consilium.models.weights import load_tensors
 
+ENCODER, MASKED_LM = "AutoModel", "AutoModelForMaskedLM"  # without heads; with that which scores terms
 _TEXT = ModelFolder(
     "", "text.name", "Without a network, set text.name to a local folder with its files, or to small (from scratch)."
 )
@@ -87,30 +88,31 @@ class HubEncoder:
         definition: str = found.backend_tokenizer.to_str()
         return definition, found.pad_token_id or 0
 
-    def pretrained(self, kind: str = "AutoModel") -> LoadedEncoder:
+    def pretrained(self, kind: str = ENCODER) -> LoadedEncoder:
         """The model with the weights that lie under the name; ``kind`` is its class in transformers."""
         import transformers
 
         licenses = file_licenses(self._place.descriptions("card"), source=self.name)
         # The library would else build a model in half precision where its file is.
-        config = self.config if kind == "AutoModel" else self.any_config
+        config = self.config if kind in (ENCODER, MASKED_LM) else self.any_config
         options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
         model, info = self.read("weights", getattr(transformers, kind).from_pretrained, options)
         return LoadedEncoder(model, missing=frozenset(info["missing_keys"]), licenses=licenses)
 
-    def with_weights_of(self, place: str) -> LoadedEncoder:
+    def with_weights_of(self, place: str, kind: str = ENCODER) -> LoadedEncoder:
         """The model with the weights of a file, or of the folder that holds one; a file may hold a whole training."""
         file = weights_of(place, key="text.pretrained", names=_FILES)
         tensors = load_tensors(file)
         with torch.device("meta"):
-            empty = new_encoder(self.config)
+            empty = new_encoder(self.config, kind)
         part = tower_part(tensors, empty.state_dict(), classifiers=())
         if part is None:
             raise WeightsError(
                 f"the weights in {file} do not fit {self.name}: the file holds {len(tensors)} tensors, "
                 f"{first_names(tensors)}; most of those of {type(empty).__name__} are not among them. Check text.name."
             )
-        loaded = with_weights(self.config, part.state, origin=f"the weights in {file} do not fit {self.name}")
+        origin = f"the weights in {file} do not fit {self.name}"
+        loaded = with_weights(self.config, part.state, origin=origin, kind=kind)
         note = part.said()
         said, licenses = f"{file.name}: {note}" if note else "", file_licenses(file, source=place)
         return replace(loaded, note=said, licenses=licenses)
@@ -125,32 +127,37 @@ class HubEncoder:
             raise WeightsError(f"the {what} of {self.name} cannot be read ({folder}): {short(error)}.") from error
 
 
-def new_encoder(config: Any) -> Any:
+def new_encoder(config: Any, kind: str = ENCODER) -> Any:
     """A model with random weights; a config of which there is no encoder is a ConfigError."""
     try:
         with quiet():
             if config.model_type in _BESIDE:
-                return _class_of(config)._from_config(config, dtype=torch.float32)
-            return _class_of(config).from_config(config, trust_remote_code=False, dtype=torch.float32)
+                return _class_of(config, kind)._from_config(config, dtype=torch.float32)
+            return _class_of(config, kind).from_config(config, trust_remote_code=False, dtype=torch.float32)
     except Exception as error:  # the library raises errors of many kinds
         raise ConfigError(f"transformers builds no encoder of type {config.model_type}: {short(error)}.") from error
 
 
-def with_weights(config: Any, state: Mapping[str, Tensor], *, origin: str) -> LoadedEncoder:
+def with_weights(config: Any, state: Mapping[str, Tensor], *, origin: str, kind: str = ENCODER) -> LoadedEncoder:
     """A model with these weights, whose names may be those of any version of the library.
 
     What does not fit is a WeightsError that begins with ``origin``.
     """
     with torch.device("meta"):
-        kind = type(new_encoder(config))
+        found = type(new_encoder(config, kind))
     try:
         with quiet():
-            model, info = kind.from_pretrained(
+            model, info = found.from_pretrained(
                 None, config=config, state_dict=dict(state), dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # the library raises errors of many kinds
         raise WeightsError(f"{origin}: {short(error)}.") from error
     return LoadedEncoder(model, missing=frozenset(info["missing_keys"]))
+
+
+def text_class(pooling: str | None) -> str:
+    """Which class of transformers a text tower is: weights of terms need the layer that scores them."""
+    return MASKED_LM if pooling == "splade" else ENCODER
 
 
 def architecture_of(config: Any) -> dict[str, Any]:
@@ -160,9 +167,9 @@ def architecture_of(config: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in left_out}
 
 
-def encoder_of(architecture: Mapping[str, Any]) -> Any:
+def encoder_of(architecture: Mapping[str, Any], kind: str = ENCODER) -> Any:
     """The model, with random weights, whose architecture was noted."""
-    return new_encoder(config_of(architecture))
+    return new_encoder(config_of(architecture), kind)
 
 
 def config_of(architecture: Mapping[str, Any]) -> Any:
@@ -176,10 +183,10 @@ def config_of(architecture: Mapping[str, Any]) -> Any:
         raise ConfigError(f"the architecture of an encoder cannot be read: {short(error)}.") from error
 
 
-def _class_of(config: Any) -> Any:
+def _class_of(config: Any, kind: str) -> Any:
     import transformers
 
-    return getattr(transformers, _BESIDE.get(config.model_type, "AutoModel"))
+    return getattr(transformers, _BESIDE.get(config.model_type, kind))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from consilium.core.errors import ConfigError
-from consilium.models.encoders import LoadedEncoder, architecture_of, encoder_of
+from consilium.models.encoders import ENCODER, LoadedEncoder, architecture_of, encoder_of
 
 KEPT = 20  # the first positions, which nearly every text has and which are trained best, stay as they are
 
@@ -26,7 +26,7 @@ def position_table(model: nn.Module) -> tuple[str, nn.Embedding, int] | None:
     return None
 
 
-def lengthened(loaded: LoadedEncoder, *, tokens: int, name: str) -> LoadedEncoder:
+def lengthened(loaded: LoadedEncoder, *, tokens: int, name: str, kind: str = ENCODER) -> LoadedEncoder:
     """The encoder with positions for ``tokens``, of which those after the first 20 are interpolated.
 
     As in Long-CLIP (Zhang et al., 2024, arXiv:2403.15378). An encoder that has enough stays as it is; one whose
@@ -43,7 +43,7 @@ def lengthened(loaded: LoadedEncoder, *, tokens: int, name: str) -> LoadedEncode
         return loaded
     positions_PF = table.weight.detach()
     table_PF = torch.cat((positions_PF[:before], _interpolated(positions_PF[before:], tokens)))
-    longer = encoder_of({**architecture_of(model.config), "max_position_embeddings": len(table_PF)})
+    longer = encoder_of({**architecture_of(model.config), "max_position_embeddings": len(table_PF)}, kind)
     own = {**model.state_dict(), f"{place}.weight": table_PF}
     missing = longer.load_state_dict(own, strict=False).missing_keys
     return replace(loaded, model=longer, missing=loaded.missing | set(missing))

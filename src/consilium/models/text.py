@@ -18,8 +18,9 @@ from consilium.models.blocks import depths_of, drop_unused, layer_blocks
 from consilium.models.checkpoints.find import find_text
 from consilium.models.checkpoints.pretrained import TextSource
 from consilium.models.config import VOCABULARY_SIZE, TextConfig, TextPooling
-from consilium.models.encoders import LoadedEncoder, architecture_of, encoder_of, new_encoder
+from consilium.models.encoders import LoadedEncoder, architecture_of, encoder_of, new_encoder, text_class
 from consilium.models.positions import lengthened, position_table
+from consilium.models.splade import split_terms
 from consilium.models.tokenizer import Padded, Tokenizer, train_tokenizer
 
 _SIZES: dict[str, dict[str, Any]] = {  # of the encoders from scratch
@@ -49,6 +50,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.model: Any = model
         self.pooling = pooling
+        self.terms = split_terms(model) if pooling == "splade" else None
         self.weights_note = weights_note
         self.architecture = architecture_of(self.model.config)
         self._masked = self.architecture["model_type"] not in _WITHOUT_MASK
@@ -62,6 +64,8 @@ class TextTower(nn.Module):
     def forward(self, tokens_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """Features [B, num_features] of tokens int64 [B, T]; ``attention_BT`` is 1 for tokens and 0 for padding."""
         found = self.model(input_ids=tokens_BT, **({"attention_mask": attention_BT} if self._masked else {}))
+        if self.terms is not None:
+            return self.terms(found.logits, attention_BT)  # type: ignore[no-any-return]
         if self.pooling == "pooler" or (self.pooling == "eot" and not self.reads_padding):
             features_BF: Tensor = found.pooler_output
             return features_BF
@@ -78,14 +82,20 @@ class TextTower(nn.Module):
 
     def blocks(self) -> list[list[nn.Parameter]]:
         """All parameters in blocks from input to output: the embeddings, then each layer; a last norm joins it."""
-        return layer_blocks(self.model, advice="set freeze.kind to none or tower")
+        return self._layers(advice="set freeze.kind to none or tower")
 
     def depths(self) -> list[int]:
         """How many layers lie above that of each parameter; the embeddings lie below all of them.
 
         Layers that cannot be told apart are a ConfigError.
         """
-        return depths_of(self, layer_blocks(self.model, advice="leave layer_decay out"))
+        return depths_of(self, self._layers(advice="leave layer_decay out"))
+
+    def _layers(self, *, advice: str) -> list[list[nn.Parameter]]:
+        layers = layer_blocks(self.model, advice=advice)
+        known = {parameter for layer in layers for parameter in layer}  # the decoder may share the word embeddings
+        layers[-1] += [parameter for parameter in self.parameters() if parameter not in known]
+        return layers
 
     def _drop_unused(self, probe: Padded) -> None:
         """Take out modules that this pooling passes by, so that every parameter gets a gradient."""
@@ -155,14 +165,16 @@ def build_text(
     fit are a WeightsError.
     """
     if architecture is not None:
-        loaded = LoadedEncoder(encoder_of(architecture))
+        loaded = LoadedEncoder(encoder_of(architecture, text_class(pooling)))
     elif config.from_scratch:
         loaded = LoadedEncoder(_from_scratch(config, tokenizer))
     else:
         source = source or find_text(config)
         loaded, pooling = source.load(), config.pooling or source.pooling
         if config.interpolate_positions:
-            loaded = lengthened(loaded, tokens=tokenizer.context_length, name=config.name)
+            loaded = lengthened(
+                loaded, tokens=tokenizer.context_length, name=config.name, kind=text_class(config.pooling)
+            )
     _refuse_misfit(loaded.model, tokenizer, name=config.name)
     probe = tokenizer.pad(tokenizer.encode(_PROBE))
     chosen = config.pooling or pooling or "cls"
@@ -180,7 +192,8 @@ def _from_scratch(config: TextConfig, tokenizer: Tokenizer) -> Any:
         "vocab_size": tokenizer.vocabulary_size,
         "max_position_embeddings": tokenizer.context_length,
     }
-    return new_encoder(BertConfig(**_SIZES[config.name], **size, pad_token_id=tokenizer.pad_id))
+    made = BertConfig(**_SIZES[config.name], **size, pad_token_id=tokenizer.pad_id)
+    return new_encoder(made, text_class(config.pooling))
 
 
 def _refuse_misfit(model: Any, tokenizer: Tokenizer, *, name: str) -> None:
@@ -211,7 +224,14 @@ def _positions(model: Any) -> int | None:
 
 def _refuse_missing(tower: TextTower, loaded: LoadedEncoder, *, name: str) -> None:
     """A tensor that is used must come from the file: what the library makes up at random would go unnoticed."""
-    missing = sorted(loaded.missing & tower.model.state_dict().keys())
+    used = tower.model.state_dict().keys()
+    missing = sorted(loaded.missing if tower.terms is not None else loaded.missing & used)
+    if missing and tower.terms is not None:
+        raise WeightsError(
+            f"text.pooling is splade, but the weights of {name} lack layers that give each term its score: "
+            f"{some(missing, _SHOWN)}. They are of an encoder without its head; name a SPLADE or another masked "
+            "language model, or use cls or mean."
+        )
     if missing and all(key.startswith("pooler.") for key in missing):
         raise WeightsError(
             f"text.pooling is pooler, but the weights of {name} have none (it was never trained); use cls or mean."

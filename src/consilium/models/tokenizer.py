@@ -106,6 +106,10 @@ class Tokenizer:
         """The rows that a table of embeddings needs: the largest token id and one."""
         return max(self._library().get_vocab(with_added_tokens=True).values()) + 1
 
+    def token(self, number: int) -> str:
+        """The token of an id; '' where the vocabulary has none."""
+        return self._library().id_to_token(number) or ""
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, special tokens included, cut at the context length; never none at all."""
         found = [self._library().encode(text) for text in texts]

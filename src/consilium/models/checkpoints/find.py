@@ -16,7 +16,7 @@ from consilium.models.checkpoints.layout import ImageLayout
 from consilium.models.checkpoints.open_clip import OpenClipModel, read_description
 from consilium.models.checkpoints.pretrained import ImageSource, TextSource, image_source, text_source
 from consilium.models.config import TextConfig, VisionConfig
-from consilium.models.encoders import HubEncoder, LoadedEncoder, encoder_of, new_encoder
+from consilium.models.encoders import HubEncoder, LoadedEncoder, encoder_of, new_encoder, text_class
 from consilium.models.hub import (
     HUB,
     ModelFolder,
@@ -116,9 +116,10 @@ def find_text(config: TextConfig) -> TextSource:
         return replace(source, load=lambda: LoadedEncoder(encoder_of(whole.layout.text.options)))
 
     def load() -> LoadedEncoder:
+        kind = text_class(config.pooling)
         if isinstance(config.pretrained, str):
-            return encoder.with_weights_of(config.pretrained)
-        return encoder.pretrained() if config.pretrained else LoadedEncoder(new_encoder(encoder.config))
+            return encoder.with_weights_of(config.pretrained, kind)
+        return encoder.pretrained(kind) if config.pretrained else LoadedEncoder(new_encoder(encoder.config, kind))
 
     return TextSource(encoder.config.model_type, None, None, encoder.tokenizer, load)
 

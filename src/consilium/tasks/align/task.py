@@ -32,6 +32,7 @@ from consilium.core.reporter import some
 from consilium.core.task import Task, at_the_end
 from consilium.losses.contrastive import build_contrastive
 from consilium.losses.distillation import FeatureDistillation
+from consilium.losses.sparsity import flops_penalty
 from consilium.models.checkpoints.layout import ProjectionLayout
 from consilium.models.chunked import in_chunks, largest_chunk
 from consilium.models.projection import Projection
@@ -42,6 +43,7 @@ from consilium.models.weights import batch_statistics, freeze_tower, keep_frozen
 from consilium.tasks.align.config import AlignConfig
 
 SIDES = ("image", "text")
+TERMS = 32  # of a text that are told
 
 
 class Align(Task):
@@ -129,9 +131,13 @@ class Align(Task):
         embeddings = self.embed_images(batch, images_BF), self.embed_texts(batch, texts_BF)
         loss = self.loss(*embeddings, same_B=same_B, own_BK=own_BK, repeated=batch.share == 0)
         parts = {"temperature": 1 / self.loss.scale.detach()}
+        if self.config.text.flops:
+            flops = flops_penalty(texts_BF, repeated=batch.share == 0)
+            parts |= {"contrastive": loss.detach(), "flops": flops.detach()}
+            loss = loss + self.config.text.flops * flops
         if self.distillation is not None and self.config.feature_distillation is not None:
             distance = self._distance(batch, {"image": images_BF, "text": texts_BF})
-            parts |= {"contrastive": loss.detach(), "feature_distillation": distance.detach()}
+            parts = {"contrastive": loss.detach(), **parts, "feature_distillation": distance.detach()}
             loss = loss + self.config.feature_distillation.weight * distance
         return StepOutput(loss, parts)
 
@@ -150,7 +156,10 @@ class Align(Task):
         arrays["has_text"] = there_BK.any(1).float()
         embeddings_BKD = scale.new_zeros(*there_BK.shape, self.config.embedding_size)
         if captions is not None and bool(there_BK.any()):
-            embeddings_BKD[there_BK] = self.text_projection(self.text_features(captions.each_text())).float()
+            features_NF = self.text_features(captions.each_text())
+            embeddings_BKD[there_BK] = self.text_projection(features_NF).float()
+            if self.text.terms is not None:
+                arrays |= _top_terms(features_NF, there_BK)
         arrays["text_embeddings"] = embeddings_BKD
         return Prediction(arrays)
 
@@ -182,8 +191,18 @@ class Align(Task):
                 for side in SIDES
                 if arrays[f"has_{side}"][case]
             }
+            | self._terms(arrays, case)
             for case in range(len(arrays["scale"]))
         ]
+
+    def _terms(self, arrays: Mapping[str, Tensor], case: int) -> dict[str, Any]:
+        """The terms of a case's text that weigh most, by name; nothing where the tower has no terms."""
+        if "term_weights" not in arrays:
+            return {}
+        found = zip(arrays["terms"][case].long().tolist(), arrays["term_weights"][case].tolist(), strict=True)
+        named = {self.tokenizer.token(term): round(weight, 4) for term, weight in found if weight > 0}
+        named.pop("", None)  # the encoder may have room for terms that the tokenizer does not know
+        return {"text_terms": named} if named else {}
 
     def vectors(self) -> dict[str, int]:
         """The embeddings of both sides."""
@@ -344,6 +363,16 @@ def _texts(batch: Batch) -> Texts:
     if batch.texts is None:
         raise ValueError("this batch has no texts")
     return batch.texts
+
+
+def _top_terms(weights_NV: Tensor, there_BK: Tensor) -> dict[str, Tensor]:
+    """The terms of each case's first text that weigh most [B, P], and their weights; 0 where there are fewer."""
+    first_N = there_BK.nonzero()[:, 1] == 0
+    highest_NP, terms_NP = weights_NV.float().topk(min(TERMS, weights_NV.shape[1]))
+    shape = (len(there_BK), highest_NP.shape[1])
+    terms_BP, weights_BP = weights_NV.new_zeros(shape), weights_NV.new_zeros(shape)
+    terms_BP[there_BK[:, 0]], weights_BP[there_BK[:, 0]] = terms_NP[first_N].float(), highest_NP[first_N]
+    return {"terms": terms_BP, "term_weights": weights_BP}
 
 
 def _where(there_B: Tensor, embeddings_BD: Tensor) -> Tensor:
