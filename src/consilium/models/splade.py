@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from consilium.core.errors import ConfigError
 
 _CHUNK = 2**24  # scores that are in memory at once: 64 MiB
-_PLACES = 4096  # weights of a text whose gradients are computed at once
+_PLACES = 512  # weights of a text whose gradients are computed at once, few enough for the cache of a core
 
 
 class Terms(nn.Module):
