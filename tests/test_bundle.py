@@ -186,6 +186,31 @@ def test_averaged_answers_are_the_mean_of_those_to_each_look(
     assert list(found["probabilities"].values()) != pytest.approx(list(records[0]["probabilities"].values()), abs=2e-3)
 
 
+def test_a_zoom_is_an_answer_to_the_centre_of_the_file_and_looks_that_differ_disagree(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    def loaded(looks: AveragingConfig) -> Predictor:
+        folder = Path(shutil.copytree(tiny_run.folder, tmp_path / str(looks.looks)))
+        manifest = read_manifest(folder)
+        changes = {"looks": looks, "knowledge": {**manifest.knowledge, "calibration": {}}}  # what is averaged is raw
+        (folder / "bundle.json").write_text(manifest.model_copy(update=changes).model_dump_json(), encoding="utf-8")
+        return consilium.load(folder)
+
+    def entropy(shares: np.ndarray) -> Any:
+        return -(shares * np.log(shares)).sum(-1)
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8))
+    for name, look in (("whole", image), ("centre", image.crop((40, 24, 120, 72)))):
+        look.save(tmp_path / f"{name}.png")
+    looks = loaded(AveragingConfig()).predict([tmp_path / "whole.png", tmp_path / "centre.png"])
+    shares_SK = np.array([list(record["probabilities"].values()) for record in looks])
+    (found,) = loaded(AveragingConfig(zooms=[0.25])).predict(tmp_path / "whole.png")
+    assert list(found["probabilities"].values()) == pytest.approx(shares_SK.mean(0).tolist(), abs=2e-6)
+    assert found["disagreement"] == pytest.approx(entropy(shares_SK.mean(0)) - entropy(shares_SK).mean(), abs=2e-6)
+    assert found["disagreement"] > 1e-5
+    assert "disagreement" not in looks[0]
+
+
 def test_averaging_judges_and_is_saved_but_trains_and_validates_as_ever(
     tiny: TrainTiny, tiny_run: Run, tiny_images: Path
 ) -> None:

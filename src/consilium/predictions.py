@@ -64,7 +64,7 @@ def predict_files(
     if predictor.task.text_coder() is not None and (several := items.several_texts()):
         reporter.line(f"note: {counted(several, 'case')} with several texts: the answer is about the first.")
     errors = 0
-    with _open_writer(out, task=predictor.task) as writer:
+    with _open_writer(out, task=predictor.task, looks=predictor.looks.looks) as writer:
         for done, (key, record) in enumerate(zip(keys, predictor.stream(items), strict=True), start=1):
             errors += "error" in record
             record.pop("text", None)  # a case of a store is told by its id
@@ -142,7 +142,7 @@ def _in_bucket(path: str, skipped: Counter[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _open_writer(out: Path | None, *, task: Task) -> Iterator[_Writer]:
+def _open_writer(out: Path | None, *, task: Task, looks: int) -> Iterator[_Writer]:
     if out is None:
         yield _JsonLines(sys.stdout)
         return
@@ -155,7 +155,7 @@ def _open_writer(out: Path | None, *, task: Task) -> Iterator[_Writer]:
         writer: _Writer
         if out.suffix in (".jsonl", ".csv"):
             file = opened.enter_context(temporary.open("w", encoding="utf-8", errors="backslashreplace", newline=""))
-            writer = _JsonLines(file) if out.suffix == ".jsonl" else _Csv(file, task=task)
+            writer = _JsonLines(file) if out.suffix == ".jsonl" else _Csv(file, task=task, looks=looks)
         else:
             writer = _vectors_writer(temporary, ending=out.suffix, task=task)
         yield writer
@@ -204,9 +204,10 @@ class _JsonLines:
 class _Csv:
     """Columns image and error, and those of the task."""
 
-    def __init__(self, file: Any, *, task: Task) -> None:
+    def __init__(self, file: Any, *, task: Task, looks: int) -> None:
         self._task = task
-        answer, rest = task.columns()[:2], task.columns()[2:]
+        columns = task.columns(looks=looks)
+        answer, rest = columns[:2], columns[2:]
         self._writer = csv.DictWriter(file, ["image", *answer, "error", *rest], restval="", lineterminator="\n")
         self._writer.writeheader()
 

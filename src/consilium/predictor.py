@@ -13,7 +13,7 @@ import torch
 
 from consilium.bundle import load_member
 from consilium.core.config import build
-from consilium.core.contracts import Batch, Prediction
+from consilium.core.contracts import Batch, Prediction, TextCoder, Views
 from consilium.core.devices import choose_device
 from consilium.core.errors import ConsiliumError, ImageError
 from consilium.core.evaluation import Outputs
@@ -21,7 +21,7 @@ from consilium.core.section import Knowledge
 from consilium.core.task import Task
 from consilium.data.batches.loader import Loaded, Loader, evaluation_requests
 from consilium.data.batches.looks import looks
-from consilium.data.batches.readers import CaptionReader, ImageReader, Images, Readers, Texts, numbered
+from consilium.data.batches.readers import CaptionReader, ImageReader, Images, Reader, Readers, Texts, numbered
 from consilium.data.batches.rows import Item, Items, is_one_item
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.cases.cases import Studied
@@ -129,7 +129,7 @@ class Predictor:
     def _answers(
         self, source: Items, rows: Sequence[int], *, here: bool
     ) -> Iterator[tuple[int, dict[str, Any] | ConsiliumError]]:
-        for loaded, prediction in self._run(source, rows, texts=source, here=here, ask=self._predict):
+        for loaded, prediction in self._run(source, rows, texts=source, here=here, ask=self._predict, once=False):
             found: dict[int, dict[str, Any] | ConsiliumError] = dict(loaded.errors)
             if loaded.batch is not None and prediction is not None:
                 records = self.task.records(prediction)
@@ -143,13 +143,18 @@ class Predictor:
         *,
         texts: Texts | None,
         ask: Callable[[Batch], AnswerT],
+        once: bool,
         here: bool = False,
     ) -> Iterator[tuple[Loaded, AnswerT | None]]:
-        """Batches and what ``ask`` says of them; ``here``: read in this process."""
+        """Batches and what ``ask`` says of them, which sees each image ``once``; ``here``: read in this process."""
+        looks = AveragingConfig() if once else self.looks
+        cached = self._cached.images if looks.looks == 1 else None  # of the whole images alone
         config = self.loader
-        if here or self._cached.images is not None or len(rows) <= (config.eval_batch_size or config.batch_size):
+        if here or cached is not None or len(rows) <= (config.eval_batch_size or config.batch_size):
             config = config.model_copy(update={"workers": 0})  # starting a process costs more than it saves
-        loader = Loader(self._readers(source, texts), config=config)
+        coder = self.task.text_coder()
+        images = cached or ImageReader(source, image=self.image, required=coder is None, zooms=looks.zooms)
+        loader = Loader(self._readers(images, coder, texts), config=config)
         for loaded in loader.load(evaluation_requests(rows, config=config)):
             answer = None
             if loaded.batch is not None:
@@ -157,10 +162,8 @@ class Predictor:
                 loaded, answer = replace(loaded, batch=batch), ask(batch)
             yield loaded, answer
 
-    def _readers(self, source: Images, texts: Texts | None) -> Readers:
+    def _readers(self, images: Reader[Any, Views], coder: TextCoder | None, texts: Texts | None) -> Readers:
         """A task that reads texts may be asked about an image, a text, or both."""
-        coder = self.task.text_coder()
-        images = self._cached.images or ImageReader(source, image=self.image, required=coder is None)
         if coder is None or texts is None:
             return Readers(images=images)
         if self._cached.captions is not None:
@@ -172,11 +175,9 @@ class Predictor:
         """The task's prediction over all looks at the images."""
         if self.looks.looks == 1:
             return self.task.predict(batch)
-        images = batch.views
-        seen = looks(images.pixels, mirror=self.looks.mirror, crops=self.looks.crops)
-        return self.task.combine(
-            [(look, self.task.predict(replace(batch, images=replace(images, pixels_BVCHW=own)))) for look, own in seen]
-        )
+        config = self.looks
+        seen = looks(batch.views, mirror=config.mirror, crops=config.crops, zooms=config.zooms)
+        return self.task.combine([(look, self.task.predict(replace(batch, images=own))) for look, own in seen])
 
     def _evidence(self, batch: Batch) -> Mapping[str, torch.Tensor]:
         return self.task.evidence(self._predict(batch), batch)
@@ -200,7 +201,8 @@ class Predictor:
         was_training = self.task.training
         self.task.eval()
         done = 0
-        for loaded, answer in self._run(source, rows.tolist(), texts=texts, ask=ask or self._evidence):
+        found_of = self._run(source, rows.tolist(), texts=texts, ask=ask or self._evidence, once=ask is not None)
+        for loaded, answer in found_of:
             for row, error in loaded.errors:
                 if not isinstance(error, ImageError) or len(unread) + 1 == len(rows):
                     raise error  # an extra that is not installed, or a disk that is not there

@@ -230,10 +230,15 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class Look:
-    """One way to look at an image (test-time augmentation): mirrored, or the share of its centre, enlarged."""
+    """One way to look at an image (test-time augmentation).
+
+    Mirrored; its centre with the share ``centre`` of both sides, enlarged; its centre with the share ``zoom`` of the
+    area, cut from the file at the resolution of the file.
+    """
 
     mirrored: bool = False
     centre: float = 1.0
+    zoom: float = 1.0
 
 
 @dataclass(frozen=True)

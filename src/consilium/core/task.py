@@ -65,8 +65,11 @@ class Task(nn.Module, ABC):
         """What the task answers, in a few words."""
         return type(self).__name__
 
-    def columns(self) -> list[str]:
-        """The columns of a table of answers, beside those of the case and of an error; [] where none fits a table."""
+    def columns(self, *, looks: int = 1) -> list[str]:
+        """The columns of a table of answers, beside those of the case and of an error; [] where none fits a table.
+
+        ``looks``: how often the task sees each image.
+        """
         return []
 
     def row(self, record: Mapping[str, Any]) -> dict[str, Any]:

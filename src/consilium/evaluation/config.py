@@ -16,11 +16,16 @@ class AveragingConfig(Config):
     crops: list[Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(
         default=[], description="Also its centre: for each number that share of both sides, enlarged."
     )
+    zooms: list[Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(
+        default=[],
+        description="Also its centre as the file has it, at full resolution: for each number that share of the area "
+        "(0.25: half of both sides), as data.augmentation.crop_scale counts.",
+    )
 
     @property
     def looks(self) -> int:
         """How often the model sees each image."""
-        return (1 + self.mirror) * (1 + len(self.crops))
+        return (1 + self.mirror) * (1 + len(self.crops) + len(self.zooms))
 
 
 class EvaluationConfig(Config):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -288,7 +287,7 @@ class Session:
             loader=self.experiment.data.loader,
             device=self.device,
             looks=looks,
-            cached=self.feed.judged if looks.looks == 1 else replace(self.feed.judged, images=None),
+            cached=self.feed.judged,
         )
 
     def _fit(self, folder: Path, precision: str) -> Progress:

@@ -1,15 +1,24 @@
-"""Readers of texts: which of several is drawn, what is right for a case, and all texts where nothing is drawn."""
+"""Readers of texts: which of several is drawn, what is right for a case, and all texts where nothing is drawn.
+
+Readers of images: further looks at the centre of the file.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from io import BytesIO
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from consilium.data.batches.readers import NO_DRAW, CaptionReader, DrawnTexts, TextReader, numbered
+from consilium.data.batches.readers import NO_DRAW, CaptionReader, DrawnTexts, ImageReader, TextReader, numbered
+from consilium.data.batches.rows import Items
+from consilium.data.config import ImageConfig
 from tests.data.batches.test_loader import Padded
 from tests.data.samples import case_table
 
@@ -84,3 +93,48 @@ def test_one_text_is_drawn_in_training_and_all_are_read_where_a_task_is_asked() 
     each = whole.each_text()
     assert each.tokens_BT is not None
     assert each.tokens_BT.tolist() == [[97, 98, 0], [99, 0, 0], [99, 0, 0], [100, 101, 102]]
+
+
+# -- Zooms --------------------------------------------------------------------------------------------------------
+
+
+def png(pixels_HWC: np.ndarray) -> bytes:
+    file = BytesIO()
+    Image.fromarray(pixels_HWC).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("fit", "share", "top", "left", "rows", "columns"),
+    [
+        ("stretch", 0.25, 40, 60, 80, 120),  # half of both sides, in the shape of the image
+        ("stretch", 0.01, 72, 108, 16, 24),
+        ("crop", 0.25, 40, 80, 80, 80),  # half of the sides of the largest centred square
+        ("pad", 0.25, 40, 80, 80, 80),
+    ],
+)
+def test_a_zoom_is_the_crop_of_the_file_at_its_own_resolution(
+    fit: str, share: float, top: int, left: int, rows: int, columns: int
+) -> None:
+    pixels_HWC = np.random.default_rng(0).integers(0, 256, (160, 240, 3), dtype=np.uint8)
+    image = ImageConfig(size=(32, 32), fit=fit)  # type: ignore[arg-type]
+    cut = png(pixels_HWC[top : top + rows, left : left + columns])
+    whole, zoomed = ImageReader(Items([png(pixels_HWC)]), image=image, zooms=[share]).read(0, NO_DRAW)
+    stretched = ImageConfig(size=(32, 32), fit="stretch")
+    (expected,) = ImageReader(Items([cut]), image=stretched).read(0, NO_DRAW)
+    np.testing.assert_array_equal(zoomed, expected)
+    np.testing.assert_array_equal(whole, ImageReader(Items([png(pixels_HWC)]), image=image).read(0, NO_DRAW)[0])
+
+
+def test_zooms_of_cases_with_different_numbers_of_views_lie_look_by_look() -> None:
+    random = np.random.default_rng(0)
+    files = [png(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(3)]
+    reader = ImageReader(Items([files[:1], files[1:], []]), image=ImageConfig(size=(8, 8)), zooms=[0.5], required=False)
+    assert reader.nbytes == 2 * 8 * 8 * 3
+    raws = [reader.read(0, NO_DRAW), reader.read(1, NO_DRAW), []]
+    found = reader.collate(raws, shared=False)
+    assert np.asarray(found.there_BV).tolist() == [[True, False, True, False], [True] * 4, [False] * 4]
+    pixels_BVHWC = np.asarray(found.pixels).transpose(0, 1, 3, 4, 2)
+    for case, (views, places) in enumerate([(2, [0, 2]), (4, [0, 1, 2, 3])]):
+        for view in range(views):
+            np.testing.assert_array_equal(pixels_BVHWC[case, places[view]], raws[case][view])

@@ -22,7 +22,7 @@ from consilium.data.batches.acquisition import recompressed
 from consilium.data.batches.config import AugmentationConfig
 from consilium.data.batches.transforms import sample_box, sample_quality, sample_text
 from consilium.data.config import ImageConfig
-from consilium.data.images.reading import load_view, probe, read_bytes
+from consilium.data.images.reading import load_view, probe, read_bytes, zoomed
 
 NO_DRAW = -1  # the draw number of a case that nothing random happens to
 
@@ -133,20 +133,27 @@ class ImageReader:
         augmentation: AugmentationConfig | None = None,
         seed: int = 0,
         required: bool = True,
+        zooms: Sequence[float] = (),
     ) -> None:
-        """``required``: a case without an image is an error; else it has no view in the batch."""
+        """``required``: a case without an image is an error; else it has no view in the batch.
+
+        ``zooms``: further looks at every view, at its centre with that share of the area. On the axis V the views of
+        the whole images come first, then as many for each zoom; they do not go with an augmentation.
+        """
         self._source, self._image, self._seed, self._required = source, image, seed, required
         self._augmentation = augmentation or AugmentationConfig()
+        self._looks = (None, *zooms)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one view."""
+        """Bytes of one view, at which there may be several looks."""
         height, width = self._image.size
-        return height * width * 3
+        return len(self._looks) * height * width * 3
 
     def read(self, row: int, draw: int) -> list[np.ndarray]:
-        """The views of a case, each uint8 [H, W, 3]."""
-        views = [self._view(image, draw, number) for number, image in enumerate(self._source.images(row))]
+        """The views of a case, look by look, each uint8 [H, W, 3]."""
+        images = self._source.images(row)
+        views = [self._view(image, draw, number, zoom) for zoom in self._looks for number, image in enumerate(images)]
         if not views and self._required:
             raise ImageError(f"case {row} has no image; this task needs one per case.")
         return views
@@ -154,22 +161,27 @@ class ImageReader:
     def collate(self, raws: Sequence[list[np.ndarray]], *, shared: bool) -> Views:
         """uint8 pixels; views that are not there are zeros."""
         height, width = self._image.size
-        size = (len(raws), max(1, *map(len, raws)), height, width, 3)
+        looks = len(self._looks)
+        most = max(1, *(len(views) // looks for views in raws))
+        size = (len(raws), looks * most, height, width, 3)
         tensor = workers.shared(size) if shared else None
         images_BVHWC = np.zeros(size, dtype=np.uint8) if tensor is None else tensor.numpy()
         there_BV = np.zeros(size[:2], dtype=bool)
         for number, views in enumerate(raws):
-            for view, pixels_HWC in enumerate(views):
-                images_BVHWC[number, view] = pixels_HWC
-            there_BV[number, : len(views)] = True
+            for place, pixels_HWC in enumerate(views):
+                look, view = divmod(place, len(views) // looks)
+                images_BVHWC[number, look * most + view] = pixels_HWC
+                there_BV[number, look * most + view] = True
         pixels_BVCHW: Any = images_BVHWC.transpose(0, 1, 4, 2, 3) if tensor is None else tensor.permute(0, 1, 4, 2, 3)
         return Views(there_BV, pixels_BVCHW)  # type: ignore[arg-type]
 
-    def _view(self, image: str | bytes, draw: int, view: int) -> np.ndarray:
+    def _view(self, image: str | bytes, draw: int, view: int, zoom: float | None) -> np.ndarray:
         name = image if isinstance(image, str) else "embedded image"
         data = read_bytes(image)
         box = None
-        if draw != NO_DRAW and self._augmentation.crop_scale is not None:
+        if zoom is not None:
+            box = zoomed(probe(data, name=name, max_pixels=self._image.max_pixels), self._image, share=zoom)
+        elif draw != NO_DRAW and self._augmentation.crop_scale is not None:
             info = probe(data, name=name, max_pixels=self._image.max_pixels)
             box = sample_box(
                 draw, seed=self._seed, view=view, augmentation=self._augmentation, width=info.width, height=info.height

@@ -133,6 +133,18 @@ def load_view(data: bytes, *, name: str, image: ImageConfig, box: Box | None) ->
     return canvas_HWC
 
 
+def zoomed(info: ImageInfo, image: ImageConfig, *, share: float) -> Box:
+    """The centre of an image, in the shape in which ``image.fit`` shows it.
+
+    With ``stretch`` it has ``share`` of the area of the image; else of the largest centred rectangle that has the shape
+    of ``image.size``.
+    """
+    height, width = image.size
+    whole = WHOLE if image.fit == "stretch" else _centred(info, height / width)
+    wide, high = math.sqrt(share) * whole.width, math.sqrt(share) * whole.height
+    return Box(left=(1 - wide) / 2, top=(1 - high) / 2, width=wide, height=high)
+
+
 def resize_once(data: bytes, *, name: str, shorter: int, max_pixels: int) -> bytes:
     """The image with ``shorter`` pixels on its shorter side: a JPEG (quality 95, full colour resolution).
 

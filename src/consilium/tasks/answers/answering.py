@@ -17,12 +17,15 @@ from consilium.core.contracts import Batch, Look, Prediction
 from consilium.core.labels import LabelTree
 from consilium.core.task import Task
 
+_OF_CASES = {"disagreement"}  # what a prediction may say of a case beside its answer: one number
+
 
 class Answering(Task):
     """The abstract base of tasks that score classes; such a task says how a case becomes scores.
 
     A prediction has ``logits`` and ``probabilities`` [B, K], and of one label a case ``conditionals`` [B, K]: the
-    probability of a node among its siblings, whose product along a path is the path's in ``probabilities``.
+    probability of a node among its siblings, whose product along a path is the path's in ``probabilities``. Of several
+    looks it also has ``disagreement`` [B].
     """
 
     temperatures_K: Tensor
@@ -59,13 +62,23 @@ class Answering(Task):
         return self.prediction(self.logits(batch).float())
 
     def combine(self, looks: Sequence[tuple[Look, Prediction]]) -> Prediction:
-        """What several looks at the same cases say together: the mean of their probabilities, uncalibrated."""
+        """What several looks at the same cases say together: the mean of their probabilities, uncalibrated.
+
+        With one label a case also their ``disagreement`` [B]: the mutual information between look and answer in nats,
+        the entropy of the mean of their probabilities less the mean of their entropies (Houlsby et al., "Bayesian
+        active learning for classification and preference learning", 2011, arXiv:1112.5745). It is 0 where all looks
+        say the same.
+        """
         seen = [prediction.arrays for _, prediction in looks]
         if self.multi_label:
             return Prediction({name: torch.stack([arrays[name] for arrays in seen]).mean(0) for name in seen[0]})
         log_paths_SBK = torch.stack([self._log_paths(self._log_shares(arrays["logits"])) for arrays in seen])
+        mean_BK = log_paths_SBK.logsumexp(0) - math.log(len(looks))
+        leaves = list(self.labels.leaf_ids)
+        disagreement_B = _entropy(mean_BK[:, leaves]) - _entropy(log_paths_SBK[..., leaves]).mean(0)
         # The softmax among siblings divides the mean of a path by that of its parent.
-        return self.prediction(log_paths_SBK.logsumexp(0) - math.log(len(looks)))
+        arrays = self.prediction(mean_BK).arrays
+        return Prediction({**arrays, "disagreement": disagreement_B.clamp_min(0.0)})
 
     def prediction(self, logits_BK: Tensor) -> Prediction:
         """What scores [B, K] say, by the calibration."""
@@ -90,8 +103,8 @@ class Answering(Task):
     def records(self, prediction: Prediction) -> list[dict[str, Any]]:
         """Per case ``label`` (a node or "unknown"), its ``probability``, the likeliest ``path`` and ``probabilities``.
 
-        The path goes down to a leaf whatever the answer is. Multi-label: ``labels`` from the threshold on, and
-        ``probabilities``.
+        The path goes down to a leaf whatever the answer is. Of several looks there is also their ``disagreement``.
+        Multi-label: ``labels`` from the threshold on, and ``probabilities``.
         """
         probabilities_BK = prediction.arrays["probabilities"].cpu().numpy()
         rows = [[round(value, 6) for value in row] for row in probabilities_BK.tolist()]
@@ -109,18 +122,28 @@ class Answering(Task):
             way = [self.labels.names[step] for step in path if step >= 0]
             steps = [{"label": name, "probability": own[name]} for name in way]
             records.append({"label": label, "probability": sure, "path": steps, "probabilities": own})
+        for name in _OF_CASES & prediction.arrays.keys():
+            for record, value in zip(records, prediction.arrays[name].tolist(), strict=True):
+                record[name] = round(value, 6)
         return records
 
     def about(self) -> str:
         """The labels."""
         return repr(self.labels)
 
-    def columns(self) -> list[str]:
-        """The answer, its probability, and the probability of every class."""
-        return ["label", "probability", *(f"p_{label}" for label in self.labels.names)]
+    def columns(self, *, looks: int = 1) -> list[str]:
+        """The answer, its probability, how far several looks disagree, and the probability of every class."""
+        several = ["disagreement"] if looks > 1 and not self.multi_label else []
+        return ["label", "probability", *several, *(f"p_{label}" for label in self.labels.names)]
 
     def row(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Several labels are joined by semicolons."""
         label = record.get("label", ";".join(record.get("labels", [])))
         named = {f"p_{name}": value for name, value in record.get("probabilities", {}).items()}
-        return {"label": label, "probability": record.get("probability", ""), **named}
+        own = {name: record[name] for name in _OF_CASES & record.keys()}
+        return {"label": label, "probability": record.get("probability", ""), **own, **named}
+
+
+def _entropy(log_p: Tensor) -> Tensor:
+    """In nats, of the distributions in the last axis."""
+    return -(log_p.exp() * log_p).sum(-1)

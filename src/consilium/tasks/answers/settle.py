@@ -50,4 +50,4 @@ def settle_answers(
 def recalibrated(task: Answering, outputs: Outputs) -> Outputs:
     """The same outputs with the probabilities that the task gives now."""
     arrays = task.prediction(torch.from_numpy(outputs.arrays["logits"]).to(task.temperatures_K.device)).arrays
-    return replace(outputs, arrays={name: tensor.cpu().numpy() for name, tensor in arrays.items()})
+    return replace(outputs, arrays={**outputs.arrays, **{name: own.cpu().numpy() for name, own in arrays.items()}})
