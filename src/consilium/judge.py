@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from consilium.core.config import build
+from consilium.core.contracts import Batch
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.evaluation import Evaluation, Evaluator, Outputs
 from consilium.core.licenses import license_warnings, recorded
@@ -107,6 +108,27 @@ def predict_splits(
         split: case_outputs(predictor, studied, split, progress=partial(reporter.progress, f"judge {split}"))
         for split in splits
     }
+
+
+def look_back(
+    predictor: Predictor,
+    section: TaskSection,
+    studied: Studied[Any],
+    *,
+    evaluation: EvaluationConfig,
+    reporter: Reporter,
+) -> Knowledge:
+    """What the training cases teach the trained task before it is judged; it sees them as the predictor reads them."""
+
+    def show(see: Callable[[Batch], None]) -> None:
+        def ask(batch: Batch) -> Mapping[str, Any]:
+            see(batch)
+            return {}
+
+        case_outputs(predictor, studied, "train", ask=ask, progress=partial(reporter.progress, "look back"))
+
+    found: Knowledge = family_of(section).look_back(section, predictor.task, studied, evaluation=evaluation, show=show)
+    return found
 
 
 def set_aside(studied: Studied[Any], outputs: Mapping[str, Outputs], *, reporter: Reporter) -> Judgeable:

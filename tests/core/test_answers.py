@@ -77,6 +77,28 @@ def test_an_answer_stops_at_the_parent_of_what_is_unsure(least: list[float | Non
     assert found.nodes_N.tolist() == [node]
 
 
+@st.composite
+def distant(draw: st.DrawFn, tree: LabelTree = TREE) -> tuple[np.ndarray, list[float]]:
+    """Distances that grow down the tree, many of them equal, and limits of some levels."""
+    steps_NM = draw(hnp.arrays(np.float32, (4, len(tree)), elements=st.sampled_from([0.0, 1.0, 2.0])))
+    distances_NM = np.stack([steps_NM[:, list(tree.path(node))].sum(1) for node in range(len(tree))], axis=1)
+    return distances_NM, draw(st.lists(st.sampled_from([0.0, 1.0, 2.0, 4.0]), max_size=4))
+
+
+@given(hnp.arrays(np.float32, (4, 6), elements=st.sampled_from([0.5, 0.75, 1])), LEAST, distant())
+def test_an_answer_stops_at_the_deepest_node_that_both_signs_let_pass(
+    shares_NM: np.ndarray, least: list[float | None], far: tuple[np.ndarray, list[float]]
+) -> None:
+    probabilities_NM, (distances_NM, limits) = of_conditionals(shares_NM), far
+    found = answer(probabilities_NM, labels=TREE, thresholds=least, distances_NM=distances_NM, limits=limits)
+    for case, own_M in enumerate(probabilities_NM):
+        path, sure = by_hand(own_M, least)
+        beyond = [node for node, limit in zip(path, limits, strict=False) if distances_NM[case, node] > limit]
+        near = path.index(beyond[0]) if beyond else len(path)
+        assert found.depths_N[case] == min(sure, near)
+        assert found.paths_NL[case].tolist() == path + [-1] * (3 - len(path))  # the path itself does not change
+
+
 def test_flat_an_answer_is_the_likeliest_class_or_unknown() -> None:
     probabilities_NM = np.array([[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]])
     found = answer(probabilities_NM, labels=LabelTree(["a.x", "b"]), thresholds=[0.6])

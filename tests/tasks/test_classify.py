@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +17,7 @@ from consilium.core.contracts import Batch, Look, Prediction, Views
 from consilium.core.labels import LabelTree
 from consilium.losses.config import CrossEntropyConfig
 from consilium.models.config import FreezeConfig, LinearHeadConfig, MLPHeadConfig, VisionConfig
+from consilium.models.distance import Moments
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.config import ClassifyConfig, TreeConfig
 from consilium.tasks.classify.task import Classify, build_classify
@@ -229,6 +231,29 @@ def test_several_views_are_averaged_as_features() -> None:
     with torch.no_grad():
         features_VF = task.tower(batch.views.pixels[0])
         torch.testing.assert_close(task.logits(batch)[0], task.head(features_VF.mean(0, keepdim=True))[0])
+
+
+def test_the_distance_of_several_views_is_that_of_their_mean_and_that_of_looks_the_mean_of_theirs() -> None:
+    task, batch = build(nested=True).eval(), make_batch(views=3)
+    features, nodes = task.tower.num_features, len(TREE)
+    moments = Moments(nodes=nodes, features=features)
+    random = np.random.default_rng(0)
+    moments.add(random.normal(size=(60, features)).astype(np.float32), np.arange(60) % nodes)
+    task.distance = moments.fitted(TREE)
+    with torch.no_grad():
+        mean_VF = task.tower(batch.views.pixels[0]).mean(0, keepdim=True)
+    first = task.predict(batch)
+    torch.testing.assert_close(first.arrays["distances"][:1], task.distance(mean_VF), rtol=1e-4, atol=1e-4)
+    second = task.predict(make_batch(views=3, seed=1))
+    together = task.combine([(Look(), first), (Look(mirrored=True), second)]).arrays["distances"]
+    torch.testing.assert_close(together, (first.arrays["distances"] + second.arrays["distances"]) / 2)
+    records = task.records(Prediction({**first.arrays}))
+    for record, own_M in zip(records, first.arrays["distances"].tolist(), strict=True):
+        assert [step["distance"] for step in record["path"]] == [
+            round(own_M[TREE.index(step["label"])], 4) for step in record["path"]
+        ]
+        steps = [step["distance"] for step in record["path"]]
+        assert steps == sorted(steps)
 
 
 def test_a_missing_view_counts_for_nothing() -> None:

@@ -15,6 +15,7 @@ from pydantic import Field
 from consilium.core.config import Config
 from consilium.core.labels import LabelTree
 
+FAR = 2.0**30  # the distance to a node of which no training case is: a number like others, but of no feature
 UNKNOWN = "unknown"  # the answer of a case whose first level is not sure enough
 
 
@@ -24,6 +25,7 @@ class Calibration(Config):
     ``temperatures`` by the name of an inner node (``root`` for the top): the scores of its children are divided by
     it before their softmax (temperature scaling: Guo et al., 2017, arXiv:1706.04599). ``thresholds``: the least
     probability of a path at each level, from the top, that is given as an answer; None: that level is never given.
+    ``distances``: the largest distance to a node at each level with which it is given; []: distance does not matter.
     """
 
     temperatures: dict[str, Annotated[float, Field(gt=0.0)]] = Field(
@@ -31,6 +33,7 @@ class Calibration(Config):
     )
     thresholds: list[float | None] = Field(default=[], description="Least probability of an answer at each level.")
     wanted_accuracy: float | None = Field(default=None, description="What the thresholds were chosen for.")
+    distances: list[float] = Field(default=[], description="Largest distance of an answer at each level.")
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,19 @@ class Answers:
         return np.where(self.depths_N > 0, last_N, -1)
 
 
-def answer(probabilities_NM: np.ndarray, *, labels: LabelTree, thresholds: Sequence[float | None] = ()) -> Answers:
+def answer(
+    probabilities_NM: np.ndarray,
+    *,
+    labels: LabelTree,
+    thresholds: Sequence[float | None] = (),
+    distances_NM: np.ndarray | None = None,
+    limits: Sequence[float] = (),
+) -> Answers:
     """Walk from the root to the likelier child until a leaf; answered are the levels down to the first unsure one.
 
-    ``probabilities_NM`` are those of paths: a node's is its parent's times its own among its siblings. Without
-    thresholds every path is answered whole.
+    ``probabilities_NM`` are those of paths: a node's is its parent's times its own among its siblings. A level is sure
+    where the probability of its path is at least that of ``thresholds`` and, of the levels that have one, the distance
+    to its node at most that of ``limits``. Without both every path is answered whole.
     """
     cases = np.arange(len(probabilities_NM))
     paths_NL = np.full((len(cases), labels.levels), -1, dtype=np.int64)
@@ -71,4 +82,8 @@ def answer(probabilities_NM: np.ndarray, *, labels: LabelTree, thresholds: Seque
     for level, least in enumerate(thresholds[: labels.levels]):
         least_L[level] = np.inf if least is None else least
     sure_NL = (paths_NL >= 0) & (probabilities_NL >= least_L)
+    if limits:
+        assert distances_NM is not None, "there are limits, but no distances"
+        known = min(len(limits), labels.levels)
+        sure_NL[:, :known] &= distances_NM[cases[:, None], paths_NL[:, :known]] <= np.array(limits[:known])
     return Answers(paths_NL, probabilities_NL, np.cumprod(sure_NL, axis=1).sum(1))

@@ -88,6 +88,11 @@ class Task(nn.Module, ABC):
         """How many of the texts are longer than the task reads, so that their end is left out."""
         return 0
 
+    @property
+    def revisits_train(self) -> bool:
+        """Whether it looks at the training cases once more when it has learned."""
+        return False
+
     def image_input(self) -> ImageInput | None:
         """The images that the image tower was made for; None: there is no such tower."""
         return None

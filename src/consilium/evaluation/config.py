@@ -39,6 +39,17 @@ class EvaluationConfig(Config):
     averaging: AveragingConfig = AveragingConfig()
 
 
+class DistanceConfig(Config):
+    """How far an answer's features may lie from those of training cases (Mahalanobis), as a second reason to stop."""
+
+    share: float = Field(
+        default=0.99,
+        gt=0.0,
+        le=1.0,
+        description="Of validation cases at each level: as many lie within its threshold.",
+    )
+
+
 class AnswersConfig(Config):
     """How probabilities of labels become answers, and how these are judged; of every task with labels."""
 
@@ -53,6 +64,11 @@ class AnswersConfig(Config):
         lt=1.0,
         description="One label a case: of answers. Below thresholds chosen for it on validation an answer stops at the "
         "parent, or is unknown; null: every case is answered whole.",
+    )
+    distance: DistanceConfig | None = Field(
+        default=None,
+        description="One label a case, flat or joint: an answer also stops at the parent, or is unknown, where the "
+        "features of the case lie too far from those of the training cases of the label; {}: by its defaults.",
     )
     specificities: list[float] = Field(default=[0.9, 0.95], description="Sensitivity is given at each of these.")
     calibration_bins: int = Field(default=15, ge=2, description="Of equal width, from 0 to 1.")

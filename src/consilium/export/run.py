@@ -25,7 +25,7 @@ from consilium.export.preprocessing import differences
 from consilium.export.timm_folder import check_timm, write_timm
 from consilium.manifest import local_bundle
 from consilium.models.hub import short
-from consilium.models.trained import DualEncoder, Trained
+from consilium.models.trained import DualEncoder, ImageClassifier, Trained
 from consilium.predictor import Predictor
 from consilium.tasks.family import family_of
 
@@ -78,6 +78,10 @@ def export(
     manifest = predictor.manifest
     assert manifest is not None
     notes = differences(to, predictor.image, looks=predictor.looks)
+    if isinstance(model, ImageClassifier) and model.calibration.distances:
+        notes.append(
+            "Consilium also stops answers by distance (task.answers.distance); the exported model measures none."
+        )
     out.mkdir(parents=True, exist_ok=True)
     try:
         checked = _written(model, predictor, out, to=to, kind=kind)

@@ -13,7 +13,7 @@ from consilium.core.reporter import Reporter, some
 from consilium.data.cases.load import LoadedData
 from consilium.evaluation.report.page import add_table
 from consilium.experiment import Experiment
-from consilium.judge import RunFacts, judge, pictures, predict_splits, set_aside, write_judgement
+from consilium.judge import RunFacts, judge, look_back, pictures, predict_splits, set_aside, write_judgement
 from consilium.manifest import new_manifest
 from consilium.predictor import Predictor
 from consilium.session.results import RunResult
@@ -40,12 +40,13 @@ def finish(
     """Judge on validation and test, once, and write report and bundle; ``members`` are the bundles inside it."""
     section, family = experiment.task, family_of(experiment.task)
     splits = [split for split in ("val", "test") if len(data.cases.rows[split])]
+    knowledge = look_back(predictor, section, data.studied, evaluation=experiment.evaluation, reporter=reporter)
     outputs = predict_splits(predictor, data.studied, splits, reporter=reporter)
     readable = set_aside(data.studied, outputs, reporter=reporter)
     studied, warnings = readable.studied, [*facts.warnings, *readable.warnings, *_unsolved(facts)]
     if "test" not in splits:
         warnings.append("there is no test split: the validation figures chose the weights and are too good.")
-    settled = family.settle(section, predictor.task, studied.knowledge, outputs)
+    settled = family.settle(section, predictor.task, knowledge, outputs)
     evaluator = family.evaluator(section, settled.knowledge, evaluation=experiment.evaluation)
     parts = family.report(section, settled.knowledge)
     evaluations = judge(settled.outputs, evaluator, parts=parts, reporter=reporter)

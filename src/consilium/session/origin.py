@@ -13,6 +13,7 @@ from consilium.core.section import Knowledge
 from consilium.core.task import Task
 from consilium.experiment import Experiment
 from consilium.manifest import local_bundle, read_manifest, weights_file
+from consilium.models.distance import DISTANCE
 from consilium.models.licenses import file_licenses
 from consilium.models.lora import renamed
 from consilium.models.parts import first_names
@@ -77,12 +78,13 @@ def trained_groups(experiment: Experiment) -> tuple[str, ...]:
 def load_first(task: Task, origin: str) -> None:
     """Give a task the weights of ``trainer.init_from``: a bundle, a file of weights, or that of a checkpoint.
 
-    Nothing is left of the weights that it was built with, nor of their licences.
+    Nothing is left of the weights that it was built with, nor of their licences. Distances belong to the training cases
+    of the other task, and are measured anew.
     """
     file = weights_file(origin)
     of_checkpoint = (file.parent.parent / FROZEN).is_file()
     state = saved_weights(file.parent) if of_checkpoint else load_state(file)
-    state = renamed(task, state)
+    state = {name: tensor for name, tensor in renamed(task, state).items() if not name.startswith(f"{DISTANCE}.")}
     if not state.keys() & task.state_dict().keys():
         raise WeightsError(
             f"trainer.init_from: the weights in {origin} do not fit the model, of which they hold nothing, but "

@@ -21,6 +21,7 @@ from consilium.evaluation.report.parts import ReportParts
 if TYPE_CHECKING:
     import numpy as np
 
+    from consilium.core.contracts import Batch
     from consilium.core.task import Task
     from consilium.models.trained import Trained
 
@@ -143,6 +144,21 @@ class Family(Protocol[SectionT_contra, KnowledgeT, TaskT]):
     ) -> Settled[KnowledgeT]:
         """What validation teaches at the end of a training."""
         return Settled(knowledge, outputs)
+
+    def look_back(
+        self,
+        section: SectionT_contra,
+        task: TaskT,
+        studied: Studied[KnowledgeT],
+        *,
+        evaluation: EvaluationConfig,
+        show: Callable[[Callable[[Batch], None]], None],
+    ) -> KnowledgeT:
+        """What the training cases teach at the end of a training, before anything is judged: to the task, and to know.
+
+        ``show`` goes through all of them once, batch by batch, each image seen once.
+        """
+        return studied.knowledge
 
     def stages(self, section: SectionT_contra, knowledge: KnowledgeT) -> Sequence[Stage]:
         """The runs that the training is made of, whose bundles become the members of its own; (): it is one run."""

@@ -61,6 +61,7 @@ class Feed:
         self.config, self.mixture = config, mixture
         self.plan, self.seed, self.accelerator, self.log = plan, seed, accelerator, log
         self.coder = task.text_coder()
+        self._judged_splits = ("train", "val", "test") if task.revisits_train else ("val", "test")
         encoders = dict(task.encoders())
         if config.augmentation.copies is not None:
             encoders["copies"] = _tower_of_copies(encoders)
@@ -187,7 +188,7 @@ class Feed:
 
     def _needs(self, frozen: FrozenFeatures) -> dict[str, np.ndarray]:
         """The rows whose features are read, by precision."""
-        drawn, judged = self._drawn(), np.concatenate([self.cases.rows[split] for split in ("val", "test")])
+        drawn, judged = self._drawn(), np.concatenate([self.cases.rows[split] for split in self._judged_splits])
         if frozen.field.changes is not None:
             return {frozen.precision: drawn}  # nothing is judged by copies
         if frozen.precision == "fp32":

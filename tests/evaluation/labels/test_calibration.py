@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilium.core.answers import answer
+from consilium.core.answers import FAR, answer
 from consilium.core.labels import LabelTree
-from consilium.evaluation.labels.calibration import choose_thresholds, fit_temperatures
+from consilium.evaluation.labels.calibration import choose_distances, choose_thresholds, fit_temperatures
 from consilium.evaluation.metrics import calibration_error
 
 FLAT = LabelTree(["a", "b", "c", "d"])
@@ -151,6 +151,54 @@ def test_thresholds_answer_the_most_that_is_right_often_enough(
         assert answered.sum() == most
         assert (threshold is None) == (most == 0)
         still &= sure_N >= (np.inf if threshold is None else threshold)
+
+
+def growing(tree: LabelTree, cases: int, seed: int) -> np.ndarray:
+    """Distances that grow down the tree; of a label there may be no training case."""
+    steps_NM = np.random.default_rng(seed).integers(0, 4, (cases, len(tree))).astype(np.float32)
+    distances_NM = np.stack([steps_NM[:, list(tree.path(node))].sum(1) for node in range(len(tree))], axis=1)
+    distances_NM[:, tree.leaf_ids[seed % len(tree.leaf_ids)]] = FAR
+    return distances_NM
+
+
+@given(judged(), st.integers(0, 99), st.sampled_from([0.3, 0.5, 0.9, 1.0]))
+def test_the_smallest_distance_is_chosen_that_lets_the_share_pass(
+    given_: tuple[LabelTree, np.ndarray, np.ndarray], seed: int, share: float
+) -> None:
+    tree, probabilities_NM, _ = given_
+    distances_NM = growing(tree, len(probabilities_NM), seed)
+    limits = choose_distances(probabilities_NM, distances_NM, labels=tree, share=share)
+    kept = choose_distances(probabilities_NM, distances_NM, labels=tree, share=share, given=[7.0])
+    assert len(limits) == len(kept) == tree.levels
+    assert kept[0] == 7.0
+    paths_NL = answer(probabilities_NM, labels=tree).paths_NL
+    for level, limit in enumerate(limits):
+        nodes = paths_NL[:, level]
+        own = sorted(float(distances_NM[case, node]) for case, node in enumerate(nodes) if node >= 0)
+        own = [distance for distance in own if distance < FAR]
+        if not own:
+            assert limit == (limits[level - 1] if level else 0.0)
+            assert kept[level] == kept[max(level - 1, 0)]
+            continue
+        assert level == 0 or kept[level] == limit
+        assert sum(distance <= limit for distance in own) >= share * len(own)
+        smaller = [distance for distance in own if distance < limit * (1 - 2e-4)]
+        assert len(smaller) < share * len(own)
+
+
+def test_answers_that_distance_stops_do_not_count_for_the_threshold() -> None:
+    """The wrong one lies far away, so that the others may all be answered."""
+    probabilities_NK = np.array([[0.9, 0.1], [0.7, 0.3], [0.6, 0.4]], dtype=np.float32)
+    targets_N, distances_NK = np.array([0, 1, 0]), np.array([[1.0, 3.0], [8.0, 9.0], [2.0, 3.0]])
+    two = LabelTree(["a", "b"])
+    (alone,) = choose_thresholds(probabilities_NK, targets_N, labels=two, wanted_accuracy=0.9)
+    (beside,) = choose_thresholds(
+        probabilities_NK, targets_N, labels=two, wanted_accuracy=0.9, distances_NM=distances_NK, limits=[5.0]
+    )
+    assert alone is not None
+    assert beside is not None
+    assert 0.7 < alone < 0.9
+    assert beside < 0.6
 
 
 def test_an_answer_below_a_label_that_ends_above_is_wrong() -> None:

@@ -50,6 +50,15 @@ def test_the_curve_of_risk_marks_what_is_set_and_what_was_asked() -> None:
     assert "circle" not in bare
 
 
+def test_further_signs_have_a_curve_and_a_name_each() -> None:
+    rows = [{"answered": 10 * n, "coverage": n / 10, "risk": n / 100} for n in range(1, 11)]
+    drawn = ElementTree.fromstring(
+        risk_coverage(rows, point=None, wanted=None, further={"distance": rows[:4], "disagreement": rows})
+    )
+    assert [path.get("class") for path in drawn.findall("path")] == ["series a", "series b", "series c"]
+    assert {"probability", "distance", "disagreement"} <= {text.text for text in drawn.findall("text")}
+
+
 def test_a_curve_starts_where_there_are_some_answers() -> None:
     """The one surest case is wrong: as a share of all answers so far that is 100 %, and says nothing."""
     rows = [{"answered": n, "coverage": n / 40, "risk": 1 / n} for n in range(1, 41)]

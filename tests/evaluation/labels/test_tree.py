@@ -139,6 +139,56 @@ def test_the_operating_point_lies_on_the_curve_of_a_flat_task() -> None:
         assert 1 - point["risk"] == pytest.approx(row["answered_accuracy"])
 
 
+@given(st.integers(0, 100))
+@settings(max_examples=10)
+def test_signs_of_doubt_are_judged_side_by_side_by_their_own_order(seed: int) -> None:
+    """What is large where the probability is small orders cases as that does."""
+    given = outputs(TREE, [0, 1, 2, 3, 4] * 6, seed=seed, skill=1.0)
+    config = EvaluationConfig(bootstrap_samples=20, columns=["source"])
+    judge = TreeEvaluator(
+        TREE, config=config, answers=AnswersConfig(), calibration=Calibration(), seen={"source": ["a"], "age": ["4"]}
+    )
+    paths_NL = answer(given.arrays["probabilities"], labels=TREE).paths_NL
+    sure_N = given.arrays["probabilities"][np.arange(30), paths_NL.max(1)]  # here a child has a larger id
+    signs = {
+        "like": {"distances": np.repeat(1 - sure_N[:, None], 5, axis=1), "disagreement": sure_N},
+        "unlike": {"distances": np.repeat(sure_N[:, None], 5, axis=1), "disagreement": 1 - sure_N},
+    }
+    rows = {}
+    for name, arrays in signs.items():
+        found = judge.evaluate(replace(given, arrays={**given.arrays, **arrays}), split="test")
+        assert found.metrics == judge.evaluate(given, split="test").metrics
+        json.dumps(asdict(replace(found, draws={})), allow_nan=False)
+        rows[name] = {(row.pop("sign"), row.pop("never_seen")): row for row in found.tables["doubt"]}
+    for new, cases in {"": 18, "source": 9}.items():  # three labels in five are leaves
+        assert rows["like"]["probability", new]["cases"] == cases
+        assert rows["like"]["distance", new] == rows["like"]["probability", new]
+        assert rows["like"]["disagreement", new] == rows["unlike"]["distance", new]
+        assert rows["unlike"]["disagreement", new] == rows["like"]["probability", new]
+    assert len(rows["like"]) == 6
+    curves = [row for row in found.tables["doubt_curves"] if (row["sign"], row["never_seen"]) == ("probability", "")]
+    assert [{**row, "sign": "", "never_seen": ""} for row in curves] == [
+        {"sign": "", "never_seen": "", **row} for row in found.tables["risk_coverage"]
+    ]
+
+
+@pytest.mark.parametrize("labels", [RAD, TREE], ids=["flat", "tree"])
+def test_limits_of_distance_alone_leave_answers_out(labels: LabelTree) -> None:
+    given = outputs(labels, [*labels.leaf_ids] * 6)
+    distances_NM = np.tile(np.arange(len(given.ids), dtype=np.float32)[:, None], len(labels))
+    given = replace(given, arrays={**given.arrays, "distances": distances_NM})
+    calibration = Calibration(distances=[len(given.ids) / 2 - 1] * labels.levels)
+    judge = TreeEvaluator(
+        labels, config=EvaluationConfig(bootstrap_samples=0), answers=AnswersConfig(), calibration=calibration
+    )
+    found = judge.evaluate(given, split="test")
+    assert found.metrics["coverage"] == 0.5
+    assert [row.get("distance") for row in found.tables["levels"]] == [
+        *calibration.distances, *([None] if labels.nested else []),
+    ]  # fmt: skip
+    assert all(row["answered"] == 0.5 for row in found.tables["levels"])
+
+
 def test_the_curve_is_thinned() -> None:
     rows = evaluator(RAD, samples=0).evaluate(outputs(RAD, [0] * 1000), split="test").tables["risk_coverage"]
     assert len(rows) == 200

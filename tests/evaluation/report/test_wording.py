@@ -165,7 +165,7 @@ def test_when_it_answers_everything() -> None:
     given = evaluation(tables={"risk_coverage": CURVE})
     said = [plain(text) for text in label_wording.abstention(given, confidence=0.95)]
     assert said == [
-        "It answers every case, however unsure it is: no accuracy was asked for.",
+        "It answers every case, however unsure it is: no accuracy and no distance was asked for.",
         "10.0 % of its answers are wrong. Of the surest 80 % of them 1.0 % are.",
     ]
     assert label_wording.operating_point(given) is None

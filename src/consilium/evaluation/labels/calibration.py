@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from consilium.core.answers import answer
+from consilium.core.answers import FAR, answer
 from consilium.core.labels import LabelTree
 from consilium.evaluation.labels.hierarchy import judge_paths
 
 _SPREAD = 0.5  # deviation of log temperature that is expected before any case is seen
 _RANGE = (math.log(0.05), math.log(20.0))
-_MARGIN = 1e-4  # of a probability: as much as another batch or another machine may change it
+_MARGIN = 1e-4  # of a probability or distance: as much as another batch or another machine may change it
 
 
 def fit_temperatures(logits_NM: np.ndarray, targets_N: np.ndarray, *, labels: LabelTree) -> dict[str, float]:
@@ -54,6 +54,8 @@ def choose_thresholds(
     labels: LabelTree,
     wanted_accuracy: float,
     given: Sequence[float | None] = (),
+    distances_NM: np.ndarray | None = None,
+    limits: Sequence[float] = (),
 ) -> list[float | None]:
     """The least probability of an answer at each level, so that answers are right as often as wanted.
 
@@ -62,16 +64,46 @@ def choose_thresholds(
     the most cases. Judged at a level are all cases answered at the levels above but those whose label stops at an inner
     node above it, of which nothing is known there. None where no threshold gives that accuracy (or no case reaches the
     level): such a level is never answered. A threshold is a little below the least probability that it answers, so
-    that rounding in another batch does not change the answer. Those ``given`` for the first levels stay.
+    that rounding in another batch does not change the answer. Those ``given`` for the first levels stay. Answers that
+    ``distances_NM`` beyond their ``limits`` stop are none here either.
     """
     thresholds = list(given)
-    probabilities_NM, targets_N = probabilities_NM[targets_N >= 0], targets_N[targets_N >= 0]
+    known_N = targets_N >= 0
+    probabilities_NM, targets_N = probabilities_NM[known_N], targets_N[known_N]
+    distances_NM = None if distances_NM is None else distances_NM[known_N]
     for level in range(len(thresholds), labels.levels):
-        answers = answer(probabilities_NM, labels=labels, thresholds=[*thresholds, 0.0])
+        tried = [*thresholds, 0.0]
+        answers = answer(probabilities_NM, labels=labels, thresholds=tried, distances_NM=distances_NM, limits=limits)
         judged = judge_paths(targets_N, answers.paths_NL, answers.depths_N, labels=labels)
         said_N, sure_N = judged.said_NL[:, level], answers.probabilities_NL[:, level]
         thresholds.append(_lowest(sure_N[said_N], judged.right_NL[said_N, level], wanted_accuracy))
     return thresholds
+
+
+def choose_distances(
+    probabilities_NM: np.ndarray,
+    distances_NM: np.ndarray,
+    *,
+    labels: LabelTree,
+    share: float,
+    given: Sequence[float] = (),
+) -> list[float]:
+    """The largest distance of an answer at each level, so that a ``share`` of cases lies within.
+
+    Of each level count the cases of validation whose likeliest path reaches it: the threshold is a little above the
+    smallest of their distances to its node that is large enough for the share. A level that none reaches has that of
+    the level above. Labels are not asked: what lies far from all training cases is not in validation. Those ``given``
+    for the first levels stay.
+    """
+    paths_NL = answer(probabilities_NM, labels=labels).paths_NL
+    limits = list(given)
+    for level in range(len(limits), labels.levels):
+        here = np.flatnonzero(paths_NL[:, level] >= 0)
+        own_N = distances_NM[here, paths_NL[here, level]]
+        own_N = own_N[own_N < FAR]
+        limit = float(np.quantile(own_N, share, method="inverted_cdf")) * (1 + _MARGIN) if len(own_N) else None
+        limits.append(limit if limit is not None else limits[-1] if limits else 0.0)
+    return limits
 
 
 def _lowest(sure_N: np.ndarray, right_N: np.ndarray, wanted: float) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from consilium.evaluation.report import svg
 
 _SHOWN_CLASSES = 60  # a larger confusion matrix is cut to the classes with the most errors
 _SLANT = math.radians(52)  # of the column labels of a confusion matrix
+_TONES = ("a", "b", "c")  # of the signs of doubt, of which there are three
 _STEADY = 10  # answers from which on a share of wrong ones is drawn
 _NUMBERED_CLASSES = 30  # up to here every cell carries its count
 
@@ -110,10 +112,19 @@ def small_reliability(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
     return svg.drawing(196, 196, "".join(parts), label=f"Reliability at {title}", css="chart")
 
 
-def risk_coverage(rows: Sequence[Mapping[str, Any]], *, point: tuple[float, float] | None, wanted: float | None) -> str:
-    """Share of wrong answers against share of cases answered; marked are what is set, and what was asked for."""
-    steady = [row for row in rows if row["answered"] >= _STEADY]
-    drawn = [(100 * row["coverage"], 100 * row["risk"]) for row in (steady if len(steady) > 1 else rows)]
+def risk_coverage(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    point: tuple[float, float] | None,
+    wanted: float | None,
+    further: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> str:
+    """Share of wrong answers against share of cases answered; marked are what is set, and what was asked for.
+
+    ``further`` curves are those of other signs than the probability, by name.
+    """
+    curves = {"probability": _steady(rows), **{name: _steady(own) for name, own in (further or {}).items()}}
+    drawn = list(chain.from_iterable(curves.values()))
     limits = [] if wanted is None else [round(100 * (1 - wanted), 6)]
     marked = [] if point is None else [(100 * point[0], 100 * point[1])]
     levels = svg.ticks(0, max([1.0, *limits, *(risk for _, risk in (*drawn, *marked))]))
@@ -122,10 +133,21 @@ def risk_coverage(rows: Sequence[Mapping[str, Any]], *, point: tuple[float, floa
     for limit in limits:
         parts.append(svg.line(x.start, y.at(limit), x.end, y.at(limit), "ideal"))
         parts.append(svg.text(x.start + 4, y.at(limit) - 5, f"asked: at most {limit:g} %", "tick"))
-    parts.append(svg.path([(x.at(share), y.at(risk)) for share, risk in drawn], "series a"))
+    for place, (tone, (name, points)) in enumerate(zip(_TONES, curves.items(), strict=False)):
+        parts.append(svg.path([(x.at(share), y.at(risk)) for share, risk in points], f"series {tone}"))
+        if further:
+            at = 48 + place * 118
+            parts.append(svg.line(at, 288, at + 18, 288, f"series {tone}") + svg.text(at + 24, 292, name, "tick"))
     for share, risk in marked:
         tip = f"<title>{share:.1f} % answered, {risk:.1f} % of these wrong</title>"
         parts.append(f'<circle class="dot b" cx="{x.at(share):.1f}" cy="{y.at(risk):.1f}" r="5">{tip}</circle>')
     parts.append(svg.text(14, 123, "% wrong of the answered", "axis-title", anchor="middle", turn=True))
     parts.append(svg.text(218, 268, "% of cases answered, the surest first", "axis-title", anchor="middle"))
-    return svg.drawing(400, 276, "".join(parts), label="Wrong answers against answered cases", css="chart")
+    height = 300 if further else 276
+    return svg.drawing(400, height, "".join(parts), label="Wrong answers against answered cases", css="chart")
+
+
+def _steady(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """The points of a curve in percent, from some answers on."""
+    steady = [row for row in rows if row["answered"] >= _STEADY]
+    return [(100 * row["coverage"], 100 * row["risk"]) for row in (steady if len(steady) > 1 else rows)]

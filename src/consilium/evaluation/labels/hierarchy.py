@@ -93,6 +93,12 @@ def nodes_said(paths: JudgedPaths, paths_NL: Ints, *, labels: LabelTree) -> Bool
     return said_NM[:, :-1]
 
 
+def path_distances(distances_NM: Floats, paths_NL: Ints) -> Floats:
+    """The distance to the last node of each path, [N]."""
+    last_N = paths_NL[np.arange(len(paths_NL)), (paths_NL >= 0).sum(axis=1) - 1]
+    return np.asarray(distances_NM[np.arange(len(last_N)), last_N])
+
+
 # -- Answers that may be withheld -------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ Axes in names: N case, M node of the tree, H height, W width, C channel (RGB), P
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,13 +113,14 @@ def choose(
     thresholds: Iterable[float | None],
     threshold: float,
     count: int,
+    limits: Sequence[float] = (),
 ) -> list[Said]:
     """The answers to explain: the surest errors (half of them, at most one of a group), then right answers.
 
     Of a label with right answers the one of middling probability is taken, which shows what is usual; labels that the
     errors named come first, so that both can be compared, then the most frequent. ``thresholds`` are those of the
-    levels of a tree, ``threshold`` that of multi-label tasks. Cases that were answered with "unknown", or below
-    where their own label stops, are neither.
+    levels of a tree, ``limits`` those of their distances, ``threshold`` that of multi-label tasks. Cases that were
+    answered with "unknown", or below where their own label stops, are neither.
     """
     probabilities_NM, targets = outputs.arrays["probabilities"], outputs.known_targets
     said_NM, right_NM, wrong_NM = np.zeros((3, *probabilities_NM.shape), dtype=bool)
@@ -127,7 +128,13 @@ def choose(
         said_NM = probabilities_NM >= threshold
         right_NM, wrong_NM = said_NM & (targets > 0.5), said_NM & (targets < 0.5)
     else:
-        nodes_N = answer(probabilities_NM, labels=labels, thresholds=tuple(thresholds)).nodes_N
+        nodes_N = answer(
+            probabilities_NM,
+            labels=labels,
+            thresholds=tuple(thresholds),
+            distances_NM=outputs.arrays.get("distances"),
+            limits=limits,
+        ).nodes_N
         (known,) = np.nonzero((nodes_N >= 0) & (targets >= 0))
         said, true = nodes_N[known], targets[known]
         right_NM[known, said] = labels.ancestry_MM[true, said]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from consilium.evaluation.estimates import Estimates, Share, estimate
 from consilium.evaluation.labels import hierarchy as h
 from consilium.evaluation.labels.checks import check_outputs
 from consilium.evaluation.labels.classification import ClassificationEvaluator
+from consilium.evaluation.labels.doubt import AURC, curve_rows, sign_tables
 from consilium.evaluation.labels.hierarchy import JudgedPaths
 from consilium.evaluation.labels.tables import calibration_rows, confusion_rows
 from consilium.evaluation.metrics import Bools, Floats, Ints
@@ -27,9 +28,7 @@ from consilium.evaluation.report.words import WORDS
 
 HIERARCHICAL = ("hierarchical_precision", "hierarchical_recall", "hierarchical_f1", "hierarchical_f1_whole")
 ANSWERED = ("coverage", "answered_accuracy")
-AURC = "aurc"
 WHOLE_PATH = "whole path"  # the last row of the table `levels`
-_CURVE_ROWS = 200
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class _Cases:
     answers: Answers
     groups: list[str]
     columns: dict[str, np.ndarray]
+    further: dict[str, Floats]  # signs of doubt beside the probability, by name
 
     @cached_property
     def is_leaf_N(self) -> Bools:
@@ -83,6 +83,10 @@ class _Cases:
         """The probability of the whole likeliest path."""
         return np.asarray(self.answers.probabilities_NL[np.arange(len(self.lengths_N)), self.lengths_N - 1])
 
+    def signs(self, cases_N: Bools) -> dict[str, Floats]:
+        """How sure the answers to some cases are, by each sign."""
+        return {"probability": self.sure_N[cases_N], **{name: -own[cases_N] for name, own in self.further.items()}}
+
     def choices(self, group: Siblings) -> _Choices:
         """What the labels and the model choose among siblings."""
         place = self.labels.siblings.index(group)
@@ -94,7 +98,9 @@ class TreeEvaluator:
     """Judges ``probabilities`` and ``conditionals`` [N, M] of all nodes against the ids of labels, int64 [N].
 
     The classes (leaves) are judged by ``ClassificationEvaluator``, whatever is answered. The answers are judged as
-    ``calibration`` gives them. Labels may stop at inner nodes: such a case is judged down to its label.
+    ``calibration`` gives them. Labels may stop at inner nodes: such a case is judged down to its label. Where there are
+    ``distances`` [N, M] or ``disagreement`` [N], they are judged as signs of doubt beside the probability. ``seen``
+    are the values that training cases have in columns.
     """
 
     def __init__(
@@ -105,10 +111,11 @@ class TreeEvaluator:
         answers: AnswersConfig,
         calibration: Calibration,
         order: Sequence[str] = (),
+        seen: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._labels = labels
         self._config, self._bins = config, answers.calibration_bins
-        self._calibration = calibration
+        self._calibration, self._seen = calibration, seen or {}
         self._classes = ClassificationEvaluator(labels, multi_label=False, config=config, answers=answers, order=order)
         self._own = (*(HIERARCHICAL if labels.nested else ()), *ANSWERED, AURC)
 
@@ -142,8 +149,9 @@ class TreeEvaluator:
     def evaluate(self, outputs: Outputs, *, split: str) -> Evaluation:
         """Figures, intervals and tables of the classes, and of the answers.
 
-        Tables beside those of the classes: ``risk_coverage``; with thresholds or a nested tree ``levels``; of a nested
-        tree ``nodes``, and of its inner nodes ``decisions``, ``decision_confusion`` and ``decision_calibration``.
+        Tables beside those of the classes: ``risk_coverage``; with further signs ``doubt`` and ``doubt_curves``; with
+        thresholds or a nested tree ``levels``; of a nested tree ``nodes``, and of its inner nodes ``decisions``,
+        ``decision_confusion`` and ``decision_calibration``.
         """
         cases = self._check(outputs)
         found = Evaluation(split=split, cases=0, metrics=dict.fromkeys(self._classes.metric_names))
@@ -156,7 +164,7 @@ class TreeEvaluator:
             notes = [*notes, {"note": "What it says below a label that stops above the leaves is not judged."}]
         if self._abstains:
             self._per_column(cases, tables)
-        tables["risk_coverage"] = _risk_coverage(cases)
+        tables |= self._curves(cases)
         if self._labels.nested or self._abstains:
             tables["levels"] = self._levels(estimates)
         if self._labels.nested:
@@ -175,16 +183,28 @@ class TreeEvaluator:
     @property
     def _abstains(self) -> bool:
         """Whether answers may stop early or be unknown."""
-        return len(self._calibration.thresholds) > 0
+        return len(self._calibration.thresholds) > 0 or len(self._calibration.distances) > 0
 
     def _check(self, outputs: Outputs) -> _Cases:
         rows = np.flatnonzero(check_outputs(outputs, labels=self._labels, multi_label=False))
         probabilities_NM = np.asarray(outputs.arrays["probabilities"])[rows]
+        distances_NM = outputs.arrays["distances"][rows] if "distances" in outputs.arrays else None
+        answers = answer(
+            probabilities_NM,
+            labels=self._labels,
+            thresholds=self._calibration.thresholds,
+            distances_NM=distances_NM,
+            limits=self._calibration.distances,
+        )
+        further = {} if distances_NM is None else {"distance": h.path_distances(distances_NM, answers.paths_NL)}
+        if "disagreement" in outputs.arrays:
+            further["disagreement"] = outputs.arrays["disagreement"][rows]
         return _Cases(
             labels=self._labels,
             truth_N=np.asarray(outputs.known_targets)[rows],
             conditionals_NM=np.asarray(outputs.arrays["conditionals"])[rows],
-            answers=answer(probabilities_NM, labels=self._labels, thresholds=self._calibration.thresholds),
+            answers=answers,
+            further=further,
             groups=[outputs.groups[row] for row in rows],
             columns={name: np.array(values, dtype=object)[rows] for name, values in outputs.columns.items()},
         )
@@ -225,6 +245,22 @@ class TreeEvaluator:
 
     # -- Tables -------------------------------------------------------------------------------------------------
 
+    def _curves(self, cases: _Cases) -> dict[str, list[dict[str, Any]]]:
+        """Risk over coverage, of the cases whose label is a leaf: only there can a whole path be judged."""
+        leaf_N = cases.is_leaf_N
+        signs, wrong_N = cases.signs(leaf_N), ~cases.leaf_right_N[leaf_N]
+        tables = {"risk_coverage": curve_rows(signs["probability"], wrong_N)}
+        if not cases.further:
+            return tables
+        return tables | sign_tables(
+            signs,
+            wrong_N,
+            groups=[cases.groups[n] for n in np.flatnonzero(leaf_N)],
+            columns={name: values[leaf_N] for name, values in cases.columns.items()},
+            seen=self._seen,
+            config=self._config,
+        )
+
     def _levels(self, estimates: Estimates) -> list[dict[str, Any]]:
         """A row for every level, and of a nested tree one for whole paths."""
         told = {"level_accuracy": "accuracy"}
@@ -238,6 +274,8 @@ class TreeEvaluator:
             if self._abstains:
                 thresholds = [*self._calibration.thresholds, *[0.0] * self._labels.levels]
                 row["threshold"] = None if whole else thresholds[place]
+                if self._calibration.distances:
+                    row["distance"] = None if whole else self._calibration.distances[place]
                 row["wanted_accuracy"] = self._calibration.wanted_accuracy
             for name, key in told.items():
                 row |= estimates.cells(name, key, place)
@@ -347,20 +385,3 @@ def _aurc(cases: _Cases, weights: Floats | None) -> Floats:
     leaf_N = cases.is_leaf_N
     kept = None if weights is None else weights[..., leaf_N]
     return h.aurc(cases.sure_N[leaf_N], ~cases.leaf_right_N[leaf_N], weights=kept)
-
-
-def _risk_coverage(cases: _Cases) -> list[dict[str, Any]]:
-    """Points of the curve, at most 200 of them, from the surest case on."""
-    leaf_N = cases.is_leaf_N
-    curve = h.risk_coverage(cases.sure_N[leaf_N], ~cases.leaf_right_N[leaf_N])
-    points = len(curve.sure_T)
-    shown = np.unique(np.linspace(0, max(points - 1, 0), min(points, _CURVE_ROWS)).round().astype(int))
-    return [
-        {
-            "threshold": float(curve.sure_T[at]),
-            "answered": int(curve.answered[at]),
-            "coverage": float(curve.answered[at] / curve.answered[-1]),
-            "risk": float(curve.risk[at]),
-        }
-        for at in shown
-    ]

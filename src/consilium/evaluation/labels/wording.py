@@ -127,7 +127,10 @@ def abstention(evaluation: Evaluation, *, confidence: float) -> list[str]:
     """When it answers and when it does not, and how often it is right then."""
     levels = evaluation.tables.get("levels", [])
     if not _may_stop(evaluation):
-        return ["It answers every case, however unsure it is: no accuracy was asked for.", *_if_it_stopped(evaluation)]
+        return [
+            "It answers every case, however unsure it is: no accuracy and no distance was asked for.",
+            *_if_it_stopped(evaluation),
+        ]
     whole, wanted, share = levels[-1], levels[0]["wanted_accuracy"], evaluation.metrics["coverage"]
     kind = SPLIT_WORDS.get(evaluation.split, "cases")
     told = {name: with_interval(name, value, confidence=confidence) for name, value in evaluation.intervals.items()}
@@ -173,6 +176,15 @@ def operating_point(evaluation: Evaluation) -> tuple[float, float] | None:
     whole = evaluation.tables.get("levels", [{}])[-1]
     right = whole.get("answered_accuracy")
     return None if right is None else (whole["answered"], 1.0 - right)
+
+
+def further_curves(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
+    """The curves of risk over coverage by other signs than the probability, over all cases."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in evaluation.tables.get("doubt_curves", []):
+        if not row["never_seen"] and row["sign"] != "probability":
+            found.setdefault(row["sign"], []).append(row)
+    return found
 
 
 def _never_answered(levels: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consilium.core.answers import UNKNOWN, Calibration, answer
+from consilium.core.answers import FAR, UNKNOWN, Calibration, answer
 from consilium.core.contracts import Batch, Look, Prediction
 from consilium.core.labels import LabelTree
 from consilium.core.task import Task
-
-_OF_CASES = {"disagreement"}  # what a prediction may say of a case beside its answer: one number
 
 
 class Answering(Task):
@@ -25,7 +23,7 @@ class Answering(Task):
 
     A prediction has ``logits`` and ``probabilities`` [B, K], and of one label a case ``conditionals`` [B, K]: the
     probability of a node among its siblings, whose product along a path is the path's in ``probabilities``. Of several
-    looks it also has ``disagreement`` [B].
+    looks it also has ``disagreement`` [B]. A task that measures distances adds ``distances`` [B, K] to the nodes.
     """
 
     temperatures_K: Tensor
@@ -67,7 +65,7 @@ class Answering(Task):
         With one label a case also their ``disagreement`` [B]: the mutual information between look and answer in nats,
         the entropy of the mean of their probabilities less the mean of their entropies (Houlsby et al., "Bayesian
         active learning for classification and preference learning", 2011, arXiv:1112.5745). It is 0 where all looks
-        say the same.
+        say the same. Distances are the means of those of the looks.
         """
         seen = [prediction.arrays for _, prediction in looks]
         if self.multi_label:
@@ -77,8 +75,11 @@ class Answering(Task):
         leaves = list(self.labels.leaf_ids)
         disagreement_B = _entropy(mean_BK[:, leaves]) - _entropy(log_paths_SBK[..., leaves]).mean(0)
         # The softmax among siblings divides the mean of a path by that of its parent.
-        arrays = self.prediction(mean_BK).arrays
-        return Prediction({**arrays, "disagreement": disagreement_B.clamp_min(0.0)})
+        together = self.prediction(mean_BK).arrays
+        further = {"disagreement": disagreement_B.clamp_min(0.0)}
+        if "distances" in seen[0]:
+            further["distances"] = torch.stack([arrays["distances"] for arrays in seen]).mean(0)
+        return Prediction({**together, **further})
 
     def prediction(self, logits_BK: Tensor) -> Prediction:
         """What scores [B, K] say, by the calibration."""
@@ -103,8 +104,9 @@ class Answering(Task):
     def records(self, prediction: Prediction) -> list[dict[str, Any]]:
         """Per case ``label`` (a node or "unknown"), its ``probability``, the likeliest ``path`` and ``probabilities``.
 
-        The path goes down to a leaf whatever the answer is. Of several looks there is also their ``disagreement``.
-        Multi-label: ``labels`` from the threshold on, and ``probabilities``.
+        The path goes down to a leaf whatever the answer is. Where distances are measured, every step of it has its
+        ``distance``, and the case has that of the last (None: no training case has the label). Of several looks there
+        is also their ``disagreement``. Multi-label: ``labels`` from the threshold on, and ``probabilities``.
         """
         probabilities_BK = prediction.arrays["probabilities"].cpu().numpy()
         rows = [[round(value, 6) for value in row] for row in probabilities_BK.tolist()]
@@ -114,17 +116,29 @@ class Answering(Task):
                 {"labels": [label for label, p in own.items() if p >= self.threshold], "probabilities": own}
                 for own in named
             ]
-        answers = answer(probabilities_BK, labels=self.labels, thresholds=self.calibration.thresholds)
-        records = []
+        distances = prediction.arrays.get("distances")
+        distances_BK = None if distances is None else distances.cpu().numpy()
+        answers = answer(
+            probabilities_BK,
+            labels=self.labels,
+            thresholds=self.calibration.thresholds,
+            distances_NM=distances_BK,
+            limits=self.calibration.distances,
+        )
+        records: list[dict[str, Any]] = []
         for own, path, node in zip(named, answers.paths_NL.tolist(), answers.nodes_N.tolist(), strict=True):
             label = UNKNOWN if node < 0 else self.labels.names[node]
             sure = None if node < 0 else own[label]
-            way = [self.labels.names[step] for step in path if step >= 0]
-            steps = [{"label": name, "probability": own[name]} for name in way]
-            records.append({"label": label, "probability": sure, "path": steps, "probabilities": own})
-        for name in _OF_CASES & prediction.arrays.keys():
-            for record, value in zip(records, prediction.arrays[name].tolist(), strict=True):
-                record[name] = round(value, 6)
+            way = [step for step in path if step >= 0]
+            steps = [{"label": self.labels.names[step], "probability": own[self.labels.names[step]]} for step in way]
+            further: dict[str, Any] = {}
+            if distances_BK is not None:
+                far = [_told(distances_BK[len(records), step]) for step in way]
+                steps = [{**step, "distance": own_far} for step, own_far in zip(steps, far, strict=True)]
+                further["distance"] = far[-1]
+            if "disagreement" in prediction.arrays:
+                further["disagreement"] = round(float(prediction.arrays["disagreement"][len(records)]), 6)
+            records.append({"label": label, "probability": sure, **further, "path": steps, "probabilities": own})
         return records
 
     def about(self) -> str:
@@ -132,16 +146,23 @@ class Answering(Task):
         return repr(self.labels)
 
     def columns(self, *, looks: int = 1) -> list[str]:
-        """The answer, its probability, how far several looks disagree, and the probability of every class."""
-        several = ["disagreement"] if looks > 1 and not self.multi_label else []
-        return ["label", "probability", *several, *(f"p_{label}" for label in self.labels.names)]
+        """The answer, its probability, further signs of doubt, and the probability of every class."""
+        further = ["distance"] if self.calibration.distances else []
+        if looks > 1 and not self.multi_label:
+            further.append("disagreement")
+        return ["label", "probability", *further, *(f"p_{label}" for label in self.labels.names)]
 
     def row(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Several labels are joined by semicolons."""
         label = record.get("label", ";".join(record.get("labels", [])))
         named = {f"p_{name}": value for name, value in record.get("probabilities", {}).items()}
-        own = {name: record[name] for name in _OF_CASES & record.keys()}
+        own = {name: record[name] for name in ("distance", "disagreement") if name in record}
         return {"label": label, "probability": record.get("probability", ""), **own, **named}
+
+
+def _told(distance: float) -> float | None:
+    """A distance; None where there is nothing to be near to."""
+    return None if distance >= FAR else round(float(distance), 4)
 
 
 def _entropy(log_p: Tensor) -> Tensor:

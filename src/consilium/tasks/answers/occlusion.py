@@ -52,6 +52,7 @@ def saliency_maps(
         outputs[split],
         labels=task.labels,
         thresholds=task.calibration.thresholds,
+        limits=task.calibration.distances,
         threshold=task.threshold,
         count=report.saliency,
     )

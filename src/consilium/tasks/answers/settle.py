@@ -10,7 +10,7 @@ import torch
 from consilium.core.answers import Calibration
 from consilium.core.evaluation import Outputs
 from consilium.evaluation.config import AnswersConfig
-from consilium.evaluation.labels.calibration import choose_thresholds, fit_temperatures
+from consilium.evaluation.labels.calibration import choose_distances, choose_thresholds, fit_temperatures
 from consilium.tasks.answers.answering import Answering
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.family import Settled
@@ -29,6 +29,16 @@ def settle_answers(
         fitted = fit_temperatures(logits_NM, targets_N, labels=task.labels)
         temperatures = {**fitted, **calibration.temperatures}
         calibration = calibration.model_copy(update={"temperatures": temperatures})
+    distances_NM = val.arrays.get("distances")
+    if config.distance is not None and distances_NM is not None:
+        limits = choose_distances(
+            val.arrays["probabilities"],
+            distances_NM,
+            labels=task.labels,
+            share=config.distance.share,
+            given=calibration.distances,
+        )
+        calibration = calibration.model_copy(update={"distances": limits})
     task.calibrate(calibration)
     wanted, given = config.wanted_accuracy, []
     if wanted is None:  # a router that grew keeps its thresholds, and needs some for levels that it did not have
@@ -40,6 +50,8 @@ def settle_answers(
             labels=task.labels,
             wanted_accuracy=wanted,
             given=given,
+            distances_NM=distances_NM,
+            limits=calibration.distances,
         )
         calibration = calibration.model_copy(update={"thresholds": thresholds, "wanted_accuracy": wanted})
         task.calibrate(calibration)

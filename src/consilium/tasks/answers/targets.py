@@ -6,6 +6,7 @@ import difflib
 from dataclasses import replace
 
 import numpy as np
+from pydantic import Field
 
 from consilium.core.answers import Calibration
 from consilium.core.errors import DataError
@@ -23,7 +24,8 @@ class LabelKnowledge(Knowledge):
     """The classes of a task and what the cases taught about them.
 
     ``class_counts`` are the training cases of every class; of a node of a tree also those below it. ``tower`` says what
-    the image tower is made of, where its config does not.
+    the image tower is made of, where its config does not. ``seen`` are the values that training cases have in columns
+    by which figures are given, such as the source.
     """
 
     labels: list[str]
@@ -31,6 +33,7 @@ class LabelKnowledge(Knowledge):
     class_counts: list[int]
     calibration: Calibration = Calibration()
     tower: ImageLayout | None = None
+    seen: dict[str, list[str]] = Field(default={}, description="Values by column.")
 
     @property
     def tree(self) -> LabelTree:

@@ -141,7 +141,10 @@ class ClassifyConfig(TaskSection):
     @property
     def gives(self) -> tuple[str, ...]:
         """The keys of an answer."""
-        return ("labels", "probabilities") if self.multi_label else ("label", "probability", "path", "probabilities")
+        if self.multi_label:
+            return ("labels", "probabilities")
+        far = () if self.answers.distance is None else ("distance",)
+        return ("label", "probability", *far, "path", "probabilities")
 
     @property
     def monitor(self) -> str:
@@ -162,6 +165,12 @@ class ClassifyConfig(TaskSection):
             raise ValueError(
                 f"answers.wanted_accuracy is {wanted}, but with multi_label nothing is left unanswered: every "
                 "label is given from answers.threshold on; leave wanted_accuracy out"
+            )
+        if self.answers.distance is not None and (self.multi_label or self.staged):
+            what = "multi_label" if self.multi_label else "tree.head: cascade"
+            raise ValueError(
+                f"answers.distance measures how far the features of one network lie from those of the training cases "
+                f"of one label a case, and does not go with {what}; leave distance out"
             )
         return self
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from consilium.tasks.family import Adopted, Ask, Brought, Family, Known, Member,
 from consilium.tasks.towers import borrowed_image, vision_settings
 
 if TYPE_CHECKING:
+    from consilium.core.contracts import Batch
     from consilium.models.trained import ImageClassifier
     from consilium.tasks.answers.answering import Answering
 
@@ -89,14 +90,15 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
     ) -> Evaluator:
         """What judges probabilities of labels.
 
-        With a ``wanted_accuracy`` a label that is called as no answer is, "unknown", is a DataError.
+        Where answers may be "unknown", a label of that name is a DataError.
         """
         labels, answers = knowledge.tree, section.answers
         if section.multi_label:
             return ClassificationEvaluator(labels, multi_label=True, config=evaluation, answers=answers)
-        if answers.wanted_accuracy is not None and UNKNOWN in labels.names:
+        if UNKNOWN in labels.names and (answers.wanted_accuracy is not None or answers.distance is not None):
+            key = "distance" if answers.wanted_accuracy is None else "wanted_accuracy"
             raise DataError(
-                f"a label is '{UNKNOWN}', which is also what task.answers.wanted_accuracy answers where the model is "
+                f"a label is '{UNKNOWN}', which is also what task.answers.{key} answers where the model is "
                 f"not sure. Give the label another name (data.rename_labels: {{{UNKNOWN}: other}})."
             )
         return TreeEvaluator(
@@ -105,6 +107,7 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
             answers=answers,
             calibration=knowledge.calibration,
             order=section.tree.order,
+            seen=knowledge.seen,
         )
 
     def stages(self, section: ClassifyConfig, knowledge: LabelKnowledge) -> Sequence[Stage]:
@@ -127,6 +130,23 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
         """The leaves, from the lowest to the highest grade where they are grades."""
         leaves = knowledge.tree.leaves
         return label_parts(class_order(leaves, given=section.tree.order) or reading_order(leaves))
+
+    def look_back(
+        self,
+        section: ClassifyConfig,
+        task: Answering,
+        studied: Studied[LabelKnowledge],
+        *,
+        evaluation: EvaluationConfig,
+        show: Callable[[Callable[[Batch], None]], None],
+    ) -> LabelKnowledge:
+        """Where the features of the training cases lie, if distances are asked for, and which values columns have."""
+        from consilium.tasks.classify.look_back import measure_distances, seen_values
+        from consilium.tasks.classify.task import Classify
+
+        if section.answers.distance is not None and isinstance(task, Classify):
+            measure_distances(task, studied.known_targets, show=show)
+        return studied.knowledge.model_copy(update={"seen": seen_values(studied.cases, evaluation)})
 
     def settle(
         self, section: ClassifyConfig, task: Answering, knowledge: LabelKnowledge, outputs: Mapping[str, Outputs]
@@ -182,8 +202,15 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
         return saliency_maps(task, studied, outputs, image=image, ask=ask, report=report, reporter=reporter)
 
     def doubts(self, section: ClassifyConfig, validation: Evaluation) -> list[str]:
-        """Thresholds that validation could not give, or gave from few answers."""
-        return [] if section.answers.wanted_accuracy is None else rough_thresholds(validation)
+        """Thresholds that validation could not give, or gave from few answers, and features that do not last."""
+        found = [] if section.answers.wanted_accuracy is None else rough_thresholds(validation)
+        if section.answers.distance is not None and section.add_to is None and section.vision.freeze.kind != "tower":
+            found.append(
+                "task.answers.distance measures in the features of a tower that learned with the head. After strong "
+                "fine-tuning images of another kind lie near the classes, too: trust the distance no more than the "
+                "report shows of it, or freeze the tower (task.vision.freeze: {kind: tower})."
+            )
+        return found
 
     def trained(self, task: Answering) -> ImageClassifier | None:
         """The tower and the head; a cascade has several of both."""

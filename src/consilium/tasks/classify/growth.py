@@ -28,12 +28,14 @@ def adopted(origin: str, member: Known) -> Adopted:
             f"task.add_to: {origin} {what}; labels are added to a flat or joint router of one label a case. Train it "
             "anew with the new cases."
         )
+    distance = section.answers.distance
     return Adopted(
         settings={
             "task": {
                 "tree": {"head": section.tree.head},
                 "vision": section.vision.model_dump(mode="json", exclude=HOW_IT_LEARNS),
                 "head": (LinearHeadConfig() if section.solved else section.head).model_dump(mode="json"),
+                "answers": {"distance": None if distance is None else distance.model_dump(mode="json")},
             },
             "data": {"image": member.image.model_dump(mode="json", exclude={"max_pixels", "statistics"})},
             "evaluation": {"averaging": member.looks.model_dump(mode="json")},

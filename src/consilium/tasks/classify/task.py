@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from consilium.core.contracts import Batch, Encoder, ImageInput, ParameterGroup, StepOutput
+from consilium.core.contracts import Batch, Encoder, ImageInput, ParameterGroup, Prediction, StepOutput
 from consilium.core.labels import LabelTree
 from consilium.losses.classification import build_loss
 from consilium.models.checkpoints.pretrained import ImageSource
 from consilium.models.config import LogisticHeadConfig
+from consilium.models.distance import FeatureDistance
 from consilium.models.heads import build_head, grown_head
 from consilium.models.tuning import tune
 from consilium.models.vision import ImageEncoder, VisionTower, build_vision
@@ -37,6 +38,7 @@ class Classify(Answering):
         self.tower = tower
         self.head = head
         self.loss = loss
+        self.distance: FeatureDistance | None = None  # of features to the training cases, where it was asked for
         self.licenses = tower.licenses
         self.said: list[str] = []  # by what built it
         self.set_epoch(0)
@@ -52,7 +54,7 @@ class Classify(Answering):
         return features_NF
 
     def features(self, batch: Batch) -> Tensor:
-        """Features [B, F] of cases: the mean of those of their views."""
+        """Features [B, F] of cases as the head sees them: the mean of those of their views."""
         mask_BV, features_BF = batch.views.there_BV, self.view_features(batch)
         if mask_BV.shape[1] > 1:
             case_N = mask_BV.nonzero()[:, 0]
@@ -64,6 +66,15 @@ class Classify(Answering):
         """Scores [B, K] before softmax (single label) or sigmoid (multi-label)."""
         logits_BK: Tensor = self.head(self.features(batch))
         return logits_BK
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Prediction:
+        """As of every such task, and with distances where they are measured."""
+        features_BF = self.features(batch)
+        prediction = self.prediction(self.head(features_BF).float())
+        if self.distance is None:
+            return prediction
+        return Prediction({**prediction.arrays, "distances": self.distance(features_BF)})
 
     def step(self, batch: Batch) -> StepOutput:
         """The training loss of a batch."""
@@ -118,6 +129,11 @@ class Classify(Answering):
         frozen = vision.freeze.kind == "tower"
         return {"images": ImageEncoder(self.tower, vision, self.view_features)} if frozen else {}
 
+    @property
+    def revisits_train(self) -> bool:
+        """Distances are measured to the training cases."""
+        return self.config.answers.distance is not None
+
     def set_epoch(self, epoch: int) -> None:
         """Freeze what the config says for this epoch."""
         freeze_tower(self.tower, self.config.vision.freeze, epoch=epoch)
@@ -151,6 +167,8 @@ def build_classify(
     head = build_head(config.head, in_features=tower.num_features, classes=len(labels))
     task = Classify(config, labels=labels, tower=tower, head=head, loss=_loss(config, knowledge))
     task.calibrate(knowledge.calibration)
+    if not weights and knowledge.calibration.distances:
+        task.distance = FeatureDistance(labels, features=tower.num_features)
     return task
 
 
@@ -168,7 +186,7 @@ def grown_classify(old: Classify, config: ClassifyConfig, knowledge: LabelKnowle
     """A trained task with further labels, which come after its own; only ``growing`` scores learn.
 
     It takes over the modules of ``old``, which is not to be used any more, and its calibration: the thresholds, and
-    the temperature of every group of siblings that ``old`` tells apart.
+    the temperature of every group of siblings that ``old`` tells apart. Distances to its classes stay as well.
     """
     labels = knowledge.tree
     head = grown_head(old.head, classes=len(labels), learning=growing(labels, known=len(old.labels)))
@@ -176,6 +194,8 @@ def grown_classify(old: Classify, config: ClassifyConfig, knowledge: LabelKnowle
     told_apart = [old.labels.name_of(group.parent) for group in old.labels.choices]
     temperatures = {name: old.calibration.temperatures.get(name, 1.0) for name in told_apart}
     grown.calibrate(old.calibration.model_copy(update={"temperatures": temperatures}))
+    if old.distance is not None:
+        grown.distance = old.distance.extended(labels)
     new = ", ".join(labels.names[len(old.labels) :])
     grown.said.append(f"adding {new} to the {len(old.labels)} labels of {config.add_to}, whose tower stays")
     return grown
