@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from consilium.core.errors import DataError
-from consilium.evaluation.config import AnswersConfig, EvaluationConfig
+from consilium.evaluation.config import AnswersConfig, DistanceConfig, EvaluationConfig
 from consilium.evaluation.labels.classification import ClassificationEvaluator
 from consilium.evaluation.labels.tree import TreeEvaluator
 from consilium.tasks.answers.targets import LabelKnowledge
@@ -29,8 +29,11 @@ def test_which_evaluator() -> None:
 def test_a_label_that_is_called_as_no_answer_is() -> None:
     known, section = knowledge("ct", "unknown"), ClassifyConfig()
     family_of(section).evaluator(section, known, evaluation=EvaluationConfig())
-    section = ClassifyConfig(answers=AnswersConfig(wanted_accuracy=0.9))
-    with pytest.raises(
-        DataError, match=r"a label is 'unknown', .*another name \(data.rename_labels: {unknown: other}\)"
-    ):
-        family_of(section).evaluator(section, known, evaluation=EvaluationConfig())
+    for key, answers in {
+        "wanted_accuracy": AnswersConfig(wanted_accuracy=0.9),
+        "distance": AnswersConfig(distance=DistanceConfig()),
+    }.items():
+        section = ClassifyConfig(answers=answers)
+        told = rf"a label is 'unknown', .*{key} .*another name \(data.rename_labels: {{unknown: other}}\)"
+        with pytest.raises(DataError, match=told):
+            family_of(section).evaluator(section, known, evaluation=EvaluationConfig())
