@@ -7,7 +7,7 @@ Axes in names: T training row, N row that is asked about, K class, J class that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from consilium.evaluation.metrics import Bools, Floats, Ints
 
+TRUSTS = (0.0, 0.25, 0.5, 1.0)  # what a prior's scores may be multiplied by
 STRENGTHS = tuple(10.0**power for power in range(1, -6, -1))  # of the penalty, from the strongest
-_ERROR = 1e-5  # of a weight on standardised features, about, in a fit that has converged
+_ERROR, _ROUGH = 1e-5, 1e-3  # of a weight on standardised features, about: of a last fit, and of those on the way
 _STEPS = 5000
 _FLAT = 1e-6  # a deviation below this share of a feature's size is rounding
 _NEVER = -20.0  # score of a class without cases: those of the others sum to 0, so that it gets less than exp(-20)
@@ -24,29 +25,36 @@ _NEVER = -20.0  # score of a class without cases: those of the others sum to 0, 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A fitted head; ``there_K``: training had a choice about these classes; ``prior_K`` is 0 or 1 of the others."""
+    """A fitted head; ``there_K``: training had a choice about these classes; ``given_K`` is 0 or 1 of the others.
+
+    ``trust`` is what the scores of a prior are multiplied by, to which the head's own are added.
+    """
 
     mean_F: Floats
     deviation_F: Floats
     weight_FJ: Floats
     bias_J: Floats
     there_K: Bools
-    prior_K: Floats
+    given_K: Floats
     multi_label: bool
     converged: bool
+    trust: float = 0.0
 
     def probabilities(self, features_NF: Floats) -> Floats:
         """The probability of each class, [N, K]."""
         standard_NF = (features_NF - self.mean_F) / self.deviation_F
         scores_NJ = standard_NF @ self.weight_FJ + self.bias_J
-        found_NK = np.tile(self.prior_K, (len(features_NF), 1))
+        found_NK = np.tile(self.given_K, (len(features_NF), 1))
         found_NK[:, self.there_K] = 0.5 * (1 + np.tanh(scores_NJ / 2)) if self.multi_label else softmax(scores_NJ)
         return found_NK
 
     def layer(self) -> tuple[Floats, Floats]:
-        """Weight [K, F] and bias [K] for features as they are; a class without training cases is never likely."""
+        """Weight [K, F] and bias [K] for features as they are.
+
+        A class without training cases has the score of the prior alone; without one it is never likely.
+        """
         weight_KF = np.zeros((len(self.there_K), len(self.mean_F)))
-        bias_K = np.full(len(self.there_K), _NEVER)
+        bias_K = np.full(len(self.there_K), 0.0 if self.trust else _NEVER)
         weight_KF[self.there_K] = (self.weight_FJ / self.deviation_F[:, None]).T
         bias_K[self.there_K] = self.bias_J - weight_KF[self.there_K] @ self.mean_F
         return weight_KF, bias_K
@@ -54,11 +62,15 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The head that all rows give with the best strength, and the mean log loss of left-out rows by strength."""
+    """The head that all rows give with the best strength and trust, and the mean log loss of left-out rows.
+
+    ``log_losses`` are those of the best trust by strength, ``by_trust`` those of the best strength by trust.
+    """
 
     head: LinearHead
     strength: float
     log_losses: dict[float, float]
+    by_trust: dict[float, float]
 
 
 def softmax(scores_NK: Floats) -> Floats:
@@ -74,6 +86,8 @@ def fit_linear(
     strength: float,
     multi_label: bool = False,
     weights_T: Floats | None = None,
+    prior_TK: Floats | None = None,
+    trust: float = 0.0,
 ) -> LinearHead:
     """The head of least mean log loss plus ``strength`` / 2 times the squared weights, found by L-BFGS.
 
@@ -81,10 +95,12 @@ def fit_linear(
     deviation; the bias is not penalised. This is scikit-learn's LogisticRegression with C = 1 / strength and weights
     that sum to 1 (of two classes with C = 2 / strength: its one column of weights is the difference of the two here);
     with ``multi_label`` one such for every class. ``targets_TK`` are 0 or 1. Classes that no, or with ``multi_label``
-    every, training row has, keep that probability.
+    every, training row has, keep that probability. ``prior_TK`` are scores of another kind, to which, times ``trust``,
+    those of the head are added: it learns what they leave open.
     """
     weights_T = np.ones(len(features_TF)) if weights_T is None else weights_T
-    return _Fit(_double(features_TF), targets_TK, weights_T, multi_label=multi_label).down_to(strength)
+    fit = _Fit(_double(features_TF), targets_TK, weights_T, multi_label=multi_label)
+    return fit.trusting(prior_TK, trust).down_to(strength)
 
 
 def choose_linear(
@@ -94,40 +110,54 @@ def choose_linear(
     *,
     multi_label: bool = False,
     weights_T: Floats | None = None,
-    judged_T: Bools | None = None,
+    prior_TK: Floats | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Chosen:
     """The head with the strength of least mean log loss on rows of folds that its fit did not see.
 
-    Rows are as in ``fit_linear``; ``fold_T`` numbers the fold of each, of which there are two or more. Of left-out
-    rows those in ``judged_T`` are judged (None: all), about the classes that the fit had a choice about.
+    Rows are as in ``fit_linear``; ``fold_T`` numbers the fold of each, of which there are two or more. Only classes
+    that a fit had a choice about are judged in its left-out rows; with a prior all are, and how far it is trusted is
+    chosen, too.
     """
     features, weights_T = _double(features_TF), np.ones(len(features_TF)) if weights_T is None else weights_T
-    judged_T = np.ones(len(features_TF), dtype=bool) if judged_T is None else judged_T
-    folds, sums = np.unique(fold_T), dict.fromkeys(STRENGTHS, 0.0)
-    for number, fold in enumerate(folds):
+    folds, trusts = np.unique(fold_T), TRUSTS if prior_TK is not None else TRUSTS[:1]
+    sums = {(trust, strength): 0.0 for trust in trusts for strength in STRENGTHS}
+    done = 0
+    for fold in folds:
         out_T = fold_T == fold
-        asked_T = out_T & judged_T
         fit = _Fit(features, targets_TK, np.where(out_T, 0.0, weights_T), multi_label=multi_label)
-        head: LinearHead | None = None
-        for done, strength in enumerate(STRENGTHS, start=1 + number * len(STRENGTHS)):
-            head = fit.at(strength, start=head)
-            sums[strength] += _loss(head, features_TF[asked_T], targets_TK[asked_T], weights_T[asked_T])
-            if progress is not None:
-                progress(done, len(folds) * len(STRENGTHS))
-    total = float(weights_T[judged_T].sum())
-    losses = {strength: own / total for strength, own in sums.items()}
-    best = min(losses, key=lambda strength: losses[strength])  # of equal ones the strongest
-    fit = _Fit(features, targets_TK, weights_T, multi_label=multi_label)
-    return Chosen(fit.down_to(best), best, losses)
+        own = None if prior_TK is None else prior_TK[out_T]
+        for trust in trusts:
+            fit.trusting(prior_TK, trust)
+            head: LinearHead | None = None
+            for strength in STRENGTHS:
+                head = fit.at(strength, start=head)
+                sums[trust, strength] += _loss(head, features_TF[out_T], targets_TK[out_T], weights_T[out_T], own)
+                done += 1
+                if progress is not None:
+                    progress(done, len(folds) * len(sums))
+    losses = {both: own / float(weights_T.sum()) for both, own in sums.items()}
+    trust, strength = min(losses, key=lambda both: losses[both])  # of equal ones the least trust, the strongest penalty
+    fit = _Fit(features, targets_TK, weights_T, multi_label=multi_label).trusting(prior_TK, trust)
+    by_trust = {own: min(losses[own, strength] for strength in STRENGTHS) for own in trusts}
+    return Chosen(fit.down_to(strength), strength, {own: losses[trust, own] for own in STRENGTHS}, by_trust)
 
 
 def _double(array: Floats) -> Tensor:
     return torch.from_numpy(np.asarray(array, dtype=np.float64))
 
 
-def _loss(head: LinearHead, features_NF: Floats, targets_NK: Floats, weights_N: Floats) -> float:
-    """The weighted sum of the log loss of left-out rows about the classes that the fit had a choice about."""
+def _loss(
+    head: LinearHead, features_NF: Floats, targets_NK: Floats, weights_N: Floats, prior_NK: Floats | None
+) -> float:
+    """The weighted sum of the log loss of left-out rows about the classes that the fit had a choice about.
+
+    With a prior all classes are judged; without trust in it one that the fit did not see has the mean of the scores.
+    """
+    if prior_NK is not None:
+        weight_KF, bias_K = replace(head, trust=1.0).layer()
+        found_NK = softmax(features_NF @ weight_KF.T + bias_K + head.trust * prior_NK)
+        return float(-(weights_N @ (targets_NK * np.log(found_NK.clip(1e-12))).sum(axis=1)))
     found_NJ = head.probabilities(features_NF)[:, head.there_K].clip(1e-12, 1 - 1e-12)
     own_NJ = targets_NK[:, head.there_K]
     loss_NJ = own_NJ * np.log(found_NJ)
@@ -150,7 +180,8 @@ class _Fit:
         seen_TK = targets_TK[weights_T > 0] > 0
         seen_K = np.asarray(seen_TK.any(axis=0))
         self.there_K: Bools = seen_K & ~seen_TK.all(axis=0) if multi_label else seen_K
-        self.prior_K = seen_K.astype(float)
+        self.given_K = seen_K.astype(float)
+        self._trust, self._prior_TJ = 0.0, torch.zeros(())
         self._targets_TJ = _double(targets_TK[:, self.there_K]) * self._weights_T[:, None]
         self._mean_F = self._weights_T @ features_TF
         centred_TF = features_TF - self._mean_F
@@ -161,16 +192,21 @@ class _Fit:
         spread_F, self._axes_FF = torch.linalg.eigh((centred_TF * self._weights_T[:, None]).T @ centred_TF)
         self._spread_F = spread_F.clamp_min(0)
 
+    def trusting(self, prior_TK: Floats | None, trust: float) -> _Fit:
+        """The same with a prior, whose scores of each row the head's are added to."""
+        if prior_TK is not None:
+            self._trust, self._prior_TJ = trust, trust * _double(prior_TK[:, self.there_K])
+        return self
+
     def down_to(self, strength: float) -> LinearHead:
         """The head of a strength, by way of all stronger ones: from far away the coordinates would not fit."""
         head = None
-        for step in (*(own for own in STRENGTHS if own > strength), strength):
+        for step in (own for own in STRENGTHS if own > strength):
             head = self.at(step, start=head)
-        assert head is not None
-        return head
+        return self.at(strength, start=head, error=_ERROR)
 
-    def at(self, strength: float, *, start: LinearHead | None = None) -> LinearHead:
-        """The head of a strength, sought from one of another strength."""
+    def at(self, strength: float, *, start: LinearHead | None = None, error: float = _ROUGH) -> LinearHead:
+        """The head of a strength, sought from one of another strength; no weight is off by much more than ``error``."""
         weight_FJ = torch.zeros(self._features_TF.shape[1], self._targets_TJ.shape[1], dtype=torch.float64)
         bias_J = weight_FJ.new_zeros(weight_FJ.shape[1])
         if start is not None:
@@ -198,7 +234,7 @@ class _Fit:
             loss = self._weights_T @ loss_T - (self._targets_TJ * scores_TJ).sum()
             return loss + strength / 2 * weight_FJ.square().sum()
 
-        tolerance = _ERROR * strength**0.5  # a slope of it moves no weight by more than _ERROR
+        tolerance = error * strength**0.5  # a slope of it moves no weight by more than the error
         optimizer = torch.optim.LBFGS(
             [moved],
             max_iter=_STEPS,
@@ -216,7 +252,7 @@ class _Fit:
 
     def _scores(self, weight_FJ: Tensor, bias_J: Tensor) -> Tensor:
         raw_FJ = weight_FJ / self._deviation_F[:, None]
-        return self._features_TF @ raw_FJ + (bias_J - self._mean_F @ raw_FJ)
+        return self._features_TF @ raw_FJ + (bias_J - self._mean_F @ raw_FJ) + self._prior_TJ
 
     def _likely(self, scores_TJ: Tensor) -> tuple[Tensor, Tensor]:
         """The part of each row's loss that its target has no part in, and the probabilities of its classes."""
@@ -227,4 +263,13 @@ class _Fit:
     def _head(self, weight_FJ: Tensor, bias_J: Tensor, *, converged: bool) -> LinearHead:
         mean_F, deviation_F = self._mean_F.numpy(), self._deviation_F.numpy()
         shown = weight_FJ.detach().numpy(), bias_J.detach().numpy()
-        return LinearHead(mean_F, deviation_F, *shown, self.there_K, self.prior_K, self._multi_label, converged)
+        return LinearHead(
+            mean_F,
+            deviation_F,
+            *shown,
+            there_K=self.there_K,
+            given_K=self.given_K,
+            multi_label=self._multi_label,
+            converged=converged,
+            trust=self._trust,
+        )

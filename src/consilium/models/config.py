@@ -244,23 +244,7 @@ class MLPHeadConfig(Config):
     dropout: Dropout = Field(default=0.1, description="After each hidden layer, in training.")
 
 
-class LogisticHeadConfig(Config):
-    """One linear layer that is fitted to the features of all training cases at once: a logistic regression.
-
-    L-BFGS finds it on standardised features, whatever the seed. Of seven strengths of its penalty the one is taken that
-    has the least log loss on training cases that its fit did not see.
-    """
-
-    kind: Literal["logistic"]
-    leave_out: str = Field(
-        default="group",
-        min_length=1,
-        description="What is left out as a whole to choose the strength: group (patient), source, or a metadata "
-        "column.",
-    )
-
-
-HeadConfig = Annotated[LinearHeadConfig | MLPHeadConfig | LogisticHeadConfig, Field(discriminator="kind")]
+HeadConfig = Annotated[LinearHeadConfig | MLPHeadConfig, Field(discriminator="kind")]
 
 
 class LinearProjectionConfig(Config):

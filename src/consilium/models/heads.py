@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from consilium.models.config import HeadConfig, LinearHeadConfig, LogisticHeadConfig
+from consilium.models.config import HeadConfig, LinearHeadConfig
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 _TENSORS = ("weight", "bias")  # of a linear layer
@@ -21,8 +21,6 @@ def build_head(config: HeadConfig, *, in_features: int, classes: int) -> nn.Modu
     """The head that ``config`` describes: features [B, in_features] to logits [B, classes]."""
     if isinstance(config, LinearHeadConfig):
         return nn.Sequential(nn.Dropout(config.dropout), nn.Linear(in_features, classes))
-    if isinstance(config, LogisticHeadConfig):  # a linear head, as which it is saved and goes on
-        return build_head(LinearHeadConfig(), in_features=in_features, classes=classes)
     layers: list[nn.Module] = []
     for size in config.hidden_sizes:
         layers += [nn.Linear(in_features, size), ACTIVATIONS[config.activation](), nn.Dropout(config.dropout)]

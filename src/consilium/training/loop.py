@@ -219,7 +219,7 @@ def _solved(training: Training, progress: Progress, *, window: _Window) -> StepL
         return float(output.loss), output.table
 
     loss, progress.solution = on_main(accelerator, solve)
-    broadcast([parameter.data for parameter in task.parameters() if parameter.requires_grad])
+    broadcast([*(own.data for own in task.parameters() if own.requires_grad), *task.buffers()])
     if not math.isfinite(loss):
         _refuse_loss(training, loss, window)
     return StepLog(

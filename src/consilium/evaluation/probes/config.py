@@ -11,6 +11,17 @@ from consilium.core.config import Config
 PLACE = "{label}"  # in a template
 
 
+def with_place(templates: list[str]) -> list[str]:
+    """Templates that all have a place for the label; one without is a ValueError."""
+    for template in templates:
+        if PLACE not in template:
+            raise ValueError(
+                f"'{template}' has no {PLACE}, so that it would say the same of every label; put {PLACE} where the "
+                "label belongs"
+            )
+    return templates
+
+
 class ZeroShotConfig(Config):
     """Labels as texts: each image gets the label whose prompts are most similar to it (CLIP).
 
@@ -37,16 +48,7 @@ class ZeroShotConfig(Config):
         "{no_finding: [abnormal chest]}.",
     )
 
-    @field_validator("templates", "negative_templates")
-    @classmethod
-    def _label_has_a_place(cls, templates: list[str]) -> list[str]:
-        for template in templates:
-            if PLACE not in template:
-                raise ValueError(
-                    f"'{template}' has no {PLACE}, so that it would say the same of every label; put {PLACE} where the "
-                    "label belongs"
-                )
-        return templates
+    _label_has_a_place = field_validator("templates", "negative_templates")(with_place)
 
     @field_validator("prompts", "negative_prompts")
     @classmethod

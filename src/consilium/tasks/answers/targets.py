@@ -17,15 +17,16 @@ from consilium.data.cases.cases import SPLITS, Cases, Studied
 from consilium.data.guards.labels import spelled_alike
 from consilium.data.store.splits import missing_values
 from consilium.data.store.store import CaseTable
-from consilium.models.checkpoints.layout import ImageLayout
+from consilium.models.checkpoints.layout import ImageLayout, ProjectionLayout
 
 
 class LabelKnowledge(Knowledge):
     """The classes of a task and what the cases taught about them.
 
     ``class_counts`` are the training cases of every class; of a node of a tree also those below it. ``tower`` says what
-    the image tower is made of, where its config does not. ``seen`` are the values that training cases have in columns
-    by which figures are given, such as the source.
+    the image tower is made of, where its config does not, and ``embedding`` what projects its features into the space
+    of texts, where the head has a prior there. ``seen`` are the values that training cases have in columns by which
+    figures are given, such as the source.
     """
 
     labels: list[str]
@@ -33,6 +34,7 @@ class LabelKnowledge(Knowledge):
     class_counts: list[int]
     calibration: Calibration = Calibration()
     tower: ImageLayout | None = None
+    embedding: ProjectionLayout | None = None
     seen: dict[str, list[str]] = Field(default={}, description="Values by column.")
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,8 +13,9 @@ from consilium.core.labels import LabelTree, paths_of
 from consilium.core.section import TaskSection
 from consilium.data.config import Deviation, Mean
 from consilium.evaluation.config import AnswersConfig
+from consilium.evaluation.probes.config import PLACE, with_place
 from consilium.losses.config import ClassificationLossConfig, CrossEntropyConfig
-from consilium.models.config import HeadConfig, LinearHeadConfig, LogisticHeadConfig, VisionConfig
+from consilium.models.config import LinearHeadConfig, MLPHeadConfig, VisionConfig
 
 
 class NodeStatistics(Config):
@@ -82,6 +83,42 @@ class TreeConfig(Config):
         return tree if self.nested else LabelTree(tree.leaves)
 
 
+class NamesConfig(Config):
+    """What the classes are called, for the text tower of the model that the image tower is of (zero-shot)."""
+
+    templates: list[str] = Field(
+        default=[PLACE], min_length=1, description="Texts with {label} in them, into each of which every name is put."
+    )
+    names: dict[str, Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]] = Field(
+        default={},
+        description="Names of labels: {radiology.ct: [CT scan, computed tomography]}; another label is called by the "
+        "last part of its dot path.",
+    )
+
+    _label_has_a_place = field_validator("templates")(with_place)
+
+
+class LogisticHeadConfig(Config):
+    """One linear layer that is fitted to the features of all training cases at once: a logistic regression.
+
+    L-BFGS finds it on standardised features, whatever the seed. Of seven strengths of its penalty the one is taken that
+    has the least log loss on training cases that its fit did not see.
+    """
+
+    kind: Literal["logistic"]
+    leave_out: str = Field(
+        default="group",
+        min_length=1,
+        description="What is left out as a whole to choose the strength: group (patient), source, or a metadata "
+        "column.",
+    )
+    zero_shot: NamesConfig | None = Field(
+        default=None,
+        description="Begin with what the text tower of the same model says of the classes, as far as left-out cases "
+        "trust it; null: do not. For an image tower of open_clip or of a whole model of Hugging Face.",
+    )
+
+
 class ClassifyConfig(TaskSection):
     """Images into classes: one label a case, or any number with ``multi_label``."""
 
@@ -94,7 +131,9 @@ class ClassifyConfig(TaskSection):
         "image settings are taken over; only the scores of new labels, and of those above them, learn.",
     )
     vision: VisionConfig = VisionConfig()
-    head: HeadConfig = LinearHeadConfig()
+    head: LinearHeadConfig | MLPHeadConfig | LogisticHeadConfig = Field(
+        default=LinearHeadConfig(), discriminator="kind"
+    )
     loss: ClassificationLossConfig = CrossEntropyConfig()
     answers: AnswersConfig = AnswersConfig()
 
@@ -189,9 +228,25 @@ class ClassifyConfig(TaskSection):
                 self.loss != CrossEntropyConfig()
             ),
         }
+        odd |= self._without_words(self.head)
         if found := [what for what, holds in odd.items() if holds]:
             raise ValueError(f"head.kind is logistic, and {'; '.join(found)}")
         return self
+
+    def _without_words(self, head: LogisticHeadConfig) -> dict[str, bool]:
+        """What leaves zero-shot without a text tower, and whether it is so."""
+        asked, vision = head.zero_shot is not None, self.vision
+        return {
+            f"vision.kind is {vision.kind}, which has no text tower for head.zero_shot (open_clip and hf have)": (
+                asked and vision.kind not in ("open_clip", "hf")
+            ),
+            "vision.pretrained is false: head.zero_shot needs what the model has learned": (
+                asked and vision.pretrained is False
+            ),
+            f"vision.pooling is {vision.pooling}: head.zero_shot reads the model's own (default)": (
+                asked and vision.pooling != "default"
+            ),
+        }
 
     @model_validator(mode="after")
     def _one_head_grows(self) -> ClassifyConfig:

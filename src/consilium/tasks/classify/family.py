@@ -20,10 +20,9 @@ from consilium.evaluation.labels.saliency import SaliencyMap
 from consilium.evaluation.labels.tree import TreeEvaluator
 from consilium.evaluation.labels.wording import rough_thresholds
 from consilium.evaluation.report.parts import ReportParts
-from consilium.models.config import LogisticHeadConfig
 from consilium.tasks.answers.pool import pool
 from consilium.tasks.answers.targets import LabelKnowledge, study_labels
-from consilium.tasks.classify.config import ClassifyConfig
+from consilium.tasks.classify.config import ClassifyConfig, LogisticHeadConfig
 from consilium.tasks.classify.growth import adopted, check_growth
 from consilium.tasks.classify.nodes import common_image
 from consilium.tasks.classify.stages import check_nodes, node_stages
@@ -154,9 +153,11 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
         """Temperatures and thresholds from validation, and what the tower is made of."""
         from consilium.tasks.answers.settle import settle_answers
         from consilium.tasks.classify.task import Classify
+        from consilium.tasks.classify.zero_shot import PriorHead
 
         if isinstance(task, Classify):
-            knowledge = knowledge.model_copy(update={"tower": task.tower.layout})
+            embedding = task.head.layout if isinstance(task.head, PriorHead) else None
+            knowledge = knowledge.model_copy(update={"tower": task.tower.layout, "embedding": embedding})
         return settle_answers(task, knowledge, outputs, config=section.answers)
 
     def pooled(
@@ -213,12 +214,13 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
         return found
 
     def trained(self, task: Answering) -> ImageClassifier | None:
-        """The tower and the head; a cascade has several of both."""
+        """The tower and the head; a cascade has several of both, and a head with a prior fits no other library."""
         from consilium.models.trained import ImageClassifier
         from consilium.tasks.classify.task import Classify
+        from consilium.tasks.classify.zero_shot import PriorHead
         from consilium.tasks.towers import layout_of
 
-        if not isinstance(task, Classify):
+        if not isinstance(task, Classify) or isinstance(task.head, PriorHead):
             return None
         return ImageClassifier(
             vision=task.tower,

@@ -12,7 +12,7 @@ from consilium.core.reporter import some
 from consilium.data.cases.cases import Studied
 from consilium.models.config import HOW_IT_LEARNS, FreezeConfig, LinearHeadConfig
 from consilium.tasks.answers.targets import LabelKnowledge
-from consilium.tasks.classify.config import ClassifyConfig
+from consilium.tasks.classify.config import ClassifyConfig, LogisticHeadConfig
 from consilium.tasks.classify.nodes import growing
 from consilium.tasks.family import Adopted, Known
 
@@ -27,6 +27,11 @@ def adopted(origin: str, member: Known) -> Adopted:
         raise ConfigError(
             f"task.add_to: {origin} {what}; labels are added to a flat or joint router of one label a case. Train it "
             "anew with the new cases."
+        )
+    if isinstance(section.head, LogisticHeadConfig) and section.head.zero_shot is not None:
+        raise ConfigError(
+            f"task.add_to: the head of {origin} has zero-shot as its prior, and knows no word for a new label. Train "
+            "it anew with the new cases, or with the new label in task.tree.nodes."
         )
     distance = section.answers.distance
     return Adopted(

@@ -18,17 +18,21 @@ from consilium.core.reporter import counted
 from consilium.data.cases.cases import Cases
 from consilium.data.cases.folds import divide, units_of
 from consilium.data.store.splits import position
-from consilium.evaluation.logistic import LinearHead, choose_linear, fit_linear
+from consilium.evaluation.logistic import LinearHead, choose_linear, fit_linear, softmax
 
 FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Solved:
-    """The head's weight [K, F] and bias [K], its mean log loss on the training rows, and a row on each regression."""
+    """The head's weight [K, F] and bias [K], its mean log loss on the training rows, and a row on each regression.
+
+    ``trust_K`` is what the scores of a prior are multiplied by.
+    """
 
     weight_KF: np.ndarray
     bias_K: np.ndarray
+    trust_K: np.ndarray
     loss: float
     table: list[dict[str, Any]]
 
@@ -66,40 +70,45 @@ def fit_siblings(
     weights_T: np.ndarray,
     units_T: np.ndarray,
     *,
-    judged_T: np.ndarray | None = None,
+    prior_TK: np.ndarray | None = None,
     labels: LabelTree,
     leave_out: str,
     progress: Callable[[int, int], None],
 ) -> Solved:
     """The regression of every group of siblings, on the rows at or below one of them, with a strength of its own.
 
-    ``targets_T`` are ids of nodes. The strength is the one of least weighted log loss on units that are left out, of
-    which the rows in ``judged_T`` (None: all) are judged, in folds that are even in every class. Where siblings have
-    one unit alone, or no class in two, they take the strength of the nearest node above that could choose; none above
-    that is a DataError.
+    ``targets_T`` are ids of nodes. The strength is the one of least weighted log loss on units that are left out, in
+    folds that are even in every class. Where siblings have one unit alone, or no class in two, they take the strength
+    of the nearest node above that could choose; none above that is a DataError. ``prior_TK`` are scores of another kind
+    to which those of the head are added: how far they are trusted is chosen with the strength, a class without cases is
+    answered by them alone, and siblings without any case by them as they are.
     """
     weight_KF, bias_K = np.zeros((len(labels), features_TF.shape[1])), np.zeros(len(labels))
+    trust_K = np.ones(len(labels))
     table: list[dict[str, Any]] = []
-    strengths: dict[int | None, float] = {}
+    solved: dict[int | None, _Found] = {}
     loss, steps_TG = 0.0, labels.steps_MG[targets_T]
-    judged_T = np.ones(len(targets_T), dtype=bool) if judged_T is None else judged_T
     for number, group in enumerate(labels.siblings):
         rows = np.flatnonzero(steps_TG[:, number] >= 0)
         targets_TK = np.eye(len(group.ids))[steps_TG[rows, number]]
         if not len(rows) or len(group.ids) < 2:
             continue
-        problem = _Problem(features_TF[rows], targets_TK, weights_T[rows], units_T[rows], judged_T[rows])
-        above = next((strengths[node] for node in _above(labels, group) if node in strengths), None)
+        children = list(group.ids)
+        prior = None if prior_TK is None else prior_TK[rows][:, children]
+        problem = _Problem(features_TF[rows], targets_TK, weights_T[rows], units_T[rows], prior)
+        above = next((solved[node] for node in _above(labels, group) if node in solved), None)
         name = labels.name_of(group.parent)
         found = problem.solve(name, above=above, leave_out=leave_out, progress=progress)
-        strengths[group.parent] = found.strength
-        weight_KF[list(group.ids)], bias_K[list(group.ids)] = found.head.layer()
-        likely_T = (found.head.probabilities(problem.features_TF) * targets_TK).sum(axis=1)
-        loss -= float(problem.weights_T @ np.log(likely_T.clip(1e-12)))
+        solved[group.parent] = found
+        weight_KF[children], bias_K[children] = found.head.layer()
+        trust_K[children] = found.head.trust
+        scores_TK = problem.features_TF @ weight_KF[children].T + bias_K[children]
+        likely_TK = softmax(scores_TK if prior is None else scores_TK + found.head.trust * prior)
+        loss -= float(problem.weights_T @ np.log((likely_TK * targets_TK).sum(axis=1).clip(1e-12)))
         table.append(
             {"node": name, "strength": f"{found.strength:g}", **found.facts, "converged": found.head.converged}
         )
-    return Solved(weight_KF, bias_K, loss, table)
+    return Solved(weight_KF, bias_K, trust_K, loss, table)
 
 
 def _above(labels: LabelTree, group: Siblings) -> list[int | None]:
@@ -123,26 +132,37 @@ class _Problem:
     targets_TK: np.ndarray
     weights_T: np.ndarray
     units_T: np.ndarray
-    judged_T: np.ndarray
+    prior_TK: np.ndarray | None
 
-    def solve(self, name: str, *, above: float | None, leave_out: str, progress: Callable[[int, int], None]) -> _Found:
+    def solve(self, name: str, *, above: _Found | None, leave_out: str, progress: Callable[[int, int], None]) -> _Found:
         """The head of the strength that left-out units choose, or of the one from ``above`` where they cannot."""
-        fold_T = self._folds()
-        rows = self.features_TF, self.targets_TK
+        fold_T, rows = self._folds(), (self.features_TF, self.targets_TK)
         if self._chooses(fold_T):
-            chosen = choose_linear(*rows, fold_T, weights_T=self.weights_T, judged_T=self.judged_T, progress=progress)
+            chosen = choose_linear(*rows, fold_T, weights_T=self.weights_T, prior_TK=self.prior_TK, progress=progress)
             losses = {f"log_loss_{strength:g}": round(loss, 4) for strength, loss in chosen.log_losses.items()}
+            if self.prior_TK is not None:
+                tried = {f"log_loss_trust_{trust:g}": round(loss, 4) for trust, loss in chosen.by_trust.items()}
+                losses = {"trust": chosen.head.trust, **tried, **losses}
             return _Found(chosen.head, chosen.strength, {"chosen_by": f"{fold_T.max() + 1} folds", **losses})
         if above is None:
             raise DataError(
                 f"task.head chooses its strength on cases that are left out by '{leave_out}', and at the node '{name}' "
                 f"no class has cases of two, so that nothing left out could be named. {_instead(leave_out)}"
             )
-        head = fit_linear(*rows, strength=above, weights_T=self.weights_T)
-        return _Found(head, above, {"chosen_by": "the node above"})
+        head = fit_linear(
+            *rows,
+            strength=above.strength,
+            weights_T=self.weights_T,
+            prior_TK=self.prior_TK,
+            trust=above.head.trust,
+        )
+        trust = {} if self.prior_TK is None else {"trust": head.trust}
+        return _Found(head, above.strength, {"chosen_by": "the node above", **trust})
 
     def _chooses(self, fold_T: np.ndarray) -> bool:
-        """Whether a class is in several folds, where another one is, too."""
+        """Whether a class is in several folds, where another one is, too; a prior also names those that are not."""
+        if self.prior_TK is not None:
+            return bool(fold_T.max() > 0)
         shown = [self.targets_TK[fold_T != fold].any(axis=0) for fold in range(fold_T.max() + 1)]
         judged = [self.targets_TK[fold_T == fold].any(axis=0) & own for fold, own in enumerate(shown)]
         return any(own.any() and there.sum() > 1 for own, there in zip(judged, shown, strict=True))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from consilium.core.contracts import Batch, Encoder, ImageInput, ParameterGroup,
 from consilium.core.labels import LabelTree
 from consilium.losses.classification import build_loss
 from consilium.models.checkpoints.pretrained import ImageSource
-from consilium.models.config import LogisticHeadConfig
+from consilium.models.config import LinearHeadConfig, LogisticHeadConfig
 from consilium.models.distance import FeatureDistance
 from consilium.models.heads import build_head, grown_head
 from consilium.models.tuning import tune
@@ -22,9 +23,10 @@ from consilium.models.vision import ImageEncoder, VisionTower, build_vision
 from consilium.models.weights import freeze_tower, keep_frozen_in_eval
 from consilium.tasks.answers.answering import Answering
 from consilium.tasks.answers.targets import LabelKnowledge
-from consilium.tasks.classify.config import ClassifyConfig
+from consilium.tasks.classify.config import ClassifyConfig, LogisticHeadConfig
 from consilium.tasks.classify.logistic import fit_siblings
 from consilium.tasks.classify.nodes import growing
+from consilium.tasks.classify.zero_shot import PriorHead, with_prior
 
 
 class Classify(Answering):
@@ -87,24 +89,33 @@ class Classify(Answering):
         assert isinstance(self.config.head, LogisticHeadConfig)
         assert batch.design is not None
         assert batch.targets_B is not None
-        design = batch.design
-        columns = self.features(batch), batch.targets_B, design.weights_B, design.units_B, design.judged_B
-        features_TF, targets_T, weights_T, units_T, judged_T = (column.detach().cpu() for column in columns)
+        features_BF, design, head = self.features(batch).float(), batch.design, self.head
+        linear = head.linear if isinstance(head, PriorHead) else head
+        columns = batch.targets_B, design.weights_B, design.units_B
         found = fit_siblings(
-            features_TF.double().numpy(),
-            targets_T.numpy(),
-            weights_T.numpy(),
-            units_T.numpy(),
-            judged_T=judged_T.numpy(),
+            features_BF.cpu().double().numpy(),
+            *(column.cpu().numpy() for column in columns),
+            judged_T=design.judged_B.cpu().numpy(),
+            prior_TK=self._prior(features_BF),
             labels=self.labels,
             leave_out=self.config.head.leave_out,
             progress=progress,
         )
-        weight_KF, bias_K = self.head.parameters()
+        weight_KF, bias_K = linear.parameters()
         with torch.no_grad():
             weight_KF.copy_(torch.from_numpy(found.weight_KF))
             bias_K.copy_(torch.from_numpy(found.bias_K))
+            if isinstance(head, PriorHead):
+                head.trust_K.copy_(torch.from_numpy(found.trust_K))
         return StepOutput(loss=torch.tensor(found.loss), table=found.table)
+
+    def _prior(self, features_BF: Tensor) -> np.ndarray | None:
+        """The scores of zero-shot [B, K], where the head has them as its prior."""
+        if not isinstance(self.head, PriorHead):
+            return None
+        with torch.no_grad():
+            prior_BK = self.head.prior(features_BF.to(self.head.scale.device))
+        return np.asarray(prior_BK.double().cpu().numpy())
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The tower's and the head's parameters."""
@@ -164,7 +175,12 @@ def build_classify(
     tower = build_vision(config.vision, image_size=image_size, weights=weights, layout=layout, source=source)
     if weights:
         tune(tower, config.vision, key="task.vision")
-    head = build_head(config.head, in_features=tower.num_features, classes=len(labels))
+    section = config.head
+    plain = LinearHeadConfig() if isinstance(section, LogisticHeadConfig) else section
+    head = build_head(plain, in_features=tower.num_features, classes=len(labels))
+    if isinstance(section, LogisticHeadConfig) and section.zero_shot is not None:
+        embedding = None if weights else knowledge.embedding
+        head = with_prior(head, section.zero_shot, config.vision, labels, embedding)
     task = Classify(config, labels=labels, tower=tower, head=head, loss=_loss(config, knowledge))
     task.calibrate(knowledge.calibration)
     if not weights and knowledge.calibration.distances:
