@@ -113,7 +113,7 @@ def test_it_is_scikit_learn_s_at_every_node(nested: bool) -> None:
     )
     assert len(found.table) == (3 if nested else 1)
     assert all(row["converged"] for row in found.table)
-    assert seen[-1] == (35, 35)
+    assert all(done <= total == 7 for done, total in seen)
     (images_NF, *_) = matrix(50, labels, seed=4)
     groups = [group for group in labels.siblings if len(group.ids) > 1]
     for group, row in zip(groups, found.table, strict=True):
@@ -129,7 +129,7 @@ def test_it_is_scikit_learn_s_at_every_node(nested: bool) -> None:
         scores_NK = images_NF @ found.weight_KF[list(group.ids)].T + found.bias_K[list(group.ids)]
         expected_NK = oracle.predict_proba(scale.transform(images_NF))
         np.testing.assert_allclose(torch.from_numpy(scores_NK).softmax(1).numpy(), expected_NK, atol=1e-4)
-        tried = {key: value for key, value in row.items() if key.startswith("log_loss_")}
+        tried = {key: value for key, value in row.items() if key.startswith("log_loss_") and value is not None}
         assert min(tried, key=lambda key: tried[key]) == f"log_loss_{row['strength']}"
 
 
@@ -153,7 +153,10 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
     options: dict[str, Any] = {"labels": labels, "leave_out": "group", "progress": lambda *_: None}
     one, other = fit_siblings(*arrays, **options), fit_siblings(*(own[order] for own in arrays), **options)
     np.testing.assert_allclose(one.weight_KF, other.weight_KF, atol=1e-6)
-    assert one.table == other.table
+    for row, same_row in zip(one.table, other.table, strict=True):
+        assert row == {
+            key: pytest.approx(value) if isinstance(value, float) else value for key, value in same_row.items()
+        }
 
 
 def test_classes_without_cases_are_never_likely_and_a_node_that_cannot_choose_takes_the_strength_above() -> None:

@@ -19,6 +19,7 @@ TRUSTS = (0.0, 0.25, 0.5, 1.0)  # what a prior's scores may be multiplied by
 STRENGTHS = tuple(10.0**power for power in range(1, -6, -1))  # of the penalty, from the strongest
 _ERROR, _ROUGH = 1e-5, 1e-3  # of a weight on standardised features, about: of a last fit, and of those on the way
 _STEPS = 5000
+PATIENCE = 2  # weaker penalties in a row that were worse than one before, after which no weaker one is tried
 _FLAT = 1e-6  # a deviation below this share of a feature's size is rounding
 _NEVER = -20.0  # score of a class without cases: those of the others sum to 0, so that it gets less than exp(-20)
 
@@ -64,7 +65,8 @@ class LinearHead:
 class Chosen:
     """The head that all rows give with the best strength and trust, and the mean log loss of left-out rows.
 
-    ``log_losses`` are those of the best trust by strength, ``by_trust`` those of the best strength by trust.
+    ``log_losses`` are those of the best trust by strength, as far as it was tried, ``by_trust`` those of the best
+    strength by trust.
     """
 
     head: LinearHead
@@ -117,30 +119,36 @@ def choose_linear(
 
     Rows are as in ``fit_linear``; ``fold_T`` numbers the fold of each, of which there are two or more. Only classes
     that a fit had a choice about are judged in its left-out rows; with a prior all are, and how far it is trusted is
-    chosen, too.
+    chosen, too. Strengths are tried from the strongest on, until two in a row are worse than one before.
     """
     features, weights_T = _double(features_TF), np.ones(len(features_TF)) if weights_T is None else weights_T
-    folds, trusts = np.unique(fold_T), TRUSTS if prior_TK is not None else TRUSTS[:1]
-    sums = {(trust, strength): 0.0 for trust in trusts for strength in STRENGTHS}
-    done = 0
-    for fold in folds:
-        out_T = fold_T == fold
-        fit = _Fit(features, targets_TK, np.where(out_T, 0.0, weights_T), multi_label=multi_label)
-        own = None if prior_TK is None else prior_TK[out_T]
-        for trust in trusts:
-            fit.trusting(prior_TK, trust)
-            head: LinearHead | None = None
-            for strength in STRENGTHS:
-                head = fit.at(strength, start=head)
-                sums[trust, strength] += _loss(head, features_TF[out_T], targets_TK[out_T], weights_T[out_T], own)
-                done += 1
-                if progress is not None:
-                    progress(done, len(folds) * len(sums))
-    losses = {both: own / float(weights_T.sum()) for both, own in sums.items()}
+    trusts = TRUSTS if prior_TK is not None else TRUSTS[:1]
+    outs = [fold_T == fold for fold in np.unique(fold_T)]
+    fits = [_Fit(features, targets_TK, np.where(out_T, 0.0, weights_T), multi_label=multi_label) for out_T in outs]
+
+    def left_out(head: LinearHead, out_T: Bools) -> float:
+        prior = None if prior_TK is None else prior_TK[out_T]
+        return _loss(head, features_TF[out_T], targets_TK[out_T], weights_T[out_T], prior)
+
+    losses: dict[tuple[float, float], float] = {}
+    for number, trust in enumerate(trusts):
+        heads: list[LinearHead | None] = [None] * len(fits)
+        for turn, strength in enumerate(STRENGTHS, start=1 + number * len(STRENGTHS)):
+            found = [
+                fit.trusting(prior_TK, trust).at(strength, start=head) for fit, head in zip(fits, heads, strict=True)
+            ]
+            losses[trust, strength] = sum(map(left_out, found, outs)) / float(weights_T.sum())
+            heads = [*found]
+            if progress is not None:
+                progress(turn, len(trusts) * len(STRENGTHS))
+            own = [loss for (of, _), loss in losses.items() if of == trust]
+            if min(own) < min(own[-PATIENCE:]):
+                break
     trust, strength = min(losses, key=lambda both: losses[both])  # of equal ones the least trust, the strongest penalty
     fit = _Fit(features, targets_TK, weights_T, multi_label=multi_label).trusting(prior_TK, trust)
-    by_trust = {own: min(losses[own, strength] for strength in STRENGTHS) for own in trusts}
-    return Chosen(fit.down_to(strength), strength, {own: losses[trust, own] for own in STRENGTHS}, by_trust)
+    by_trust = {own: min(loss for (of, _), loss in losses.items() if of == own) for own in trusts}
+    by_strength = {own: loss for (of, own), loss in losses.items() if of == trust}
+    return Chosen(fit.down_to(strength), strength, by_strength, by_trust)
 
 
 def _double(array: Floats) -> Tensor:

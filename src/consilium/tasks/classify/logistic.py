@@ -18,7 +18,7 @@ from consilium.core.reporter import counted
 from consilium.data.cases.cases import Cases
 from consilium.data.cases.folds import divide, units_of
 from consilium.data.store.splits import position
-from consilium.evaluation.logistic import LinearHead, choose_linear, fit_linear, softmax
+from consilium.evaluation.logistic import STRENGTHS, LinearHead, choose_linear, fit_linear, softmax
 
 FOLDS = 5
 
@@ -139,10 +139,10 @@ class _Problem:
         fold_T, rows = self._folds(), (self.features_TF, self.targets_TK)
         if self._chooses(fold_T):
             chosen = choose_linear(*rows, fold_T, weights_T=self.weights_T, prior_TK=self.prior_TK, progress=progress)
-            losses = {f"log_loss_{strength:g}": round(loss, 4) for strength, loss in chosen.log_losses.items()}
+            losses: dict[str, float | None] = {f"log_loss_{own:g}": chosen.log_losses.get(own) for own in STRENGTHS}
             if self.prior_TK is not None:
-                tried = {f"log_loss_trust_{trust:g}": round(loss, 4) for trust, loss in chosen.by_trust.items()}
-                losses = {"trust": chosen.head.trust, **tried, **losses}
+                by_trust = {f"log_loss_trust_{own:g}": loss for own, loss in chosen.by_trust.items()}
+                losses = {"trust": chosen.head.trust, **by_trust, **losses}
             return _Found(chosen.head, chosen.strength, {"chosen_by": f"{fold_T.max() + 1} folds", **losses})
         if above is None:
             raise DataError(
