@@ -112,23 +112,26 @@ def choose_linear(
     *,
     multi_label: bool = False,
     weights_T: Floats | None = None,
+    judged_T: Bools | None = None,
     prior_TK: Floats | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Chosen:
     """The head with the strength of least mean log loss on rows of folds that its fit did not see.
 
-    Rows are as in ``fit_linear``; ``fold_T`` numbers the fold of each, of which there are two or more. Only classes
-    that a fit had a choice about are judged in its left-out rows; with a prior all are, and how far it is trusted is
-    chosen, too. Strengths are tried from the strongest on, until two in a row are worse than one before.
+    Rows are as in ``fit_linear``; ``fold_T`` numbers the fold of each, of which there are two or more. Of left-out rows
+    those in ``judged_T`` are judged (None: all), about the classes that the fit had a choice about; with a prior about
+    all, and how far it is trusted is chosen, too. Strengths are tried from the strongest on, until two in a row are worse than one before.
     """
     features, weights_T = _double(features_TF), np.ones(len(features_TF)) if weights_T is None else weights_T
     trusts = TRUSTS if prior_TK is not None else TRUSTS[:1]
     outs = [fold_T == fold for fold in np.unique(fold_T)]
+    asked = [out_T if judged_T is None else out_T & judged_T for out_T in outs]
+    total = float(sum(weights_T[asked_T].sum() for asked_T in asked))
     fits = [_Fit(features, targets_TK, np.where(out_T, 0.0, weights_T), multi_label=multi_label) for out_T in outs]
 
-    def left_out(head: LinearHead, out_T: Bools) -> float:
-        prior = None if prior_TK is None else prior_TK[out_T]
-        return _loss(head, features_TF[out_T], targets_TK[out_T], weights_T[out_T], prior)
+    def left_out(head: LinearHead, asked_T: Bools) -> float:
+        prior = None if prior_TK is None else prior_TK[asked_T]
+        return _loss(head, features_TF[asked_T], targets_TK[asked_T], weights_T[asked_T], prior)
 
     losses: dict[tuple[float, float], float] = {}
     for number, trust in enumerate(trusts):
@@ -137,7 +140,7 @@ def choose_linear(
             found = [
                 fit.trusting(prior_TK, trust).at(strength, start=head) for fit, head in zip(fits, heads, strict=True)
             ]
-            losses[trust, strength] = sum(map(left_out, found, outs)) / float(weights_T.sum())
+            losses[trust, strength] = sum(map(left_out, found, asked)) / total
             heads = [*found]
             if progress is not None:
                 progress(turn, len(trusts) * len(STRENGTHS))

@@ -70,6 +70,7 @@ def fit_siblings(
     weights_T: np.ndarray,
     units_T: np.ndarray,
     *,
+    judged_T: np.ndarray | None = None,
     prior_TK: np.ndarray | None = None,
     labels: LabelTree,
     leave_out: str,
@@ -77,17 +78,19 @@ def fit_siblings(
 ) -> Solved:
     """The regression of every group of siblings, on the rows at or below one of them, with a strength of its own.
 
-    ``targets_T`` are ids of nodes. The strength is the one of least weighted log loss on units that are left out, in
-    folds that are even in every class. Where siblings have one unit alone, or no class in two, they take the strength
-    of the nearest node above that could choose; none above that is a DataError. ``prior_TK`` are scores of another kind
-    to which those of the head are added: how far they are trusted is chosen with the strength, a class without cases is
-    answered by them alone, and siblings without any case by them as they are.
+    ``targets_T`` are ids of nodes. The strength is the one of least weighted log loss on units that are left out, of
+    which the rows in ``judged_T`` (None: all) are judged, in folds that are even in every class. Where siblings have
+    one unit alone, or no class in two, they take the strength of the nearest node above that could choose; none above
+    that is a DataError. ``prior_TK`` are scores of another kind to which those of the head are added: how far they are
+    trusted is chosen with the strength, a class without cases is answered by them alone, and siblings without any case
+    by them as they are.
     """
     weight_KF, bias_K = np.zeros((len(labels), features_TF.shape[1])), np.zeros(len(labels))
     trust_K = np.ones(len(labels))
     table: list[dict[str, Any]] = []
     solved: dict[int | None, _Found] = {}
     loss, steps_TG = 0.0, labels.steps_MG[targets_T]
+    judged_T = np.ones(len(targets_T), dtype=bool) if judged_T is None else judged_T
     for number, group in enumerate(labels.siblings):
         rows = np.flatnonzero(steps_TG[:, number] >= 0)
         targets_TK = np.eye(len(group.ids))[steps_TG[rows, number]]
@@ -95,7 +98,7 @@ def fit_siblings(
             continue
         children = list(group.ids)
         prior = None if prior_TK is None else prior_TK[rows][:, children]
-        problem = _Problem(features_TF[rows], targets_TK, weights_T[rows], units_T[rows], prior)
+        problem = _Problem(features_TF[rows], targets_TK, weights_T[rows], units_T[rows], judged_T[rows], prior)
         above = next((solved[node] for node in _above(labels, group) if node in solved), None)
         name = labels.name_of(group.parent)
         found = problem.solve(name, above=above, leave_out=leave_out, progress=progress)
@@ -132,13 +135,21 @@ class _Problem:
     targets_TK: np.ndarray
     weights_T: np.ndarray
     units_T: np.ndarray
+    judged_T: np.ndarray
     prior_TK: np.ndarray | None
 
     def solve(self, name: str, *, above: _Found | None, leave_out: str, progress: Callable[[int, int], None]) -> _Found:
         """The head of the strength that left-out units choose, or of the one from ``above`` where they cannot."""
         fold_T, rows = self._folds(), (self.features_TF, self.targets_TK)
         if self._chooses(fold_T):
-            chosen = choose_linear(*rows, fold_T, weights_T=self.weights_T, prior_TK=self.prior_TK, progress=progress)
+            chosen = choose_linear(
+                *rows,
+                fold_T,
+                weights_T=self.weights_T,
+                judged_T=self.judged_T,
+                prior_TK=self.prior_TK,
+                progress=progress,
+            )
             losses: dict[str, float | None] = {f"log_loss_{own:g}": chosen.log_losses.get(own) for own in STRENGTHS}
             if self.prior_TK is not None:
                 by_trust = {f"log_loss_trust_{own:g}": loss for own, loss in chosen.by_trust.items()}
