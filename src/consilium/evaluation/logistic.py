@@ -120,7 +120,8 @@ def choose_linear(
 
     Rows are as in ``fit_linear``; ``fold_T`` numbers the fold of each, of which there are two or more. Of left-out rows
     those in ``judged_T`` are judged (None: all), about the classes that the fit had a choice about; with a prior about
-    all, and how far it is trusted is chosen, too. Strengths are tried from the strongest on, until two in a row are worse than one before.
+    all, and how far it is trusted is chosen, too. Strengths are tried from the strongest on, until two in a row are
+    worse than one before.
     """
     features, weights_T = _double(features_TF), np.ones(len(features_TF)) if weights_T is None else weights_T
     trusts = TRUSTS if prior_TK is not None else TRUSTS[:1]

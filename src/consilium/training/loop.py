@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -96,7 +95,7 @@ def fit(training: Training, *, progress: Progress) -> Progress:
 
 def _train(training: Training, progress: Progress, interruption: Interruption) -> None:
     task, plan, accelerator = training.task, training.plan, training.accelerator
-    model, optimizer = task, training.optimizer
+    model: nn.Module = task
     learning: list[bool] = []
     if progress.validation_due:
         _after_step(training, progress, interruption)
@@ -106,7 +105,7 @@ def _train(training: Training, progress: Progress, interruption: Interruption) -
         if learning != (now := [parameter.requires_grad for parameter in task.parameters()]):
             # DDP averages the gradients of what learns when it is built, so it is built anew when that changes.
             accelerator.free_memory()
-            model, optimizer = accelerator.prepare(task, training.optimizer)
+            model = accelerator.prepare(task)
             learning = now
         stream = training.batches(progress.epoch, progress.batch)
         for window in _windows(stream, size=training.config.accumulate, interruption=interruption):
@@ -114,7 +113,7 @@ def _train(training: Training, progress: Progress, interruption: Interruption) -
                 with interruption.waiting():
                     log = _solved(training, progress, window=window)
             else:
-                log = _optimizer_step(training, model=model, optimizer=optimizer, window=window)
+                log = _optimizer_step(training, model=model, window=window)
             if training.average is not None:
                 training.average.update()
             _advance(progress, plan=plan, window=window)
@@ -169,9 +168,9 @@ def _windows(stream: Iterator[Batch], *, size: int, interruption: Interruption) 
         yield _Window(batches, time.perf_counter() - start)
 
 
-def _optimizer_step(training: Training, *, model: nn.Module, optimizer: Any, window: _Window) -> StepLog:
+def _optimizer_step(training: Training, *, model: nn.Module, window: _Window) -> StepLog:
     start = time.perf_counter()
-    accelerator, device = training.accelerator, training.accelerator.device
+    accelerator, device, optimizer = training.accelerator, training.accelerator.device, training.optimizer
     cases = sum(batch.counts["cases"] for batch in window.batches)
     loss = torch.zeros((), device=device)
     parts: dict[str, torch.Tensor] = {}
@@ -183,7 +182,7 @@ def _optimizer_step(training: Training, *, model: nn.Module, optimizer: Any, win
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
                 output = model(batch)
-            accelerator.backward(output.loss * weight)
+            (output.loss * weight).backward()  # accelerator.backward is this, after looking for packages each time
         loss += output.loss.detach() * weight
         for name, part in output.parts.items():
             parts[name] = parts.get(name, torch.zeros((), device=device)) + part * weight

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +16,7 @@ from consilium.core.contracts import Progress, StepLog
 from consilium.core.errors import ConfigError, MissingExtraError
 from consilium.training.config import TrainerConfig
 
+FLUSH_EVERY = 10.0  # seconds after which TensorBoard sees what was written
 SECONDS = 5.0  # in which the server of Weights & Biases must answer
 
 
@@ -21,26 +24,43 @@ class TensorBoardHook:
     """Scalars for TensorBoard, written every step."""
 
     def __init__(self, folder: Path, *, resume_step: int) -> None:
-        # tensorboard's own writer: torch's wrapper is the same after a much slower import.
-        from torch.utils.tensorboard.writer import SummaryWriter
+        # Not tensorboard's own writer: each of its scalars wakes a thread, which steps of a small head wait for.
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+        self._records, self._flushed = RecordWriter((folder / file).open("wb")), time.monotonic()
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._add(file_version="brain.Event:2")
+        if resume_step:  # what a killed start wrote from here on does not count
+            self._add(step=resume_step + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
     def on_step(self, progress: Progress, log: StepLog) -> None:
         """Loss, its parts, rates, gradient norm, seconds."""
-        for name, value in step_scalars(log).items():
-            self._writer.add_scalar(name, value, progress.step)
+        self._write(step_scalars(log), progress.step)
+        if time.monotonic() - self._flushed > FLUSH_EVERY:
+            self._flush()
 
     def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
         """The validation figures."""
-        for name, value in metrics.items():
-            if value is not None:
-                self._writer.add_scalar(f"val/{name}", value, progress.step)
-        self._writer.flush()
+        self._write({f"val/{name}": value for name, value in metrics.items() if value is not None}, progress.step)
+        self._flush()
 
     def on_end(self, progress: Progress) -> None:
         """Close the file."""
-        self._writer.close()
+        self._records.close()
+
+    def _write(self, scalars: Mapping[str, float], step: int) -> None:
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._add(step=step, summary=self._summary(value=values))
+
+    def _add(self, **fields: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+
+    def _flush(self) -> None:
+        self._records.flush()
+        self._flushed = time.monotonic()
 
 
 @dataclass(frozen=True)

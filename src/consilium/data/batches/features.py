@@ -50,9 +50,9 @@ class FeatureCache:
         for path in sorted(self.folder.glob("*.keys")):
             shard, count = int(path.stem), self._count(path)
             if count:
-                self._shards[shard] = np.memmap(
-                    path.with_suffix(".features"), dtype=np.float32, mode="r", shape=(count, self.width)
-                )
+                features = path.with_suffix(".features")
+                mapped = np.memmap(features, dtype=np.float32, mode="r", shape=(count, self.width))
+                self._shards[shard] = np.asarray(mapped)  # a memmap's own rows take longer
                 keys = path.read_bytes()
                 for row in range(count):
                     self._places[keys[row * DIGEST : (row + 1) * DIGEST]] = shard << _SHARD_SHIFT | row
@@ -78,9 +78,11 @@ class FeatureCache:
         """The features [N, F] at these places, float32."""
         shards_N, rows_N = places_N >> _SHARD_SHIFT, places_N & ((1 << _SHARD_SHIFT) - 1)
         features_NF = np.empty((len(places_N), self.width), dtype=np.float32)
-        for shard in np.unique(shards_N).tolist():
+        for shard, shard_MF in self._shards.items():
             own_N = shards_N == shard
-            features_NF[own_N] = self._shards[shard][rows_N[own_N]]
+            if own_N.all():  # by most trainings one process computed them all
+                return np.take(shard_MF, rows_N, axis=0)
+            features_NF[own_N] = shard_MF[rows_N[own_N]]
         return features_NF
 
     def append(self, digests: Sequence[bytes], features_NF: np.ndarray, *, shard: int) -> None:
@@ -187,13 +189,13 @@ class CachedFeatures:
         self, cache: FeatureCache, contents: Contents, *, dtype: torch.dtype, unread: Mapping[bytes, str]
     ) -> None:
         """``dtype`` is what the encoder gives; ``unread``: images that have no features, and why."""
-        self._cache, self._contents, self._dtype, self._unread = cache, contents, dtype, unread
+        self._cache, self._contents, self._dtype, self.unread = cache, contents, dtype, unread
         self._places_N = np.full(len(contents.digests), -1, dtype=np.int64)
 
     def refuse_unread(self, row: int) -> None:
         """A content of the case that could not be read is an ImageError."""
-        for number in self._contents.of([row]) if self._unread else ():
-            if reason := self._unread.get(self._contents.digests[number]):
+        for number in self._contents.of([row]):
+            if reason := self.unread.get(self._contents.digests[number]):
                 raise ImageError(reason)
 
     def of(self, rows_B: np.ndarray, *, copies_B: np.ndarray | int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -233,6 +235,7 @@ class CachedLooks:
 
     def __init__(self, images: CachedFeatures, copies: CachedFeatures | None = None) -> None:
         self._images, self._copies = images, copies
+        self.unread = [images.unread] if copies is None else [images.unread, copies.unread]
 
     def refuse_unread(self, row: int) -> None:
         """An image of the case that could not be read is an ImageError."""
@@ -257,11 +260,12 @@ class CachedImageReader:
 
     def __init__(self, looks: CachedLooks, drawn: DrawnLooks | None = None) -> None:
         """Without ``drawn`` it is always the image itself."""
-        self._looks, self._drawn = looks, drawn
+        self._looks, self._drawn, self._unread = looks, drawn, looks.unread
 
     def read(self, row: int, draw: int) -> tuple[int, int]:
         """The row and the draw themselves: the features of a batch are read at once."""
-        self._looks.refuse_unread(row)
+        if any(self._unread):
+            self._looks.refuse_unread(row)
         return row, draw
 
     def collate(self, raws: Sequence[tuple[int, int]], *, shared: bool) -> Views:

@@ -77,8 +77,8 @@ class _Read:
             return Loaded(None, self.errors)
         columns: dict[str, Any] = {name: tensors(column) for name, column in self.columns.items()}
         batch = Batch(
-            rows_B=torch.tensor(self.rows),
-            draws_B=torch.tensor(self.draws),
+            rows_B=torch.from_numpy(np.array(self.rows, dtype=np.int64)),  # a tenth of what torch takes for a list
+            draws_B=torch.from_numpy(np.array(self.draws, dtype=np.int64)),
             counts=self.request.counts,
             share=self.request.share,
             targets_B=None if self.targets is None else torch.as_tensor(self.targets),
@@ -95,22 +95,22 @@ class _Cases(Dataset[Any]):
         self.share = False
 
     def __getitem__(self, request: Request) -> _Read:
-        rows, draws, cases, errors = [], [], [], []
-        readers = list(self.readers)
-        for row, draw in zip(request.rows, request.draws, strict=True):
+        readers = dict(self.readers)
+        reads = [reader.read for reader in readers.values()]
+        kept, cases, errors = [], [], []
+        for case in zip(request.rows, request.draws, strict=True):
             try:
-                cases.append([reader.read(row, draw) for _, reader in readers])
+                cases.append([read(*case) for read in reads])
+                kept.append(case)
             except (ImageError, MissingExtraError) as error:
-                errors.append((row, error))
-                continue
-            rows.append(row)
-            draws.append(draw)
+                errors.append((case[0], error))
         if not cases:
             return _Read(request, errors)
         columns = {
             name: reader.collate(list(raws), shared=self.share)
-            for (name, reader), raws in zip(readers, zip(*cases, strict=True), strict=True)
+            for (name, reader), raws in zip(readers.items(), zip(*cases, strict=True), strict=True)
         }
+        rows, draws = (list(numbers) for numbers in zip(*kept, strict=True))
         targets = None if self.targets is None else self.targets[rows]
         return _Read(request, errors, rows, draws, columns, targets)
 

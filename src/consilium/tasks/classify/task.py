@@ -15,7 +15,7 @@ from consilium.core.contracts import Batch, Encoder, ImageInput, ParameterGroup,
 from consilium.core.labels import LabelTree
 from consilium.losses.classification import build_loss
 from consilium.models.checkpoints.pretrained import ImageSource
-from consilium.models.config import LinearHeadConfig, LogisticHeadConfig
+from consilium.models.config import LinearHeadConfig
 from consilium.models.distance import FeatureDistance
 from consilium.models.heads import build_head, grown_head
 from consilium.models.tuning import tune
@@ -48,10 +48,10 @@ class Classify(Answering):
     def view_features(self, batch: Batch) -> Tensor:
         """Features [N, F] of all views there are, case by case: those that the batch brings, or the tower's."""
         images = batch.views
-        if images.features_BVF is not None:
-            return images.features_BVF[images.there_BV]
-        # Only real views pass the tower: padding would shift batch statistics.
         single = images.there_BV.shape[1] == 1
+        if images.features_BVF is not None:
+            return images.features_BVF[:, 0] if single else images.features_BVF[images.there_BV]
+        # Only real views pass the tower: padding would shift batch statistics.
         features_NF: Tensor = self.tower(images.pixels[:, 0] if single else images.pixels[images.there_BV])
         return features_NF
 
