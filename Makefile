@@ -54,7 +54,7 @@ wheel: $(STAMP)  ## dist/*.whl
 
 lock: $(STAMP)  ## resolve requirements/dev.txt again after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" \
-		pyproject.toml --extra train --extra wandb --extra dicom --extra cloud --extra clip --extra lora --extra onnx --extra index --group dev --group docs --output-file $(LOCK) $(ARGS)
+		pyproject.toml --extra train --extra wandb --extra dicom --extra cloud --extra clip --extra lora --extra onnx --extra index --extra lmdb --group dev --group docs --output-file $(LOCK) $(ARGS)
 
 clean:  ## remove what was built; .venv, stores and runs stay
 	rm -rf build dist docs/_build docs/_generated .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -94,11 +94,13 @@ def data_stats(
 @data_app.command("export")
 def data_export(
     config: ConfigPath,
-    out: Annotated[str, typer.Option(help="The file: .jsonl, .parquet or (RET-CLIP) .tsv.", show_default=False)],
+    out: Annotated[
+        str, typer.Option(help="The file: .jsonl, .parquet, or of RET-CLIP .tsv or .lmdb.", show_default=False)
+    ],
     overrides: Overrides = None,
     split: Annotated[list[str] | None, typer.Option(help="Only this split; may be given again.")] = None,
     format: Annotated[
-        str | None, typer.Option(help="jsonl, parquet or ret_clip_tsv; default: by the file's ending.")
+        str | None, typer.Option(help="jsonl, parquet, ret_clip_tsv or ret_clip_lmdb; default: by the ending.")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what an earlier export wrote.")] = False,
 ) -> None:

@@ -104,7 +104,7 @@ def round_trip(
     source = {"kind": "jsonl", "name": "s", "path": str(write_jsonl(folder / "a.jsonl", lines)), "columns": COLUMNS,
               "image_root": str(world)}  # fmt: skip
     before = store_of(folder, source, embed=embed)
-    ending = {"jsonl": "jsonl", "parquet": "parquet", "ret_clip_tsv": "tsv"}[form]
+    ending = {"jsonl": "jsonl", "parquet": "parquet", "ret_clip_tsv": "tsv", "ret_clip_lmdb": "lmdb"}[form]
     out = folder / "out" / f"x.{ending}"
     export(before, out, form=form)
     if form == "ret_clip_tsv":
@@ -359,11 +359,12 @@ def large_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )
 
 
-@pytest.mark.parametrize("form", ["jsonl", "parquet", "ret_clip_tsv"])
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "ret_clip_tsv", "ret_clip_lmdb"])
 def test_memory_is_that_of_a_part(
     large_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Form
 ) -> None:
-    monkeypatch.setattr("consilium.data.store.export.BATCH_BYTES", 2**20)
+    for module in ("export", "export_lmdb"):
+        monkeypatch.setattr(f"consilium.data.store.{module}.BATCH_BYTES", 2**20)
     tracemalloc.start()
     export(large_store, tmp_path / "x", form=form)
     peak = tracemalloc.get_traced_memory()[1]
@@ -374,7 +375,7 @@ def test_memory_is_that_of_a_part(
 @pytest.mark.parametrize(
     ("out", "given", "expected"),
     [("a.jsonl", None, "jsonl"), ("a.PARQUET", None, "parquet"), ("a.tsv", None, "ret_clip_tsv"),
-     ("a.txt", "jsonl", "jsonl")],
+     ("a.lmdb", None, "ret_clip_lmdb"), ("a.txt", "jsonl", "jsonl")],
 )  # fmt: skip
 def test_form(out: str, given: str | None, expected: str) -> None:
     assert form_of(out, given) == expected

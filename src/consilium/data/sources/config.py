@@ -312,6 +312,13 @@ class RetClipTsvSource(SourceBase):
     texts: str | None = Field(default=None, description="The JSONL of the texts; null: images without text.")
 
 
+class RetClipLmdbSource(SourceBase):
+    """A folder with the LMDB databases ``imgs`` and ``pairs``, as ``data export`` or RET-CLIP's programs write them."""
+
+    kind: Literal["ret_clip_lmdb"]
+    path: str = Field(description="The folder that holds imgs and pairs, on this machine.")
+
+
 Source = Annotated[
     FolderSource
     | TableSource
@@ -320,6 +327,7 @@ Source = Annotated[
     | JsonlSource
     | HubSource
     | RetClipCsvSource
-    | RetClipTsvSource,
+    | RetClipTsvSource
+    | RetClipLmdbSource,
     Field(discriminator="kind"),
 ]

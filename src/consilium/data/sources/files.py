@@ -20,11 +20,13 @@ from consilium.data.sources.config import (
     HubDataset,
     HubSource,
     RetClipCsvSource,
+    RetClipLmdbSource,
     RetClipTsvSource,
     Source,
     TableSource,
 )
 from consilium.data.sources.layout import has_splits_on_top
+from consilium.data.sources.lmdb_files import DATA, IMAGES, PAIRS
 from consilium.data.sources.names import Glob, left_by_storage
 from consilium.data.sources.parquet import is_parquet, parquet_files
 
@@ -144,10 +146,25 @@ def _list_folder(source: FolderSource) -> Inputs:
 def _list_file(source: Source) -> Inputs:
     if isinstance(source, TableSource) and is_parquet(source) and os.path.isdir(absolute(source.path)):
         return Inputs([_input_file(source, name, join(absolute(source.path), name)) for name in parquet_files(source)])
+    if isinstance(source, RetClipLmdbSource):
+        return Inputs([_database(source, name) for name in (PAIRS, IMAGES)])
     inputs = Inputs([_input_file(source, ".", source.path)])
     if isinstance(source, RetClipTsvSource) and source.texts is not None:
         inputs.files.append(_input_file(source, "texts", source.texts))
     return inputs
+
+
+def _database(source: RetClipLmdbSource, name: str) -> InputFile:
+    """A database of an LMDB folder."""
+    folder = absolute(source.path)
+    file = join(folder, f"{name}/{DATA}")
+    if is_remote(folder):
+        raise DataError(f"source '{source.name}': an LMDB is read from this machine; copy {source.path} here.")
+    if os.path.isdir(folder) and not os.path.exists(file):
+        below = [entry for entry in sorted(os.listdir(folder)) if os.path.isdir(join(folder, f"{entry}/{PAIRS}"))]
+        splits = f", but {', '.join(below)} in it does; make each a source of its own, with its split" if below else ""
+        raise DataError(f"source '{source.name}': {source.path} does not hold {name}/{DATA}{splits}; correct its path.")
+    return _input_file(source, f"{name}/{DATA}", file)
 
 
 def _list_hub(

@@ -11,6 +11,7 @@ from consilium.data.sources.config import (
     HubSource,
     JsonlSource,
     RetClipCsvSource,
+    RetClipLmdbSource,
     RetClipTsvSource,
     Source,
     TableSource,
@@ -84,6 +85,10 @@ def _rows(source: Source, inputs: Inputs) -> Iterator[Case | BadRow]:
             from consilium.data.sources.ret_clip_tsv import read_ret_clip_tsv
 
             return read_ret_clip_tsv(source)
+        case RetClipLmdbSource():
+            from consilium.data.sources.ret_clip_lmdb import read_ret_clip_lmdb
+
+            return read_ret_clip_lmdb(source)
         case HubSource() if inputs.hub is not None:
             from consilium.data.sources.hub import read_hub
 

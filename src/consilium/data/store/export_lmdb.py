@@ -1,0 +1,159 @@
+"""The export as LMDB: transaction by transaction, so that a run that was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from consilium.core.errors import DataError
+from consilium.core.files import locked
+from consilium.data.sources.lmdb_files import (
+    DATA,
+    FORMAT,
+    FORMAT_KEY,
+    IMAGE_COUNT,
+    IMAGES,
+    PAIR_COUNT,
+    PAIRS,
+    lmdb_library,
+    open_lmdb,
+    packed_images,
+    pair_key,
+)
+from consilium.data.store.export_job import ExportJob, json_line
+from consilium.data.store.export_ret_clip import eye_images, first_text, image_keys, note_what_is_lost
+
+BATCH_ROWS, BATCH_BYTES = 4096, 64 * 2**20  # of a transaction
+MOST_BYTES = 2**40  # that a database may have; address space, which takes no memory and no room on the disk
+
+
+def write_lmdb(job: ExportJob, *, overwrite: bool) -> None:
+    """Write the cases as a folder of two databases; one that holds the same already stays as it is.
+
+    What is not finished lies beside it. The next run keeps of it what is as it would write it now.
+    """
+    lmdb = lmdb_library()
+    _refuse_others(job.out)
+    note_what_is_lost(job)
+    work = job.out.with_name(f".{job.out.name}.partial")
+    pairs = _Pairs(job)
+    try:
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+        with locked(job.out.with_name(f".{job.out.name}.lock")):
+            if job.out.exists():
+                if _kept(job.out, pairs) == len(pairs):
+                    job.notes.append("the LMDB was there already and holds the same.")
+                    return
+                if not overwrite:
+                    raise DataError(
+                        f"{job.out} exists and holds something else; give another --out, or --overwrite to replace it."
+                    )
+            start = _kept(work, pairs)
+            if not start:
+                shutil.rmtree(work, ignore_errors=True)
+            _write(lmdb, work, pairs, start=start)
+            _replace(work, job.out)
+    except (OSError, lmdb.Error) as error:
+        raise DataError(
+            f"{job.out} could not be written: {error}. Free space or give another --out, and run again: what was "
+            "written so far is kept."
+        ) from error
+
+
+class _Pairs:
+    """The cases as they are written: their lines, the ids of their images, and the images."""
+
+    def __init__(self, job: ExportJob) -> None:
+        self.job = job
+        self.image_ids = [key.encode() for key in image_keys(job)]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def line(self, number: int, row: dict[str, Any]) -> bytes:
+        """The line of JSON of a case."""
+        ids = {"text_id": str(number + 1), "image_ids": [self.image_ids[number].decode()]}
+        return json_line({**first_text(self.job, number, row), **ids}).rstrip("\n").encode()
+
+    def lines(self) -> Iterator[bytes]:
+        """All lines, without progress."""
+        return (self.line(number, self.job.row(number)) for number in range(len(self)))
+
+
+def _refuse_others(out: Path) -> None:
+    """Refuse to replace what no export has written."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file, and an LMDB is a folder; give another --out.")
+    strange = sorted({path.name for path in out.iterdir()} - {IMAGES, PAIRS}) if out.exists() else []
+    if strange:
+        raise DataError(f"{out} holds '{strange[0]}', which no export wrote; give another --out.")
+    with contextlib.suppress(OSError), open_lmdb(str(out)) as opened:
+        if not opened.is_ours:
+            raise DataError(f"{out} is an LMDB that another program wrote; give another --out.")
+
+
+def _kept(folder: Path, pairs: _Pairs) -> int:
+    """How many of the first pairs a folder holds; 0 where one of them, or its image, is another or missing."""
+    if not all((folder / name / DATA).exists() for name in (IMAGES, PAIRS)):
+        return 0
+    try:
+        with open_lmdb(str(folder)) as opened:
+            if not opened.is_ours or opened.count > len(pairs):
+                return 0
+            if not set(opened.image_ids()) <= set(pairs.image_ids):
+                return 0
+            for number, line in enumerate(islice(pairs.lines(), opened.count)):
+                if opened.pair(number) != line or not opened.holds(pairs.image_ids[number].decode()):
+                    return 0
+            return opened.count
+    except OSError:  # killed before the first transaction was whole, or damaged
+        return 0
+
+
+def _write(lmdb: Any, work: Path, pairs: _Pairs, *, start: int) -> None:
+    """Write the pairs from ``start`` on: of each transaction the images first, so that no pair lacks its own."""
+    databases = {}
+    for name in (IMAGES, PAIRS):
+        (work / name).mkdir(parents=True, exist_ok=True)
+        databases[name] = lmdb.open(str(work / name), map_size=MOST_BYTES, lock=False, metasync=False, max_dbs=0)
+    with databases[IMAGES] as images, databases[PAIRS] as texts:
+        rows = islice(pairs.job.rows(), start, None)
+        done = start
+        while done < len(pairs):
+            lines, size = [], 0
+            with images.begin(write=True) as transaction:
+                for number, row in islice(rows, BATCH_ROWS):
+                    lines.append(pairs.line(number, row))
+                    key = pairs.image_ids[number]
+                    if transaction.get(key) is None:
+                        value = packed_images(eye_images(pairs.job, number))
+                        transaction.put(key, value)
+                        size += len(value)
+                    if size >= BATCH_BYTES:
+                        break
+                had = transaction.get(IMAGE_COUNT) is not None
+                count = transaction.stat(images.open_db())["entries"] - had
+                transaction.put(IMAGE_COUNT, str(count).encode())
+            with texts.begin(write=True) as transaction:
+                for number, line in enumerate(lines, start=done):
+                    transaction.put(pair_key(number), line)
+                done += len(lines)
+                transaction.put(PAIR_COUNT, str(done).encode())
+                transaction.put(FORMAT_KEY, FORMAT)
+        for database in (images, texts):
+            database.sync(True)
+
+
+def _replace(work: Path, out: Path) -> None:
+    """Put the finished folder in its place; what was there goes only then."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.rename(out, old)
+    os.rename(work, out)
+    shutil.rmtree(old, ignore_errors=True)
