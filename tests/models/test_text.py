@@ -222,6 +222,16 @@ def test_weights_that_lack_tensors_or_are_of_another_model_are_refused(bert: Pat
         build(name=str(bert), pretrained=str(tmp_path / "nowhere.pt"))
 
 
+@pytest.mark.parametrize("prefix", ["", "module.bert."])
+def test_weights_of_another_depth_are_refused(prefix: str, bert: Path, tmp_path: Path) -> None:
+    """Of a deeper model the library would quietly take the first layers."""
+    for layers, said in ((2, "lack 16 tensors of the text encoder"), (4, "16 tensors of layers that it does not have")):
+        other = load_file(write_encoder(tmp_path / str(layers), num_hidden_layers=layers) / "model.safetensors")
+        torch.save({"state_dict": {prefix + name: tensor for name, tensor in other.items()}}, tmp_path / "other.pt")
+        with pytest.raises(WeightsError, match=said):
+            build(name=str(bert), pretrained=str(tmp_path / "other.pt"))
+
+
 def test_weights_that_could_run_code_are_refused(bert: Path, tmp_path: Path) -> None:
     class Harm:
         def __reduce__(self) -> tuple[Any, ...]:

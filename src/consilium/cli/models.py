@@ -51,3 +51,27 @@ def fetch(
 
     for name in names:
         typer.echo(str(fetch_model(name, to=to.expanduser())))
+
+
+@models_app.command("convert")
+def convert(
+    file: Annotated[Path, typer.Argument(help="A checkpoint of another program.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The folder to write.", parser=on_disk, metavar="PATH", show_default=False)],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A folder or a name on the hub with the tokenizer, or a vocab.txt; it is copied.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="A class in the file whose objects are left out; may be given again.", metavar="NAME"),
+    ] = None,
+) -> None:
+    """Take the weights of Chinese-CLIP, RET-CLIP, FLAIR or others out of a checkpoint; no code in it ever runs."""
+    from consilium.core.reporter import format_table
+    from consilium.models.checkpoints.convert import convert as convert_file
+
+    done = convert_file(file.expanduser(), out=out.expanduser(), tokenizer=tokenizer, ignored=ignore or ())
+    typer.echo(f"{file.name}: {done.form}")
+    typer.echo(format_table(done.rows))
+    for note in done.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(str(done.folder))

@@ -16,7 +16,7 @@ from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.licenses import License
 from consilium.models.hub import ModelFolder, short, weights_of
 from consilium.models.licenses import file_licenses
-from consilium.models.parts import first_names, tower_part
+from consilium.models.parts import first_names, further_layers, tower_part
 from consilium.models.weights import load_tensors
 
 ENCODER, MASKED_LM = "AutoModel", "AutoModelForMaskedLM"  # without heads; with that which scores terms
@@ -152,6 +152,11 @@ def with_weights(config: Any, state: Mapping[str, Tensor], *, origin: str, kind:
             )
     except Exception as error:  # the library raises errors of many kinds
         raise WeightsError(f"{origin}: {short(error)}.") from error
+    if deeper := further_layers(info["unexpected_keys"], model.state_dict()):
+        raise WeightsError(
+            f"{origin}: they have {len(deeper)} tensors of layers that it does not have, such as {deeper[0]}; they are "
+            "those of a deeper model."
+        )
     return LoadedEncoder(model, missing=frozenset(info["missing_keys"]))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from consilium.core.reporter import some
 
 _AVERAGED = re.compile(r"(^|[._])(ema|teacher)([._]|$)")  # of a training's copies the one that is meant for use
+_NUMBER = re.compile(r"\.\d+\.")
 _SHOWN = 5
 
 
@@ -63,6 +64,12 @@ def tower_part(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, clas
     used = {f"{prefix}{name}" for name in parts[prefix]}
     left_out = [name for name in tensors if name not in used and not name.startswith(tuple(others))]
     return Part(prefix, parts[prefix], left_out, others)
+
+
+def further_layers(names: Collection[str], own: Collection[str]) -> list[str]:
+    """The names that are those of a tower's ``own`` tensors but for the number of a layer, sorted."""
+    known = tuple({_NUMBER.sub(".#.", name) for name in own if _NUMBER.search(name)})
+    return sorted(name for name in names if _NUMBER.sub(".#.", name).endswith(known))
 
 
 def first_names(names: Collection[str]) -> str:

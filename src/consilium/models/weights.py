@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -31,17 +31,38 @@ _PLAIN: list[Any] = [
 ]  # fmt: skip
 
 
+class StandIn:
+    """Stands for a Python object of a file whose code is not run; it keeps nothing of it."""
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Take whatever the object was made of."""
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None:
+        """Forget it."""
+
+
 def load_state(path: Path) -> dict[str, Tensor]:
     """The tensors in a ``.safetensors`` file, or of a torch file at its top or under ``state_dict`` or ``model``.
 
     The prefixes that distributed training and ``torch.compile`` put before every name are taken off. Numbers and
     other plain values beside the tensors are left out.
     """
-    found = _read(path)
+    return load_checkpoint(path)[0]
+
+
+def load_checkpoint(path: Path, *, ignored: Collection[str] = ()) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors that ``load_state`` gives, and the names of what lies beside them in the file.
+
+    Objects of the ``ignored`` classes, by their full names, are left out; nothing of these is imported or run.
+    """
+    found, beside = _read(path, ignored), []
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
+            beside += [str(other) for other in found if other != key]
             found = found[key]
     state = _tensors(found)
+    beside += [str(key) for key in (found if isinstance(found, dict) else ()) if str(key) not in state]
     if not state:
         raise WeightsError(
             f"weights file {path} holds {_describe(found)}; expected a state_dict: tensors by name, at the top or "
@@ -50,7 +71,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
     for prefix in ("module.", "_orig_mod.", "module."):  # the two wrappers, in either order
         if all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return state, beside
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -58,7 +79,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return _all_tensors(_read(path))
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, ignored: Collection[str] = ()) -> Any:
     """What a file of weights holds.
 
     Nothing is ever unpickled that could run code: such a file is a WeightsError, as is a missing or damaged one.
@@ -68,16 +89,22 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with torch.serialization.safe_globals(_PLAIN):
+        with torch.serialization.safe_globals([*_PLAIN, *((StandIn, name) for name in ignored)]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"weights file {path} does not exist; give a .safetensors or .pt file.") from None
     except Exception as error:  # a damaged or malicious file can provoke any error in its reader
         unsafe = _unsafe_names(path)
-        if unsafe:
+        if unsafe and set(unsafe) <= set(ignored):
+            raise WeightsError(
+                f"weights file {path} is refused: {_some(unsafe)} is used in it in a way that cannot be left out. Save "
+                "the state_dict alone, best as .safetensors."
+            ) from error
+        if unsafe := [name for name in unsafe if name not in ignored]:
             raise WeightsError(
                 f"weights file {path} is refused: beside tensors it holds Python objects ({_some(unsafe)}), which "
-                f"could run code when read. Save the state_dict alone, best as .safetensors."
+                "could run code when read. Save the state_dict alone, best as .safetensors; settings of a training are "
+                f"left out by `consilium models convert FILE --out FOLDER --ignore {unsafe[0]}`."
             ) from error
         raise WeightsError(
             f"weights file {path} is damaged or not a weights file ({type(error).__name__}); expected .safetensors or "

@@ -59,6 +59,11 @@ def find_model(name: str, *, weights: str | None = None, key: str = "task.model"
     folder = place.descriptions("config")
     if (folder / "open_clip_config.json").is_file():
         described = read_description(folder / "open_clip_config.json")
+        if key == "task.model" and (why := described.get("towers_only")):
+            raise ConfigError(
+                f"task.model '{name}' has two towers, but no projections that fit: {why}. Take the towers by "
+                "themselves: task.vision and task.text, each with kind: open_clip and this name."
+            )
         get = given or (lambda: file_in(place.weights()))
         return OpenClipModel(name, described, file=get, source=weights or name, place=place)
     if weights is not None:

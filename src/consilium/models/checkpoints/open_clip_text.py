@@ -30,12 +30,12 @@ def bert_of(tensors: Mapping[str, Tensor], *, origin: str) -> dict[str, Any]:
             "that as hf_model_name in open_clip_config.json."
         )
     width = words.shape[1]
-    layers = {name.split(".")[2] for name in tensors if name.startswith("encoder.layer.")}
+    layers = [int(name.split(".")[2]) for name in tensors if name.startswith("encoder.layer.")]
     return {
         "model_type": "bert",
         "vocab_size": words.shape[0],
         "hidden_size": width,
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": 1 + max(layers),
         "num_attention_heads": max(1, width // 64),
         "intermediate_size": inner.shape[0],
         "max_position_embeddings": positions.shape[0],
