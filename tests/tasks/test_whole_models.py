@@ -22,6 +22,7 @@ from consilium.session.origin import with_start
 from consilium.tasks.align.family import FAMILY
 from consilium.tasks.align.knowledge import AlignKnowledge
 from consilium.tasks.align.task import Align
+from tests.models.checkpoints.checkpoints import converted_chinese_clip
 from tests.models.checkpoints.writers import FORMS, Written, clip_hf, clip_open, siglip_hf
 from tests.models.texts import CAPTIONS
 from tests.tasks.test_align_contract import TREE, square, write
@@ -68,9 +69,12 @@ def embedded(task: Align, pixels_BCHW: Tensor, tokens_BT: Tensor, attention_BT: 
         return task.embed_images(batch, images_BF), task.embed_texts(batch, texts_BF)
 
 
-@pytest.mark.parametrize("form", FORMS)
+READ = {**FORMS, "chinese_clip_checkpoint": converted_chinese_clip}
+
+
+@pytest.mark.parametrize("form", READ)
 def test_embeddings_are_those_of_the_model_s_own_library(form: str, tmp_path: Path) -> None:
-    written = FORMS[form](tmp_path / "model")
+    written = READ[form](tmp_path / "model")
     task, started, knowledge = built(experiment_of(tmp_path, str(written.folder)))
     pixels = torch.randn(len(CAPTIONS), 3, *started.data.image.size)
     padded = task.tokenizer.pad(task.tokenizer.encode(CAPTIONS))

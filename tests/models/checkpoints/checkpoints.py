@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 
-from tests.models.checkpoints.writers import shaken
+from consilium.models.checkpoints.convert import convert
+from tests.models.checkpoints.writers import Written, shaken, write_tokenizer
 
 SIZE, WIDTH, EMBED, CONTEXT = 32, 64, 24, 32
 BERT: dict[str, Any] = {
@@ -119,3 +121,18 @@ def save_training(file: Path, state: Mapping[str, Tensor], **more: Any) -> Path:
     whole = {"epoch": 3, "step": 700, "name": "retclip", "state_dict": below("module.", state)}
     torch.save({**whole, "optimizer": optimizer.state_dict(), **more}, file)
     return file
+
+
+def converted_chinese_clip(folder: Path) -> Written:
+    """A folder that a checkpoint of Chinese-CLIP was converted to."""
+    parts, tokenizer = chinese_clip(), folder.with_name("tokenizer")
+    write_tokenizer(tokenizer)
+    (tokenizer / "config.json").write_text(json.dumps({"model_type": "bert", **BERT}), encoding="utf-8")
+    file = save_training(folder.with_name("epoch_latest.pt"), parts.state)
+    convert(file, out=folder, tokenizer=str(tokenizer))
+
+    def texts(tokens: Tensor, mask: Tensor) -> Tensor:
+        found: Tensor = parts.text(input_ids=tokens, attention_mask=mask).last_hidden_state
+        return found[:, 0] @ parts.state["text_projection"]
+
+    return Written(folder, parts.image, texts, float(parts.state["logit_scale"].exp()))
