@@ -111,7 +111,7 @@ def test_export_and_train_on_it(cli: Cli, recipe: Path, tmp_path: Path) -> None:
 def test_export_says_what_it_cannot_write(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     answer = cli("data", "export", recipe, "--out", tmp_path / "cases.xlsx")
     assert answer.code == 2
-    assert "expected .jsonl, .parquet, .tsv, or give --format" in answer.err
+    assert "expected .jsonl, .parquet, .tsv, .lmdb, or give --format" in answer.err
     assert not list(tmp_path.rglob("store.json")), "it is said before anything is prepared"
 
 

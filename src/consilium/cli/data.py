@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from consilium.cli.options import ConfigPath, Overrides, load_experiment, on_disk
+from consilium.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from consilium.console import Console
+    from consilium.data.store.export import Exported
 
 data_app = typer.Typer(help="Prepare data and look at it.", no_args_is_help=True)
 
@@ -93,7 +98,9 @@ def data_stats(
 
 @data_app.command("export")
 def data_export(
-    config: ConfigPath,
+    config: Annotated[
+        str, typer.Argument(help="A YAML experiment; or a TSV of RET-CLIP, for an LMDB of it.", show_default=False)
+    ],
     out: Annotated[
         str, typer.Option(help="The file: .jsonl, .parquet, or of RET-CLIP .tsv or .lmdb.", show_default=False)
     ],
@@ -110,11 +117,22 @@ def data_export(
     from consilium.data.cases.filters import filtered
     from consilium.data.cases.folds import resplit
     from consilium.data.store.export import export, form_of
+    from consilium.data.store.export_from_tsv import export_tsv
     from consilium.data.store.prepare import prepare
 
-    experiment = load_experiment(config, overrides)
     form = form_of(out, format)
     with Console() as console:
+
+        def progress(done: int, total: int | None) -> None:
+            console.progress("export", done, total)
+
+        if config.lower().endswith(".tsv"):
+            if form != "ret_clip_lmdb" or overrides or split:
+                raise ConfigError("a TSV is written as it stands, as .lmdb alone; for all else give a YAML experiment.")
+            done = export_tsv(config, Path(out), overwrite=overwrite, progress=progress)
+            _told(done, form, console)
+            return
+        experiment = load_experiment(config, overrides)
         prepared = prepare(experiment.data, reporter=console)
         data = experiment.data
         chosen = filtered(resplit(prepared.store.table, config=data.split), config=data.filters, seed=data.split.seed)
@@ -125,8 +143,14 @@ def data_export(
             cases=chosen.table,
             splits=split or SPLITS,
             overwrite=overwrite,
-            progress=lambda done, total: console.progress("export", done, total),
+            progress=progress,
         )
-        for note in [*chosen.notes, *done.notes]:
-            console.line(f"note: {note}")
-        console.line(f"{done.cases} cases, to be read with kind: {form}: {', '.join(map(str, done.paths))}")
+        done.notes[:0] = chosen.notes
+        _told(done, form, console)
+
+
+def _told(done: Exported, form: str, console: Console) -> None:
+    """Say what was exported."""
+    for note in done.notes:
+        console.line(f"note: {note}")
+    console.line(f"{done.cases} cases, to be read with kind: {form}: {', '.join(map(str, done.paths))}")

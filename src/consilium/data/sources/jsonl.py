@@ -62,7 +62,7 @@ def read_jsonl(source: JsonlSource) -> Iterator[Case | BadRow]:
 def json_object(raw: bytes) -> dict[str, Any]:
     """The object on a line."""
     try:
-        row = json.loads(raw.decode(), object_pairs_hook=_each_key_once)
+        row = _DECODER.decode(raw.decode())
     except json.JSONDecodeError as error:  # its own line number counts from this row
         raise RowError(f"not valid JSON: {error.msg} (character {error.pos + 1})") from None
     except (ValueError, RecursionError) as error:
@@ -78,6 +78,9 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise RowError(f"the key '{next(name for name in names if names.count(name) > 1)}' is given twice; keep one")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_each_key_once)
 
 
 def _modalities(reader: RowReader, modalities: Any) -> list[View]:

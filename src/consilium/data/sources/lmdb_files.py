@@ -116,13 +116,13 @@ def pair_row(raw: bytes) -> dict[str, Any]:
 
 
 def packed_images(images: Mapping[str, bytes]) -> bytes:
-    """The images of an id as they are stored: a line that says how many bytes each has, and these."""
-    header = json.dumps({name: len(image) for name, image in images.items()})
+    """The images of an id as they are stored: a line that says how many bytes each has, and these; b'' is none."""
+    header = json.dumps({name: len(image) for name, image in images.items() if image})
     return b"".join([header.encode(), b"\n", *images.values()])
 
 
 def unpacked_images(raw: memoryview) -> list[View]:
-    """The images in a stored value, ours or an earlier one; b'' is an eye that is missing."""
+    """The images in a stored value, ours or another program's."""
     first = bytes(raw[:1])
     if first == b"{":
         header, end, _ = bytes(raw[:_LONGEST_HEADER]).partition(b"\n")
@@ -134,7 +134,7 @@ def unpacked_images(raw: memoryview) -> list[View]:
             raise RowError("the images are not as long as the line before them says")
         views = []
         for name, size in sizes.items():
-            views += [View("", name, bytes(raw[start : start + size]))] if size else []
+            views.append(View("", name, bytes(raw[start : start + size])))
             start += size
         return views
     if first not in (b"\x80", b"("):  # Chinese-CLIP's: base64 alone

@@ -21,9 +21,9 @@ from consilium.core.places import is_remote
 from consilium.data.case import SPLITS
 from consilium.data.sources.files import extension_of
 from consilium.data.store.export_job import KEYS, ExportJob, Progress, json_line
-from consilium.data.store.export_lmdb import write_lmdb
+from consilium.data.store.export_lmdb import StorePairs, write_lmdb
 from consilium.data.store.export_names import hints
-from consilium.data.store.export_ret_clip import write_tsv
+from consilium.data.store.export_ret_clip import note_what_is_lost, write_tsv
 from consilium.data.store.store import CaseTable, Store
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ Form = Literal["jsonl", "parquet", "ret_clip_tsv", "ret_clip_lmdb"]
 ENDINGS: Mapping[str, Form] = {
     ".jsonl": "jsonl", ".parquet": "parquet", ".tsv": "ret_clip_tsv", ".lmdb": "ret_clip_lmdb",
 }  # fmt: skip
+THERE_ALREADY = "the LMDB was there already and holds the same."
 BATCH_ROWS, BATCH_BYTES = 1024, 64 * 2**20
 _ENDINGS_BY_CONTENT = (
     (b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"),
@@ -98,7 +99,9 @@ def export(
         progress,
     )
     if form == "ret_clip_lmdb":
-        write_lmdb(job, overwrite=overwrite)
+        note_what_is_lost(job)
+        if not write_lmdb(StorePairs(job), job.out, overwrite=overwrite, progress=progress):
+            job.notes.append(THERE_ALREADY)
         return Exported([job.out], len(job.table), job.notes)
     paths = [job.out]
     if form == "ret_clip_tsv":

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from consilium.core.errors import DataError
 from consilium.core.files import locked
@@ -25,64 +27,84 @@ from consilium.data.sources.lmdb_files import (
     packed_images,
     pair_key,
 )
-from consilium.data.store.export_job import ExportJob, json_line
-from consilium.data.store.export_ret_clip import eye_images, first_text, image_keys, note_what_is_lost
+from consilium.data.store.export_job import ExportJob, Progress, json_line
+from consilium.data.store.export_ret_clip import eye_images, first_text, image_keys
 
 BATCH_ROWS, BATCH_BYTES = 4096, 64 * 2**20  # of a transaction
 MOST_BYTES = 2**40  # that a database may have; address space, which takes no memory and no room on the disk
 
 
-def write_lmdb(job: ExportJob, *, overwrite: bool) -> None:
-    """Write the cases as a folder of two databases; one that holds the same already stays as it is.
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """A pair as it is written: its line of JSON, the id of its images, and what gives these by their names."""
+
+    line: bytes
+    image_id: bytes
+    images: Callable[[], Mapping[str, bytes]]
+
+
+class Pairs(Protocol):
+    """All pairs in their order, as often as they are asked for, and the ids of their images."""
+
+    @property
+    def image_ids(self) -> Sequence[bytes]:
+        """The ids of all images."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def rows(self) -> Iterator[PairRow]:
+        """The pairs, from the first."""
+        ...
+
+
+def write_lmdb(pairs: Pairs, out: Path, *, overwrite: bool, progress: Progress | None = None) -> bool:
+    """Write a folder of two databases; False: one that holds the same was there already, and stays as it is.
 
     What is not finished lies beside it. The next run keeps of it what is as it would write it now.
     """
     lmdb = lmdb_library()
-    _refuse_others(job.out)
-    note_what_is_lost(job)
-    work = job.out.with_name(f".{job.out.name}.partial")
-    pairs = _Pairs(job)
+    _refuse_others(out)
+    work = out.with_name(f".{out.name}.partial")
     try:
-        job.out.parent.mkdir(parents=True, exist_ok=True)
-        with locked(job.out.with_name(f".{job.out.name}.lock")):
-            if job.out.exists():
-                if _kept(job.out, pairs) == len(pairs):
-                    job.notes.append("the LMDB was there already and holds the same.")
-                    return
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with locked(out.with_name(f".{out.name}.lock")):
+            if out.exists():
+                if _kept(out, pairs) == len(pairs):
+                    return False
                 if not overwrite:
                     raise DataError(
-                        f"{job.out} exists and holds something else; give another --out, or --overwrite to replace it."
+                        f"{out} exists and holds something else; give another --out, or --overwrite to replace it."
                     )
             start = _kept(work, pairs)
             if not start:
                 shutil.rmtree(work, ignore_errors=True)
-            _write(lmdb, work, pairs, start=start)
-            _replace(work, job.out)
+            _write(lmdb, work, pairs, start=start, progress=progress)
+            _replace(work, out)
     except (OSError, lmdb.Error) as error:
         raise DataError(
-            f"{job.out} could not be written: {error}. Free space or give another --out, and run again: what was "
-            "written so far is kept."
+            f"{out} could not be written: {error}. Free space or give another --out, and run again: what was written "
+            "so far is kept."
         ) from error
+    return True
 
 
-class _Pairs:
-    """The cases as they are written: their lines, the ids of their images, and the images."""
+class StorePairs:
+    """The cases of an export."""
 
     def __init__(self, job: ExportJob) -> None:
-        self.job = job
+        self._job = job
         self.image_ids = [key.encode() for key in image_keys(job)]
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def line(self, number: int, row: dict[str, Any]) -> bytes:
-        """The line of JSON of a case."""
-        ids = {"text_id": str(number + 1), "image_ids": [self.image_ids[number].decode()]}
-        return json_line({**first_text(self.job, number, row), **ids}).rstrip("\n").encode()
-
-    def lines(self) -> Iterator[bytes]:
-        """All lines, without progress."""
-        return (self.line(number, self.job.row(number)) for number in range(len(self)))
+    def rows(self) -> Iterator[PairRow]:
+        """Each case with its own number as the id of its text."""
+        for number, key in enumerate(self.image_ids):
+            row = first_text(self._job, number, self._job.row(number))
+            line = json_line({**row, "text_id": str(number + 1), "image_ids": [key.decode()]})
+            yield PairRow(line[:-1].encode(), key, partial(eye_images, self._job, number))
 
 
 def _refuse_others(out: Path) -> None:
@@ -97,7 +119,7 @@ def _refuse_others(out: Path) -> None:
             raise DataError(f"{out} is an LMDB that another program wrote; give another --out.")
 
 
-def _kept(folder: Path, pairs: _Pairs) -> int:
+def _kept(folder: Path, pairs: Pairs) -> int:
     """How many of the first pairs a folder holds; 0 where one of them, or its image, is another or missing."""
     if not all((folder / name / DATA).exists() for name in (IMAGES, PAIRS)):
         return 0
@@ -107,33 +129,35 @@ def _kept(folder: Path, pairs: _Pairs) -> int:
                 return 0
             if not set(opened.image_ids()) <= set(pairs.image_ids):
                 return 0
-            for number, line in enumerate(islice(pairs.lines(), opened.count)):
-                if opened.pair(number) != line or not opened.holds(pairs.image_ids[number].decode()):
+            for number, row in enumerate(islice(pairs.rows(), opened.count)):
+                if opened.pair(number) != row.line or not opened.holds(row.image_id.decode()):
                     return 0
             return opened.count
     except OSError:  # killed before the first transaction was whole, or damaged
         return 0
 
 
-def _write(lmdb: Any, work: Path, pairs: _Pairs, *, start: int) -> None:
+def _write(lmdb: Any, work: Path, pairs: Pairs, *, start: int, progress: Progress | None) -> None:
     """Write the pairs from ``start`` on: of each transaction the images first, so that no pair lacks its own."""
     databases = {}
     for name in (IMAGES, PAIRS):
         (work / name).mkdir(parents=True, exist_ok=True)
         databases[name] = lmdb.open(str(work / name), map_size=MOST_BYTES, lock=False, metasync=False, max_dbs=0)
     with databases[IMAGES] as images, databases[PAIRS] as texts:
-        rows = islice(pairs.job.rows(), start, None)
+        rows = islice(pairs.rows(), start, None)
         done = start
         while done < len(pairs):
-            lines, size = [], 0
+            lines: list[bytes] = []
+            size = 0
             with images.begin(write=True) as transaction:
-                for number, row in islice(rows, BATCH_ROWS):
-                    lines.append(pairs.line(number, row))
-                    key = pairs.image_ids[number]
-                    if transaction.get(key) is None:
-                        value = packed_images(eye_images(pairs.job, number))
-                        transaction.put(key, value)
+                for row in islice(rows, BATCH_ROWS):
+                    if transaction.get(row.image_id) is None:
+                        value = packed_images(row.images())
+                        transaction.put(row.image_id, value)
                         size += len(value)
+                    lines.append(row.line)
+                    if progress is not None:
+                        progress(done + len(lines), len(pairs))
                     if size >= BATCH_BYTES:
                         break
                 had = transaction.get(IMAGE_COUNT) is not None
