@@ -88,6 +88,8 @@ def test_stopped_and_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     [
         ("2", {}, r"eyes\.tsv:2: the line has 1 columns"),
         (f"1\t{LEFT}", {}, r"the image id '1' was given before, in line 1"),
+        (f"{'x' * 600}\t{LEFT}", {}, "the id 'xxx.*' cannot stand in an LMDB"),
+        (f"num_images\t{LEFT}", {}, "the id 'num_images' cannot stand in an LMDB"),
         ("2\t", {}, "neither an image nor a text"),
         (f"2\t{LEFT}", {"image_ids": ["02"]}, r"eyes\.jsonl:2: image_ids names the image '02', which .* does not have"),
         (f"2\t{LEFT}", {"text": ""}, "the row has no text"),

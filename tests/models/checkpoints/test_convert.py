@@ -107,6 +107,18 @@ def test_text_towers_are_those_of_the_program(form: str, tmp_path: Path, tokeniz
         torch.testing.assert_close(tower(ids, mask), theirs[:, 0])
 
 
+def test_the_text_tower_of_the_other_flair(tmp_path: Path, tokenizer: str) -> None:
+    parts = checkpoints.other_flair()
+    convert(save_flat(tmp_path / "a.pt", parts.state), out=tmp_path / "out", tokenizer=tokenizer)
+    ids = torch.randint(5, 250, (3, checkpoints.CONTEXT))
+    ids[:, 9] = 255  # the end of a text is its largest id
+    parts.text.text_projection = None
+    model = find_text(TextConfig(kind="open_clip", name=str(tmp_path / "out"))).load().model
+    with torch.no_grad():
+        found = model(input_ids=ids).pooler_output
+        torch.testing.assert_close(found, parts.text.encode_text(ids), atol=1e-5, rtol=1e-5)
+
+
 def test_chinese_clip_is_a_whole_model(tmp_path: Path, tokenizer: str) -> None:
     parts = checkpoints.chinese_clip()
     convert(save_training(tmp_path / "a.pt", parts.state), out=tmp_path / "out", tokenizer=tokenizer)

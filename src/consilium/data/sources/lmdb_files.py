@@ -23,6 +23,7 @@ IMAGES, PAIRS = "imgs", "pairs"
 DATA = "data.mdb"
 PAIR_COUNT, IMAGE_COUNT, FORMAT_KEY = b"num_samples", b"num_images", b"format"
 FORMAT = b"1"
+LONGEST_KEY = 511  # bytes
 _LONGEST_HEADER = 4096  # bytes
 _AGAIN = "copy it again, or write it again from its TSV and JSONL"
 
@@ -71,7 +72,7 @@ class LmdbFolder:
 
     def _raw(self, image_id: str) -> memoryview | None:
         key = image_id.encode()
-        found: memoryview | None = self._images.get(key) if 0 < len(key) <= 511 else None
+        found: memoryview | None = self._images.get(key) if 0 < len(key) <= LONGEST_KEY else None
         return found
 
 

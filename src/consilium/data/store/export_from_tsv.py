@@ -12,6 +12,7 @@ from consilium.core.places import absolute, exists
 from consilium.core.reporter import counted
 from consilium.data.case import BadRow, RowError, scalar_text
 from consilium.data.sources.config import RetClipTsvSource
+from consilium.data.sources.lmdb_files import IMAGE_COUNT, LONGEST_KEY
 from consilium.data.sources.ret_clip import PairText, eye_views
 from consilium.data.sources.ret_clip_tsv import TsvRow, TsvTexts, tsv_rows
 from consilium.data.store.export import THERE_ALREADY, Exported
@@ -56,9 +57,13 @@ class TsvPairs:
             if isinstance(row, BadRow):
                 bad.append(row)
                 continue
-            if not row.texts and not any(cell.strip() for cell in row.cells):
+            key = row.image_id.encode()
+            if len(key) > LONGEST_KEY or key == IMAGE_COUNT:
+                what = f"the id '{row.image_id[:40]}' cannot stand in an LMDB; give a shorter or another one"
+                bad.append(BadRow("tsv", source.path, row.line, what))
+            elif not row.texts and not any(cell.strip() for cell in row.cells):
                 bad.append(BadRow("tsv", source.path, row.line, "the row has neither an image nor a text"))
-            self.image_ids.append(row.image_id.encode())
+            self.image_ids.append(key)
             self._count += max(1, len(row.texts))
         if bad:
             shown = "".join(f"\n  - {row}" for row in bad[:_SHOWN])
