@@ -84,7 +84,7 @@ def finish(
         facts=facts,
     )
     if facts.solution:
-        add_table(folder, title="The fit of the head", text=SOLUTION, rows=facts.solution)
+        add_table(folder, title="The fit of the head", text=SOLUTION, rows=facts.solution, name="solution")
     save_bundle(folder, manifest=manifest, task=predictor.task, members=members)
     return RunResult(folder, manifest.metrics, unread=sum(len(own.unread) for own in settled.outputs.values()))
 

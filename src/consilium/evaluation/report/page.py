@@ -110,8 +110,15 @@ def write_report(folder: Path, content: ReportContent) -> Path:
     return folder / REPORT
 
 
-def add_table(folder: Path, *, title: str, text: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add a section with a table to the report in a folder: figures that came after it was written."""
+def add_table(
+    folder: Path, *, title: str, text: str, rows: Sequence[Mapping[str, Any]], name: str | None = None
+) -> None:
+    """Add a section with a table to the report in a folder: figures that came after it was written.
+
+    With a ``name`` the rows are in ``tables/{name}.csv``, too.
+    """
+    if name is not None:
+        write_text(folder / TABLES / f"{name}.csv", to_csv(rows))
     section = environment(escape_html=True).get_template("added.html.j2").render(title=title, text=text, rows=rows)
     page = (folder / REPORT).read_text(encoding="utf-8")
     write_text(folder / REPORT, page.replace(_ADDED, section + _ADDED, 1))
