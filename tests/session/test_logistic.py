@@ -155,7 +155,9 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
     np.testing.assert_allclose(one.weight_KF, other.weight_KF, atol=1e-6)
     for row, same_row in zip(one.table, other.table, strict=True):
         assert row == {
-            key: pytest.approx(value) if isinstance(value, float) else value for key, value in same_row.items()
+            # Fits of folds are in single precision.
+            key: pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
+            for key, value in same_row.items()
         }
 
 

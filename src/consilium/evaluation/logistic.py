@@ -1,7 +1,8 @@
 """Logistic regression on a matrix of features, fitted to convergence, its strength chosen on folds that are left out.
 
 Probes fit it to the features of an expert, and ``task.head: {kind: logistic}`` to those of a frozen tower.
-Axes in names: T training row, N row that is asked about, K class, J class that training has a choice about, F feature.
+Axes in names: T training row, S one that is seen, N row that is asked about, K class, J class that training has a
+choice about, F feature.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from consilium.evaluation.metrics import Bools, Floats, Ints
 TRUSTS = (0.0, 0.25, 0.5, 1.0)  # what a prior's scores may be multiplied by
 STRENGTHS = tuple(10.0**power for power in range(1, -6, -1))  # of the penalty, from the strongest
 _ERROR, _ROUGH = 1e-5, 1e-3  # of a weight on standardised features, about: of a last fit, and of those on the way
-_STEPS = 5000
+_STEPS, _LEAST = 5000, 1e-9  # steps at most, and the least that one may lower the loss where single precision is used
 PATIENCE = 2  # weaker penalties in a row that were worse than one before, after which no weaker one is tried
 _FLAT = 1e-6  # a deviation below this share of a feature's size is rounding
 _NEVER = -20.0  # score of a class without cases: those of the others sum to 0, so that it gets less than exp(-20)
@@ -101,7 +102,7 @@ def fit_linear(
     those of the head are added: it learns what they leave open.
     """
     weights_T = np.ones(len(features_TF)) if weights_T is None else weights_T
-    fit = _Fit(_double(features_TF), targets_TK, weights_T, multi_label=multi_label)
+    fit = _Fit(features_TF, targets_TK, weights_T, multi_label=multi_label, exact=True)
     return fit.trusting(prior_TK, trust).down_to(strength)
 
 
@@ -123,12 +124,13 @@ def choose_linear(
     all, and how far it is trusted is chosen, too. Strengths are tried from the strongest on, until two in a row are
     worse than one before.
     """
-    features, weights_T = _double(features_TF), np.ones(len(features_TF)) if weights_T is None else weights_T
+    weights_T = np.ones(len(features_TF)) if weights_T is None else weights_T
     trusts = TRUSTS if prior_TK is not None else TRUSTS[:1]
     outs = [fold_T == fold for fold in np.unique(fold_T)]
     asked = [out_T if judged_T is None else out_T & judged_T for out_T in outs]
     total = float(sum(weights_T[asked_T].sum() for asked_T in asked))
-    fits = [_Fit(features, targets_TK, np.where(out_T, 0.0, weights_T), multi_label=multi_label) for out_T in outs]
+    rest = [np.where(out_T, 0.0, weights_T) for out_T in outs]
+    fits = [_Fit(features_TF, targets_TK, own_T, multi_label=multi_label, exact=False) for own_T in rest]
 
     def left_out(head: LinearHead, asked_T: Bools) -> float:
         prior = None if prior_TK is None else prior_TK[asked_T]
@@ -149,14 +151,10 @@ def choose_linear(
             if min(own) < min(own[-PATIENCE:]):
                 break
     trust, strength = min(losses, key=lambda both: losses[both])  # of equal ones the least trust, the strongest penalty
-    fit = _Fit(features, targets_TK, weights_T, multi_label=multi_label).trusting(prior_TK, trust)
+    fit = _Fit(features_TF, targets_TK, weights_T, multi_label=multi_label, exact=True).trusting(prior_TK, trust)
     by_trust = {own: min(loss for (of, _), loss in losses.items() if of == own) for own in trusts}
     by_strength = {own: loss for (of, own), loss in losses.items() if of == trust}
     return Chosen(fit.down_to(strength), strength, by_strength, by_trust)
-
-
-def _double(array: Floats) -> Tensor:
-    return torch.from_numpy(np.asarray(array, dtype=np.float64))
 
 
 def _loss(
@@ -183,31 +181,39 @@ class _Fit:
 
     What L-BFGS moves are coordinates in which the loss curves about alike in every direction: along the principal axes
     of the standardised features, each divided by the root of its curvature. That takes a few dozen steps in the place
-    of hundreds, whatever the strength.
+    of hundreds, whatever the strength. ``exact`` fits are in double precision, others in single.
     """
 
-    def __init__(self, features_TF: Tensor, targets_TK: Floats, weights_T: Floats, *, multi_label: bool) -> None:
-        self._multi_label, self._features_TF = multi_label, features_TF
-        self._weights_T = _double(weights_T / weights_T.sum())
-        seen_TK = targets_TK[weights_T > 0] > 0
-        seen_K = np.asarray(seen_TK.any(axis=0))
-        self.there_K: Bools = seen_K & ~seen_TK.all(axis=0) if multi_label else seen_K
+    def __init__(
+        self, features_TF: Floats, targets_TK: Floats, weights_T: Floats, *, multi_label: bool, exact: bool
+    ) -> None:
+        self._multi_label, self._exact, self._seen_T = multi_label, exact, weights_T > 0
+        weights_S, seen_SK = weights_T[self._seen_T] / weights_T.sum(), targets_TK[self._seen_T] > 0
+        seen_K = np.asarray(seen_SK.any(axis=0))
+        self.there_K: Bools = seen_K & ~seen_SK.all(axis=0) if multi_label else seen_K
         self.given_K = seen_K.astype(float)
-        self._trust, self._prior_TJ = 0.0, torch.zeros(())
-        self._targets_TJ = _double(targets_TK[:, self.there_K]) * self._weights_T[:, None]
-        self._mean_F = self._weights_T @ features_TF
-        centred_TF = features_TF - self._mean_F
-        deviation_F = (self._weights_T @ centred_TF.square()).sqrt()
-        moves_F = deviation_F > _FLAT * (deviation_F.square() + self._mean_F.square()).sqrt()
-        self._deviation_F = deviation_F.where(moves_F, torch.ones_like(deviation_F))
-        centred_TF /= self._deviation_F
-        spread_F, self._axes_FF = torch.linalg.eigh((centred_TF * self._weights_T[:, None]).T @ centred_TF)
+        self._trust, self._prior_SJ = 0.0, torch.zeros(())
+        self._weights_S = self._tensor(weights_S)
+        self._targets_SJ = self._tensor(targets_TK[self._seen_T][:, self.there_K] * weights_S[:, None])
+        standard_SF = np.asarray(features_TF[self._seen_T], dtype=np.float64)
+        self._mean_F = weights_S @ standard_SF
+        standard_SF -= self._mean_F
+        deviation_F = np.sqrt(weights_S @ np.square(standard_SF))
+        moves_F = deviation_F > _FLAT * np.hypot(deviation_F, self._mean_F)
+        self._deviation_F = np.where(moves_F, deviation_F, 1.0)
+        standard_SF /= self._deviation_F
+        turned_SF = self._tensor(standard_SF)
+        spread_F, self._axes_FF = torch.linalg.eigh((turned_SF * self._weights_S[:, None]).T @ turned_SF)
         self._spread_F = spread_F.clamp_min(0)
+        self._turned_SF = turned_SF @ self._axes_FF
+
+    def _tensor(self, array: Floats) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64 if self._exact else np.float32))
 
     def trusting(self, prior_TK: Floats | None, trust: float) -> _Fit:
         """The same with a prior, whose scores of each row the head's are added to."""
         if prior_TK is not None:
-            self._trust, self._prior_TJ = trust, trust * _double(prior_TK[:, self.there_K])
+            self._trust, self._prior_SJ = trust, trust * self._tensor(prior_TK[self._seen_T][:, self.there_K])
         return self
 
     def down_to(self, strength: float) -> LinearHead:
@@ -219,32 +225,27 @@ class _Fit:
 
     def at(self, strength: float, *, start: LinearHead | None = None, error: float = _ROUGH) -> LinearHead:
         """The head of a strength, sought from one of another strength; no weight is off by much more than ``error``."""
-        weight_FJ = torch.zeros(self._features_TF.shape[1], self._targets_TJ.shape[1], dtype=torch.float64)
-        bias_J = weight_FJ.new_zeros(weight_FJ.shape[1])
-        if start is not None:
-            weight_FJ, bias_J = _double(start.weight_FJ), _double(start.bias_J)
+        shape = len(self._mean_F), self._targets_SJ.shape[1]
+        weight_FJ, bias_J = (np.zeros(shape), np.zeros(shape[1])) if start is None else (start.weight_FJ, start.bias_J)
         if not len(bias_J):
             return self._head(weight_FJ, bias_J, converged=True)
-        _, likely_TJ = self._likely(self._scores(weight_FJ, bias_J))
-        curves = float((self._weights_T @ (likely_TJ * (1 - likely_TJ))).mean()) / 2
-        step_F = 1 / (curves * self._spread_F + strength).sqrt()
+        turned_FJ, first_J = self._axes_FF.T @ self._tensor(weight_FJ), self._tensor(bias_J)
+        _, likely_SJ = self._likely(self._scores(turned_FJ, first_J))
+        curves = float((self._weights_S @ (likely_SJ * (1 - likely_SJ))).mean()) / 2
+        step_F1 = 1 / (curves * self._spread_F[:, None] + strength).sqrt()
         step = 1 / max(curves, 1e-6) ** 0.5  # of the bias
-        moved = torch.vstack([(self._axes_FF.T @ weight_FJ) / step_F[:, None], bias_J / step]).requires_grad_()
-
-        def head() -> tuple[Tensor, Tensor]:
-            return self._axes_FF @ (step_F[:, None] * moved.data[:-1]), moved.data[-1] * step
+        moved = torch.vstack([turned_FJ / step_F1, first_J / step]).requires_grad_()
 
         def closure() -> Tensor:
-            weight_FJ, bias_J = head()
-            scores_TJ = self._scores(weight_FJ, bias_J)
-            loss_T, likely_TJ = self._likely(scores_TJ)
-            wrong_TJ = likely_TJ * self._weights_T[:, None] - self._targets_TJ
-            slope_FJ = (self._features_TF.T @ wrong_TJ - torch.outer(self._mean_F, wrong_TJ.sum(0))) / (
-                self._deviation_F[:, None]
-            ) + strength * weight_FJ
-            moved.grad = torch.vstack([step_F[:, None] * (self._axes_FF.T @ slope_FJ), wrong_TJ.sum(0) * step])
-            loss = self._weights_T @ loss_T - (self._targets_TJ * scores_TJ).sum()
-            return loss + strength / 2 * weight_FJ.square().sum()
+            turned_FJ = step_F1 * moved.data[:-1]
+            scores_SJ = self._scores(turned_FJ, moved.data[-1] * step)
+            loss_S, likely_SJ = self._likely(scores_SJ)
+            wrong_SJ = likely_SJ * self._weights_S[:, None] - self._targets_SJ
+            slope_FJ = self._turned_SF.T @ wrong_SJ + strength * turned_FJ
+            moved.grad = torch.vstack([step_F1 * slope_FJ, wrong_SJ.sum(0) * step])
+            loss: Tensor = self._weights_S @ loss_S - (self._targets_SJ * scores_SJ).sum()
+            loss += strength / 2 * turned_FJ.square().sum()
+            return loss
 
         tolerance = error * strength**0.5  # a slope of it moves no weight by more than the error
         optimizer = torch.optim.LBFGS(
@@ -252,7 +253,7 @@ class _Fit:
             max_iter=_STEPS,
             max_eval=4 * _STEPS,
             tolerance_grad=tolerance,
-            tolerance_change=0,
+            tolerance_change=0 if self._exact else _LEAST,
             history_size=20,
             line_search_fn="strong_wolfe",
         )
@@ -260,11 +261,13 @@ class _Fit:
             optimizer.step(closure)  # type: ignore[no-untyped-call]
             closure()
         assert moved.grad is not None
-        return self._head(*head(), converged=float(moved.grad.abs().max()) <= 10 * tolerance)
+        weight_FJ = (self._axes_FF @ (step_F1 * moved.data[:-1])).double().numpy()
+        converged = float(moved.grad.abs().max()) <= 10 * tolerance
+        return self._head(weight_FJ, (moved.data[-1] * step).double().numpy(), converged=converged)
 
-    def _scores(self, weight_FJ: Tensor, bias_J: Tensor) -> Tensor:
-        raw_FJ = weight_FJ / self._deviation_F[:, None]
-        return self._features_TF @ raw_FJ + (bias_J - self._mean_F @ raw_FJ) + self._prior_TJ
+    def _scores(self, turned_FJ: Tensor, bias_J: Tensor) -> Tensor:
+        scores_SJ: Tensor = self._turned_SF @ turned_FJ + bias_J + self._prior_SJ
+        return scores_SJ
 
     def _likely(self, scores_TJ: Tensor) -> tuple[Tensor, Tensor]:
         """The part of each row's loss that its target has no part in, and the probabilities of its classes."""
@@ -272,13 +275,12 @@ class _Fit:
             return torch.nn.functional.softplus(scores_TJ).sum(1), scores_TJ.sigmoid()
         return scores_TJ.logsumexp(1), scores_TJ.softmax(1)
 
-    def _head(self, weight_FJ: Tensor, bias_J: Tensor, *, converged: bool) -> LinearHead:
-        mean_F, deviation_F = self._mean_F.numpy(), self._deviation_F.numpy()
-        shown = weight_FJ.detach().numpy(), bias_J.detach().numpy()
+    def _head(self, weight_FJ: Floats, bias_J: Floats, *, converged: bool) -> LinearHead:
         return LinearHead(
-            mean_F,
-            deviation_F,
-            *shown,
+            self._mean_F,
+            self._deviation_F,
+            weight_FJ,
+            bias_J,
             there_K=self.there_K,
             given_K=self.given_K,
             multi_label=self._multi_label,
