@@ -15,6 +15,7 @@ import yaml
 import consilium
 from consilium.converting import Conversion, convert, report, yaml_of
 from consilium.core.errors import ConfigError
+from consilium.data.store.export_from_tsv import export_tsv
 from consilium.experiment import Experiment
 from consilium.session import train
 from tests.conftest import write_images
@@ -152,6 +153,8 @@ def test_the_call_of_ret_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     eyes(tmp_path, "train", range(30))
     eyes(tmp_path, "test", range(30, 40))
+    for split in ("train", "test"):
+        export_tsv(f"{tmp_path}/{split}_imgs.tsv", tmp_path / "lmdb" / split)
     text = write_encoder(tmp_path / "text")
     call = f"main.py --train-data={tmp_path}/lmdb/train --val-data={tmp_path}/lmdb/test --batch-size=8 --warmup=999"
     found = converted(*call.split(), f"--logs={tmp_path / 'logs'}", "--max-epochs=2", "--context-length=32")

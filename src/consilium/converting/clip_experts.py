@@ -13,7 +13,6 @@ from consilium.converting.rules import (
     Outcome,
     Rule,
     as_name,
-    choices,
     number,
     text,
     to,
@@ -22,11 +21,9 @@ from consilium.converting.rules import (
 )
 from consilium.converting.trainer_arguments import SWITCHES, TRAINER, USUAL, batch_size, output_dir
 from consilium.core.explain import nearest
-from consilium.models.config import TextPooling
 
 _BIOMEDCLIP = "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 _CLIP = "openai/clip-vit-base-patch32"
-_HAS_SPLADE = "splade" in choices(TextPooling)
 _OF_DATA = {
     "dataset_name", "dataset_config_name", "data_dir", "train_file", "image_column", "caption_column", "weight"
 }  # fmt: skip
@@ -102,11 +99,7 @@ def _text_tower(value: Any, given: Given) -> Outcome:
     ours = {"task.text.name": name}
     if "splade" not in name.lower():
         return Outcome(ours=ours)
-    if _HAS_SPLADE:
-        return Outcome(ours={**ours, "task.text.pooling": "splade"})
-    return Outcome(
-        "unmapped", ours, note="its encoder is taken; the head that makes its texts sparse is not, in this version"
-    )
+    return Outcome(ours={**ours, "task.text.pooling": "splade"})
 
 
 def _vision_tower(value: Any, given: Given) -> Outcome:

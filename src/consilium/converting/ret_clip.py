@@ -13,7 +13,6 @@ from consilium.converting.rules import (
     Outcome,
     Rule,
     as_name,
-    choices,
     number,
     one_of,
     text,
@@ -22,9 +21,7 @@ from consilium.converting.rules import (
     where_true,
     whole,
 )
-from consilium.data.sources.config import Source
 
-_READS_LMDB = "ret_clip_lmdb" in choices(Source)
 _NEVER = 99_999  # steps or epochs that stand for never
 _VISION = {
     "ViT-B-16": "vit_base_patch16_clip_224.openai",
@@ -42,17 +39,13 @@ _WEIGHTS = "checkpoints in CLIP's and BERT's own form are not read yet; the towe
 
 
 def _source(path: str, *, name: str, split: str) -> dict[str, Any]:
-    """The images of a split: an LMDB, or the TSV that it was made of, which lies two folders above it."""
+    """The images of a split: an LMDB, or a TSV."""
     place = PurePath(path)
     found: dict[str, Any] = {"name": name, "split": split}
     if place.suffix == ".tsv":
         stem = place.name.removesuffix(".tsv").removesuffix("_imgs")
         return {"kind": "ret_clip_tsv", **found, "path": path, "texts": str(place.with_name(f"{stem}_texts.jsonl"))}
-    if _READS_LMDB:
-        return {"kind": "ret_clip_lmdb", **found, "path": path}
-    folder = place.parent.parent
-    images, texts = (str(folder / f"{place.name}_{what}") for what in ("imgs.tsv", "texts.jsonl"))
-    return {"kind": "ret_clip_tsv", **found, "path": images, "texts": texts}
+    return {"kind": "ret_clip_lmdb", **found, "path": path}
 
 
 def _data(value: Any, given: Given) -> Outcome:
@@ -61,15 +54,8 @@ def _data(value: Any, given: Given) -> Outcome:
     sources = [_source(train, name="train", split="train")]
     if val is not None and text(val) != train:
         sources.append(_source(text(val), name="test", split="test"))
-    paths = " and ".join(source["path"] for source in sources)
-    read = (
-        "" if _READS_LMDB or train.endswith(".tsv") else f"; an LMDB is not read yet, but what it was made of: {paths}"
-    )
-    return Outcome(
-        "changed",
-        {"data.sources": sources},
-        note=f"validation is taken from train, by patient; what was your validation is the test{read}",
-    )
+    note = "validation is taken from train, by patient; what was your validation is the test"
+    return Outcome("changed", {"data.sources": sources}, note=note)
 
 
 def _batch(value: Any, given: Given) -> Outcome:

@@ -83,10 +83,15 @@ def finish(
         report=experiment.report,
         facts=facts,
     )
-    if facts.solution:
-        add_table(folder, title="The fit of the head", text=SOLUTION, rows=facts.solution, name="solution")
+    _add_solution(folder, facts)
     save_bundle(folder, manifest=manifest, task=predictor.task, members=members)
     return RunResult(folder, manifest.metrics, unread=sum(len(own.unread) for own in settled.outputs.values()))
+
+
+def _add_solution(folder: Path, facts: RunFacts) -> None:
+    """How a head that is fitted at once was found."""
+    if facts.solution:
+        add_table(folder, title="The fit of the head", text=SOLUTION, rows=facts.solution, name="solution")
 
 
 def _unsolved(facts: RunFacts) -> list[str]:
