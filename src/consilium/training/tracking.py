@@ -16,7 +16,6 @@ from consilium.core.contracts import Progress, StepLog
 from consilium.core.errors import ConfigError, MissingExtraError
 from consilium.training.config import TrainerConfig
 
-FLUSH_EVERY = 10.0  # seconds after which TensorBoard sees what was written
 SECONDS = 5.0  # in which the server of Weights & Biases must answer
 
 
@@ -30,7 +29,8 @@ class TensorBoardHook:
 
         folder.mkdir(parents=True, exist_ok=True)
         file = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-        self._records, self._flushed = RecordWriter((folder / file).open("wb")), time.monotonic()
+        # Unbuffered, so that what an interrupted training wrote is on the disk.
+        self._records = RecordWriter((folder / file).open("wb", buffering=0))
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         self._add(file_version="brain.Event:2")
         if resume_step:  # what a killed start wrote from here on does not count
@@ -39,13 +39,10 @@ class TensorBoardHook:
     def on_step(self, progress: Progress, log: StepLog) -> None:
         """Loss, its parts, rates, gradient norm, seconds."""
         self._write(step_scalars(log), progress.step)
-        if time.monotonic() - self._flushed > FLUSH_EVERY:
-            self._flush()
 
     def on_evaluation(self, progress: Progress, metrics: Mapping[str, float | None]) -> None:
         """The validation figures."""
         self._write({f"val/{name}": value for name, value in metrics.items() if value is not None}, progress.step)
-        self._flush()
 
     def on_end(self, progress: Progress) -> None:
         """Close the file."""
@@ -57,10 +54,6 @@ class TensorBoardHook:
 
     def _add(self, **fields: Any) -> None:
         self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
-
-    def _flush(self) -> None:
-        self._records.flush()
-        self._flushed = time.monotonic()
 
 
 @dataclass(frozen=True)

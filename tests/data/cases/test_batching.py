@@ -142,7 +142,8 @@ def test_the_config_names_the_column_of_sources_and_the_groups() -> None:
 
     class Studied:
         def __init__(self) -> None:
-            self.cases, self.table, self.rows, self.strata_N = self, table, {"train": np.arange(24)}, None
+            self.cases, self.table, self.rows = self, table, {"train": np.arange(24)}
+            self.strata_N = self.units_N = None
 
     for keys in ({"one_source": True}, {"groups_apart": True}, {"one_source": True, "groups_apart": True}):
         mixture = build_mixture(Studied(), config=config(["a", "b"], [None, None], **keys), seed=0)  # type: ignore[arg-type]
