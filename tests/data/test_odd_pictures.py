@@ -137,7 +137,9 @@ def test_transparent_pixels_of_deep_tiffs_lie_on_white() -> None:
     for window in (None, (100.0, 50.0)):
         assert (pixels(tiff(grey, photometric=1, more={338: [2]}), window)[0, 0] == 255).all()
     inner = pixels(tiff(grey, photometric=1, more={338: [2]}))[1:, :, 0]
-    assert np.abs(inner - np.clip(ranged(grey[..., 0])[1:], 0, 255)).max() <= 2
+    seen = grey[..., 0].copy()
+    seen[0, 0] = seen[1, 0]  # what is transparent has no part in the range that is shown
+    assert np.abs(inner - np.clip(ranged(seen)[1:], 0, 255)).max() <= 1
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 99])
