@@ -145,7 +145,7 @@ def test_mixtures_guide_runs(world: Path) -> None:
 @pytest.mark.slow
 def test_training_guide_runs(world: Path) -> None:
     follow("training", world)
-    assert len(list(world.glob("runs/modality/*/report.html"))) == 4
+    assert len(list(world.glob("runs/modality/*/report.html"))) == 5
     (wider,) = world.glob("runs/modality/wider-*/log.txt")
     assert re.search(r"features of \d+ cases are cached in \S+: all are there", wider.read_text(encoding="utf-8"))
 
