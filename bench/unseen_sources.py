@@ -298,8 +298,12 @@ def answered(bundle: Path, experiment: Experiment, studied: Studied[Any]) -> lis
 
 def chosen(unit: str, found: Found) -> str:
     """The candidate that left-out sources inside training prefer, with the first seed."""
-    losses = {side: next(iter(found[side][unit].values())).left_out_log_loss for side in CANDIDATES}
-    return min(CANDIDATES, key=lambda side: float("inf") if losses[side] is None else float(losses[side] or 0))
+    losses: dict[str, float] = {}
+    for side in CANDIDATES:
+        first = next(iter(found[side][unit].values()))
+        assert first.left_out_log_loss is not None  # every candidate has a logistic head
+        losses[side] = first.left_out_log_loss
+    return min(losses, key=lambda side: losses[side])
 
 
 def left_out_log_loss(bundle: Path) -> float:

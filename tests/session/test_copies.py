@@ -23,7 +23,7 @@ from consilium.data.batches.rows import Items
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.session import train
 from tests.conftest import write_images
-from tests.session.test_frozen import FREEZE, RECIPE, Tower, assert_equal, images, tower, tower_file
+from tests.session.test_frozen import FREEZE, RECIPE, Tower, assert_goes_on_as_unbroken, images, tower, tower_file
 from tests.session.test_loop import torchrun
 from tests.tiny import Recorder, assert_close, same, tiny_experiment, train_tiny
 
@@ -103,13 +103,7 @@ def test_copies_change_what_is_learned_reproducibly(images: Path, tmp_path: Path
 
 
 def test_a_stopped_training_goes_on_as_the_unbroken_one(images: Path, tmp_path: Path) -> None:
-    recipe = [*RECIPE, COPIES]
-    whole = train_tiny(images, tmp_path / "whole", *recipe)
-    experiment = tiny_experiment(images, tmp_path / "broken", *recipe)
-    for step in (1, 4):
-        with pytest.raises(KeyboardInterrupt):
-            train(experiment, resume=step > 1, reporter=Recorder(stop_at=step))
-    assert_equal(train_tiny(images, tmp_path / "broken", *recipe, resume=True), whole, tolerance=0)
+    assert_goes_on_as_unbroken(images, tmp_path, *RECIPE, COPIES)
 
 
 def test_computing_goes_on_where_it_was_stopped(images: Path, tmp_path: Path, tower: Tower) -> None:

@@ -140,13 +140,18 @@ def test_another_head_seed_split_and_a_grown_folder_find_what_is_there(
         assert tower.since() == 48, change
 
 
-def test_a_stopped_training_goes_on_as_the_unbroken_one(images: Path, tmp_path: Path) -> None:
-    whole = train_tiny(images, tmp_path / "whole", *RECIPE)
-    experiment = tiny_experiment(images, tmp_path / "broken", *RECIPE)
+def assert_goes_on_as_unbroken(images: Path, folder: Path, *recipe: str) -> None:
+    """A training that is stopped twice leaves what one that is never stopped leaves."""
+    whole = train_tiny(images, folder / "whole", *recipe)
+    experiment = tiny_experiment(images, folder / "broken", *recipe)
     for step in (1, 4):
         with pytest.raises(KeyboardInterrupt):
             train(experiment, resume=step > 1, reporter=Recorder(stop_at=step))
-    assert_equal(train_tiny(images, tmp_path / "broken", *RECIPE, resume=True), whole, tolerance=0)
+    assert_equal(train_tiny(images, folder / "broken", *recipe, resume=True), whole, tolerance=0)
+
+
+def test_a_stopped_training_goes_on_as_the_unbroken_one(images: Path, tmp_path: Path) -> None:
+    assert_goes_on_as_unbroken(images, tmp_path, *RECIPE)
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin
-
-from pydantic import BaseModel
+from typing import Any, Literal
 
 Kind = Literal["mapped", "changed", "needless", "unmapped"]
 
@@ -135,14 +133,3 @@ def every(value: Any) -> str:
     if found <= 0:
         raise ValueError("expected a number above 0")
     return f"{round(100 * found, 6):.10g} %" if found < 1 else f"{whole(found)} steps"
-
-
-def choices(annotation: Any) -> Iterator[str]:
-    """All names among which a key, or the ``kind`` of a section, chooses in this version."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        annotation = annotation.model_fields["kind"].annotation
-    if get_origin(annotation) is Literal:
-        yield from get_args(annotation)
-    else:
-        for inner in get_args(annotation):
-            yield from choices(inner)

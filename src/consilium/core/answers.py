@@ -35,6 +35,18 @@ class Calibration(Config):
     wanted_accuracy: float | None = Field(default=None, description="What the thresholds were chosen for.")
     distances: list[float] = Field(default=[], description="Largest distance of an answer at each level.")
 
+    def answers(
+        self, probabilities_NM: np.ndarray, *, labels: LabelTree, distances_NM: np.ndarray | None = None
+    ) -> Answers:
+        """The answers that these thresholds and distances let pass."""
+        return answer(
+            probabilities_NM,
+            labels=labels,
+            thresholds=self.thresholds,
+            distances_NM=distances_NM,
+            limits=self.distances,
+        )
+
 
 @dataclass(frozen=True)
 class Answers:

@@ -60,6 +60,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def replace_folder(work: Path, target: Path, *, old: Path) -> None:
+    """Put a finished folder in its place; what is there goes only then, and lies in ``old`` meanwhile."""
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    work.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold off other processes that lock the same file, which is made and stays; its folder must exist."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from consilium.evaluation.metrics import Bools, Floats, Ints
 
+FOLDS = 5  # in which rows are left out, where there are as many units
 TRUSTS = (0.0, 0.25, 0.5, 1.0)  # what a prior's scores may be multiplied by
 STRENGTHS = tuple(10.0**power for power in range(1, -6, -1))  # of the penalty, from the strongest
 _ERROR, _ROUGH = 1e-5, 1e-3  # of a weight on standardised features, about: of a last fit, and of those on the way

@@ -287,6 +287,13 @@ class ImageEncoder:
         return self.features(batch)
 
 
+def mean_of_views(features_NF: Tensor, there_BV: Tensor) -> Tensor:
+    """The mean [B, F] of the features of each case's views, which come case by case; zeros where it has none."""
+    case_N = there_BV.nonzero()[:, 0]
+    sums_BF = features_NF.new_zeros(len(there_BV), features_NF.shape[1]).index_add_(0, case_N, features_NF)
+    return sums_BF / there_BV.sum(1, keepdim=True).clamp(min=1).to(sums_BF.dtype)
+
+
 def build_vision(
     config: VisionConfig,
     *,

@@ -33,7 +33,6 @@ class DrawnLooks:
     """
 
     def __init__(self, config: CopiesConfig, *, seed: int) -> None:
-        self.shares = config.shares
         self._seed, self._ends = seed, np.cumsum(config.shares)
 
     def of(self, draws_B: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from consilium.core.errors import DataError
-from consilium.core.files import locked
+from consilium.core.files import locked, replace_folder
 from consilium.data.sources.lmdb_files import (
     DATA,
     FORMAT,
@@ -80,7 +79,7 @@ def write_lmdb(pairs: Pairs, out: Path, *, overwrite: bool, progress: Progress |
             if not start:
                 shutil.rmtree(work, ignore_errors=True)
             _write(lmdb, work, pairs, start=start, progress=progress)
-            _replace(work, out)
+            replace_folder(work, out, old=out.with_name(f".{out.name}.old"))
     except (OSError, lmdb.Error) as error:
         raise DataError(
             f"{out} could not be written: {error}. Free space or give another --out, and run again: what was written "
@@ -171,13 +170,3 @@ def _write(lmdb: Any, work: Path, pairs: Pairs, *, start: int, progress: Progres
                 transaction.put(FORMAT_KEY, FORMAT)
         for database in (images, texts):
             database.sync(True)
-
-
-def _replace(work: Path, out: Path) -> None:
-    """Put the finished folder in its place; what was there goes only then."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.rename(out, old)
-    os.rename(work, out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from consilium.core.config import nearest
 from consilium.core.errors import ConfigError, DataError, StoreError
-from consilium.core.files import atomic_file, locked
+from consilium.core.files import atomic_file, locked, replace_folder
 from consilium.core.places import FileFacts, facts_of, is_remote, reading_threads
 from consilium.core.reporter import Reporter, Silent, counted
 from consilium.core.surroundings import require_utf8
@@ -197,6 +197,7 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
     survey, groups = _Survey(), GroupSurvey()
     origins: set[str] = set()
     columns = {"source"}
+    keeps_sources = config.split.keep_sources_in is not None
 
     def given(source: Source, files: Inputs) -> Iterator[tuple[str, str | None]]:
         for item in read_source(source, inputs=files):
@@ -210,9 +211,11 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
                 )
             survey.cases += 1
             if item.labels and item.is_gt:
-                origin = _origin(item, config)
-                origins.add(origin)
-                columns.update(map(column_name, item.meta))
+                origin = ""
+                if keeps_sources:
+                    origin = _origin(item, config.mixture.source_column)
+                    origins.add(origin)
+                    columns.update(map(column_name, item.meta))
                 groups.add(item.group, source=item.source, split=item.split, labels=item.labels, origin=origin)
             if item.notes:  # few rows have any
                 survey.notes.setdefault(source.name, Counter()).update(item.notes)
@@ -224,25 +227,22 @@ def _survey(config: DataConfig, inputs: Sequence[Inputs]) -> _Survey:
         for source in config.sources:
             if source.split is not None:
                 survey.rules[source.name] = replace(survey.rules[source.name], val_from_train=False)
-    if config.split.every_class or config.split.keep_sources_in is not None:
-        _refuse_one_origin(config, origins, columns)
+    if keeps_sources:
+        _refuse_one_origin(config.mixture.source_column, origins, columns)
+    if config.split.every_class or keeps_sources:
         moved = fill_splits(groups, rules=survey.rules, config=config.split)
         survey.rules = {name: replace(rule, moved=moved) for name, rule in survey.rules.items()}
     return survey
 
 
-def _origin(case: Case, config: DataConfig) -> str:
-    """Which source a case is of, where ``keep_sources_in`` asks for it; '' where it says nothing."""
-    column = config.mixture.source_column
-    if config.split.keep_sources_in is None or column == "source":
-        return case.source
-    return case.meta.get(meta_key(column), "")
+def _origin(case: Case, column: str) -> str:
+    """Which source a case is of by a column; '' where it says nothing."""
+    return case.source if column == "source" else case.meta.get(meta_key(column), "")
 
 
-def _refuse_one_origin(config: DataConfig, origins: Set[str], columns: Set[str]) -> None:
+def _refuse_one_origin(column: str, origins: Set[str], columns: Set[str]) -> None:
     """Sources that are to stay in train must be told apart by a column that says several."""
-    column = config.mixture.source_column
-    if config.split.keep_sources_in is None or len(origins) > 1:
+    if len(origins) > 1:
         return
     if column not in columns:
         raise ConfigError(f"data.mixture.source_column is '{column}'{nearest(column, sorted(columns))}")
@@ -327,19 +327,9 @@ def _finish(work: Path, target: Path, config: DataConfig, inputs: Sequence[Input
     write_dataset_files(work, data_files=[path.name for path in data_files], manifest=manifest)
     if config.store.check_images == "decode":
         keep_digests(Store.open(work), [path.with_suffix(DIGESTS) for path in data_files])
-    _replace(work, target)
+    replace_folder(work, target, old=target.with_name(f"{target.name}.old"))  # an outdated one
     remove_leavings(target)
     return Store.open(target)
-
-
-def _replace(work: Path, target: Path) -> None:
-    """Put the finished store in its place; an outdated one goes only then."""
-    old = target.with_name(f"{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    work.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _in_order(sources: Sequence[Source], bad_rows: list[BadRow]) -> list[BadRow]:

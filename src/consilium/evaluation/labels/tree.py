@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from consilium.core.answers import Answers, Calibration, answer
+from consilium.core.answers import Answers, Calibration
 from consilium.core.errors import ConfigError
 from consilium.core.evaluation import Evaluation, Interval, Outputs
 from consilium.core.labels import LabelTree, Siblings
@@ -189,13 +189,7 @@ class TreeEvaluator:
         rows = np.flatnonzero(check_outputs(outputs, labels=self._labels, multi_label=False))
         probabilities_NM = np.asarray(outputs.arrays["probabilities"])[rows]
         distances_NM = outputs.arrays["distances"][rows] if "distances" in outputs.arrays else None
-        answers = answer(
-            probabilities_NM,
-            labels=self._labels,
-            thresholds=self._calibration.thresholds,
-            distances_NM=distances_NM,
-            limits=self._calibration.distances,
-        )
+        answers = self._calibration.answers(probabilities_NM, labels=self._labels, distances_NM=distances_NM)
         further = {} if distances_NM is None else {"distance": h.path_distances(distances_NM, answers.paths_NL)}
         if "disagreement" in outputs.arrays:
             further["disagreement"] = outputs.arrays["disagreement"][rows]

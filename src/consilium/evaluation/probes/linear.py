@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from consilium.core.errors import DataError
-from consilium.evaluation.logistic import Chosen, choose_linear
+from consilium.evaluation.logistic import FOLDS, Chosen, choose_linear
 from consilium.evaluation.metrics import Floats
-
-FOLDS = 5
 
 
 def choose_probe(

@@ -38,7 +38,7 @@ from consilium.models.chunked import in_chunks, largest_chunk
 from consilium.models.projection import Projection
 from consilium.models.text import TextTower
 from consilium.models.tokenizer import Tokenizer
-from consilium.models.vision import ImageEncoder, VisionTower
+from consilium.models.vision import ImageEncoder, VisionTower, mean_of_views
 from consilium.models.weights import batch_statistics, freeze_tower, keep_frozen_in_eval, weights_hash
 from consilium.tasks.align.config import AlignConfig
 
@@ -84,10 +84,7 @@ class Align(Task):
 
     def image_features(self, batch: Batch, tower: nn.Module | None = None) -> Tensor:
         """Features [B, F] of cases, the mean over their views; of a case without an image, zeros."""
-        there_BV, features_NF = batch.views.there_BV, self.view_features(batch, tower)
-        case_N = there_BV.nonzero()[:, 0]
-        sums_BF = features_NF.new_zeros(len(there_BV), features_NF.shape[1]).index_add_(0, case_N, features_NF)
-        return sums_BF / there_BV.sum(1, keepdim=True).clamp(min=1).to(sums_BF.dtype)
+        return mean_of_views(self.view_features(batch, tower), batch.views.there_BV)
 
     def text_features(self, texts: Texts, tower: nn.Module | None = None) -> Tensor:
         """Features [B, F]: those that the batch brings, or the tower's."""
@@ -131,14 +128,17 @@ class Align(Task):
         embeddings = self.embed_images(batch, images_BF), self.embed_texts(batch, texts_BF)
         loss = self.loss(*embeddings, same_B=same_B, own_BK=own_BK, repeated=batch.share == 0)
         parts = {"temperature": 1 / self.loss.scale.detach()}
-        if self.config.text.flops:
-            flops = flops_penalty(texts_BF, repeated=batch.share == 0)
-            parts |= {"contrastive": loss.detach(), "flops": flops.detach()}
-            loss = loss + self.config.text.flops * flops
+        further: list[tuple[str, float, Tensor]] = []  # name, weight and value of what is added to the loss
+        if flops := self.config.text.flops:
+            further.append(("flops", flops, flops_penalty(texts_BF, repeated=batch.share == 0)))
         if self.distillation is not None and self.config.feature_distillation is not None:
             distance = self._distance(batch, {"image": images_BF, "text": texts_BF})
-            parts = {"contrastive": loss.detach(), **parts, "feature_distillation": distance.detach()}
-            loss = loss + self.config.feature_distillation.weight * distance
+            further.append(("feature_distillation", self.config.feature_distillation.weight, distance))
+        if further:
+            parts["contrastive"] = loss.detach()
+        for name, weight, value in further:
+            parts[name] = value.detach()
+            loss = loss + weight * value
         return StepOutput(loss, parts)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from consilium.core.answers import FAR, UNKNOWN, Calibration, answer
+from consilium.core.answers import FAR, UNKNOWN, Calibration
 from consilium.core.contracts import Batch, Look, Prediction
 from consilium.core.labels import LabelTree
 from consilium.core.task import Task
@@ -118,13 +118,7 @@ class Answering(Task):
             ]
         distances = prediction.arrays.get("distances")
         distances_BK = None if distances is None else distances.cpu().numpy()
-        answers = answer(
-            probabilities_BK,
-            labels=self.labels,
-            thresholds=self.calibration.thresholds,
-            distances_NM=distances_BK,
-            limits=self.calibration.distances,
-        )
+        answers = self.calibration.answers(probabilities_BK, labels=self.labels, distances_NM=distances_BK)
         records: list[dict[str, Any]] = []
         for own, path, node in zip(named, answers.paths_NL.tolist(), answers.nodes_N.tolist(), strict=True):
             label = UNKNOWN if node < 0 else self.labels.names[node]

@@ -18,9 +18,7 @@ from consilium.core.reporter import counted
 from consilium.data.cases.cases import Cases
 from consilium.data.cases.folds import divide, units_of
 from consilium.data.store.splits import position
-from consilium.evaluation.logistic import STRENGTHS, LinearHead, choose_linear, fit_linear, softmax
-
-FOLDS = 5
+from consilium.evaluation.logistic import FOLDS, STRENGTHS, LinearHead, choose_linear, fit_linear, softmax
 
 
 @dataclass(frozen=True)

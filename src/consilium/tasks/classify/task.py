@@ -19,7 +19,7 @@ from consilium.models.config import LinearHeadConfig
 from consilium.models.distance import FeatureDistance
 from consilium.models.heads import build_head, grown_head
 from consilium.models.tuning import tune
-from consilium.models.vision import ImageEncoder, VisionTower, build_vision
+from consilium.models.vision import ImageEncoder, VisionTower, build_vision, mean_of_views
 from consilium.models.weights import freeze_tower, keep_frozen_in_eval
 from consilium.tasks.answers.answering import Answering
 from consilium.tasks.answers.targets import LabelKnowledge
@@ -57,12 +57,8 @@ class Classify(Answering):
 
     def features(self, batch: Batch) -> Tensor:
         """Features [B, F] of cases as the head sees them: the mean of those of their views."""
-        mask_BV, features_BF = batch.views.there_BV, self.view_features(batch)
-        if mask_BV.shape[1] > 1:
-            case_N = mask_BV.nonzero()[:, 0]
-            sums_BF = features_BF.new_zeros(len(mask_BV), features_BF.shape[1]).index_add_(0, case_N, features_BF)
-            features_BF = sums_BF / mask_BV.sum(1, keepdim=True).to(sums_BF.dtype)
-        return features_BF
+        there_BV, features_NF = batch.views.there_BV, self.view_features(batch)
+        return features_NF if there_BV.shape[1] == 1 else mean_of_views(features_NF, there_BV)
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores [B, K] before softmax (single label) or sigmoid (multi-label)."""
