@@ -199,17 +199,19 @@ def _per_class(figure: Any, truth_NK: Bools, scores_NK: Floats, weights: Floats 
 
     Neighbouring steps that hold no true positive are one: they change no figure, and most steps are of that kind.
     """
-    weights = as_weights(weights, len(truth_NK))
+    weights_NR = as_weights(weights, len(truth_NK)).T  # the weights of a case are a row, which is moved as a whole
     columns = []
     for truth_N, scores_N in zip(truth_NK.T, scores_NK.T, strict=True):
         order = np.argsort(-scores_N, kind="stable")
+        true_N = truth_N[order]
         starts_T = np.flatnonzero(np.append(True, np.diff(scores_N[order]) != 0))
-        has_true_T = np.logical_or.reduceat(truth_N[order], starts_T)
+        has_true_T = np.logical_or.reduceat(true_N, starts_T)
         starts_T = starts_T[has_true_T | np.append(True, has_true_T[:-1])]
-        ranked = np.take(weights, order, axis=-1)
-        all_T = np.add.reduceat(ranked, starts_T, axis=-1).cumsum(axis=-1)
-        tp_T = np.add.reduceat(ranked * truth_N[order], starts_T, axis=-1).cumsum(axis=-1)
-        columns.append(figure(tp_T, all_T - tp_T))
+        all_TR = np.add.reduceat(weights_NR[order], starts_T, axis=0).cumsum(axis=0)
+        true_until_T = np.add.reduceat(true_N, starts_T, dtype=int).cumsum()
+        none_R = np.zeros_like(all_TR[:1])
+        tp_TR = np.concatenate((none_R, weights_NR[order[true_N]].cumsum(axis=0)))[true_until_T]
+        columns.append(figure(tp_TR.T, (all_TR - tp_TR).T))
     return np.stack(columns, axis=-1)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from consilium.core.evaluation import Interval
 from consilium.evaluation.metrics import Floats
 
-# Resamples are drawn in blocks of about this many numbers (32 MB), so memory does not grow with the set.
-_BLOCK = 4_000_000
+# Resamples are drawn in blocks of about this many numbers (4 MB): they stay in the cache, and memory does not grow.
+_BLOCK = 500_000
 _VARIATES = 100  # of Student's t for each resample, so that the ends of an interval hardly depend on them
 
 
@@ -47,7 +47,8 @@ def bootstrap_groups(
         rows = min(block, samples - start)
         drawn_RG = random.integers(count, size=(rows, count)) + np.arange(rows)[:, None] * count
         counts_RG = np.bincount(drawn_RG.ravel(), minlength=rows * count).reshape(rows, count)
-        for name, values in statistic(counts_RG[:, group_N].astype(float)).items():
+        weights_NR = counts_RG.T.astype(float, order="C")[group_N]  # figures take the weights of a case at once
+        for name, values in statistic(weights_NR.T).items():
             draws.setdefault(name, []).append(values)
     return {name: np.concatenate(parts) for name, parts in draws.items()}
 

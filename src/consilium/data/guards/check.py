@@ -8,12 +8,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from consilium.core.files import fingerprint, locked, write_json
+from consilium.core.files import fingerprint, locked, write_json, write_text
 from consilium.core.reporter import Reporter
 from consilium.data.config import DataConfig
 from consilium.data.guards.digests import Digests, image_digests
@@ -25,7 +27,8 @@ from consilium.data.guards.shortcuts import shortcut_warnings
 from consilium.data.guards.texts import NamedLabel, named_labels, repeated_texts
 from consilium.data.store.store import CaseTable, Store
 
-VERSION = 3  # of the near-duplicates that are kept in a store
+VERSION = 3  # of what is kept in a store
+NEAR_DUPLICATES = "near_duplicates"
 WHERE = "`consilium data inspect` lists all that was found, and draws near-duplicates."
 
 
@@ -81,10 +84,32 @@ def check(
 
     Purpose: what makes figures better than the model is, or labels worse than they could be, is said before anyone
     trusts either. ``uses_text`` says whether a model will read the texts; without it a label in its own text is no
-    matter. ``images`` False leaves out what has to decode images, which is minutes for 100,000 of them; what they
-    show is kept in the store, and free the next time. ``everything`` also looks at texts that no model reads, and for
-    near-duplicates within a split.
+    matter. ``images`` False leaves out what has to decode images, which is minutes for 100,000 of them. ``everything``
+    also looks at texts that no model reads, and for near-duplicates within a split. But with ``everything``, what was
+    found is kept in the store, and free the next time that the same cases are looked at with the same settings.
     """
+    if everything:
+        return _look(store, table, config, uses_text=True, images=images, everything=True, reporter=reporter)
+    settings = config.model_dump(mode="json", include=_READ)
+    path = _place(store, table, "findings", [version("consilium"), settings, uses_text, images])
+    with contextlib.suppress(OSError, ValueError):  # not looked for yet, or half of a file that somebody copied
+        return _FINDINGS.validate_json(path.read_bytes())
+    found = _look(store, table, config, uses_text=uses_text, images=images, everything=False, reporter=reporter)
+    with contextlib.suppress(OSError):  # a store that is only read, or a full disk
+        write_text(path, _FINDINGS.dump_json(found).decode())
+    return found
+
+
+def _look(
+    store: Store,
+    table: CaseTable,
+    config: DataConfig,
+    *,
+    uses_text: bool,
+    images: bool,
+    everything: bool,
+    reporter: Reporter,
+) -> Findings:
     guards = config.guards
     across, within = NearDuplicates([]), NearDuplicates([])
     warnings = folder_warnings(store, table, config, headers=images, reporter=reporter)
@@ -109,7 +134,7 @@ def check(
         warnings["spelling"] = label_spellings(label for own in table.labels for label in own)
         warnings["vocabulary"] = label_vocabularies(table)
     named: list[NamedLabel] = []
-    if guards.label_in_text and (uses_text or everything):
+    if guards.label_in_text and uses_text:
         templated = {source.name for source in config.sources if source.captions.template}  # say labels by intention
         written = table.select(np.flatnonzero([source not in templated for source in table.sources]))
         found = named_labels(written, synonyms=guards.synonyms)
@@ -124,7 +149,7 @@ def look_up(store: Store, table: CaseTable, config: DataConfig) -> Findings:
     the near-duplicates that a training kept in the store, so that what it dropped is dropped again."""
     if config.on_leak != "drop" or not config.guards.near_duplicates or not len(table.view_column("name")[0]):
         return Findings(find_leaks(table))
-    found = _kept(_place(store, table, across_splits=True))
+    found = _kept(_place(store, table, NEAR_DUPLICATES, True))
     if found is None:
         why = "images; a training that drops almost the same images may have left out more of train and val."
         return Findings(find_leaks(table), notes=[why])
@@ -132,11 +157,11 @@ def look_up(store: Store, table: CaseTable, config: DataConfig) -> Findings:
     return Findings(find_leaks(table, near_duplicates=pairs), notes=found.notes)
 
 
-def _place(store: Store, table: CaseTable, *, across_splits: bool) -> Path:
-    """Where the near-duplicates of these rows in these splits are kept."""
+def _place(store: Store, table: CaseTable, what: str, settings: object) -> Path:
+    """Where the near-duplicates, or all findings, of these rows in these splits are kept."""
     rows = hashlib.sha256(table.store_rows.tobytes() + "\n".join(table.splits).encode()).hexdigest()
-    key = fingerprint([VERSION, store.manifest.fingerprint, store.manifest.created, rows, across_splits])
-    return store.path / f"near_duplicates-{key}.json"
+    key = fingerprint([VERSION, store.manifest.fingerprint, store.manifest.created, rows, settings])
+    return store.path / f"{what}-{key}.json"
 
 
 def _kept(path: Path) -> NearDuplicates | None:
@@ -151,7 +176,7 @@ def _near_duplicates(
     store: Store, table: CaseTable, digests: Digests, *, across_splits: bool, reporter: Reporter
 ) -> NearDuplicates:
     """The pairs, kept in the store for the next time."""
-    path = _place(store, table, across_splits=across_splits)
+    path = _place(store, table, NEAR_DUPLICATES, across_splits)
     if (kept := _kept(path)) is not None:
         return kept
     found = find_near_duplicates(
@@ -164,6 +189,10 @@ def _near_duplicates(
 
 def _pair(tree: dict[str, Any]) -> Pair:
     return Pair(**{**tree, "images": tuple(tree["images"])})
+
+
+_FINDINGS = TypeAdapter(Findings)
+_READ = {"sources", "split", "rename_labels", "filters", "guards", "on_leak", "pseudo_labels"}
 
 
 @contextlib.contextmanager
