@@ -216,10 +216,12 @@ def keep_frozen_in_eval(module: nn.Module) -> None:
 
     Call it after ``module.train()``: a frozen part then neither moves its BatchNorm statistics nor drops units.
     """
-    for part in module.modules():
-        parameters = list(part.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            part.eval()
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for part in module.children():
+        keep_frozen_in_eval(part)
 
 
 def batch_statistics(module: nn.Module) -> list[str]:

@@ -111,16 +111,41 @@ def test_images_are_looked_at_once(
     after = load(config, reporter=again)
     assert again.bars <= {"prepare"}
     assert after.cases.notes == before.cases.notes
-    # a damaged file is looked for anew, and so are other cases
+    # what is damaged is looked for anew, and so are other cases
+    (found,) = before.store.path.glob("findings-*.json")
+    found.write_text(found.read_text()[:40])
+    assert load(config).cases.notes == before.cases.notes
     (kept,) = before.store.path.glob("near_duplicates-*.json")
     pairs = kept.read_text()
     kept.write_text(pairs[:40])
+    found.unlink()
     with pytest.raises(pytest.fail.Exception):
         load(config)
     kept.write_text(pairs)
     load(config)
     with pytest.raises(pytest.fail.Exception):
         load(config_of(tmp_path, leaking, filters={"max_samples_per_label": 3}))
+
+
+def test_findings_are_those_of_the_settings(
+    tmp_path: Path, leaking: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second training looks at nothing; with other guards, or for `data inspect`, all is looked at again."""
+    config = config_of(tmp_path, leaking)
+    before = load(config)
+    other = config.model_copy(update={"guards": config.guards.model_copy(update={"labels": False})})
+    turned = config.model_copy(update={"augmentation": config.augmentation.model_copy(update={"rotation_degrees": 5.0})})
+    store = prepare(config).store
+
+    def looked_again(*_: Any, **__: Any) -> dict[str, list[str]]:
+        return {"layout": ["looked again"]}
+
+    monkeypatch.setattr(module, "folder_warnings", looked_again)
+    for same in (config, turned):
+        assert load(same).cases.notes == before.cases.notes
+    assert "layout: looked again" in load(other).cases.notes
+    found = check(store, store.table, config, uses_text=False, everything=True, reporter=Told())
+    assert found.warnings["layout"] == ["looked again"]
 
 
 def test_judging_looks_at_no_image(

@@ -49,12 +49,13 @@ class FeatureCache:
         """See what was appended since."""
         for path in sorted(self.folder.glob("*.keys")):
             shard, count = int(path.stem), self._count(path)
-            if count:
+            before = len(self._shards.get(shard, ()))
+            if count > before:
                 features = path.with_suffix(".features")
                 mapped = np.memmap(features, dtype=np.float32, mode="r", shape=(count, self.width))
                 self._shards[shard] = np.asarray(mapped)  # a memmap's own rows take longer
                 keys = path.read_bytes()
-                for row in range(count):
+                for row in range(before, count):
                     self._places[keys[row * DIGEST : (row + 1) * DIGEST]] = shard << _SHARD_SHIFT | row
 
     def _count(self, keys: Path) -> int:
@@ -262,9 +263,14 @@ class CachedImageReader:
         """Without ``drawn`` it is always the image itself."""
         self._looks, self._drawn, self._unread = looks, drawn, looks.unread
 
+    @property
+    def at_once(self) -> bool:
+        """Where every image has features, a case by itself is not looked at."""
+        return not any(self._unread)
+
     def read(self, row: int, draw: int) -> tuple[int, int]:
         """The row and the draw themselves: the features of a batch are read at once."""
-        if any(self._unread):
+        if not self.at_once:
             self._looks.refuse_unread(row)
         return row, draw
 
@@ -277,7 +283,7 @@ class CachedImageReader:
 class CachedTextReader:
     """Reads cached features in the place of the text that is drawn of each case."""
 
-    nbytes = 0
+    nbytes, at_once = 0, False
 
     def __init__(self, cached: CachedFeatures, drawn: DrawnTexts) -> None:
         self._cached, self._drawn = cached, drawn
@@ -297,7 +303,7 @@ class CachedTextReader:
 class CachedCaptionReader:
     """Reads cached features in the place of all texts of each case."""
 
-    nbytes = 0
+    nbytes, at_once = 0, False
 
     def __init__(self, cached: CachedFeatures, source: TextRows, *, numbers: Mapping[str, int]) -> None:
         """``numbers`` as for the reader of tokens."""

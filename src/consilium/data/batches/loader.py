@@ -95,24 +95,33 @@ class _Cases(Dataset[Any]):
         self.share = False
 
     def __getitem__(self, request: Request) -> _Read:
-        readers = dict(self.readers)
-        reads = [reader.read for reader in readers.values()]
-        kept, cases, errors = [], [], []
-        for case in zip(request.rows, request.draws, strict=True):
-            try:
-                cases.append([read(*case) for read in reads])
-                kept.append(case)
-            except (ImageError, MissingExtraError) as error:
-                errors.append((case[0], error))
-        if not cases:
+        kept, cases, errors = self._read(request)
+        if not kept:
             return _Read(request, errors)
         columns = {
-            name: reader.collate(list(raws), shared=self.share)
-            for (name, reader), raws in zip(readers.items(), zip(*cases, strict=True), strict=True)
+            name: reader.collate(raws, shared=self.share)
+            for (name, reader), raws in zip(self.readers, cases, strict=True)
         }
         rows, draws = (list(numbers) for numbers in zip(*kept, strict=True))
         targets = None if self.targets is None else self.targets[rows]
         return _Read(request, errors, rows, draws, columns, targets)
+
+    def _read(
+        self, request: Request
+    ) -> tuple[list[tuple[int, int]], list[list[Any]], list[tuple[int, ConsiliumError]]]:
+        """Row and draw of the cases that can be read, what each reader read of them, and the errors of the others."""
+        readers, asked = [reader for _, reader in self.readers], list(zip(request.rows, request.draws, strict=True))
+        if all(reader.at_once for reader in readers):
+            return asked, [asked for _ in readers], []
+        kept, cases = [], []
+        errors: list[tuple[int, ConsiliumError]] = []
+        for case in asked:
+            try:
+                cases.append([reader.read(*case) for reader in readers])
+                kept.append(case)
+            except (ImageError, MissingExtraError) as error:
+                errors.append((case[0], error))
+        return kept, [list(raws) for raws in zip(*cases, strict=True)], errors
 
 
 class _Requests:

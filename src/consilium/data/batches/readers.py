@@ -38,6 +38,11 @@ class Reader(Protocol[RawT, ColumnT_co]):
         """Bytes of one case that wait in shared memory."""
         ...
 
+    @property
+    def at_once(self) -> bool:
+        """Whether ``read`` gives back the row and the draw, so that no case has to be read by itself."""
+        ...
+
     def read(self, row: int, draw: int) -> RawT:
         """The field of a row; all that is random about it is a function of ``draw``. What cannot be read is an
         ImageError."""
@@ -125,6 +130,8 @@ class DrawnTexts:
 class ImageReader:
     """Decodes and crops the views of a case in uint8; everything else happens on the device."""
 
+    at_once = False
+
     def __init__(
         self,
         source: Images,
@@ -196,7 +203,7 @@ class ImageReader:
 class TextReader:
     """Tokens of one text of each case, padded to the longest of the batch. Of several texts the draw chooses one."""
 
-    nbytes = 0  # tokens are few
+    nbytes, at_once = 0, False  # tokens are few
 
     def __init__(self, drawn: DrawnTexts, coder: TextCoder) -> None:
         self._drawn, self._coder = drawn, coder
@@ -216,7 +223,7 @@ class TextReader:
 class CaptionReader:
     """Tokens of all texts of each case, as a task that is asked gets them; nothing is drawn."""
 
-    nbytes = 0
+    nbytes, at_once = 0, False
 
     def __init__(self, source: Texts, coder: TextCoder, *, numbers: Mapping[str, int] | None = None) -> None:
         """``numbers`` are those of ``numbered``; None: it does not matter which texts are equal."""

@@ -11,7 +11,7 @@ from consilium.core.errors import ConfigError
 from consilium.core.reporter import counted
 from consilium.data.case import Text
 from consilium.data.cases.reports import plain, sections_of, sentences_of
-from consilium.data.sources.config import Source
+from consilium.data.sources.config import CaptionConfig, Source
 from consilium.data.store.store import CaseTable
 
 
@@ -31,8 +31,11 @@ def captioned(table: CaseTable, sources: Sequence[Source]) -> Captioned:
     without a text gets one of every template, with its label in the place of ``{label}``; several labels are listed.
     One that makes no text is a ConfigError. ``sentences``: a training draws a sentence in the place of a text.
     """
+    asked = [source for source in sources if source.captions != CaptionConfig()]
+    if not asked:
+        return Captioned(table)
     texts, notes = list(table.named_texts), []
-    for source in sources:
+    for source in asked:
         rows = [row for row, name in enumerate(table.sources) if name == source.name]
         if source.captions.sections:
             notes += _sections(rows, texts, source)
