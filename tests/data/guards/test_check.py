@@ -134,7 +134,9 @@ def test_findings_are_those_of_the_settings(
     config = config_of(tmp_path, leaking)
     before = load(config)
     other = config.model_copy(update={"guards": config.guards.model_copy(update={"labels": False})})
-    turned = config.model_copy(update={"augmentation": config.augmentation.model_copy(update={"rotation_degrees": 5.0})})
+    turned = config.model_copy(
+        update={"augmentation": config.augmentation.model_copy(update={"rotation_degrees": 5.0})}
+    )
     store = prepare(config).store
 
     def looked_again(*_: Any, **__: Any) -> dict[str, list[str]]:
