@@ -23,10 +23,20 @@ from tests.tasks.test_align_contract import write
 from tests.tiny import Recorder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+BERT_BASE: dict[str, Any] = {
+    "vocabulary": 30522, "max_position_embeddings": 512, "hidden_size": 768, "intermediate_size": 3072,
+    "num_hidden_layers": 12, "num_attention_heads": 12,
+}  # fmt: skip
 SHORT = ["trainer.max_steps=2", "trainer.device=cpu", "trainer.precision=fp32", "data.loader.workers=0"]
 
 
-def trained(recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Any:
+def trained(
+    recipe: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *overrides: str,
+    reporter: Recorder | None = None,
+) -> Any:
     """The model that a recipe makes of captioned squares in two steps."""
     monkeypatch.setenv("CONSILIUM_DATA", str(write(folder / "pairs").parent))
     places = [
@@ -34,7 +44,7 @@ def trained(recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *overrid
         f"output.root={json.dumps(str(folder / 'runs'))}",
     ]
     tree = apply_overrides(read_tree(RECIPES / f"{recipe}.yaml"), [*SHORT, *places, *overrides], model=Experiment)
-    result = train(build(Experiment, tree, origin=recipe), reporter=Recorder())
+    result = train(build(Experiment, tree, origin=recipe), reporter=reporter or Recorder())
     assert result is not None
     return consilium.load(result.folder, device="cpu")
 
@@ -57,6 +67,35 @@ def write_towers(folder: Path) -> list[str]:
 def test_two_towers(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(recipe, tmp_path, monkeypatch, *write_towers(tmp_path), "data.loader.batch_size=8")
     assert model.manifest.task.embedding_size == 512
+
+
+def write_clip_and_splade(folder: Path, *, vision: Any, **text: Any) -> list[str]:
+    """A CLIP, of which the image tower is taken, and a masked language model with the card of NAVER's."""
+    clip = transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config={"num_hidden_layers": 1}))
+    clip.save_pretrained(folder / "clip")
+    splade = write_encoder(folder / "splade", head="AutoModelForMaskedLM", **text)
+    (splade / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n", encoding="utf-8")
+    return [f"task.vision.name={folder / 'clip'}", f"task.text.name={splade}"]
+
+
+def check_clip_splade(folder: Path, monkeypatch: pytest.MonkeyPatch, towers: list[str], *overrides: str) -> Any:
+    """Train the recipe, which warns of what the licence forbids; its texts are weights of terms."""
+    reporter = Recorder()
+    model = trained("clip_splade", folder, monkeypatch, *towers, *overrides, reporter=reporter)
+    assert any("cc-by-nc-sa-4.0, which forbids commercial use" in line for line in reporter.lines)
+    (answer,) = model.predict(consilium.Query(text="A square that is red"))
+    assert len(answer["text_terms"]) > 1
+    return model
+
+
+def test_clip_and_splade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = {
+        "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    towers = write_clip_and_splade(tmp_path, vision=tiny)
+    short = ["task.text.context_length=32", "data.image.size=[32, 32]", "data.loader.batch_size=8"]
+    check_clip_splade(tmp_path, monkeypatch, towers, *short)
 
 
 @pytest.mark.parametrize(("recipe", "form"), [("biomedclip", biomed_open), ("siglip", siglip_hf)])
@@ -118,8 +157,15 @@ def test_whole_models_of_full_size(
 def test_two_towers_of_full_size(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "vit.safetensors"
     save_file(timm.create_model("vit_base_patch16_224", num_classes=0).state_dict(), file)
-    own = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    text = write_encoder(tmp_path / "bert", vocabulary=30522, max_position_embeddings=512, **own)
+    text = write_encoder(tmp_path / "bert", **BERT_BASE)
     overrides = [f"task.vision.pretrained={file}", f"task.text.name={text}", "data.loader.batch_size=4"]
     model = trained(recipe, tmp_path, monkeypatch, *overrides)
     assert model.manifest.image.size == (224, 224)
+
+
+@pytest.mark.slow
+def test_clip_and_splade_of_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    towers = write_clip_and_splade(tmp_path, vision={}, **BERT_BASE)  # an empty one is ViT-B/32
+    model = check_clip_splade(tmp_path, monkeypatch, towers, "data.loader.batch_size=4")
+    assert model.manifest.image.size == (224, 224)
+    assert len(model.task.terms()) == 30522

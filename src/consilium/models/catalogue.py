@@ -21,6 +21,7 @@ IMAGES, TEXTS, WHOLE = "image tower", "text tower", "images and texts"
 _BERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
 _CLIP = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 _SIGLIP = "google/siglip-base-patch16-224"
+_CLIP_B32, _SPLADE = "openai/clip-vit-base-patch32", "naver/splade-v3"
 _VIT = "vit_base_patch16_224.augreg_in21k"
 _ROWS = (
     ("resnet50", "timm/resnet50.a1_in1k", IMAGES, 102, "apache-2.0", ("router", "mixture", "figure_modality_tree")),
@@ -29,6 +30,8 @@ _ROWS = (
     ("tf_efficientnet_lite0", "timm/tf_efficientnet_lite0.in1k", IMAGES, 19, "apache-2.0", ("unseen_sources",)),
     (_VIT, f"timm/{_VIT}", IMAGES, 410, "apache-2.0", ("clip", "lora")),
     (_BERT, _BERT, TEXTS, 440, "mit", ("clip", "lora")),
+    (_CLIP_B32, _CLIP_B32, IMAGES, 605, "unknown", ("clip_splade",)),
+    (_SPLADE, _SPLADE, TEXTS, 438, "cc-by-nc-sa-4.0", ("clip_splade",)),
     (f"hf-hub:{_CLIP}", _CLIP, WHOLE, 784, "mit", ("biomedclip",)),
     (_SIGLIP, _SIGLIP, WHOLE, 813, "apache-2.0", ("siglip",)),
 )
