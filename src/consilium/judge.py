@@ -27,8 +27,8 @@ from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.labels.saliency import SaliencyMap
 from consilium.evaluation.probes.config import OneProbes, ProbesConfig
 from consilium.evaluation.probes.report import probe_tables, together, with_probes
-from consilium.evaluation.report.page import ReportContent, write_report
-from consilium.evaluation.report.parts import ReportParts
+from consilium.evaluation.report.page import ReportContent, add_table, write_report
+from consilium.evaluation.report.parts import AddedTable, ReportParts
 from consilium.evaluation.report.wording import number
 from consilium.manifest import Manifest
 from consilium.predictions import check_embeddings, write_embeddings
@@ -200,6 +200,9 @@ def judge_on(predictor: Predictor, judging: Judging, *, target: Path, reporter: 
         studied=found.studied,
         parts=found.parts,
         maps=maps,
+        added=family_of(judging.section).added(
+            predictor.task, found.studied.cases, judging.split, report=judging.report
+        ),
         report=judging.report,
         facts=RunFacts(
             confidence=judging.evaluation.confidence,
@@ -320,6 +323,7 @@ def write_judgement(
     studied: Studied[Any],
     parts: ReportParts,
     maps: Sequence[SaliencyMap],
+    added: Sequence[AddedTable],
     report: ReportConfig,
     facts: RunFacts,
 ) -> Path:
@@ -348,7 +352,10 @@ def write_judgement(
         thumbnail=thumbnails(cases, size=report.thumbnail_size, window=manifest.image.window),
         maps=maps,
     )
-    return write_report(folder, content)
+    path = write_report(folder, content)
+    for own in added:
+        add_table(folder, title=own.title, text=own.text, rows=own.rows, name=own.name)
+    return path
 
 
 def pictures(

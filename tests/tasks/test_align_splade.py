@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +15,7 @@ import consilium
 from consilium.core.config import to_yaml
 from consilium.data.batches.rows import Query
 from consilium.session import train
+from consilium.tasks.align.task import Align
 from consilium.training.hooks import read_history
 from tests.models.texts import write_encoder
 from tests.session.test_loop import torchrun
@@ -46,9 +49,49 @@ def test_its_bundle_names_the_terms_of_a_text(tmp_path: Path) -> None:
     by_name = {task.tokenizer.token(term): weight for term, weight in enumerate(weights_1V[0].tolist())}
     by_name.pop("")  # the encoder has rows that the vocabulary does not fill
     assert next(iter(answer["text_terms"])) == max(by_name, key=lambda name: by_name[name])
-    assert answer["text_terms"] == pytest.approx({name: by_name[name] for name in answer["text_terms"]}, abs=1e-4)
-    (alone,) = model.predict(Query(image=square("red")))
-    assert "text_terms" not in alone
+    assert answer["text_terms"] == pytest.approx({name: own for name, own in by_name.items() if own > 0}, abs=1e-6)
+    several = model.predict([Query(image=square("red")), Query(text=TEXT)])
+    assert "text_terms" not in several[0]
+    assert several[1]["text_terms"] == pytest.approx(answer["text_terms"], abs=1e-5)
+
+
+def terms_of(folder: Path) -> list[dict[str, str]]:
+    """What a report shows of a few texts."""
+    with (folder / "tables" / "test_terms.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_its_report_shows_the_terms_of_a_few_texts(tmp_path: Path) -> None:
+    """And says of all texts of the test split how many terms they have, and how many of the vocabulary are in none."""
+    run = train_pairs(tmp_path, *own(tmp_path), "report.cases=3")
+    model = consilium.load(run.folder, device="cpu")
+    rows = terms_of(run.folder)
+    assert len(rows) == 3
+    for row in rows:
+        (answer,) = model.predict(Query(text=row["text"]))
+        first = list(answer["text_terms"].items())[:10]
+        assert int(row["terms"]) == len(answer["text_terms"])
+        assert [name.rpartition(" ")[0] for name in row["highest"].split(" · ")] == [name for name, _ in first]
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    lines = (tmp_path / "pairs" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = {case["text"] for case in map(json.loads, lines) if case["split"] == "test"}
+    found = [set(answer["text_terms"]) for answer in model.predict([Query(text=text) for text in texts])]
+    counts, known = list(map(len, found)), sum(name != "" for name in model.task.terms())
+    unused = f"{100 * (1 - len(set.union(*found)) / known):.1f}\N{NO-BREAK SPACE}%"
+    assert (
+        f"The {len(texts)} different texts of test have {np.mean(counts):,.1f} terms above 0 in the mean "
+        f"(from {min(counts)} to {max(counts)}); {unused} of the terms are in none of them."
+    ) in page
+    consilium.evaluate(run.folder, out=tmp_path / "again", device="cpu", quiet=True)
+    assert terms_of(tmp_path / "again") == rows
+
+
+def test_validation_does_not_look_for_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only an answer and the report name them: none of it in the validations of a training."""
+    asked: list[int] = []
+    monkeypatch.setattr(Align, "terms", lambda self: asked.append(1) or ())
+    train_pairs(tmp_path, *own(tmp_path), "trainer.max_epochs=3")
+    assert len(asked) == 1, "the report asks once whether there are any"
 
 
 def test_a_penalty_makes_vectors_sparser(tmp_path: Path) -> None:

@@ -60,7 +60,10 @@ def search(
         ),
     ],
     k: Annotated[int, typer.Option("-k", min=1, help="How many results.")] = 10,
-    among: Annotated[Literal["images", "texts"], typer.Option(help="What is searched.")] = "images",
+    among: Annotated[
+        Literal["images", "texts", "terms"],
+        typer.Option(help="What is searched; terms: the texts, by the terms that they share with the query."),
+    ] = "images",
     source: Annotated[str | None, typer.Option(help="Only cases of this source.")] = None,
     label: Annotated[str | None, typer.Option(help="Only cases of this label, or of one below it.")] = None,
     image: Annotated[

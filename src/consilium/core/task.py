@@ -80,6 +80,10 @@ class Task(nn.Module, ABC):
         """The vectors that a record may hold, and their lengths; {} where it holds none."""
         return {}
 
+    def terms(self) -> Sequence[str]:
+        """The names of the terms of which a record gives weights as ``text_terms``; () where it gives none."""
+        return ()
+
     def text_coder(self) -> TextCoder | None:
         """What makes tokens of the texts that the task reads; None: it reads none."""
         return None

@@ -24,6 +24,7 @@ from consilium.search.folder import (
     MANIFEST,
     PARTS,
     Content,
+    Embedded,
     Manifest,
     is_index,
     read_content,
@@ -32,6 +33,7 @@ from consilium.search.folder import (
     write_index,
     write_part,
 )
+from consilium.search.terms import NO_TERMS, TermVectors, sparse
 
 PART = 1024  # embeddings that are lost at most where a build is killed at once, without a Ctrl-C
 EXACT = "exact"
@@ -128,7 +130,8 @@ def _build(
         raise ConfigError(f"there is no index in {out} yet; say of what it is to be: a store, a table or images.")
     faiss = None if faiss == EXACT else faiss
     collection = collect(places, reporter=reporter)
-    known = _known(content)
+    names = {name: term for term, name in enumerate(predictor.task.terms())}
+    known = _known(content, sparse=bool(names))
     before = len(known)
     parts = out / PARTS / bundle["checksum"]
     kept, damaged = read_parts(parts, width=width)
@@ -137,8 +140,8 @@ def _build(
         reporter.line(f"the index goes on with {counted(len(kept), 'embedding')} of a build that was interrupted")
     if damaged:
         reporter.line(f"note: {some(damaged, 3)} in {parts} cannot be read; what was in there is embedded again.")
-    errors = _embed(predictor, collection.entries, known, parts=parts, reporter=reporter)
-    found = _content(collection.entries, known, errors, width=width)
+    errors = _embed(predictor, collection.entries, known, names=names, parts=parts, reporter=reporter)
+    found = _content(collection.entries, known, errors, width=width, sparse=bool(names))
     embedded = Counter(key.partition(":")[0] for key in list(known)[before:])
     if content is None or earlier is None or not _same(content, found) or earlier.faiss != faiss:
         where = [absolute(place) for place in places]
@@ -170,19 +173,22 @@ def _text_key(text: str) -> str:
     return f"text:{fingerprint(text)}"
 
 
-def _known(content: Content | None) -> dict[str, np.ndarray]:
-    """The embeddings of an index by what they are of."""
+def _known(content: Content | None, *, sparse: bool) -> dict[str, Embedded]:
+    """The embeddings of an index by what they are of; where texts are to be ``sparse``, those that are."""
     if content is None:
         return {}
     rows = np.flatnonzero(content.images_ND.any(axis=1)).tolist()
-    known = {_image_key(content.entries[row]): content.images_ND[row] for row in rows}
-    return known | {_text_key(text): own for text, own in zip(content.texts, content.texts_TD, strict=True)}
+    known = {_image_key(content.entries[row]): Embedded(content.images_ND[row]) for row in rows}
+    if content.terms is None and sparse:
+        return known
+    terms = [NO_TERMS] * len(content.texts) if content.terms is None else content.terms.each()
+    return known | dict(zip(map(_text_key, content.texts), map(Embedded, content.texts_TD, terms), strict=True))
 
 
 class _Missing(Sequence[Query]):
     """Images and texts to be embedded, as queries that are read when they are asked for."""
 
-    def __init__(self, entries: Sequence[Entry], known: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, entries: Sequence[Entry], known: Mapping[str, Embedded]) -> None:
         images = {key: entry for entry in entries if entry.digest and (key := _image_key(entry)) not in known}
         texts = {key: text for entry in entries for text in entry.texts if (key := _text_key(text)) not in known}
         self.keys, self.texts = [*images, *texts], list(texts.values())
@@ -198,20 +204,29 @@ class _Missing(Sequence[Query]):
 
 
 def _embed(
-    predictor: Predictor, entries: Sequence[Entry], known: dict[str, np.ndarray], *, parts: Path, reporter: Reporter
+    predictor: Predictor,
+    entries: Sequence[Entry],
+    known: dict[str, Embedded],
+    *,
+    names: Mapping[str, int],
+    parts: Path,
+    reporter: Reporter,
 ) -> dict[str, str]:
-    """Add to ``known`` what is not yet there, in parts that stay when the build is killed; errors by key."""
+    """Add to ``known`` what is not yet there, in parts that stay when the build is killed; errors by key.
+
+    ``names`` has the number of each term that the expert weighs.
+    """
     missing = _Missing(entries, known)
     if cut := predictor.task.count_cut(missing.texts):
         reporter.line(
             f"note: {counted(cut, 'text')} of {len(missing.texts):,} longer than the expert reads; the end is cut."
         )
     errors: dict[str, str] = {}
-    waiting: dict[str, np.ndarray] = {}
+    waiting: dict[str, Embedded] = {}
 
     def keep() -> None:
         if waiting:
-            write_part(parts, list(waiting), list(waiting.values()))
+            write_part(parts, waiting)
             known.update(waiting)
             waiting.clear()
 
@@ -220,7 +235,8 @@ def _embed(
             if "error" in record:
                 errors[key] = record["error"]
             else:
-                waiting[key] = np.array(record[f"{key.partition(':')[0]}_embedding"], dtype=np.float32)
+                vector = np.array(record[f"{key.partition(':')[0]}_embedding"], dtype=np.float32)
+                waiting[key] = Embedded(vector, sparse(record.get("text_terms", {}), names))
             if len(waiting) >= PART:
                 keep()
             reporter.progress("index", done, len(missing))
@@ -234,25 +250,32 @@ def _records(predictor: Predictor, missing: _Missing) -> Iterator[dict[str, Any]
 
 
 def _content(
-    entries: Sequence[Entry], known: Mapping[str, np.ndarray], errors: Mapping[str, str], *, width: int
+    entries: Sequence[Entry],
+    known: Mapping[str, Embedded],
+    errors: Mapping[str, str],
+    *,
+    width: int,
+    sparse: bool,
 ) -> Content:
     """What the index of these cases holds; where nothing of them could be embedded it is a DataError."""
     images_ND = np.zeros((len(entries), width), dtype=np.float32)
     unread: dict[int, str] = {}
     for row, entry in enumerate(entries):
         if entry.digest and (key := _image_key(entry)) in known:
-            images_ND[row] = known[key]
+            images_ND[row] = known[key].vector
         elif entry.digest:
             unread[row] = errors[key]
     texts = list(dict.fromkeys(text for entry in entries for text in entry.texts))
-    texts_TD = np.zeros((len(texts), width), dtype=np.float32)
-    for row, text in enumerate(texts):
-        texts_TD[row] = known[_text_key(text)]
+    own = [known[_text_key(text)] for text in texts]
+    texts_TD = np.array([one.vector for one in own], dtype=np.float32).reshape(len(texts), width)
     if not texts and not images_ND.any():
         raise DataError(f"no image of the collection can be read, the first since: {next(iter(unread.values()))}")
-    return Content(entries, images_ND, texts, texts_TD, unread)
+    return Content(
+        entries, images_ND, texts, texts_TD, unread, TermVectors.of([one.terms for one in own]) if sparse else None
+    )
 
 
 def _same(left: Content, right: Content) -> bool:
     """Whether an index holds this already."""
-    return list(left.entries) == list(right.entries) and left.errors == right.errors
+    alike = (left.terms is None) == (right.terms is None)
+    return alike and list(left.entries) == list(right.entries) and left.errors == right.errors

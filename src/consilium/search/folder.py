@@ -7,6 +7,7 @@
 ``images.npy``    float32 [N, D]: for each case the embedding of its image, of length 1; zeros where it has none
 ``texts.jsonl``   a text a line, as JSON, each once
 ``texts.npy``     float32 [T, D]: the embedding of each text
+``terms.npz``     of an expert that weighs terms: the sparse vector of each text, as ``TermVectors``
 ``images.faiss``  where it was asked for: the faiss index of the rows of ``images.npy`` that are not zeros
 ``parts/``        embeddings of a build that is not finished
 ================  ====================================================================================================
@@ -18,22 +19,23 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from consilium.core.errors import SearchError
 from consilium.core.files import atomic_file, atomic_folder, sha256_of, write_json
 from consilium.search.collection import Entry
+from consilium.search.terms import NO_TERMS, TermVectors
 
 FORMAT_VERSION = 1
 MANIFEST, CASES, IMAGES, TEXTS, TEXT_VECTORS = "index.json", "cases.jsonl", "images.npy", "texts.jsonl", "texts.npy"
-FAISS, PARTS = "images.faiss", "parts"
+TERMS, FAISS, PARTS = "terms.npz", "images.faiss", "parts"
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,24 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Content:
-    """All that an index holds. ``errors`` has why the image of a case has no embedding, by row."""
+    """All that an index holds. ``errors`` has why the image of a case has no embedding, by row.
+
+    ``terms`` are the sparse vectors of the texts, None where the expert gives none.
+    """
 
     entries: Sequence[Entry]
     images_ND: np.ndarray
     texts: Sequence[str]
     texts_TD: np.ndarray
     errors: dict[int, str]
+    terms: TermVectors | None = None
+
+
+class Embedded(NamedTuple):
+    """The embedding [D] of an image or a text, and the sparse vector of a text; of others it is empty."""
+
+    vector: np.ndarray
+    terms: np.ndarray = NO_TERMS
 
 
 def is_index(folder: Path) -> bool:
@@ -97,7 +110,7 @@ def read_manifest(folder: Path) -> Manifest:
 def read_content(folder: Path, manifest: Manifest) -> Content:
     """The files of an index; one that is not as its manifest says is a SearchError."""
     for name, digest in manifest.files.items():
-        if name not in (CASES, IMAGES, TEXTS, TEXT_VECTORS, FAISS):
+        if name not in (CASES, IMAGES, TEXTS, TEXT_VECTORS, TERMS, FAISS):
             raise _damaged(folder, f"{MANIFEST} names {name}, which is no file of an index")
         if not (folder / name).is_file():
             raise _damaged(folder, f"{name} is missing")
@@ -108,11 +121,14 @@ def read_content(folder: Path, manifest: Manifest) -> Content:
         errors = {row: error for row, line in enumerate(lines) if (error := line.pop("error"))}
         entries = [_entry(line, texts) for line in lines]
         images_ND, texts_TD = (np.load(folder / name, allow_pickle=False) for name in (IMAGES, TEXT_VECTORS))
+        terms = _read_terms(folder / TERMS) if TERMS in manifest.files else None
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise _damaged(folder, f"{type(error).__name__} {error}") from error
     if images_ND.shape != (len(entries), manifest.width) or texts_TD.shape != (len(texts), manifest.width):
         raise _damaged(folder, "its files are not of one length")
-    return Content(entries, images_ND, texts, texts_TD, errors)
+    if terms is not None and len(terms) != len(texts):
+        raise _damaged(folder, f"{TERMS} is not of its texts")
+    return Content(entries, images_ND, texts, texts_TD, errors, terms)
 
 
 def write_index(
@@ -129,6 +145,8 @@ def write_index(
         _write_lines(temporary / TEXTS, content.texts)
         np.save(temporary / IMAGES, content.images_ND, allow_pickle=False)
         np.save(temporary / TEXT_VECTORS, content.texts_TD, allow_pickle=False)
+        if content.terms is not None:
+            np.savez(temporary / TERMS, allow_pickle=False, **vars(content.terms))
         if faiss is not None:
             from consilium.search.faiss_index import write_faiss
 
@@ -153,29 +171,32 @@ def write_index(
 # -- Parts of a build that is not finished ------------------------------------------------------------------------
 
 
-def write_part(folder: Path, keys: Sequence[str], vectors: Sequence[np.ndarray]) -> None:
+def write_part(folder: Path, embedded: Mapping[str, Embedded]) -> None:
     """Keep embeddings by their keys until the index is whole."""
     number = max((int(path.stem) for path in folder.glob("[0-9]*.npz")), default=-1) + 1
     with atomic_file(folder / f"{number:06d}.npz") as temporary, temporary.open("wb") as file:
-        arrays: dict[str, Any] = {"keys": np.array(keys), "vectors": np.stack(vectors).astype(np.float32)}
+        vectors = np.stack([own.vector for own in embedded.values()]).astype(np.float32)
+        terms = TermVectors.of([own.terms for own in embedded.values()])
+        arrays: dict[str, Any] = {"keys": np.array(list(embedded)), "vectors": vectors, **vars(terms)}
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def read_parts(folder: Path, *, width: int) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_parts(folder: Path, *, width: int) -> tuple[dict[str, Embedded], list[str]]:
     """Embeddings by their keys, and the names of parts that are damaged, which are removed."""
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Embedded] = {}
     damaged = []
     for path in sorted(folder.glob("[0-9]*.npz")):
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
                 keys, vectors = part["keys"].tolist(), part["vectors"]
+                terms = TermVectors(part["lengths_T"], part["weights_P"]).each()
             if vectors.shape != (len(keys), width) or vectors.dtype != np.float32:
                 raise ValueError("its shape is another")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             damaged.append(path.name)
             path.unlink()
             continue
-        found.update(zip(keys, vectors, strict=True))
+        found.update(zip(keys, map(Embedded, vectors, terms), strict=True))
     return found, damaged
 
 
@@ -183,6 +204,11 @@ def _entry(line: dict[str, Any], texts: Sequence[str]) -> Entry:
     own: dict[str, Any] = {**line, "texts": [texts[number] for number in line["texts"]]}
     lists = {name: tuple(own[name]) for name in ("labels", "images", "texts")}
     return Entry(**{**own, **lists})
+
+
+def _read_terms(path: Path) -> TermVectors:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+        return TermVectors(found["lengths_T"], found["weights_P"])
 
 
 def _read_lines(path: Path) -> list[Any]:

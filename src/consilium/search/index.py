@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,9 @@ from consilium.search.building import build_index, check_bundle, width_of
 from consilium.search.collection import Views
 from consilium.search.faiss_index import FaissImages
 from consilium.search.folder import FAISS, Content, Manifest, read_content, read_manifest
+from consilium.search.terms import sparse
 
-Among = Literal["images", "texts"]
+Among = Literal["images", "texts", "terms"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Hit:
     """A result: the case that was found, and how similar it is (the product of embeddings of length 1).
 
     Where texts are searched, ``text`` is the one that was found and ``cases`` how many cases have it, of which ``id``
-    is the first; else ``texts`` are all that the case has. ``row`` is the row of the case in the index.
+    is the first; else ``texts`` are all that the case has. ``row`` is the row of the case in the index. In a search by
+    terms the similarity is the product of their weights, and ``terms`` are those that both texts have, with what each
+    adds to it.
     """
 
     rank: int
@@ -43,6 +46,7 @@ class Hit:
     texts: tuple[str, ...]
     text: str | None = None
     cases: int = 1
+    terms: Mapping[str, float] = field(default_factory=dict)
 
 
 class Index:
@@ -107,23 +111,28 @@ class Index:
     ) -> list[Hit]:
         """The ``k`` nearest cases to a text or to an image (a path, bytes, pixels, or a list of views), best first.
 
-        Fewer where the collection has fewer. ``among`` images, or texts, each of which is found once. ``source`` and
-        ``label`` (with all below it) take the cases to search. What cannot be asked is a ConfigError, an image that
-        cannot be read an ImageError.
+        Fewer where the collection has fewer. ``among`` images, or texts, each of which is found once; among ``terms``
+        texts are compared by the weights of their terms, and found where they share one. ``source`` and ``label`` (with
+        all below it) take the cases to search. What cannot be asked is a ConfigError, an image that cannot be read an
+        ImageError, terms of an expert that has none a SearchError.
         """
-        query_D = self._embedded(text, image)
+        answer = self._answer(text, image)
         if k < 1:
             raise ConfigError(f"k is {k}; expected 1 or more results.")
         chosen_N = self._chosen(source, label)
         filtered = source is not None or label is not None
-        if among == "texts":
-            rows, vectors = self._texts_of(chosen_N), self._content.texts_TD
-        else:
+        if among == "images":
             rows, vectors = np.flatnonzero(chosen_N & self._has_image_N), self._content.images_ND
+        else:
+            rows, vectors = self._texts_of(chosen_N), self._content.texts_TD
         if not chosen_N.any():
             raise ConfigError(f"no case of the index is of the source '{source}' and has the label '{label}'.")
         if not len(rows):
-            raise ConfigError(f"none of {counted(int(chosen_N.sum()), 'case')} has {among[:-1]}s to search among.")
+            what = "images" if among == "images" else "texts"
+            raise ConfigError(f"none of {counted(int(chosen_N.sum()), 'case')} has {what} to search among.")
+        if among == "terms":
+            return self._by_terms(answer, rows, chosen_N, k=k)
+        query_D = np.array(answer[f"{'image' if text is None else 'text'}_embedding"], dtype=np.float32)
         if among == "images" and self.manifest.faiss is not None and not filtered:
             places_K, similarity_K = self._faiss.nearest(query_D, count=k)
         else:
@@ -132,6 +141,29 @@ class Index:
         found = zip(rows[places_K].tolist(), similarity_K.tolist(), strict=True)
         make = self._text_hit if among == "texts" else self._image_hit
         return [make(rank, row, similarity, chosen_N) for rank, (row, similarity) in enumerate(found, start=1)]
+
+    def _by_terms(self, answer: Mapping[str, Any], rows: np.ndarray, chosen_N: np.ndarray, *, k: int) -> list[Hit]:
+        """The texts of some rows that share terms with what was asked."""
+        names, vectors = self._model.task.terms(), self._content.terms
+        if not names:
+            raise SearchError(
+                f"{self._model!r} weighs no terms, so it cannot search by them. Search among texts, or train an expert "
+                "with task.text.pooling: splade."
+            )
+        if vectors is None:
+            raise SearchError(f"the index {self.folder} holds no terms; run `consilium index` again.")
+        if "text_terms" not in answer:
+            raise ConfigError("a search by terms is for a text, and an image has none; give a text.")
+        query = sparse(answer["text_terms"], {name: term for term, name in enumerate(names)})
+        products = vectors.products(query)[rows]
+        order = np.argsort(-products, kind="stable")[:k]
+        return [
+            replace(
+                self._text_hit(rank, int(rows[place]), float(products[place]), chosen_N),
+                terms={names[term]: added for term, added in vectors.matched(query, int(rows[place]))},
+            )
+            for rank, place in enumerate(order[products[order] > 0], start=1)
+        ]
 
     def cuts(self, text: str) -> bool:
         """Whether a text is longer than the model reads, so that a search for it leaves the end out."""
@@ -164,8 +196,8 @@ class Index:
                 found[number[text]].append(row)
         return found
 
-    def _embedded(self, text: str | None, image: Any) -> np.ndarray:
-        """The embedding [D] of what is looked for."""
+    def _answer(self, text: str | None, image: Any) -> dict[str, Any]:
+        """What the model says of what is looked for: its embedding, and the terms of a text if it has some."""
         if (text is None) == (image is None):
             raise ConfigError("a search is for a text or for an image; give one of the two.")
         side = "text" if image is None else "image"
@@ -176,7 +208,7 @@ class Index:
         (answer,) = self._model.predict([Query(image, text)])
         if "error" in answer:
             raise ImageError(f"the image to search for cannot be read: {answer['error']}")
-        return np.array(answer[f"{side}_embedding"], dtype=np.float32)
+        return answer
 
     def _chosen(self, source: str | None, label: str | None) -> np.ndarray:
         """Which cases are searched, bool [N]; a source or label that none has is a ConfigError."""

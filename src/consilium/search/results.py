@@ -15,6 +15,7 @@ from consilium.evaluation.report.page import environment, jpeg_url
 from consilium.search.index import Hit, Index
 
 SHOWN_TEXT = 60  # letters of a text in a table
+SHOWN_TERMS = 8  # of a text, in a table and on the page
 PICTURE = 256  # pixels of the side of a picture
 
 
@@ -44,18 +45,19 @@ class Results:
 
     def sentence(self) -> str:
         """What was searched, as a sentence."""
-        manifest, kind = self.index.manifest, self.among[:-1]
+        manifest, kind = self.index.manifest, "image" if self.among == "images" else "text"
         all_of = manifest.texts if kind == "text" else manifest.images
         kept = " and ".join(f"the {name} {value}" for name, value in self.filters.items())
         found = (
             f"{counted(len(self.hits), kind)} of {kept}" if kept else f"{len(self.hits):,} of {counted(all_of, kind)}"
         )
-        return f"The nearest {found}, by the expert {manifest.bundle['name']}."
+        by = f"{'their terms, of ' if self.among == 'terms' else ''}the expert {manifest.bundle['name']}"
+        return f"The nearest {found}, by {by}."
 
     def facts(self) -> dict[str, str]:
         """What the page says of where the results are from."""
         manifest = self.index.manifest
-        search = "exact" if manifest.faiss is None or self.among == "texts" or self.filters else manifest.faiss
+        search = "exact" if manifest.faiss is None or self.among != "images" or self.filters else manifest.faiss
         return {
             "Index": str(self.index.folder),
             "Made of": ", ".join(manifest.places),
@@ -74,12 +76,13 @@ class Results:
                 "case": hit.id,
                 "source": hit.source,
                 "label": "; ".join(hit.labels),
-                "cases": hit.cases if self.among == "texts" else "",
+                "cases": "" if self.among == "images" else hit.cases,
+                "terms": ", ".join(list(hit.terms)[:SHOWN_TERMS]),
                 "text": _short(hit.text or " / ".join(hit.texts)),
             }
             for hit in self.hits
         ]
-        filled = [name for name in rows[0] if any(row[name] != "" for row in rows)]
+        filled = [name for name in (rows[0] if rows else ()) if any(row[name] != "" for row in rows)]
         return [{name: row[name] for name in filled} for row in rows]
 
     def tree(self) -> dict[str, Any]:
@@ -89,6 +92,8 @@ class Results:
             del hit["row"]
             if self.among == "images":
                 del hit["text"], hit["cases"]
+            if self.among != "terms":
+                del hit["terms"]
         asked = {"text": self.query.text} if self.query.text else {"image": str(self.query.image)}
         about = {"index": str(self.index.folder), "bundle": dict(self.index.manifest.bundle), "among": self.among}
         return {"query": asked, **about, "filters": self.filters, "hits": hits}
@@ -101,7 +106,7 @@ class Results:
         if images and self.query.image is not None:
             query = _data_url(thumbnail(str(self.query.image), size=PICTURE, window=window))
         template = environment(escape_html=True, package="consilium.search").get_template("search.html.j2")
-        return template.render(results=self, pictures=pictures, query=query, images=images)
+        return template.render(results=self, pictures=pictures, query=query, images=images, shown_terms=SHOWN_TERMS)
 
 
 def _picture(index: Index, hit: Hit, window: tuple[float, float] | None) -> str | None:

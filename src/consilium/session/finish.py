@@ -11,7 +11,8 @@ from consilium.bundle import save_bundle
 from consilium.core.config import to_yaml
 from consilium.core.reporter import Reporter, some
 from consilium.data.cases.load import LoadedData
-from consilium.evaluation.report.page import add_table
+from consilium.evaluation.report.page import main_split
+from consilium.evaluation.report.parts import AddedTable
 from consilium.experiment import Experiment
 from consilium.judge import RunFacts, judge, look_back, pictures, predict_splits, set_aside, write_judgement
 from consilium.manifest import new_manifest
@@ -43,9 +44,7 @@ def finish(
     knowledge = look_back(predictor, section, data.studied, evaluation=experiment.evaluation, reporter=reporter)
     outputs = predict_splits(predictor, data.studied, splits, reporter=reporter)
     readable = set_aside(data.studied, outputs, reporter=reporter)
-    studied, warnings = readable.studied, [*facts.warnings, *readable.warnings, *_unsolved(facts)]
-    if "test" not in splits:
-        warnings.append("there is no test split: the validation figures chose the weights and are too good.")
+    studied, warnings = readable.studied, [*facts.warnings, *readable.warnings, *_unsolved(facts), *_untested(splits)]
     settled = family.settle(section, predictor.task, knowledge, outputs)
     evaluator = family.evaluator(section, settled.knowledge, evaluation=experiment.evaluation)
     parts = family.report(section, settled.knowledge)
@@ -53,6 +52,7 @@ def finish(
     for doubt in family.doubts(section, evaluations["val"]):
         warnings.append(doubt)
         reporter.line(f"warning: {doubt}")
+    main = main_split(evaluations)
     manifest = new_manifest(
         section,
         settled.knowledge,
@@ -80,18 +80,23 @@ def finish(
         studied=studied,
         parts=parts,
         maps=pictures(predictor, section, studied, settled.outputs, report=experiment.report, reporter=reporter),
+        added=[*_solution(facts), *family.added(predictor.task, studied.cases, main, report=experiment.report)],
         report=experiment.report,
         facts=facts,
     )
-    _add_solution(folder, facts)
     save_bundle(folder, manifest=manifest, task=predictor.task, members=members)
     return RunResult(folder, manifest.metrics, unread=sum(len(own.unread) for own in settled.outputs.values()))
 
 
-def _add_solution(folder: Path, facts: RunFacts) -> None:
+def _solution(facts: RunFacts) -> list[AddedTable]:
     """How a head that is fitted at once was found."""
-    if facts.solution:
-        add_table(folder, title="The fit of the head", text=SOLUTION, rows=facts.solution, name="solution")
+    return [AddedTable("The fit of the head", SOLUTION, facts.solution, name="solution")] if facts.solution else []
+
+
+def _untested(splits: Sequence[str]) -> list[str]:
+    """A warning where nothing is left to test on."""
+    none = "there is no test split: the validation figures chose the weights and are too good."
+    return [] if "test" in splits else [none]
 
 
 def _unsolved(facts: RunFacts) -> list[str]:

@@ -16,7 +16,7 @@ from consilium.data.cases.load import Study
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import AveragingConfig, EvaluationConfig, ReportConfig
 from consilium.evaluation.labels.saliency import SaliencyMap
-from consilium.evaluation.report.parts import ReportParts
+from consilium.evaluation.report.parts import AddedTable, ReportParts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -202,6 +202,10 @@ class Family(Protocol[SectionT_contra, KnowledgeT, TaskT]):
         reporter: Reporter,
     ) -> list[SaliencyMap]:
         """Maps of what answers depend on, for the report; ``ask`` runs the task on other images."""
+        return []
+
+    def added(self, task: TaskT, cases: Cases, split: str, *, report: ReportConfig) -> list[AddedTable]:
+        """Tables for the report that the task makes of the judged cases once more."""
         return []
 
     def trained(self, task: TaskT) -> Trained | None:

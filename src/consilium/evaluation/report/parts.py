@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,16 @@ class PooledParts:
     predicates: Mapping[str, str] = field(default_factory=dict)
     undefined: str = ""
     cautions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AddedTable:
+    """A section that a report gets beside its figures: a sentence and a table; the rows are in ``tables``, too."""
+
+    title: str
+    text: str
+    rows: Sequence[Mapping[str, Any]]
+    name: str
 
 
 @dataclass(frozen=True)

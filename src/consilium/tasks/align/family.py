@@ -15,8 +15,8 @@ from consilium.core.evaluation import Evaluator, Outputs
 from consilium.core.reporter import counted
 from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import ImageConfig
-from consilium.evaluation.config import EvaluationConfig
-from consilium.evaluation.report.parts import ReportParts
+from consilium.evaluation.config import EvaluationConfig, ReportConfig
+from consilium.evaluation.report.parts import AddedTable, ReportParts
 from consilium.evaluation.retrieval.evaluator import RetrievalEvaluator
 from consilium.evaluation.retrieval.report import retrieval_parts
 from consilium.models.config import TextConfig
@@ -94,6 +94,13 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
     def report(self, section: AlignConfig, knowledge: AlignKnowledge) -> ReportParts:
         """Ranks beside chance, and what lies nearest."""
         return retrieval_parts()
+
+    def added(self, task: Align, cases: Cases, split: str, *, report: ReportConfig) -> list[AddedTable]:
+        """The terms of sparse texts."""
+        from consilium.tasks.align.terms import terms_table
+
+        found = terms_table(task, cases, split, report=report)
+        return [] if found is None else [found]
 
     def settle(
         self, section: AlignConfig, task: Align, knowledge: AlignKnowledge, outputs: Mapping[str, Outputs]

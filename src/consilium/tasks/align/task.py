@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
@@ -43,7 +44,6 @@ from consilium.models.weights import batch_statistics, freeze_tower, keep_frozen
 from consilium.tasks.align.config import AlignConfig
 
 SIDES = ("image", "text")
-TERMS = 32  # of a text that are told
 
 
 class Align(Task):
@@ -144,7 +144,8 @@ class Align(Task):
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
         """``image_embeddings`` [B, D] and ``text_embeddings`` [B, K, D] of up to K texts, zeros where there is none;
-        [B] whether there is any of each, and the ``scale``."""
+        [B] whether there is any of each, and the ``scale``; of sparse texts the ``term_weights`` [B, V] of the first.
+        """
         captions = batch.captions
         scale = self.loss.scale.detach()
         arrays = {"scale": scale.expand(len(batch)), "has_image": batch.views.there_BV.any(1).float()}
@@ -159,7 +160,7 @@ class Align(Task):
             features_NF = self.text_features(captions.each_text())
             embeddings_BKD[there_BK] = self.text_projection(features_NF).float()
             if self.text.terms is not None:
-                arrays |= _top_terms(features_NF, there_BK)
+                arrays["term_weights"] = _of_first(features_NF, there_BK)
         arrays["text_embeddings"] = embeddings_BKD
         return Prediction(arrays)
 
@@ -182,8 +183,9 @@ class Align(Task):
         return arrays if batch.captions is None else {**arrays, "same_text": batch.captions.same_BK}
 
     def records(self, prediction: Prediction) -> list[dict[str, Any]]:
-        """Per case the embeddings of what it has."""
+        """Per case the embeddings of what it has, and the weights of the terms of its text where the tower has some."""
         arrays = {name: array.cpu() for name, array in prediction.arrays.items()}
+        has_terms = "term_weights" in arrays
         arrays["text_embeddings"] = arrays["text_embeddings"][:, 0]  # who asks gives one text
         return [
             {
@@ -191,18 +193,28 @@ class Align(Task):
                 for side in SIDES
                 if arrays[f"has_{side}"][case]
             }
-            | self._terms(arrays, case)
+            | (
+                {"text_terms": self.named(arrays["term_weights"][case])}
+                if has_terms and arrays["has_text"][case]
+                else {}
+            )
             for case in range(len(arrays["scale"]))
         ]
 
-    def _terms(self, arrays: Mapping[str, Tensor], case: int) -> dict[str, Any]:
-        """The terms of a case's text that weigh most, by name; nothing where the tower has no terms."""
-        if "term_weights" not in arrays:
-            return {}
-        found = zip(arrays["terms"][case].long().tolist(), arrays["term_weights"][case].tolist(), strict=True)
-        named = {self.tokenizer.token(term): round(weight, 4) for term, weight in found if weight > 0}
-        named.pop("", None)  # the encoder may have room for terms that the tokenizer does not know
-        return {"text_terms": named} if named else {}
+    def named(self, weights_V: Tensor) -> dict[str, float]:
+        """The weights above 0 of a text by the names of their terms, the highest first."""
+        weights, terms = weights_V.sort(descending=True, stable=True)
+        count, names = int((weights > 0).sum()), self.terms()
+        found = zip(terms[:count].tolist(), weights[:count].tolist(), strict=True)
+        return {names[term]: weight for term, weight in found if names[term]}
+
+    def terms(self) -> Sequence[str]:
+        """The vocabulary of a text tower that weighs terms; '' where the tokenizer does not know one."""
+        return () if self.text.terms is None else self._term_names
+
+    @cached_property
+    def _term_names(self) -> tuple[str, ...]:
+        return tuple(map(self.tokenizer.token, range(self.text.num_features)))
 
     def vectors(self) -> dict[str, int]:
         """The embeddings of both sides."""
@@ -365,14 +377,11 @@ def _texts(batch: Batch) -> Texts:
     return batch.texts
 
 
-def _top_terms(weights_NV: Tensor, there_BK: Tensor) -> dict[str, Tensor]:
-    """The terms of each case's first text that weigh most [B, P], and their weights; 0 where there are fewer."""
-    first_N = there_BK.nonzero()[:, 1] == 0
-    highest_NP, terms_NP = weights_NV.float().topk(min(TERMS, weights_NV.shape[1]))
-    shape = (len(there_BK), highest_NP.shape[1])
-    terms_BP, weights_BP = weights_NV.new_zeros(shape), weights_NV.new_zeros(shape)
-    terms_BP[there_BK[:, 0]], weights_BP[there_BK[:, 0]] = terms_NP[first_N].float(), highest_NP[first_N]
-    return {"terms": terms_BP, "term_weights": weights_BP}
+def _of_first(features_NF: Tensor, there_BK: Tensor) -> Tensor:
+    """The features [B, F] of each case's first text; zeros where it has none."""
+    first_BF = features_NF.new_zeros(len(there_BK), features_NF.shape[1])
+    first_BF[there_BK[:, 0]] = features_NF[there_BK.nonzero()[:, 1] == 0]
+    return first_BF
 
 
 def _where(there_B: Tensor, embeddings_BD: Tensor) -> Tensor:
