@@ -59,6 +59,8 @@ def test_the_whole_example(monkeypatch: pytest.MonkeyPatch) -> None:
     told = report(converted("clip_splade.yaml"), config="ours.yaml")
     for line in (
         "  save_steps: 0.1 -> trainer.save_every: 10 %",
+        "  text_model_name: naver/splade-v3 -> task.text.name: naver/splade-v3, task.text.pooling: splade: with the "
+        "layer that weighs terms, which the script left out; task.text.pooling: cls is the encoder alone",
         "  lr_scheduler_type: linear (left out) -> schedule.kind: linear",
         "  overwrite_output_dir: true -> output.if_exists: replace",
         "  remove_unused_columns: false: `data.sources.0.columns.meta` says which columns are kept",

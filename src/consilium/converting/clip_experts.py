@@ -99,7 +99,11 @@ def _text_tower(value: Any, given: Given) -> Outcome:
     ours = {"task.text.name": name}
     if "splade" not in name.lower():
         return Outcome(ours=ours)
-    return Outcome(ours={**ours, "task.text.pooling": "splade"})
+    return Outcome(
+        "changed",
+        {**ours, "task.text.pooling": "splade"},
+        note="with the layer that weighs terms, which the script left out; task.text.pooling: cls is the encoder alone",
+    )
 
 
 def _vision_tower(value: Any, given: Given) -> Outcome:
