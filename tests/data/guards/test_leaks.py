@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consilium.data.guards.leaks import clusters, drop_leaks, find_leaks
+from consilium.data.guards.leaks import clusters, drop_leaks, find_leaks, one_split
 from tests.data.samples import case_table
 
 SPLITS = ("train", "val", "test", "unlabelled")
@@ -53,6 +53,30 @@ def test_a_source_that_leaks_by_itself_is_told_apart_from_its_namesakes() -> Non
     leaks = find_leaks(table)
     assert [(leak.kind, leak.rows) for leak in leaks] == [("group", (0, 1)), ("group_across_sources", (0, 1, 2))]
     assert drop_leaks(table, leaks).keep.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("val", "test", "said"),
+    [
+        ("ab", "ab", "they are one, for all 2 test cases are in val, too. Validation chooses the weights"),
+        ("abc", "b", "they are one, for the test case is in val, too"),
+        ("ab", "abc", None),
+        ("ab", "cd", None),
+        ("ab", "", None),
+        ("", "ab", None),
+    ],
+)
+def test_validation_and_test_that_are_one(val: str, test: str, said: str | None) -> None:
+    rows = [{"files": ["t"], "split": "train", "group": "t"}]
+    rows += [
+        {"source": split, "files": [file], "split": split, "group": f"{split} {file}"}
+        for split, files in (("val", val), ("test", test))
+        for file in files
+    ]
+    table = case_table(rows)
+    found = one_split(table, find_leaks(table))
+    assert len(found) == (said is not None)
+    assert said is None or found[0].startswith(said)
 
 
 def test_near_duplicates_are_joined_over_others() -> None:

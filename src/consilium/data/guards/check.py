@@ -21,7 +21,7 @@ from consilium.data.config import DataConfig
 from consilium.data.guards.digests import Digests, image_digests
 from consilium.data.guards.folders import folder_warnings
 from consilium.data.guards.labels import LabelConflict, label_conflicts, label_spellings, label_vocabularies
-from consilium.data.guards.leaks import Leak, find_leaks
+from consilium.data.guards.leaks import Leak, find_leaks, one_split
 from consilium.data.guards.near_duplicates import NearDuplicates, Pair, find_near_duplicates
 from consilium.data.guards.shortcuts import shortcut_warnings
 from consilium.data.guards.texts import NamedLabel, named_labels, repeated_texts
@@ -29,6 +29,7 @@ from consilium.data.store.store import CaseTable, Store
 
 VERSION = 3  # of what is kept in a store
 NEAR_DUPLICATES = "near_duplicates"
+ONE_SPLIT = "validation and test"
 WHERE = "`consilium data inspect` lists all that was found, and draws near-duplicates."
 
 
@@ -141,6 +142,7 @@ def _look(
         named, notes = found.found, notes + found.notes
         warnings["repeated texts"] = repeated_texts(written)
     leaks = find_leaks(table, near_duplicates=[(pair.a, pair.b) for pair in across.pairs])
+    warnings[ONE_SPLIT] = one_split(table, leaks)
     return Findings(leaks, named, conflicts, warnings, notes, pairs)
 
 
@@ -148,7 +150,8 @@ def look_up(store: Store, table: CaseTable, config: DataConfig) -> Findings:
     """The leaks of ``table`` that are found without opening an image: groups, files, and, where ``on_leak`` is drop,
     the near-duplicates that a training kept in the store, so that what it dropped is dropped again."""
     if config.on_leak != "drop" or not config.guards.near_duplicates or not len(table.view_column("name")[0]):
-        return Findings(find_leaks(table))
+        leaks = find_leaks(table)
+        return Findings(leaks, warnings={ONE_SPLIT: one_split(table, leaks)})
     found = _kept(_place(store, table, NEAR_DUPLICATES, True))
     if found is None:
         why = "images; a training that drops almost the same images may have left out more of train and val."

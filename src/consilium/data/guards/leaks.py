@@ -76,6 +76,21 @@ def find_leaks(table: CaseTable, *, near_duplicates: Sequence[tuple[int, int]] =
     return found
 
 
+def one_split(table: CaseTable, leaks: Sequence[Leak]) -> list[str]:
+    """A message where every test case has its image in validation, too: the split that chooses also judges."""
+    test = {row for row, split in enumerate(table.splits) if split == "test"}
+    shared = {
+        row for leak in leaks if leak.kind in ("file", "near_duplicate") and "val" in leak.splits for row in leak.rows
+    }
+    if not test or not test <= shared:
+        return []
+    cases = "the test case is" if len(test) == 1 else f"all {len(test):,} test cases are"
+    return [
+        f"they are one, for {cases} in val, too. Validation chooses the weights, so that the test figures are too "
+        "good. Give no source split: val; validation is then taken from train, by group."
+    ]
+
+
 def _on_several_sides(table: CaseTable, pairs: Iterable[tuple[int, Key]]) -> list[tuple[Key, list[int]]]:
     """The keys, of (row, key), whose rows are in several of train, val and test, and these rows."""
     splits = table.splits
