@@ -13,7 +13,7 @@ STAMP := $(VENV)/.ready$(if $(PYTHON),-$(notdir $(PYTHON)))
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench docs wheel lock clean
+.PHONY: help setup demo test test-slow check format bench docs notebooks wheel lock clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: $(STAMP)  ## the side-by-side measurements, one table each
 
 docs: $(STAMP)  ## the guides, as docs/_build/html/index.html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+notebooks: $(STAMP)  ## notebooks/*.ipynb, each from the Markdown beside it
+	$(BIN)/python tools/build_notebooks.py
 
 wheel: $(STAMP)  ## dist/*.whl
 	$(BIN)/python -m build --wheel --no-isolation
