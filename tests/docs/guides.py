@@ -25,6 +25,7 @@ GUIDES = (
     "predicting",
     "export",
     "from_multimeditron",
+    "from_ret_clip",
     "configuration",
 )
 _BLOCK = re.compile(r"^```(?P<head>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -122,6 +122,16 @@ def test_from_multimeditron_guide_runs(world: Path, warm: Path) -> None:
     assert "size: 64" in (world / "again.yaml").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_from_ret_clip_guide_runs(tmp_path: Path, warm: Path) -> None:
+    printed = follow("from_ret_clip", tmp_path, warm)
+    assert (tmp_path / "features.pt").is_file()
+    assert (tmp_path / "judged" / "evaluation_results.json").is_file()
+    assert "validation is taken from train, by patient" in printed
+    assert "was 100 steps" in (tmp_path / "eyes.yaml").read_text(encoding="utf-8")
+    assert printed.rstrip().endswith("validation and test: they are one")
+
+
 def test_extending_guide_runs(tmp_path: Path) -> None:
     follow("extending", tmp_path)
 
