@@ -12,7 +12,7 @@ from consilium.core.labels import LabelTree, class_order, reading_order
 from consilium.evaluation.config import AnswersConfig, EvaluationConfig
 from consilium.evaluation.labels.classification import ClassificationEvaluator
 from consilium.evaluation.labels.wording import meaning
-from consilium.tasks.classify.config import TreeConfig
+from consilium.tasks.answers.config import TreeConfig
 
 GRADES = ("No DR", "Mild", "Moderate", "Severe")
 

@@ -16,7 +16,7 @@ from consilium.data.config import ImageConfig
 from consilium.data.look.pixel_statistics import PixelStatistics, pixel_statistics
 from consilium.data.store.prepare import prepare
 from consilium.manifest import read_manifest
-from consilium.tasks.classify.config import NodeStatistics
+from consilium.tasks.answers.config import NodeStatistics
 from consilium.tasks.classify.nodes import node_folder
 from tests.conftest import coloured_image
 from tests.labelled import label_needs

@@ -18,8 +18,9 @@ from consilium.core.labels import LabelTree
 from consilium.losses.config import CrossEntropyConfig
 from consilium.models.config import FreezeConfig, LinearHeadConfig, MLPHeadConfig, VisionConfig
 from consilium.models.distance import Moments
+from consilium.tasks.answers.config import TreeConfig
 from consilium.tasks.answers.targets import LabelKnowledge
-from consilium.tasks.classify.config import ClassifyConfig, TreeConfig
+from consilium.tasks.classify.config import ClassifyConfig
 from consilium.tasks.classify.task import Classify, build_classify
 from tests.contracts.task import TaskContract
 

@@ -241,10 +241,50 @@ class MLPHeadConfig(Config):
         default=[256], min_length=1, description="The width of each hidden layer."
     )
     activation: Literal["relu", "gelu", "silu", "tanh"] = Field(default="gelu", description="Of the hidden layers.")
+    batch_norm: bool = Field(
+        default=False, description="Normalise each hidden layer over the batch, before activation."
+    )
     dropout: Dropout = Field(default=0.1, description="After each hidden layer, in training.")
 
 
 HeadConfig = Annotated[LinearHeadConfig | MLPHeadConfig, Field(discriminator="kind")]
+
+
+class WeightedSumConfig(Config):
+    """The sum of what the modalities say, each times its learned share; the shares are one softmax for all cases."""
+
+    kind: Literal["weighted_sum"] = "weighted_sum"
+
+
+class ConcatConfig(Config):
+    """What the modalities say side by side; the head makes of it what it can."""
+
+    kind: Literal["concat"] = "concat"
+
+
+class GatedConfig(Config):
+    """A weighted sum whose shares each case decides for itself (Arevalo et al., 2017, arXiv:1702.01992)."""
+
+    kind: Literal["gated"] = "gated"
+
+
+class AttentionConfig(Config):
+    """Transformer layers over one token of each modality and one of the case, which is read out."""
+
+    kind: Literal["attention"] = "attention"
+    layers: int = Field(default=2, ge=1, description="Transformer layers.")
+    heads: int = Field(default=4, ge=1, description="Attention heads of each layer; they divide task.width.")
+
+
+class LateConfig(Config):
+    """A head for each modality and the mean of their scores: the baseline that every other fusion has to beat."""
+
+    kind: Literal["late"] = "late"
+
+
+FusionConfig = Annotated[
+    WeightedSumConfig | ConcatConfig | GatedConfig | AttentionConfig | LateConfig, Field(discriminator="kind")
+]
 
 
 class LinearProjectionConfig(Config):

@@ -23,7 +23,9 @@ def build_head(config: HeadConfig, *, in_features: int, classes: int) -> nn.Modu
         return nn.Sequential(nn.Dropout(config.dropout), nn.Linear(in_features, classes))
     layers: list[nn.Module] = []
     for size in config.hidden_sizes:
-        layers += [nn.Linear(in_features, size), ACTIVATIONS[config.activation](), nn.Dropout(config.dropout)]
+        normalised = [nn.BatchNorm1d(size)] if config.batch_norm else []
+        layers += [nn.Linear(in_features, size), *normalised]
+        layers += [ACTIVATIONS[config.activation](), nn.Dropout(config.dropout)]
         in_features = size
     return nn.Sequential(*layers, nn.Linear(in_features, classes))
 

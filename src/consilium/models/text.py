@@ -5,12 +5,16 @@ Axes in names: B text in a batch, T token, F feature.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from consilium.core.contracts import Batch, Texts
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.licenses import License, with_stated
 from consilium.core.reporter import some
@@ -22,6 +26,7 @@ from consilium.models.encoders import LoadedEncoder, architecture_of, encoder_of
 from consilium.models.positions import lengthened, position_table
 from consilium.models.splade import split_terms
 from consilium.models.tokenizer import Padded, Tokenizer, train_tokenizer
+from consilium.models.weights import weights_hash
 
 _SIZES: dict[str, dict[str, Any]] = {  # of the encoders from scratch
     "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 512},
@@ -126,6 +131,38 @@ class TextTower(nn.Module):
 
     def _odd(self, what: str) -> ConfigError:
         return ConfigError(f"the text encoder (a {self.model.config.model_type}) {what}.")
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A frozen tower, whose features may be kept; ``features`` gives those [B, F] of the texts of a batch."""
+
+    module: TextTower
+    config: TextConfig
+    tokenizer: Tokenizer
+    features: Callable[[Texts], Tensor]
+
+    @property
+    def width(self) -> int:
+        """Features of each text."""
+        return self.module.num_features
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The tower, its weights, and the tokenizer, which also says where a text is cut."""
+        return {
+            "transformers": version("transformers"),
+            "tower": self.config.name,
+            "pooling": self.config.pooling,
+            "tokenizer": sha256(self.tokenizer.definition.encode()).hexdigest(),
+            "weights_hash": weights_hash(self.module),
+        }
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Features [B, F] of texts."""
+        if batch.texts is None:
+            raise ValueError("this batch has no texts")
+        return self.features(batch.texts)
 
 
 def build_tokenizer(config: TextConfig, *, texts: Sequence[str] = (), source: TextSource | None = None) -> Tokenizer:

@@ -11,6 +11,7 @@ from consilium.core.config import Config
 from consilium.core.section import TaskSection
 from consilium.tasks.align.config import AlignConfig
 from consilium.tasks.classify.config import ClassifyConfig
+from consilium.tasks.fuse.config import FuseConfig
 
 
 def kind_of(section: Any) -> Any:
@@ -21,7 +22,9 @@ def kind_of(section: Any) -> Any:
 
 
 TaskConfig = Annotated[
-    Annotated[ClassifyConfig, Tag("classify")] | Annotated[AlignConfig, Tag("align")],
+    Annotated[ClassifyConfig, Tag("classify")]
+    | Annotated[AlignConfig, Tag("align")]
+    | Annotated[FuseConfig, Tag("fuse")],
     Discriminator(kind_of),
 ]
 

@@ -171,7 +171,10 @@ class Feed:
             readers = Readers(images=CachedImageReader(self.looks, drawn_looks))
         else:
             augmentation = self.config.augmentation
-            readers = Readers(images=ImageReader(table, image=self.image, augmentation=augmentation, seed=self.seed))
+            # Cases without what a task must have were left out: what is missing here may be, beside a text.
+            required = self.coder is None
+            images = ImageReader(table, image=self.image, augmentation=augmentation, seed=self.seed, required=required)
+            readers = Readers(images=images)
         if self.coder is not None:
             drawn, texts = DrawnTexts(table, seed=self.seed), self._trained("texts")
             reader = TextReader(drawn, self.coder) if texts is None else CachedTextReader(texts, drawn)

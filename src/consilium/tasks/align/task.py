@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -37,10 +34,10 @@ from consilium.losses.sparsity import flops_penalty
 from consilium.models.checkpoints.layout import ProjectionLayout
 from consilium.models.chunked import in_chunks, largest_chunk
 from consilium.models.projection import Projection
-from consilium.models.text import TextTower
+from consilium.models.text import TextEncoder, TextTower
 from consilium.models.tokenizer import Tokenizer
 from consilium.models.vision import ImageEncoder, VisionTower, mean_of_views
-from consilium.models.weights import batch_statistics, freeze_tower, keep_frozen_in_eval, weights_hash
+from consilium.models.weights import batch_statistics, freeze_tower, keep_frozen_in_eval
 from consilium.tasks.align.config import AlignConfig
 
 SIDES = ("image", "text")
@@ -311,7 +308,7 @@ class Align(Task):
         if self.config.vision.freeze.kind == "tower":
             found["images"] = ImageEncoder(self.vision, self.config.vision, self.view_features)
         if self.config.text.freeze.kind == "tower":
-            found["texts"] = TextEncoder(self)
+            found["texts"] = TextEncoder(self.text, self.config.text, self.tokenizer, self.text_features)
         return found
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -336,39 +333,6 @@ class Align(Task):
         if mode:
             keep_frozen_in_eval(self)
         return self
-
-
-@dataclass(frozen=True)
-class TextEncoder:
-    """The frozen text tower of a task, whose features may be kept."""
-
-    task: Align
-
-    @property
-    def module(self) -> TextTower:
-        """The tower."""
-        return self.task.text
-
-    @property
-    def width(self) -> int:
-        """Features of each text."""
-        return self.task.text.num_features
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """The tower, its weights, and the tokenizer, which also says where a text is cut."""
-        text = self.task.config.text
-        return {
-            "transformers": version("transformers"),
-            "tower": text.name,
-            "pooling": text.pooling,
-            "tokenizer": sha256(self.task.tokenizer.definition.encode()).hexdigest(),
-            "weights_hash": weights_hash(self.task.text),
-        }
-
-    def encode(self, batch: Batch) -> Tensor:
-        """Features [B, F] of texts."""
-        return self.task.text_features(_texts(batch))
 
 
 def _texts(batch: Batch) -> Texts:

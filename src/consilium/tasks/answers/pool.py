@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from consilium.core.answers import Calibration
 from consilium.core.evaluation import Outputs
 from consilium.core.labels import LabelTree
 from consilium.tasks.answers.targets import LabelKnowledge
 
+KnowledgeT = TypeVar("KnowledgeT", bound=LabelKnowledge)
 
-def pool(tested: Sequence[tuple[LabelKnowledge, Outputs]], *, multi_label: bool) -> tuple[LabelKnowledge, Outputs]:
+
+def pool(tested: Sequence[tuple[KnowledgeT, Outputs]], *, multi_label: bool) -> tuple[KnowledgeT, Outputs]:
     """The answers over all labels; a label that a training lacked has probability 0 in its answers."""
     labels = LabelTree.from_labels([known.labels for known, _ in tested], nested=tested[0][0].nested)
     probabilities, targets = [], []
@@ -21,12 +25,8 @@ def pool(tested: Sequence[tuple[LabelKnowledge, Outputs]], *, multi_label: bool)
         own = outputs.known_targets
         targets.append(_spread(own, places, len(labels)) if multi_label else places[own])
     columns = sorted({name for _, outputs in tested for name in outputs.columns})
-    together = LabelKnowledge(
-        labels=list(labels.names),
-        nested=labels.nested,
-        class_counts=[0] * len(labels),
-        training_cases=0,
-    )
+    unknown = {"class_counts": [0] * len(labels), "training_cases": 0, "calibration": Calibration(), "seen": {}}
+    together = tested[0][0].model_copy(update={"labels": list(labels.names), **unknown})
     return together, Outputs(
         arrays={"probabilities": np.concatenate(probabilities)},
         targets=np.concatenate(targets),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -15,10 +16,12 @@ from consilium.tasks.answers.answering import Answering
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.family import Settled
 
+KnowledgeT = TypeVar("KnowledgeT", bound=LabelKnowledge)
+
 
 def settle_answers(
-    task: Answering, knowledge: LabelKnowledge, outputs: Mapping[str, Outputs], *, config: AnswersConfig
-) -> Settled[LabelKnowledge]:
+    task: Answering, knowledge: KnowledgeT, outputs: Mapping[str, Outputs], *, config: AnswersConfig
+) -> Settled[KnowledgeT]:
     """Calibrate the task on the outputs of ``val``; all outputs come back with the probabilities as they then are."""
     if task.multi_label:
         return Settled(knowledge.model_copy(update={"calibration": Calibration()}), outputs)

@@ -6,27 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from consilium.core.answers import UNKNOWN
-from consilium.core.errors import BundleError, DataError
-from consilium.core.evaluation import Evaluation, Evaluator, Outputs
-from consilium.core.labels import class_order, reading_order
-from consilium.core.reporter import Reporter
+from consilium.core.errors import BundleError
+from consilium.core.evaluation import Evaluation, Outputs
 from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import ImageConfig
-from consilium.evaluation.config import EvaluationConfig, ReportConfig
-from consilium.evaluation.labels.classification import ClassificationEvaluator
-from consilium.evaluation.labels.report import label_parts
-from consilium.evaluation.labels.saliency import SaliencyMap
-from consilium.evaluation.labels.tree import TreeEvaluator
-from consilium.evaluation.labels.wording import rough_thresholds
-from consilium.evaluation.report.parts import ReportParts
-from consilium.tasks.answers.pool import pool
+from consilium.evaluation.config import EvaluationConfig
+from consilium.tasks.answers.family import LabelFamily
 from consilium.tasks.answers.targets import LabelKnowledge, study_labels
 from consilium.tasks.classify.config import ClassifyConfig, LogisticHeadConfig
 from consilium.tasks.classify.growth import adopted, check_growth
 from consilium.tasks.classify.nodes import common_image
 from consilium.tasks.classify.stages import check_nodes, node_stages
-from consilium.tasks.family import Adopted, Ask, Brought, Family, Known, Member, Pooled, Settled, Stage
+from consilium.tasks.family import Adopted, Brought, Known, Member, Settled, Stage
 from consilium.tasks.towers import borrowed_image, vision_settings
 
 if TYPE_CHECKING:
@@ -35,7 +26,7 @@ if TYPE_CHECKING:
     from consilium.tasks.answers.answering import Answering
 
 
-class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
+class ClassifyFamily(LabelFamily[ClassifyConfig, LabelKnowledge, "Answering"]):
     """Routers and other image classifiers, flat or over a label tree, and cascades of them."""
 
     knowledge = LabelKnowledge
@@ -84,31 +75,6 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
         source = borrowed_image(section.vision, members)
         return build_classify(section, knowledge, image_size=image.size, weights=weights, source=source)
 
-    def evaluator(
-        self, section: ClassifyConfig, knowledge: LabelKnowledge, *, evaluation: EvaluationConfig
-    ) -> Evaluator:
-        """What judges probabilities of labels.
-
-        Where answers may be "unknown", a label of that name is a DataError.
-        """
-        labels, answers = knowledge.tree, section.answers
-        if section.multi_label:
-            return ClassificationEvaluator(labels, multi_label=True, config=evaluation, answers=answers)
-        if UNKNOWN in labels.names and (answers.wanted_accuracy is not None or answers.distance is not None):
-            key = "distance" if answers.wanted_accuracy is None else "wanted_accuracy"
-            raise DataError(
-                f"a label is '{UNKNOWN}', which is also what task.answers.{key} answers where the model is "
-                f"not sure. Give the label another name (data.rename_labels: {{{UNKNOWN}: other}})."
-            )
-        return TreeEvaluator(
-            labels,
-            config=evaluation,
-            answers=answers,
-            calibration=knowledge.calibration,
-            order=section.tree.order,
-            seen=knowledge.seen,
-        )
-
     def stages(self, section: ClassifyConfig, knowledge: LabelKnowledge) -> Sequence[Stage]:
         """A cascade trains a flat network for every inner node."""
         return node_stages(section, knowledge.tree) if section.staged else ()
@@ -124,11 +90,6 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
     def adopted(self, section: ClassifyConfig, origin: Known) -> Adopted:
         """Tower, head and images of the router that labels are added to."""
         return adopted(str(section.add_to), origin)
-
-    def report(self, section: ClassifyConfig, knowledge: LabelKnowledge) -> ReportParts:
-        """The leaves, from the lowest to the highest grade where they are grades."""
-        leaves = knowledge.tree.leaves
-        return label_parts(class_order(leaves, given=section.tree.order) or reading_order(leaves))
 
     def look_back(
         self,
@@ -160,51 +121,9 @@ class ClassifyFamily(Family[ClassifyConfig, LabelKnowledge, "Answering"]):
             knowledge = knowledge.model_copy(update={"tower": task.tower.layout, "embedding": embedding})
         return settle_answers(task, knowledge, outputs, config=section.answers)
 
-    def pooled(
-        self,
-        section: ClassifyConfig,
-        tested: Sequence[tuple[LabelKnowledge, Outputs]],
-        *,
-        evaluation: EvaluationConfig,
-    ) -> Pooled[LabelKnowledge]:
-        """The classes are judged; answers that may stop hang on the thresholds of each model, and are not."""
-        knowledge, outputs = pool(tested, multi_label=section.multi_label)
-        evaluator = ClassificationEvaluator(
-            knowledge.tree,
-            multi_label=section.multi_label,
-            config=evaluation,
-            answers=section.answers,
-            order=section.tree.order,
-        )
-        return Pooled(knowledge, evaluator.evaluate(outputs, split="crossval"))
-
-    def says_little(self, studied: Studied[LabelKnowledge]) -> list[str]:
-        """A single label is no test of telling labels apart."""
-        targets = studied.known_targets[studied.cases.rows["test"]]
-        if targets.ndim > 1 or len(present := set(targets.tolist())) != 1:
-            return []
-        label = studied.knowledge.labels[present.pop()]
-        return [f"all cases tested have one label ({label}): only how many are found can be measured."]
-
-    def pictures(
-        self,
-        task: Answering,
-        studied: Studied[LabelKnowledge],
-        outputs: Mapping[str, Outputs],
-        *,
-        image: ImageConfig,
-        ask: Ask,
-        report: ReportConfig,
-        reporter: Reporter,
-    ) -> list[SaliencyMap]:
-        """Which places of a few images the answer depends on."""
-        from consilium.tasks.answers.occlusion import saliency_maps
-
-        return saliency_maps(task, studied, outputs, image=image, ask=ask, report=report, reporter=reporter)
-
     def doubts(self, section: ClassifyConfig, validation: Evaluation) -> list[str]:
         """Thresholds that validation could not give, or gave from few answers, and features that do not last."""
-        found = [] if section.answers.wanted_accuracy is None else rough_thresholds(validation)
+        found = super().doubts(section, validation)
         if section.answers.distance is not None and section.add_to is None and section.vision.freeze.kind != "tower":
             found.append(
                 "task.answers.distance measures in the features of a tower that learned with the head. After strong "

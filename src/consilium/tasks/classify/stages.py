@@ -9,8 +9,9 @@ from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import LabelTree
 from consilium.data.cases.cases import Studied
 from consilium.losses.config import ClassificationLossConfig
+from consilium.tasks.answers.config import TreeConfig
 from consilium.tasks.answers.targets import LabelKnowledge, label_counts
-from consilium.tasks.classify.config import ClassifyConfig, TreeConfig
+from consilium.tasks.classify.config import ClassifyConfig
 from consilium.tasks.classify.nodes import choices, node_folder
 from consilium.tasks.family import Stage
 

@@ -1,0 +1,110 @@
+"""What the house asks about every task that answers with labels, answered once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from consilium.core.answers import UNKNOWN
+from consilium.core.errors import DataError
+from consilium.core.evaluation import Evaluation, Evaluator, Outputs
+from consilium.core.labels import class_order, reading_order
+from consilium.core.reporter import Reporter
+from consilium.data.cases.cases import Studied
+from consilium.data.config import ImageConfig
+from consilium.evaluation.config import EvaluationConfig, ReportConfig
+from consilium.evaluation.labels.classification import ClassificationEvaluator
+from consilium.evaluation.labels.report import label_parts
+from consilium.evaluation.labels.saliency import SaliencyMap
+from consilium.evaluation.labels.tree import TreeEvaluator
+from consilium.evaluation.labels.wording import rough_thresholds
+from consilium.evaluation.report.parts import ReportParts
+from consilium.tasks.answers.config import LabelSection
+from consilium.tasks.answers.pool import pool
+from consilium.tasks.answers.targets import LabelKnowledge
+from consilium.tasks.family import Ask, Family, Pooled
+
+if TYPE_CHECKING:
+    from consilium.tasks.answers.answering import Answering
+
+SectionT_contra = TypeVar("SectionT_contra", bound=LabelSection, contravariant=True)
+KnowledgeT = TypeVar("KnowledgeT", bound=LabelKnowledge)
+TaskT = TypeVar("TaskT", bound="Answering")
+
+
+class LabelFamily(Family[SectionT_contra, KnowledgeT, TaskT]):
+    """A family whose tasks are ``Answering``."""
+
+    def evaluator(self, section: SectionT_contra, knowledge: KnowledgeT, *, evaluation: EvaluationConfig) -> Evaluator:
+        """What judges probabilities of labels.
+
+        Where answers may be "unknown", a label of that name is a DataError.
+        """
+        labels, answers = knowledge.tree, section.answers
+        if section.multi_label:
+            return ClassificationEvaluator(labels, multi_label=True, config=evaluation, answers=answers)
+        if UNKNOWN in labels.names and (answers.wanted_accuracy is not None or answers.distance is not None):
+            key = "distance" if answers.wanted_accuracy is None else "wanted_accuracy"
+            raise DataError(
+                f"a label is '{UNKNOWN}', which is also what task.answers.{key} answers where the model is "
+                f"not sure. Give the label another name (data.rename_labels: {{{UNKNOWN}: other}})."
+            )
+        return TreeEvaluator(
+            labels,
+            config=evaluation,
+            answers=answers,
+            calibration=knowledge.calibration,
+            order=section.tree.order,
+            seen=knowledge.seen,
+        )
+
+    def report(self, section: SectionT_contra, knowledge: KnowledgeT) -> ReportParts:
+        """The leaves, from the lowest to the highest grade where they are grades."""
+        leaves = knowledge.tree.leaves
+        return label_parts(class_order(leaves, given=section.tree.order) or reading_order(leaves))
+
+    def pooled(
+        self,
+        section: SectionT_contra,
+        tested: Sequence[tuple[KnowledgeT, Outputs]],
+        *,
+        evaluation: EvaluationConfig,
+    ) -> Pooled[KnowledgeT]:
+        """The classes are judged; answers that may stop hang on the thresholds of each model, and are not."""
+        knowledge, outputs = pool(tested, multi_label=section.multi_label)
+        evaluator = ClassificationEvaluator(
+            knowledge.tree,
+            multi_label=section.multi_label,
+            config=evaluation,
+            answers=section.answers,
+            order=section.tree.order,
+        )
+        return Pooled(knowledge, evaluator.evaluate(outputs, split="crossval"))
+
+    def says_little(self, studied: Studied[KnowledgeT]) -> list[str]:
+        """A single label is no test of telling labels apart."""
+        targets = studied.known_targets[studied.cases.rows["test"]]
+        if targets.ndim > 1 or len(present := set(targets.tolist())) != 1:
+            return []
+        label = studied.knowledge.labels[present.pop()]
+        return [f"all cases tested have one label ({label}): only how many are found can be measured."]
+
+    def pictures(
+        self,
+        task: TaskT,
+        studied: Studied[KnowledgeT],
+        outputs: Mapping[str, Outputs],
+        *,
+        image: ImageConfig,
+        ask: Ask,
+        report: ReportConfig,
+        reporter: Reporter,
+    ) -> list[SaliencyMap]:
+        """Which places of a few images the answer depends on."""
+        from consilium.tasks.answers.occlusion import saliency_maps
+
+        return saliency_maps(task, studied, outputs, image=image, ask=ask, report=report, reporter=reporter)
+
+    def doubts(self, section: SectionT_contra, validation: Evaluation) -> list[str]:
+        """Thresholds that validation could not give, or gave from few answers."""
+        return [] if section.answers.wanted_accuracy is None else rough_thresholds(validation)

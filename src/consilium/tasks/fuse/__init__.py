@@ -1,0 +1,1 @@
+"""Image + text classifiers that survive a missing modality."""

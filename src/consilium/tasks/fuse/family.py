@@ -1,0 +1,108 @@
+"""What the house asks about ``fuse``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from consilium.core.evaluation import Evaluator, Outputs
+from consilium.data.cases.cases import Cases, Studied
+from consilium.data.config import ImageConfig
+from consilium.evaluation.config import EvaluationConfig
+from consilium.evaluation.labels.modalities import ModalityEvaluator
+from consilium.models.config import TextConfig
+from consilium.tasks.answers.family import LabelFamily
+from consilium.tasks.answers.settle import settle_answers
+from consilium.tasks.answers.targets import study_labels
+from consilium.tasks.family import Brought, Known, Member, Settled
+from consilium.tasks.fuse.config import MODALITIES, FuseConfig
+from consilium.tasks.fuse.knowledge import FuseKnowledge
+from consilium.tasks.towers import vision_settings
+
+if TYPE_CHECKING:
+    from consilium.models.tokenizer import Tokenizer
+    from consilium.tasks.fuse.task import Fuse
+
+
+class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
+    """Classifiers of images with texts, either of which may be missing."""
+
+    knowledge = FuseKnowledge
+
+    def study(
+        self, section: FuseConfig, cases: Cases, *, known: FuseKnowledge | None, learns: bool
+    ) -> Studied[FuseKnowledge]:
+        """The classes, the target of each case, and the tokenizer; an encoder from scratch learns its own."""
+        labels = study_labels(
+            cases,
+            multi_label=section.multi_label,
+            nested=section.tree.nested,
+            given=section.tree.labels(),
+            known=known,
+            learns=learns,
+        )
+        if known is None:
+            texts = tuple(text for row in cases.rows["train"].tolist() for text in cases.table.captions(row))
+            tokenizer = _tokenizer(section.text, texts if section.text.from_scratch else ()).definition
+        else:
+            tokenizer = known.tokenizer
+        own = {} if known is None else known.made_of
+        knowledge = FuseKnowledge(**{**own, **labels.knowledge.model_dump(), "tokenizer": tokenizer})
+        return replace(labels, knowledge=knowledge)  # type: ignore[return-value]
+
+    def build(
+        self,
+        section: FuseConfig,
+        knowledge: FuseKnowledge,
+        *,
+        image: ImageConfig,
+        members: Mapping[str, Member],
+        weights: bool,
+    ) -> Fuse:
+        """Two towers, their projections, and what fuses them."""
+        from consilium.tasks.fuse.build import build_fuse
+
+        return build_fuse(section, knowledge, image_size=image.size, members=members, weights=weights)
+
+    def brings(self, section: FuseConfig, borrowed: Mapping[str, Known]) -> Brought:
+        """The images that the tower takes."""
+        return Brought(vision_settings(section.vision, borrowed))
+
+    def evaluator(self, section: FuseConfig, knowledge: FuseKnowledge, *, evaluation: EvaluationConfig) -> Evaluator:
+        """What judges labels, and what is left of the figures without a modality."""
+        answers = super().evaluator(section, knowledge, evaluation=evaluation)
+        return ModalityEvaluator(answers, modalities=MODALITIES, labels=knowledge.tree, config=evaluation)
+
+    def settle(
+        self, section: FuseConfig, task: Fuse, knowledge: FuseKnowledge, outputs: Mapping[str, Outputs]
+    ) -> Settled[FuseKnowledge]:
+        """Temperatures and thresholds from validation, and what the towers are made of."""
+        made_of = {
+            "tower": task.vision.layout,
+            "architecture": task.text.architecture,
+            "pooling": task.text.pooling,
+        }
+        settled = settle_answers(task, knowledge.model_copy(update=made_of), outputs, config=section.answers)
+        found = {split: _resettled(task, own) for split, own in settled.outputs.items()}
+        return replace(settled, outputs=found)
+
+
+def _resettled(task: Fuse, outputs: Outputs) -> Outputs:
+    """The same outputs with the probabilities of every subset that the task gives now."""
+    logits_NSK = torch.from_numpy(outputs.arrays["subset_logits"]).to(task.temperatures_K.device)
+    arrays = {name: own.cpu().numpy() for name, own in task.of_subsets(logits_NSK).items()}
+    return replace(outputs, arrays={**outputs.arrays, **arrays})
+
+
+@lru_cache(maxsize=2)  # a training studies its cases more than once
+def _tokenizer(config: TextConfig, texts: tuple[str, ...]) -> Tokenizer:
+    from consilium.models.text import build_tokenizer
+
+    return build_tokenizer(config, texts=texts)
+
+
+FAMILY = FuseFamily()

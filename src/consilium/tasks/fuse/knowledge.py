@@ -1,0 +1,23 @@
+"""What a bundle of fuse knows; no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from consilium.models.config import TextPooling
+from consilium.tasks.answers.targets import LabelKnowledge
+
+
+class FuseKnowledge(LabelKnowledge):
+    """The labels, the tokenizer, and what the text tower is made of, so that a bundle needs no hub."""
+
+    tokenizer: str = Field(description="The tokenizer as JSON.")
+    architecture: dict[str, Any] | None = Field(default=None, description="The text encoder's config.")
+    pooling: TextPooling | None = Field(default=None, description="How a text becomes one vector.")
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """What the towers are made of, once they are built."""
+        return {"architecture": self.architecture, "pooling": self.pooling}

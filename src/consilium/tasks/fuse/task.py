@@ -1,0 +1,276 @@
+"""The fuse task: image and text of a case, of which one may be missing, into its labels.
+
+Axes in names: B case in a batch, N image or text, V view, F feature, M modality, D width of a modality, K class,
+S subset of modalities (bit m of its number: modality m is in it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from consilium.core.contracts import (
+    Batch,
+    Encoder,
+    ImageInput,
+    Look,
+    ParameterGroup,
+    Prediction,
+    StepOutput,
+    TextCoder,
+    Texts,
+)
+from consilium.core.labels import LabelTree
+from consilium.evaluation.labels.modalities import shapley
+from consilium.models.fusion import build_fusion
+from consilium.models.heads import build_head
+from consilium.models.text import TextEncoder, TextTower
+from consilium.models.tokenizer import Tokenizer
+from consilium.models.vision import ImageEncoder, VisionTower, mean_of_views
+from consilium.models.weights import freeze_tower, keep_frozen_in_eval
+from consilium.tasks.answers.answering import Answering
+from consilium.tasks.fuse.config import MODALITIES, FuseConfig
+from consilium.tasks.fuse.masking import kept, subsets
+
+
+class Fuse(Answering):
+    """A tower and a projection for each modality, and what fuses them; views and texts are averaged as features.
+
+    A prediction also says what the answer would be with every subset of the modalities: ``subset_logits`` and
+    ``subset_probabilities`` [B, S, K], and ``there`` [B, M] which the case has.
+    """
+
+    subsets_SM: Tensor
+
+    def __init__(
+        self,
+        config: FuseConfig,
+        *,
+        labels: LabelTree,
+        vision: VisionTower,
+        text: TextTower,
+        tokenizer: Tokenizer,
+        loss: nn.Module,
+    ) -> None:
+        super().__init__(labels, multi_label=config.multi_label, threshold=config.answers.threshold)
+        self.config, self.tokenizer, self.vision, self.text, self.loss = config, tokenizer, vision, text, loss
+        self.licenses = tuple(dict.fromkeys((*vision.licenses, *text.licenses)))
+        classes, width = len(labels), config.width
+        self.image_projection = build_head(config.image_projection, in_features=vision.num_features, classes=width)
+        self.text_projection = build_head(config.text_projection, in_features=text.num_features, classes=width)
+        self.fusion = build_fusion(config.fusion, config.head, modalities=len(MODALITIES), width=width, classes=classes)
+        self.alone = nn.ModuleDict({name: nn.Linear(width, classes) for name in config.auxiliary.weights})
+        self.register_buffer("subsets_SM", subsets(len(MODALITIES)), persistent=False)
+        self.epoch = 0
+        self.set_epoch(0)
+
+    def view_features(self, batch: Batch) -> Tensor:
+        """Features [N, F] of all views there are, case by case: those that the batch brings, or the tower's."""
+        images = batch.views
+        if images.features_BVF is not None:
+            return images.features_BVF[images.there_BV]
+        if not bool(images.there_BV.any()):
+            return _none(self.vision, self.vision.num_features)
+        features_NF: Tensor = self.vision(images.pixels[images.there_BV])
+        return features_NF
+
+    def text_features(self, texts: Texts) -> Tensor:
+        """Features [N, F] of texts, those that the batch brings, or the tower's."""
+        if texts.features_BF is not None:
+            return texts.features_BF
+        assert texts.tokens_BT is not None
+        assert texts.attention_BT is not None
+        features_BF: Tensor = self.text(texts.tokens_BT, texts.attention_BT)
+        return features_BF
+
+    def said(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What each modality says [B, M, D], and which of them a case has, bool [B, M]."""
+        views_BV = batch.views.there_BV
+        images_BF = mean_of_views(self.view_features(batch), views_BV)
+        texts_BF, texts_B = self._texts_of(batch)
+        there_BM = torch.stack((views_BV.any(1), texts_B), dim=1)
+        if (left_out := self.config.masking.complete) is not None:
+            there_BM[:, MODALITIES.index(left_out)] = False
+        projected = self.image_projection(images_BF), self.text_projection(texts_BF)
+        vectors_BMD = torch.stack(projected, dim=1).float()
+        return functional.normalize(vectors_BMD, dim=2) if self.config.normalize else vectors_BMD, there_BM
+
+    def _texts_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features [B, F] of the text that is drawn of each case, or the mean of all its texts; and who has any."""
+        if batch.texts is not None:
+            there_B = batch.texts.there_B
+            own, there_BK = batch.texts.each(lambda tensor: tensor[there_B]), there_B[:, None]
+        elif batch.captions is not None:
+            own, there_BK = batch.captions.each_text(), batch.captions.there_BK
+        else:
+            there_BK = torch.zeros(len(batch), 1, dtype=torch.bool, device=self.temperatures_K.device)
+            own = None
+        if own is None or not bool(there_BK.any()):
+            features_NF = _none(self.text, self.text.num_features)
+        else:
+            features_NF = self.text_features(own)
+        return mean_of_views(features_NF, there_BK), there_BK.any(1)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Scores [B, K] of all that a case has."""
+        return self.fusion(*self.said(batch))  # type: ignore[no-any-return]
+
+    def step(self, batch: Batch) -> StepOutput:
+        """The loss of what masking leaves of each case, and of each modality alone where the config asks for it."""
+        vectors_BMD, there_BM = self.said(batch)
+        left_BM = kept(there_BM, batch.draws_B, chances=self._chances()) if any(self._chances()) else there_BM
+        targets_B = batch.targets_B
+        assert targets_B is not None
+        loss = self.loss(self.fusion(vectors_BMD, left_BM), targets_B)
+        parts: dict[str, Tensor] = {}
+        if weights := self._auxiliary():
+            parts["fused"] = loss.detach()
+        for name, weight in weights.items():
+            place = MODALITIES.index(name)
+            own_B = left_BM[:, place]
+            scores_BK = self.alone[name](vectors_BMD[:, place])
+            alone = 0.0 * scores_BK.sum()  # a head has a gradient in every batch
+            if bool(own_B.any()):  # its share of the cases makes the mean over processes that of all cases
+                alone = alone + self.loss(scores_BK[own_B], targets_B[own_B]) * own_B.float().mean()
+            parts[name] = alone.detach()
+            loss = loss + weight * alone
+        return StepOutput(loss, parts)
+
+    def _chances(self) -> list[float]:
+        """The chances of this epoch to take each modality away."""
+        masking = self.config.masking
+        grown = min(1.0, self.epoch / masking.ramp_epochs) if masking.ramp_epochs else 1.0
+        return [grown * chance for chance in (masking.image, masking.text)]
+
+    def _auxiliary(self) -> dict[str, float]:
+        """The weights of this epoch of each modality's own loss."""
+        auxiliary = self.config.auxiliary
+        left = max(0.0, 1.0 - self.epoch / auxiliary.fade_epochs) if auxiliary.fade_epochs else 1.0
+        return {name: weight * left for name, weight in auxiliary.weights.items()}
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Prediction:
+        """The answer to all that a case has, and to every subset of the modalities."""
+        vectors_BMD, there_BM = self.said(batch)
+        logits = [self.fusion(vectors_BMD, own_M.expand_as(there_BM)) for own_M in self.subsets_SM]
+        logits_BSK = torch.stack(logits, dim=1).float()
+        own_B = (there_BM * 2 ** torch.arange(len(MODALITIES), device=there_BM.device)).sum(1)
+        prediction = self.prediction(logits_BSK[torch.arange(len(batch)), own_B])
+        further = {"subset_logits": logits_BSK, "there": there_BM.float()}
+        return Prediction({**prediction.arrays, **further, **self.of_subsets(logits_BSK)})
+
+    def of_subsets(self, logits_BSK: Tensor) -> dict[str, Tensor]:
+        """The probabilities [B, S, K] of scores for every subset, by the calibration."""
+        arrays = self.prediction(logits_BSK.flatten(0, 1)).arrays
+        names = ("probabilities",) if self.multi_label else ("probabilities", "conditionals")
+        return {f"subset_{name}": arrays[name].reshape(logits_BSK.shape) for name in names}
+
+    def combine(self, looks: Sequence[tuple[Look, Prediction]]) -> Prediction:
+        """The mean of the probabilities; of every subset the mean of its scores."""
+        together = super().combine([(look, Prediction(_of_classes(seen.arrays))) for look, seen in looks])
+        logits_BSK = torch.stack([seen.arrays["subset_logits"] for _, seen in looks]).mean(0)
+        further = {"subset_logits": logits_BSK, "there": looks[0][1].arrays["there"]}
+        return Prediction({**together.arrays, **further, **self.of_subsets(logits_BSK)})
+
+    def records(self, prediction: Prediction) -> list[dict[str, Any]]:
+        """As of every such task; and per case which ``modalities`` it had, what each ``counted``, and ``without`` each.
+
+        ``counted`` are Shapley values of the probability of what is answered (of several labels: of the likeliest
+        one), the players being the modalities of the case. ``without`` has the likeliest label and its probability.
+        """
+        arrays = {name: array.cpu().numpy() for name, array in prediction.arrays.items()}
+        leaves = [*range(len(self.labels))] if self.multi_label else list(self.labels.leaf_ids)
+        rows = super().records(Prediction(_of_classes(prediction.arrays)))
+        for case, record in enumerate(rows):
+            own = [place for place, there in enumerate(arrays["there"][case]) if there]
+            seen_SK = arrays["subset_probabilities"][case]
+            whole = sum(1 << place for place in own)
+            answered = leaves[int(seen_SK[whole, leaves].argmax())]
+            counted = shapley(seen_SK[:, answered], own)
+            record["modalities"] = [MODALITIES[place] for place in own]
+            record["counted"] = {MODALITIES[place]: round(float(value), 6) for place, value in counted.items()}
+            record["without"] = {}
+            for place in own if len(own) > 1 else ():
+                other_K = seen_SK[whole - (1 << place)]
+                best = leaves[int(other_K[leaves].argmax())]
+                record["without"][MODALITIES[place]] = {
+                    "label": self.labels.names[best],
+                    "probability": round(float(other_K[best]), 6),
+                }
+        return rows
+
+    def columns(self, *, looks: int = 1) -> list[str]:
+        """As of every such task, and what each modality counted."""
+        return [*super().columns(looks=looks), "modalities", *(f"counted_{name}" for name in MODALITIES)]
+
+    def row(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Modalities are joined by semicolons."""
+        counted = {f"counted_{name}": value for name, value in record.get("counted", {}).items()}
+        return {**super().row(record), "modalities": ";".join(record.get("modalities", [])), **counted}
+
+    def text_coder(self) -> TextCoder:
+        """The tokenizer of the text tower."""
+        return self.tokenizer
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than ``task.text.context_length``."""
+        return self.tokenizer.count_cut(texts)
+
+    def image_input(self) -> ImageInput:
+        """What the image tower was made for."""
+        expected = self.vision.pretrained_input
+        return ImageInput(expected.mean, expected.std, pretrained=self.config.vision.pretrained is not False)
+
+    def notes(self) -> list[str]:
+        """What is odd about the files of the towers' weights."""
+        found = {"vision": self.vision.weights_note, "text": self.text.weights_note}
+        return [f"task.{name}.pretrained: {note}" for name, note in found.items() if note]
+
+    def encoders(self) -> Mapping[str, Encoder]:
+        """The towers that stay frozen."""
+        found: dict[str, Encoder] = {}
+        if self.config.vision.freeze.kind == "tower":
+            found["images"] = ImageEncoder(self.vision, self.config.vision, self.view_features)
+        if self.config.text.freeze.kind == "tower":
+            found["texts"] = TextEncoder(self.text, self.config.text, self.tokenizer, self.text_features)
+        return found
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The towers, the projections, and the fusion with all heads."""
+        projections = [*self.image_projection.parameters(), *self.text_projection.parameters()]
+        return [
+            ParameterGroup("image", list(self.vision.parameters()), depths=self.vision.depths),
+            ParameterGroup("text", list(self.text.parameters()), depths=self.text.depths),
+            ParameterGroup("projection", projections),
+            ParameterGroup("fusion", [*self.fusion.parameters(), *self.alone.parameters()]),
+        ]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Freeze what the config says for this epoch, and mask as it says."""
+        self.epoch = epoch
+        freeze_tower(self.vision, self.config.vision.freeze, epoch=epoch)
+        freeze_tower(self.text, self.config.text.freeze, epoch=epoch)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Fuse:
+        """As ``nn.Module.train``, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            keep_frozen_in_eval(self)
+        return self
+
+
+def _of_classes(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What every task with labels predicts."""
+    return {name: array for name, array in arrays.items() if name != "there" and not name.startswith("subset_")}
+
+
+def _none(tower: nn.Module, width: int) -> Tensor:
+    """No features [0, F]; in training the tower has a part in them, so that its parameters have a gradient."""
+    touched = [parameter.flatten()[:1].sum() * 0.0 for parameter in tower.parameters() if parameter.requires_grad]
+    first = next(tower.parameters())
+    return first.new_zeros(0, width) + (torch.stack(touched).sum() if touched else 0.0)
