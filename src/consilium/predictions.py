@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from consilium.core.files import atomic_file
 from consilium.core.places import facts, is_remote, join, local_path, matches
 from consilium.core.reporter import Reporter, counted
 from consilium.core.task import Task
-from consilium.data.batches.rows import FoundItems
+from consilium.data.batches.rows import FoundItems, Query
 from consilium.data.case import printable
 from consilium.data.sources.files import IMAGE_EXTENSIONS, counted_reasons, images_under
 from consilium.predictor import Predictor
@@ -39,6 +39,7 @@ class PredictionSummary:
 
 
 _GLOB = "*?["
+_TABLES: Mapping[str, Literal["csv", "jsonl", "parquet"]] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _EMBEDDINGS = (".npz", ".parquet", ".pt")
 _ENDINGS = (".jsonl", ".csv", *_EMBEDDINGS)
 _ROWS = 4096  # answers that a parquet file takes at once
@@ -75,7 +76,10 @@ def predict_files(
 
 
 def find_images(paths: Sequence[str]) -> tuple[list[str], FoundItems]:
-    """Names and items of all images under files, folders (whole trees), globs and stores, in a stable order."""
+    """Names and items of all images under files, folders (whole trees), globs and stores, in a stable order.
+
+    The rows of a table (.csv, .jsonl, .parquet) are asked about with the texts that they have.
+    """
     names: list[str] = []
     items = FoundItems()
     for given in paths:
@@ -87,6 +91,11 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], FoundItems]:
             names += table.ids
             items.add((table, row) for row in range(len(table)))
             continue
+        if (kind := _TABLES.get(Path(path).suffix.lower())) is not None:
+            asked = list(_rows_of(path, kind))
+            names += [name for name, _ in asked]
+            items.add(query for _, query in asked)
+            continue
         before = items.skipped.copy()
         try:
             found = _in_bucket(path, items.skipped) if is_remote(path) else _here(path, items.skipped)
@@ -97,6 +106,21 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], FoundItems]:
         names += found
         items.add(found)
     return names, items
+
+
+def _rows_of(path: str, kind: Literal["csv", "jsonl", "parquet"]) -> Iterator[tuple[str, Query]]:
+    """The id and the images and text of every row of a table; a row that cannot be used is a DataError."""
+    from consilium.data.case import BadRow
+    from consilium.data.sources.config import JsonlSource, TableSource
+    from consilium.data.sources.reading import read_source
+
+    source = (
+        JsonlSource(name="row", path=path) if kind == "jsonl" else TableSource(kind=kind, name="row", path=path)
+    )
+    for row in read_source(source):
+        if isinstance(row, BadRow):
+            raise DataError(f"{row.file}, line {row.line}: {row.reason}")
+        yield row.id, Query([view.image for view in row.views] or None, row.text)
 
 
 def _nothing(given: str, path: str, skipped: Counter[str]) -> str:

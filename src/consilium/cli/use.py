@@ -83,7 +83,12 @@ def forgetting(
 
 def predict(
     bundle: BundlePath,
-    paths: Annotated[list[str], typer.Argument(help="Image files, folders, globs or a store.", show_default=False)],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files, folders, globs, a table of images and texts, or a store.", show_default=False
+        ),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(

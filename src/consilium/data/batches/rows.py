@@ -99,16 +99,16 @@ class FoundItems(Sequence[Item]):
     """
 
     def __init__(self) -> None:
-        self._found: list[str | tuple[CaseTable, int]] = []
+        self._found: list[str | Query | tuple[CaseTable, int]] = []
         self.skipped: Counter[str] = Counter()
 
-    def add(self, found: Iterable[str | tuple[CaseTable, int]]) -> None:
-        """Append paths, or rows of a store."""
+    def add(self, found: Iterable[str | Query | tuple[CaseTable, int]]) -> None:
+        """Append paths, queries, or rows of a store."""
         self._found.extend(found)
 
     def several_texts(self) -> int:
         """How many cases of stores have more than one text; a query has the first."""
-        cases = (found for found in self._found if not isinstance(found, str))
+        cases = (found for found in self._found if isinstance(found, tuple))
         return sum(len(table.captions(row)) > 1 for table, row in cases)
 
     def __len__(self) -> int:
@@ -116,7 +116,7 @@ class FoundItems(Sequence[Item]):
 
     def __getitem__(self, number: Any) -> Any:
         found = self._found[number]
-        if isinstance(found, str):
+        if not isinstance(found, tuple):
             return found
         table, row = found
         return Query(table.images(row), table.texts[row])
