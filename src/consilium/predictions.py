@@ -114,9 +114,7 @@ def _rows_of(path: str, kind: Literal["csv", "jsonl", "parquet"]) -> Iterator[tu
     from consilium.data.sources.config import JsonlSource, TableSource
     from consilium.data.sources.reading import read_source
 
-    source = (
-        JsonlSource(name="row", path=path) if kind == "jsonl" else TableSource(kind=kind, name="row", path=path)
-    )
+    source = JsonlSource(name="row", path=path) if kind == "jsonl" else TableSource(kind=kind, name="row", path=path)
     for row in read_source(source):
         if isinstance(row, BadRow):
             raise DataError(f"{row.file}, line {row.line}: {row.reason}")

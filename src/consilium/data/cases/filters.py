@@ -46,24 +46,17 @@ def usable(table: CaseTable, *, needs: Needs, pseudo_labels: bool) -> Filtered:
     splits = _splits(table)
     found = Filtered(table.select(np.flatnonzero(np.isin(splits, JUDGED))))
     if needs.image == "must":
-        found = found.keep(_has_image(found.table), "left out: no image")
+        has_image = np.zeros(len(found.table), dtype=bool)
+        has_image[found.table.view_column("name")[0]] = True
+        found = found.keep(has_image, "left out: no image")
     if needs.text == "must":
         found = found.keep(_filled(found.table.texts), "left out: no text")
-    if needs.image == needs.text == "may":
-        has_image = _has_image(found.table)
-        found = found.keep(has_image | _filled(found.table.texts), "left out: neither an image nor a text")
     if needs.mask == "must":
         found = found.keep(_filled(found.table.masks), "left out: no mask")
     if needs.label == "one":
         found = found.keep(_filled(found.table.labels), "left out: no label")
     trusted = found.table.is_gt | (pseudo_labels & (_splits(found.table) == "train"))
     return found.keep(trusted, "left out: a pseudo-label")
-
-
-def _has_image(table: CaseTable) -> np.ndarray:
-    has_image = np.zeros(len(table), dtype=bool)
-    has_image[table.view_column("name")[0]] = True
-    return has_image
 
 
 def _filled(values: Iterable[object]) -> np.ndarray:

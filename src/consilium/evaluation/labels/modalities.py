@@ -78,7 +78,8 @@ class ModalityEvaluator(Evaluator):
             for share in MISSING if everything.any() else ():
                 left_NM = there_NM.copy()
                 left_NM[(fate_N < share) & (there_NM.sum(1) > 1), place] = False
-                rows.append(self._row(f"{name} missing in {share:.0%}", outputs, left_NM, split))
+                row = self._row(f"{name} missing in {share:.0%}", outputs, left_NM, split)
+                rows.append({**row, "lost": name, "share": share})
         tables = {**found.tables, "modalities": rows}
         if not outputs.known_targets.ndim > 1 and everything.any():
             tables["modality_classes"] = self._classes(taken(outputs, everything))
@@ -89,7 +90,7 @@ class ModalityEvaluator(Evaluator):
 
     def _row(self, what: str, outputs: Outputs, left_NM: np.ndarray, split: str) -> dict[str, Any]:
         judged = self._answers.evaluate(under(outputs, left_NM), split=split)
-        row: dict[str, Any] = {"what": what, "cases": judged.cases}
+        row: dict[str, Any] = {"what": what, "lost": None, "share": None, "cases": judged.cases}
         row |= {name: float(left_NM[:, place].mean()) for place, name in enumerate(self._modalities)}
         for name in FIGURES:
             if (interval := judged.intervals.get(name)) is not None:

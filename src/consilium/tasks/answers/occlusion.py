@@ -60,8 +60,10 @@ def saliency_maps(
     covered = []
     for said in chosen:
         row = int(cases.rows[split][said.case])
+        if not (views := cases.table.images(row)):
+            continue
         try:
-            covered.append(_covered(cases.table.images(row), image=image))
+            covered.append(_covered(views, image=image))
             shown.append((said, row))
         except (ImageError, MissingExtraError) as error:
             reporter.line(f"note: the report has no map of case {cases.table.ids[row]}: {error}")

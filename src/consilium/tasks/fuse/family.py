@@ -7,18 +7,23 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from consilium.core.evaluation import Evaluator, Outputs
+from consilium.core.reporter import Reporter
 from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import ImageConfig
-from consilium.evaluation.config import EvaluationConfig
-from consilium.evaluation.labels.modalities import ModalityEvaluator
+from consilium.evaluation.config import EvaluationConfig, ReportConfig
+from consilium.evaluation.labels.charts import modality_chart
+from consilium.evaluation.labels.modalities import ModalityEvaluator, under
+from consilium.evaluation.labels.saliency import SaliencyMap
+from consilium.evaluation.report.parts import ReportParts
 from consilium.models.config import TextConfig
 from consilium.tasks.answers.family import LabelFamily
 from consilium.tasks.answers.settle import settle_answers
 from consilium.tasks.answers.targets import study_labels
-from consilium.tasks.family import Brought, Known, Member, Settled
+from consilium.tasks.family import Ask, Brought, Known, Member, Settled
 from consilium.tasks.fuse.config import MODALITIES, FuseConfig
 from consilium.tasks.fuse.knowledge import FuseKnowledge
 from consilium.tasks.towers import vision_settings
@@ -76,6 +81,32 @@ class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
         """What judges labels, and what is left of the figures without a modality."""
         answers = super().evaluator(section, knowledge, evaluation=evaluation)
         return ModalityEvaluator(answers, modalities=MODALITIES, labels=knowledge.tree, config=evaluation)
+
+    def report(self, section: FuseConfig, knowledge: FuseKnowledge) -> ReportParts:
+        """As of every classifier, and what each modality is worth."""
+        parts = super().report(section, knowledge)
+        use = f"A classifier of images with texts, either of which may be missing, with {parts.about}, for research."
+        return replace(
+            parts,
+            intended_use=use,
+            sections=("modalities.html.j2", *parts.sections),
+            calls={**parts.calls, "modality_chart": modality_chart},
+        )
+
+    def pictures(
+        self,
+        task: Fuse,
+        studied: Studied[FuseKnowledge],
+        outputs: Mapping[str, Outputs],
+        *,
+        image: ImageConfig,
+        ask: Ask,
+        report: ReportConfig,
+        reporter: Reporter,
+    ) -> list[SaliencyMap]:
+        """Which places of a few images the answer to the image alone depends on."""
+        alone = {split: under(own, np.array([[1, 0]] * len(own.ids))) for split, own in outputs.items()}
+        return super().pictures(task, studied, alone, image=image, ask=ask, report=report, reporter=reporter)
 
     def settle(
         self, section: FuseConfig, task: Fuse, knowledge: FuseKnowledge, outputs: Mapping[str, Outputs]
