@@ -17,6 +17,7 @@ GUIDES = (
     "training",
     "judging",
     "routers",
+    "fusion",
     "experts",
     "judging_experts",
     "search",
