@@ -178,6 +178,13 @@ def test_experts_and_the_guides_that_go_on_from_them_run(tmp_path: Path, warm: P
 
 
 @pytest.mark.slow
+def test_fusion_guide_runs(world: Path, warm: Path) -> None:
+    printed = follow("fusion", world, warm)
+    assert re.search(r"^image alone,.*,image,[-0-9.e]+,$", printed, re.MULTILINE)
+    assert re.search(r"^text alone,.*,text,,[-0-9.e]+$", printed, re.MULTILINE)
+
+
+@pytest.mark.slow
 def test_crossval_guide_runs(world: Path) -> None:
     printed = follow("crossval", world)
     assert len(list(world.glob("runs/sources/crossval-*/fold-*/report.html"))) == 9
