@@ -92,5 +92,7 @@ def test_values_in_rows_are_values_of_their_keys() -> None:
                     source = {"kind": value, "name": "a", "path": "a", **needed.get(value, {})}
                     build(Experiment, {**base, "data": {"sources": [source]}}, origin=ours)
                 else:
-                    tree = {**base, "task": {"kind": "align"}} if key.startswith("task.text.") else base
+                    fused = re.match(r"task\.(image_projection|text_projection|fusion|masking|auxiliary)\.", key)
+                    kind = "fuse" if fused else "align" if key.startswith("task.text.") else None
+                    tree = base if kind is None else {**base, "task": {"kind": kind}}
                     build(Experiment, apply_overrides(tree, [f"{key}={value}"]), origin=ours)
