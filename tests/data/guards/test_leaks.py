@@ -58,8 +58,8 @@ def test_a_source_that_leaks_by_itself_is_told_apart_from_its_namesakes() -> Non
 @pytest.mark.parametrize(
     ("val", "test", "said"),
     [
-        ("ab", "ab", "they are one, for all 2 test cases are in val, too. Validation chooses the weights"),
-        ("abc", "b", "they are one, for the test case is in val, too"),
+        ("ab", "ab", "they are one: each of the 2 test cases is in val, too. Validation chooses the weights"),
+        ("abc", "b", "they are one: the one test case is in val, too"),
         ("ab", "abc", None),
         ("ab", "cd", None),
         ("ab", "", None),

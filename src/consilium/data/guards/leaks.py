@@ -84,9 +84,9 @@ def one_split(table: CaseTable, leaks: Sequence[Leak]) -> list[str]:
     }
     if not test or not test <= shared:
         return []
-    cases = "the test case is" if len(test) == 1 else f"all {len(test):,} test cases are"
+    cases = "the one test case" if len(test) == 1 else f"each of the {len(test):,} test cases"
     return [
-        f"they are one, for {cases} in val, too. Validation chooses the weights, so that the test figures are too "
+        f"they are one: {cases} is in val, too. Validation chooses the weights, so that the test figures are too "
         "good. Give no source split: val; validation is then taken from train, by group."
     ]
 
