@@ -61,7 +61,7 @@ def terms_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_its_report_shows_the_terms_of_a_few_texts(tmp_path: Path) -> None:
+def test_its_report_shows_the_terms_of_a_few_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And says of all texts of the test split how many terms they have, and how many of the vocabulary are in none."""
     run = train_pairs(tmp_path, *own(tmp_path), "report.cases=3")
     model = consilium.load(run.folder, device="cpu")
@@ -84,6 +84,10 @@ def test_its_report_shows_the_terms_of_a_few_texts(tmp_path: Path) -> None:
     ) in page
     consilium.evaluate(run.folder, out=tmp_path / "again", device="cpu", quiet=True)
     assert terms_of(tmp_path / "again") == rows
+    monkeypatch.setattr("consilium.tasks.align.terms._READ", 5)
+    consilium.evaluate(run.folder, out=tmp_path / "part", device="cpu", quiet=True)
+    page = (tmp_path / "part" / "report.html").read_text(encoding="utf-8")
+    assert f"5 of the {len(texts)} different texts of test have" in page
 
 
 def test_validation_does_not_look_for_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

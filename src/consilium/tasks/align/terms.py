@@ -19,11 +19,12 @@ from consilium.evaluation.report.wording import number, percent
 from consilium.tasks.align.task import Align
 
 _TERMS = 10  # of a text that are shown
+_READ = 1_000  # texts, spread over all: on a processor a large tower reads ten or twenty in a second
 _BATCH = 32
 
 
 def terms_table(task: Align, cases: Cases, split: str, *, report: ReportConfig) -> AddedTable | None:
-    """The table of a split's texts, each of which is read once more; None where there are no terms, or no texts."""
+    """What a split's texts are made of, as far as they are read once more; None where no text, or no term, is."""
     case_of: dict[str, str] = {}
     for row in cases.rows[split].tolist():
         for text in cases.table.captions(row):
@@ -31,7 +32,11 @@ def terms_table(task: Align, cases: Cases, split: str, *, report: ReportConfig) 
     known_V, texts = np.array([name != "" for name in task.terms()], dtype=bool), list(case_of)
     if not len(known_V) or not texts:
         return None
-    shown = set(np.linspace(0, len(texts) - 1, min(report.cases, len(texts))).round().astype(int).tolist())
+    which = f"The {counted(len(texts), 'different text')}"
+    if len(texts) > _READ:
+        which = f"{_READ:,} of the {len(texts):,} different texts"
+        texts = [texts[place] for place in _spread(len(texts), _READ)]
+    shown = set(_spread(len(texts), min(report.cases, len(texts))))
     rows, counts = [], []
     used_V = np.zeros(len(known_V), dtype=bool)
     for place, weights_V in enumerate(_weights(task, texts)):
@@ -50,12 +55,17 @@ def terms_table(task: Align, cases: Cases, split: str, *, report: ReportConfig) 
             )
     unused = percent(1 - used_V.sum() / known_V.sum())
     text = (
-        f"Each text is a weight for every one of {number(int(known_V.sum()))} terms, most of them 0. The "
-        f"{counted(len(texts), 'different text')} of {split} have {np.mean(counts):,.1f} terms above 0 in the mean "
+        f"Each text is a weight for every one of {number(int(known_V.sum()))} terms. "
+        f"{which} of {split} have {np.mean(counts):,.1f} terms above 0 in the mean "
         f"(from {min(counts):,} to {max(counts):,}); {unused} of the terms are in none of them. A few "
         "texts, and the terms that weigh most in each:"
     )
     return AddedTable("Terms of the texts", text, rows, name=f"{split}_terms")
+
+
+def _spread(count: int, chosen: int) -> list[int]:
+    """So many places at equal distances."""
+    return np.linspace(0, count - 1, chosen).round().astype(int).tolist()  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
