@@ -88,6 +88,31 @@ class Experiment(Config):
         return trainer.model_copy(update={"monitor": task.monitor})
 
     @model_validator(mode="after")
+    def _a_flip_keeps_the_sides(self) -> Experiment:
+        """A mirrored left eye looks like a right one, so that named sides are exchanged with it, or never mirrored."""
+        augmentation, looks = self.data.augmentation, self.evaluation.averaging
+        if not {"left", "right"} <= set(self.task.needs.views):
+            return self
+        copies = augmentation.copies
+        if copies is not None and copies.horizontal_flip_prob is not None:
+            raise ValueError(
+                "data.augmentation.copies.horizontal_flip_prob mirrors a left view into what looks like a right one, "
+                "and task.views tells them apart; leave it out"
+            )
+        if augmentation.horizontal_flip_prob is not None and augmentation.views != "mirrored":
+            raise ValueError(
+                "data.augmentation.horizontal_flip_prob mirrors a left view into what looks like a right one, and "
+                f"task.views tells them apart, while data.augmentation.views is {augmentation.views}: set it to "
+                "mirrored, which flips both and exchanges them, or leave the flip out"
+            )
+        if looks.mirror:
+            raise ValueError(
+                "evaluation.averaging.mirror looks at mirrored views, and a mirrored left one looks like a right one, "
+                "which task.views tells apart; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _what_is_fitted_at_once_stays_as_it_is(self) -> Experiment:
         names, trainer = self.data.augmentation.names, self.trainer
         odd = {

@@ -19,6 +19,7 @@ from consilium.core.errors import ConsiliumError, ImageError
 from consilium.core.evaluation import Outputs
 from consilium.core.section import Knowledge
 from consilium.core.task import Task
+from consilium.data.batches.laterality import NamedViews
 from consilium.data.batches.loader import Loaded, Loader, evaluation_requests
 from consilium.data.batches.looks import looks
 from consilium.data.batches.readers import CaptionReader, ImageReader, Images, Reader, Readers, Texts, numbered
@@ -121,7 +122,7 @@ class Predictor:
                 yield from self._records(part)
 
     def _records(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        source = Items(items)
+        source = Items(items, names=self.task.views)
         for row, answer in self._answers(source, range(len(items)), here=source.in_memory()):
             key = source.key(row)
             yield {**key, "error": str(answer)} if isinstance(answer, ConsiliumError) else {**key, **answer}
@@ -231,8 +232,9 @@ def case_outputs(
 ) -> Outputs:
     """The predictor's outputs over one split of studied cases, ready for an evaluator; ``ask`` is of images alone."""
     cases = studied.cases
-    texts = cases.table if ask is None else None
-    found = predictor.arrays(cases.table, cases.rows[split], texts=texts, ask=ask, progress=progress)
+    texts, names = cases.table if ask is None else None, predictor.task.views
+    source = NamedViews(cases.table, names) if names else cases.table
+    found = predictor.arrays(source, cases.rows[split], texts=texts, ask=ask, progress=progress)
     unread = {cases.table.ids[row]: reason for row, reason in found.unread.items()}
     rows = cases.without(unread).rows[split]
     table = cases.table.select(rows)

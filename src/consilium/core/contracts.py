@@ -24,7 +24,7 @@ class Needs:
     label: Literal["one", "many", "may", "no"] = "no"  # many: any number, none too
     nested: bool = False  # labels are paths: a case also has the labels above its own
     meta: tuple[str, ...] = ()  # metadata columns that the task reads
-    views: tuple[str, ...] = ()  # names in the order of the axis V, as (left, right); (): as they come
+    views: tuple[str, ...] = ()  # of which a case has at least one, and each at most once; (): whatever it has
 
 
 @dataclass(frozen=True)

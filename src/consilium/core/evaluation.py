@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +35,19 @@ class Outputs:
         if self.targets is None:
             raise ValueError("these cases have no targets")
         return self.targets
+
+    def take(self, rows: np.ndarray) -> Outputs:
+        """The same of some of the cases; ``unread`` stays."""
+        chosen = rows.tolist()
+        return replace(
+            self,
+            arrays={name: array[rows] for name, array in self.arrays.items()},
+            targets=None if self.targets is None else self.targets[rows],
+            ids=[self.ids[row] for row in chosen],
+            groups=[self.groups[row] for row in chosen],
+            columns={name: [values[row] for row in chosen] for name, values in self.columns.items()},
+            labels=[self.labels[row] for row in chosen] if self.labels else [],
+        )
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.arrays.items())

@@ -18,10 +18,12 @@ LAST_EPOCH = 10**9  # after every warm-up: ``set_epoch`` with it lets learn what
 class Task(nn.Module, ABC):
     """A trainable whole; the images of its batches are normalised.
 
-    ``licenses`` are those of all weights that it started from; () where all were random.
+    ``licenses`` are those of all weights that it started from; () where all were random. ``views`` are the names of the
+    views of a case in the order of the axis V; (): it takes them as they come.
     """
 
     licenses: tuple[License, ...] = ()
+    views: tuple[str, ...] = ()
 
     @abstractmethod
     def step(self, batch: Batch) -> StepOutput:

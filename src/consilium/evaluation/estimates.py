@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,17 @@ class Estimates:
         """The same for the row of a table."""
         found = self.interval(name, column)
         return {key: defined(found.value), f"{key}_low": found.low, f"{key}_high": found.high}
+
+
+def mean(values_N: Floats, weights: Floats | None) -> Floats:
+    """The mean over cases, [...]."""
+    weights = as_weights(weights, len(values_N))
+    return np.asarray(weights @ values_N / weights.sum(axis=-1))
+
+
+def estimate_means(values: Mapping[str, Floats], groups: list[str], *, config: EvaluationConfig) -> Estimates:
+    """Means over cases [N] of any numbers, with their bootstrap over groups."""
+    return estimate({}, groups, config=config, extra={name: partial(mean, own_N) for name, own_N in values.items()})
 
 
 def estimate(

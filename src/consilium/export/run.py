@@ -178,6 +178,12 @@ def _trained(predictor: Predictor, bundle: str | Path) -> Trained:
             f"{bundle} is made of several bundles, which no form of another library holds together. Export each of "
             f"them: {inside}."
         )
+    if model is None and predictor.task.views:
+        raise ExportError(
+            f"{bundle} has an image map and a text head for each of its views ({', '.join(predictor.task.views)}) and "
+            "for the case, and no form of another library holds more than one of each. Its weights are in "
+            "model.safetensors; other programs can ask `consilium predict` for embeddings."
+        )
     if model is None:
         raise ExportError(f"{bundle} answers with a task of kind {manifest.task.kind}, which no other library has.")
     return model

@@ -36,8 +36,9 @@ class ContrastiveLoss(nn.Module, ABC):
     Several processes: the embeddings of all are gathered with their gradients. The result on a process is the mean
     over its own pairs against those of all, so that the mean over processes weighted by ``Batch.share``, and its
     gradient averaged over processes, are those of one process with the whole batch. The processes may have unequal
-    numbers of pairs; one whose batch only repeats a pair (share 0) says so by ``repeated``, and nobody sees its pair.
-    All processes must call it together, so it belongs into ``step`` and never into ``predict``.
+    numbers of pairs, or none, whose mean is 0; one whose batch only repeats a pair (share 0) says so by ``repeated``,
+    and nobody sees its pair. All processes must call it together, so it belongs into ``step`` and never into
+    ``predict``.
 
     Similarities are computed in tiles of rows, so that memory grows with the batch and not with its square: beside
     the embeddings and their gradients it is that of ``TILE`` rows.
@@ -97,7 +98,7 @@ class ContrastiveLoss(nn.Module, ABC):
                 total = (total + self.among(texts_BD, images_ND, scale, text_B1, image_NK)) / 2
             elif repeated:  # it takes part in the backward pass, too
                 total = total + 0.0 * texts_BD.sum()
-            return total / len(images_BD)
+            return total / max(len(images_BD), 1)
 
     @abstractmethod
     def among(

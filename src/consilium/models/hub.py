@@ -23,6 +23,7 @@ DESCRIPTIONS = (
     "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model",
     "sentencepiece.bpe.model",
 )  # fmt: skip
+HEADS = "heads.safetensors"  # beside the weights of a converted checkpoint: what no tower of it has
 WEIGHTS_FILES = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin",
@@ -60,7 +61,7 @@ class ModelFolder:
         if not is_a_path(self.name):
             return carried(self.name)
         try:
-            folder = fetch(self.name, names=(*DESCRIPTIONS, *WEIGHTS_FILES))
+            folder = fetch(self.name, names=(*DESCRIPTIONS, *WEIGHTS_FILES, HEADS))
         except OSError as error:
             raise WeightsError(f"{self.key}: {error}.") from error
         if not _is_model(folder):

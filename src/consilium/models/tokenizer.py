@@ -6,6 +6,7 @@ Axes in names: B text in a batch, T token.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -118,6 +119,21 @@ class Tokenizer:
     def count_cut(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than the context, so that ``encode`` leaves their end out."""
         return sum(bool(self._library().encode(text).overflowing) for text in texts)
+
+    def unknown_share(self, texts: Sequence[str]) -> float:
+        """Which share of the tokens of texts the vocabulary does not know; special ones do not count."""
+        model = json.loads(self.definition)["model"]
+        number = model.get("unk_id")
+        if number is None and model.get("unk_token") is not None:
+            number = self._library().token_to_id(model["unk_token"])
+        encoded = [self._library().encode(text) for text in texts]
+        ids = [
+            own
+            for text in encoded
+            for own, special, there in zip(text.ids, text.special_tokens_mask, text.attention_mask, strict=True)
+            if there and (own == number or not special)
+        ]
+        return ids.count(number) / len(ids) if number is not None and ids else 0.0
 
     def pad(self, ids: Sequence[Sequence[int]]) -> Padded:
         """Encoded texts side by side, filled up to the longest, or to the whole context."""

@@ -37,6 +37,7 @@ from consilium.search.terms import NO_TERMS, TermVectors, sparse
 
 PART = 1024  # embeddings that are lost at most where a build is killed at once, without a Ctrl-C
 EXACT = "exact"
+MISSING_VIEW = "a view is missing, and the embedding of a case is that of all its views together"
 
 
 @dataclass(frozen=True)
@@ -232,11 +233,12 @@ def _embed(
 
     try:
         for done, (key, record) in enumerate(zip(missing.keys, _records(predictor, missing), strict=True), start=1):
-            if "error" in record:
-                errors[key] = record["error"]
-            else:
-                vector = np.array(record[f"{key.partition(':')[0]}_embedding"], dtype=np.float32)
+            own = f"{key.partition(':')[0]}_embedding"
+            if own in record:
+                vector = np.array(record[own], dtype=np.float32)
                 waiting[key] = Embedded(vector, sparse(record.get("text_terms", {}), names))
+            else:
+                errors[key] = record.get("error", MISSING_VIEW)
             if len(waiting) >= PART:
                 keep()
             reporter.progress("index", done, len(missing))

@@ -14,6 +14,7 @@ from consilium.core.errors import DataError
 from consilium.core.files import fingerprint
 from consilium.core.places import absolute, facts_of, is_remote, local_path
 from consilium.core.reporter import Reporter
+from consilium.data.batches.rows import views_of
 from consilium.data.config import DataConfig
 from consilium.data.sources.single import kind_of, single_source
 from consilium.predictions import find_images
@@ -45,8 +46,8 @@ class Views:
     def __init__(self) -> None:
         self._open: dict[str, tuple[CaseTable, dict[str, int]]] = {}
 
-    def of(self, entry: Entry) -> list[str | bytes]:
-        """Paths or encoded bytes; what is gone with its store is a StoreError, or a DataError."""
+    def of(self, entry: Entry) -> list[str | bytes] | dict[str, str | bytes]:
+        """Paths or encoded bytes, by their names if they have some; what is gone is a StoreError, or a DataError."""
         if not entry.store:
             return list(entry.images)
         if entry.store not in self._open:
@@ -57,7 +58,7 @@ class Views:
         table, rows = self._open[entry.store]
         if entry.id not in rows:
             raise DataError(f"the store {entry.store} has no case {entry.id} any more; run `consilium index` again.")
-        return table.images(rows[entry.id])
+        return views_of(table, rows[entry.id])
 
     def __getstate__(self) -> dict[str, object]:
         return {"_open": {}}

@@ -17,7 +17,7 @@ from consilium.data.batches.rows import Query
 from consilium.data.images.in_memory import View
 from consilium.evaluation.retrieval.ranks import nearest
 from consilium.predictor import Predictor
-from consilium.search.building import build_index, check_bundle, width_of
+from consilium.search.building import MISSING_VIEW, build_index, check_bundle, width_of
 from consilium.search.collection import Views
 from consilium.search.faiss_index import FaissImages
 from consilium.search.folder import FAISS, Content, Manifest, read_content, read_manifest
@@ -103,13 +103,13 @@ class Index:
         self,
         *,
         text: str | None = None,
-        image: View | Sequence[View] | None = None,
+        image: View | Sequence[View] | Mapping[str, View] | None = None,
         k: int = 10,
         among: Among = "images",
         source: str | None = None,
         label: str | None = None,
     ) -> list[Hit]:
-        """The ``k`` nearest cases to a text or to an image (a path, bytes, pixels, or a list of views), best first.
+        """The ``k`` nearest cases to a text or to an image (a path, bytes, pixels, views in a list or by name).
 
         Fewer where the collection has fewer. ``among`` images, or texts, each of which is found once; among ``terms``
         texts are compared by the weights of their terms, and found where they share one. ``source`` and ``label`` (with
@@ -176,7 +176,8 @@ class Index:
 
     def views(self, hit: Hit) -> list[str | bytes]:
         """The paths of the views of a result, or their bytes where they are embedded in a store."""
-        return self._views.of(self._content.entries[hit.row])
+        found = self._views.of(self._content.entries[hit.row])
+        return list(found.values()) if isinstance(found, dict) else found
 
     @cached_property
     def _has_image_N(self) -> np.ndarray:
@@ -208,6 +209,8 @@ class Index:
         (answer,) = self._model.predict([Query(image, text)])
         if "error" in answer:
             raise ImageError(f"the image to search for cannot be read: {answer['error']}")
+        if f"{side}_embedding" not in answer:
+            raise ImageError(f"the image to search for has no place in the space of the index: {MISSING_VIEW}.")
         return answer
 
     def _chosen(self, source: str | None, label: str | None) -> np.ndarray:

@@ -171,7 +171,8 @@ class Session:
         self.optimizer = build_optimizer(experiment.optimizer, groups=self.task.parameter_groups())
         self.image = resolved_image(data.image, self.task.image_input(), log=self.log)
         augmentation = experiment.data.augmentation
-        sides_N2 = sides_of(data.cases.table) if augmentation.views == "mirrored" else None
+        mirrored = augmentation.views == "mirrored"
+        sides_N2 = sides_of(data.cases.table, self.task.views) if mirrored else None
         self.transform = DeviceTransform(self.image, augmentation=augmentation, seed=seed, sides_N2=sides_N2)
         self.mixture = build_mixture(data.studied, config=experiment.data, seed=seed)
         self.plan = self._make_plan()

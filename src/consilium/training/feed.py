@@ -24,6 +24,7 @@ from consilium.data.batches.features import (
     CachedTextReader,
     Contents,
 )
+from consilium.data.batches.laterality import NamedViews, places_of
 from consilium.data.batches.loader import Loader, Request, trained_rows, training_requests
 from consilium.data.batches.readers import DrawnTexts, ImageReader, Readers, TextReader, numbered
 from consilium.data.cases.cases import Studied
@@ -60,7 +61,7 @@ class Feed:
         self.cases, self.studied, self.image = studied.cases, studied, image
         self.config, self.mixture = config, mixture
         self.plan, self.seed, self.accelerator, self.log = plan, seed, accelerator, log
-        self.coder = task.text_coder()
+        self.coder, self.views = task.text_coder(), task.views
         self._judged_splits = ("train", "val", "test") if task.revisits_train else ("val", "test")
         encoders = dict(task.encoders())
         if config.augmentation.copies is not None:
@@ -152,7 +153,7 @@ class Feed:
         table = self.cases.table
         numbers = numbered(map(table.captions, range(len(table))))
         return Readers(
-            images=None if images is None else CachedImageReader(CachedLooks(images)),
+            images=None if images is None else CachedImageReader(CachedLooks(images, places_NV=self._places)),
             captions=None if texts is None else CachedCaptionReader(texts, table, numbers=numbers),
         )
 
@@ -160,7 +161,7 @@ class Feed:
     def looks(self) -> CachedLooks | None:
         """The features that training reads of images and of their copies; None where the tower runs over them."""
         images = self._trained("images")
-        return None if images is None else CachedLooks(images, self._trained("copies"))
+        return None if images is None else CachedLooks(images, self._trained("copies"), places_NV=self._places)
 
     @cached_property
     def _training(self) -> Loader:
@@ -171,15 +172,21 @@ class Feed:
             readers = Readers(images=CachedImageReader(self.looks, drawn_looks))
         else:
             augmentation = self.config.augmentation
+            source = NamedViews(table, self.views) if self.views else table
             # Cases without what a task must have were left out: what is missing here may be, beside a text.
             required = self.coder is None
-            images = ImageReader(table, image=self.image, augmentation=augmentation, seed=self.seed, required=required)
+            images = ImageReader(source, image=self.image, augmentation=augmentation, seed=self.seed, required=required)
             readers = Readers(images=images)
         if self.coder is not None:
             drawn, texts = DrawnTexts(table, seed=self.seed), self._trained("texts")
             reader = TextReader(drawn, self.coder) if texts is None else CachedTextReader(texts, drawn)
             readers = replace(readers, texts=reader)
         return Loader(readers, targets=self.studied.targets, config=config, seed=self.seed, note=self.log.line)
+
+    @cached_property
+    def _places(self) -> np.ndarray | None:
+        """Where the views that the task names are in each case; None: it takes them as they come."""
+        return places_of(self.cases.table, self.views)[0] if self.views else None
 
     def _trained(self, name: str) -> CachedFeatures | None:
         """The features of a field that is cached, in the precision of the training."""

@@ -145,18 +145,21 @@ def test_the_heads_of_ret_clip_are_kept(tmp_path: Path, tokenizer: str) -> None:
     assert set(heads) == {name for name in parts.state if not name.startswith(("visual.", "bert."))}
     for name, tensor in heads.items():
         torch.testing.assert_close(tensor, parts.state[name])
-    assert done.rows[-1] == {  # of a file that holds tensors alone
-        "part": "projections into one space", "tensors": 0, "in the file": "none that fit",
-        "here": "random: a training makes them",
-    }  # fmt: skip
+    assert done.rows[-1]["part"] == "temperatures", "of a file that holds tensors alone"
+    assert "with its heads it is task.model: " in done.notes[0]
+    assert find_model(str(tmp_path / "out"), views=True).layout.views == ("left", "right")
 
 
 @pytest.mark.parametrize("form", ["RET-CLIP", "FLAIR of fundus photographs", "FLAIR of Xiao et al."])
 def test_towers_alone_are_no_whole_model(form: str, tmp_path: Path, tokenizer: str) -> None:
     done = convert(save_flat(tmp_path / "a.pt", FORMS[form]().state), out=tmp_path / "out", tokenizer=tokenizer)
     assert "use it as task.vision and task.text" in done.notes[-1]
-    with pytest.raises(ConfigError, match=r"two towers, but no projections that fit: .* Take the towers by themselves"):
+    with pytest.raises(ConfigError, match=r"two towers, but no projections that fit: .* Take the towers by") as caught:
         find_model(str(tmp_path / "out"))
+    assert ("Or set task.views, which takes its heads" in str(caught.value)) == (form == "RET-CLIP")
+    if form != "RET-CLIP":
+        with pytest.raises(ConfigError, match="two towers, but no projections that fit"):
+            find_model(str(tmp_path / "out"), views=True)
 
 
 def test_a_tokenizer_of_a_word_list(tmp_path: Path) -> None:

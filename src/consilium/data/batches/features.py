@@ -234,8 +234,15 @@ class CachedFeatures:
 class CachedLooks:
     """The features of images and of their copies: look 0 is the image itself, look k its copy number k."""
 
-    def __init__(self, images: CachedFeatures, copies: CachedFeatures | None = None) -> None:
-        self._images, self._copies = images, copies
+    def __init__(
+        self,
+        images: CachedFeatures,
+        copies: CachedFeatures | None = None,
+        *,
+        places_NV: np.ndarray | None = None,
+    ) -> None:
+        """``places_NV``: which of its own views each case shows at each place, -1 for none; None: all as they come."""
+        self._images, self._copies, self._places_NV = images, copies, places_NV
         self.unread = [images.unread] if copies is None else [images.unread, copies.unread]
 
     def refuse_unread(self, row: int) -> None:
@@ -251,6 +258,11 @@ class CachedLooks:
         if self._copies is not None and len(copied_C):
             there_CV, features_CVF = self._copies.of(rows_B[copied_C], copies_B=looks_B[copied_C] - 1)
             features_BVF[copied_C, : there_CV.shape[1]] = features_CVF
+        if self._places_NV is not None:
+            places_BV = torch.from_numpy(self._places_NV[rows_B])
+            there_BV = places_BV >= 0
+            features_BVF = features_BVF[torch.arange(len(rows_B))[:, None], places_BV.clamp(min=0)]
+            features_BVF = features_BVF * there_BV[:, :, None].to(features_BVF.dtype)
         return Views(there_BV, features_BVF=features_BVF)
 
 

@@ -71,8 +71,8 @@ class Readers:
 class Images(Protocol):
     """Anything with rows of images: the case table, or a list of paths."""
 
-    def images(self, row: int) -> Sequence[str | bytes]:
-        """Paths or encoded bytes of the views of a row."""
+    def images(self, row: int) -> Sequence[str | bytes | None]:
+        """Paths or encoded bytes of the views of a row; None: its place stays empty."""
         ...
 
 
@@ -157,15 +157,18 @@ class ImageReader:
         height, width = self._image.size
         return len(self._looks) * height * width * 3
 
-    def read(self, row: int, draw: int) -> list[np.ndarray]:
+    def read(self, row: int, draw: int) -> list[np.ndarray | None]:
         """The views of a case, look by look, each uint8 [H, W, 3]."""
         images = self._source.images(row)
-        views = [self._view(image, draw, number, zoom) for zoom in self._looks for number, image in enumerate(images)]
-        if not views and self._required:
+        if self._required and all(image is None for image in images):
             raise ImageError(f"case {row} has no image; this task needs one per case.")
-        return views
+        return [
+            None if image is None else self._view(image, draw, number, zoom)
+            for zoom in self._looks
+            for number, image in enumerate(images)
+        ]
 
-    def collate(self, raws: Sequence[list[np.ndarray]], *, shared: bool) -> Views:
+    def collate(self, raws: Sequence[list[np.ndarray | None]], *, shared: bool) -> Views:
         """uint8 pixels; views that are not there are zeros."""
         height, width = self._image.size
         looks = len(self._looks)
@@ -176,6 +179,8 @@ class ImageReader:
         there_BV = np.zeros(size[:2], dtype=bool)
         for number, views in enumerate(raws):
             for place, pixels_HWC in enumerate(views):
+                if pixels_HWC is None:
+                    continue
                 look, view = divmod(place, len(views) // looks)
                 images_BVHWC[number, look * most + view] = pixels_HWC
                 there_BV[number, look * most + view] = True

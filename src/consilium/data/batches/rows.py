@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from consilium.core.errors import ImageError
+from consilium.core.reporter import counted, some
 from consilium.data.images.in_memory import View, as_file, is_tensor, name_of
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Query:
-    """What a task is asked about: an image (or a list of views), a text, or both."""
+    """What a task is asked about: an image (or a list of views, or views by name), a text, or both."""
 
-    image: View | Sequence[View] | None = None
+    image: View | Sequence[View] | Mapping[str, View] | None = None
     text: str | None = None
 
 
-Item: TypeAlias = "View | Sequence[View] | Query"
+Item: TypeAlias = "View | Sequence[View] | Mapping[str, View] | Query"
 
 
 def is_one_item(given: object) -> bool:
@@ -42,16 +43,21 @@ def is_one_item(given: object) -> bool:
 
 @dataclass(frozen=True)
 class Items:
-    """Paths, bytes, Pillow images, arrays and queries as rows of images and texts."""
+    """Paths, bytes, Pillow images, arrays and queries as rows of images and texts.
+
+    ``names`` are those of the views that the task tells apart, in their order; (): it takes them as they come.
+    """
 
     items: Sequence[Item]
+    names: tuple[str, ...] = ()
 
-    def images(self, row: int) -> list[str | bytes]:
-        """The views of an item; one that is no image is an ImageError."""
-        item = self.items[row]
+    def images(self, row: int) -> list[str | bytes | None]:
+        """The views of an item, with ``names`` in the order of these; one that is no image is an ImageError."""
+        item = self._item(row)
         if isinstance(item, Query) and item.image is None and not item.text:
             raise ImageError("the query has neither an image nor a text.")
-        return [as_file(view) for view in _views(item)]
+        views = _by_name(item, self.names) if self.names else _views(item)
+        return [None if view is None and self.names else as_file(view) for view in views]
 
     @property
     def most_captions(self) -> int:
@@ -65,12 +71,17 @@ class Items:
 
     def key(self, row: int) -> dict[str, Any]:
         """What an answer calls an item: its image, its text."""
-        item = self.items[row]
+        item = self._item(row)
         names = [name_of(view) for view in _views(item)]
         image = (
             {} if isinstance(item, Query) and item.image is None else {"image": names[0] if len(names) == 1 else names}
         )
         return {**image, "text": item.text} if isinstance(item, Query) and item.text else image
+
+    def _item(self, row: int) -> Item:
+        """An item; views by their names are a query about an image."""
+        item = self.items[row]
+        return Query(item) if self.names and isinstance(item, Mapping) else item
 
     def in_memory(self) -> bool:
         """Whether a list holds more than paths and bytes: pixels, which are decoded already, or a file that is open.
@@ -86,10 +97,33 @@ class Items:
 def _views(item: object) -> list[object]:
     """The views of a case: those of a list or tuple (of numbers or lists it is none), else the item itself."""
     if isinstance(item, Query):
+        if isinstance(item.image, Mapping):
+            return list(item.image.values())
         return [] if item.image is None else _views(item.image)
     if isinstance(item, list | tuple) and not any(isinstance(view, list | tuple | int | float) for view in item):
         return list(item)
     return [item]
+
+
+def _by_name(item: object, names: tuple[str, ...]) -> list[object]:
+    """The views of a case in the order of their names, None where one is missing; nameless ones are all there."""
+    given = item.image if isinstance(item, Query) else item
+    if given is None:
+        return [None] * len(names)
+    if isinstance(given, Mapping):
+        if unknown := sorted(set(given) - set(names)):
+            raise ImageError(f"there is no view called {some(unknown, 3)}; the views are {', '.join(names)}.")
+        if all(view is None for view in given.values()):
+            raise ImageError(f"the case has no view; the views are {', '.join(names)}.")
+        return [given.get(name) for name in names]
+    views = _views(given)
+    if len(views) != len(names):
+        example = ", ".join(f"'{name}': ..." for name in names)
+        raise ImageError(
+            f"{counted(len(views), 'image')} without a name, of a case whose views are {', '.join(names)}: say which "
+            f"is which, as {{{example}}}, and leave out what is missing."
+        )
+    return views
 
 
 class FoundItems(Sequence[Item]):
@@ -119,7 +153,15 @@ class FoundItems(Sequence[Item]):
         if not isinstance(found, tuple):
             return found
         table, row = found
-        return Query(table.images(row), table.texts[row])
+        return Query(views_of(table, row), table.texts[row])
+
+
+def views_of(table: CaseTable, row: int) -> list[str | bytes] | dict[str, str | bytes]:
+    """The views of a case of a store, by their names where each has one of its own."""
+    names, images = table.view_names(row), table.images(row)
+    if not all(names) or len(set(names)) < len(names):
+        return images
+    return dict(zip(names, images, strict=True))
 
 
 @dataclass(frozen=True)

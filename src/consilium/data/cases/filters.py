@@ -10,9 +10,10 @@ import numpy as np
 
 from consilium.core.config import nearest
 from consilium.core.contracts import Needs
-from consilium.core.errors import ConfigError
+from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import ROOT, with_ancestors
 from consilium.core.reporter import counted, some
+from consilium.data.batches.laterality import places_of
 from consilium.data.config import FilterConfig
 from consilium.data.store.splits import position
 from consilium.data.store.store import CaseTable
@@ -49,6 +50,8 @@ def usable(table: CaseTable, *, needs: Needs, pseudo_labels: bool) -> Filtered:
         has_image = np.zeros(len(found.table), dtype=bool)
         has_image[found.table.view_column("name")[0]] = True
         found = found.keep(has_image, "left out: no image")
+    if needs.views:
+        found = _with_views(found, needs.views)
     if needs.text == "must":
         found = found.keep(_filled(found.table.texts), "left out: no text")
     if needs.mask == "must":
@@ -57,6 +60,27 @@ def usable(table: CaseTable, *, needs: Needs, pseudo_labels: bool) -> Filtered:
         found = found.keep(_filled(found.table.labels), "left out: no label")
     trusted = found.table.is_gt | (pseudo_labels & (_splits(found.table) == "train"))
     return found.keep(trusted, "left out: a pseudo-label")
+
+
+def _with_views(found: Filtered, names: tuple[str, ...]) -> Filtered:
+    """The cases with a view of one of these names; a name that no case has, or one has twice, is a DataError."""
+    table = found.table
+    _, counts_NV = places_of(table, names)
+    own = sorted(set(table.view_column("name")[1]))
+    for name, count in zip(names, counts_NV.sum(axis=0).tolist(), strict=True):
+        if not count and len(table):
+            there = f"the views are called {some(own, 8)}" if any(own) else "none has a name"
+            raise DataError(
+                f"task.views names the view '{name}', which no case has: {there}. Views are named by the columns of a "
+                "source (columns.image: [left, right])."
+            )
+    if len(twice := np.argwhere(counts_NV > 1)):
+        row, view = twice[0].tolist()
+        raise DataError(
+            f"the case {table.ids[row]} has the view '{names[view]}' {counts_NV[row, view]} times"
+            f"{f', and {len(twice) - 1} more have one twice' if len(twice) > 1 else ''}; give each case one of it."
+        )
+    return found.keep(np.asarray((counts_NV > 0).any(axis=1)), f"left out: no view called {' or '.join(names)}")
 
 
 def _filled(values: Iterable[object]) -> np.ndarray:

@@ -12,8 +12,8 @@ import numpy as np
 from consilium.core.errors import ConfigError
 from consilium.core.evaluation import Evaluation, Outputs
 from consilium.evaluation.config import EvaluationConfig
-from consilium.evaluation.estimates import Estimates, Share, estimate
-from consilium.evaluation.metrics import Bools, Floats, Ints, as_weights, defined
+from consilium.evaluation.estimates import Estimates, Share, estimate, mean
+from consilium.evaluation.metrics import Bools, Floats, Ints, defined
 from consilium.evaluation.report.words import WORDS
 from consilium.evaluation.retrieval import figures as f
 from consilium.evaluation.retrieval import tables as t
@@ -123,11 +123,11 @@ class RetrievalEvaluator:
     def _estimates(self, cases: RetrievalCases, found: list[Way], among_N: Bools) -> Estimates:
         """The figures of some of the cases."""
         groups = [cases.groups[n] for n in np.flatnonzero(among_N)]
-        shares = {name: share.among(among_N) for name, share in _shares(cases, found).items()}
+        shares = {name: share.among(among_N) for name, share in shares_of(cases, found).items()}
         shares = {name: share for name, share in shares.items() if share.of.any()}
         extra = _medians(cases, found, among_N)
         if (loss_N := _loss(cases, found)) is not None:
-            extra["log_loss"] = partial(_mean, loss_N[among_N])
+            extra["log_loss"] = partial(mean, loss_N[among_N])
         return estimate(shares, groups, config=self._config, extra=extra)
 
     def _per_value(
@@ -197,7 +197,7 @@ def _notes(cases: RetrievalCases, found: list[Way], *, of: int) -> list[str]:
 # -- Figures ------------------------------------------------------------------------------------------------------
 
 
-def _shares(cases: RetrievalCases, found: list[Way]) -> dict[str, Share]:
+def shares_of(cases: RetrievalCases, found: list[Way]) -> dict[str, Share]:
     """The figures that are means over cases of numbers from 0 to 1."""
     shares: dict[str, Share] = {}
     for way in found:
@@ -216,10 +216,10 @@ def _shares(cases: RetrievalCases, found: list[Way]) -> dict[str, Share]:
 
 def _figures(cases: RetrievalCases, found: list[Way]) -> dict[str, float | None]:
     everywhere = np.ones(len(cases.ids), dtype=bool)
-    values = {name: share.value() for name, share in _shares(cases, found).items()}
+    values = {name: share.value() for name, share in shares_of(cases, found).items()}
     values |= {name: median(None) for name, median in _medians(cases, found, everywhere).items()}
     if (loss_N := _loss(cases, found)) is not None:
-        values["log_loss"] = _mean(loss_N, None)
+        values["log_loss"] = mean(loss_N, None)
     return {name: defined(values[name]) if name in values else None for name in _NAMES}
 
 
@@ -247,8 +247,3 @@ def _loss(cases: RetrievalCases, found: list[Way]) -> Floats | None:
     by_text = [way.standing for way in found if way.level == "text" and way.defined]
     losses = [cases.mean(own.loss_Q) for own in by_text if own.loss_Q is not None]
     return np.asarray(np.mean(losses, axis=0)) if losses else None
-
-
-def _mean(values_N: Floats, weights: Floats | None) -> Floats:
-    weights = as_weights(weights, len(values_N))
-    return np.asarray(weights @ values_N / weights.sum(axis=-1))

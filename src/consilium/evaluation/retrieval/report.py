@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from consilium.core.evaluation import Evaluation
@@ -49,6 +50,41 @@ def retrieval_parts() -> ReportParts:
             "map_chart": charts.map_chart,
         },
     )
+
+
+def views_parts() -> ReportParts:
+    """The parts of an image and text encoder of named views."""
+    parts = retrieval_parts()
+    return replace(
+        parts,
+        about="cases of several views and texts in one space",
+        sections=("retrieval.html.j2", "views.html.j2", "space.html.j2"),
+        results=_results_of_views,
+        console=lambda evaluation: [*_console(evaluation), *_console_of_views(evaluation)],
+    )
+
+
+def _results_of_views(evaluation: Evaluation) -> dict[str, Any]:
+    """As without views; and what is measured of each, and of both sides, as rows."""
+    tables = ("retrieval_views", "symmetry", "exchange")
+    return _results(evaluation) | {name: rows for name in tables if (rows := evaluation.tables.get(name))}
+
+
+def _console_of_views(evaluation: Evaluation) -> list[str]:
+    titles = {
+        "retrieval_views": "retrieval by one view, in its own space",
+        "symmetry": "cosine of the two views of a case, and of views of other groups",
+        "exchange": "the two views exchanged",
+    }
+    hidden = ("_low", "_high", "_chance")
+    return [
+        format_table(
+            [{name: value for name, value in row.items() if not name.endswith(hidden)} for row in rows],
+            title=f"{evaluation.split}: {title}",
+        )
+        for table, title in titles.items()
+        if (rows := evaluation.tables.get(table))
+    ]
 
 
 def rows_of(evaluation: Evaluation) -> list[dict[str, Any]]:

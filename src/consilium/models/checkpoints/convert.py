@@ -14,10 +14,11 @@ from consilium.core.reporter import some
 from consilium.models.checkpoints.find import find_model
 from consilium.models.checkpoints.forms import FORMS, Form, Rule
 from consilium.models.encoders import HubEncoder
+from consilium.models.hub import HEADS
 from consilium.models.parts import first_names
 from consilium.models.weights import load_checkpoint, save_state
 
-HEADS, REPORT = "heads.safetensors", "conversion.json"
+REPORT = "conversion.json"
 
 
 @dataclass
@@ -75,7 +76,7 @@ def _as_open_clip(form: Form, state: Mapping[str, Tensor], work: Path, tokenizer
             f"{file} looks like {form.name}, but lacks the tensor {error}; it holds {first_names(state)}."
         ) from error
     if form.towers_only:
-        described["towers_only"] = form.towers_only
+        described |= {"towers_only": form.towers_only, "views": list(form.views)}
     done = Converted(work, form.name, rows)
     write_json(work / "open_clip_config.json", described)
     save_state(towers, work / "open_clip_model.safetensors")
@@ -87,6 +88,9 @@ def _as_open_clip(form: Form, state: Mapping[str, Tensor], work: Path, tokenizer
     elif form.tokenizer is not None:
         done.notes.append(f"its tokenizer is taken from {form.tokenizer} on the hub; --tokenizer brings one along.")
     both = "task.vision and task.text, each {kind: open_clip, name: FOLDER}"
+    if form.views:
+        names = ", ".join(form.views)
+        done.notes.append(f"with its heads it is task.model: FOLDER beside task.views: {{names: [{names}]}}.")
     done.notes.append(
         f"use it as {both}: {form.towers_only}; its own are kept in {HEADS}."
         if form.towers_only
@@ -120,7 +124,7 @@ def _sorted(
             rows.append({"part": rule.part, "tensors": counts[rule], "in the file": rule.old, "here": here})
     if left:
         rows.append({"part": "unknown", "tensors": len(left), "in the file": some(left, 3), "here": "left out"})
-    if form.towers_only:
+    if form.towers_only and not form.views:
         new = "random: a training makes them"
         rows.append({"part": "projections into one space", "tensors": 0, "in the file": "none that fit", "here": new})
     return towers, heads, rows

@@ -37,12 +37,13 @@ if TYPE_CHECKING:
 _INSTEAD = "Without a network, name a local folder with its files: its weights, its config and its tokenizer."
 
 
-def find_model(name: str, *, weights: str | None = None, key: str = "task.model") -> Pretrained:
+def find_model(name: str, *, weights: str | None = None, key: str = "task.model", views: bool = False) -> Pretrained:
     """The whole model that a config names.
 
     ``name`` is a folder here or in a bucket, ``ORG/NAME`` or ``hf-hub:ORG/NAME`` on the hub, or a model of open_clip as
     ``NAME/TAG``, where the tag says which weights. ``weights`` is a file that stands for those of a folder or a tag.
-    ``key`` is the config key that messages name. What cannot be had is a WeightsError, what is no such model a
+    ``key`` is the config key that messages name. With ``views`` a model that has heads for views is one, too. What
+    cannot be had is a WeightsError, what is no such model a
     ConfigError.
     """
     given: Callable[[], Path] | None = partial(weights_of, weights, key=f"{key}.pretrained") if weights else None
@@ -59,10 +60,12 @@ def find_model(name: str, *, weights: str | None = None, key: str = "task.model"
     folder = place.descriptions("config")
     if (folder / "open_clip_config.json").is_file():
         described = read_description(folder / "open_clip_config.json")
-        if key == "task.model" and (why := described.get("towers_only")):
+        heads = views and described.get("views")
+        if key == "task.model" and not heads and (why := described.get("towers_only")):
+            other = "" if not described.get("views") else " Or set task.views, which takes its heads."
             raise ConfigError(
                 f"task.model '{name}' has two towers, but no projections that fit: {why}. Take the towers by "
-                "themselves: task.vision and task.text, each with kind: open_clip and this name."
+                f"themselves: task.vision and task.text, each with kind: open_clip and this name.{other}"
             )
         get = given or (lambda: file_in(place.weights()))
         return OpenClipModel(name, described, file=get, source=weights or name, place=place)

@@ -41,7 +41,8 @@ class Rule:
 class Form:
     """Files of one program: how they are recognised, their rules, and what ``open_clip_config.json`` says of them.
 
-    ``towers_only`` is why the towers cannot be joined by projections as we have them; '' where they can.
+    ``towers_only`` is why the towers cannot be joined by projections as we have them; '' where they can. ``views`` are
+    the named views for which it has heads that ``task.views`` takes.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Form:
     describe: Callable[[Mapping[str, Tensor]], dict[str, Any]]
     tokenizer: str | None
     towers_only: str = ""
+    views: tuple[str, ...] = ()
 
 
 def _depth(names: Collection[str], prefix: str) -> int:
@@ -151,6 +153,7 @@ FORMS = (
         _chinese("none", 100),
         _CHINESE,
         towers_only="RET-CLIP has heads for the patient, the left and the right eye",
+        views=("left", "right"),
     ),
     Form(
         "Chinese-CLIP",

@@ -55,13 +55,17 @@ class ProjectionLayout(Config):
 
 
 class ModelLayout(Config):
-    """Two towers that were trained into one space, and what lies between them and it."""
+    """Two towers that were trained into one space, and what lies between them and it.
+
+    ``views`` are named views for which there are heads beside the weights; the texts then have no plain projection.
+    """
 
     image: ImageLayout
     text: TextLayout
     image_projection: ProjectionLayout
     text_projection: ProjectionLayout
     loss: Literal["softmax", "sigmoid"]
+    views: tuple[str, ...] = ()
 
     @property
     def embedding_size(self) -> int:

@@ -68,6 +68,7 @@ class OpenClipModel:
         self.name, self._file, self._source, self._place = name, cache(file), source, place
         self._model: dict[str, Any] = described["model_cfg"]
         self._preprocess: dict[str, Any] = described.get("preprocess_cfg") or {}
+        self._views = tuple(described.get("views", ()))
         self._vision: dict[str, Any] = dict(self._model["vision_cfg"])
         self._text: dict[str, Any] = dict(self._model["text_cfg"])
         for today, before in (("hf_proj_type", "proj"), ("hf_pooler_type", "pooler_type")):
@@ -85,6 +86,7 @@ class OpenClipModel:
             image_projection=image_projection,
             text_projection=text_projection,
             loss="softmax" if self._model.get("init_logit_bias") is None else "sigmoid",
+            views=self._views,
         )
 
     def tokenizer(self) -> tuple[str, int]:
@@ -136,10 +138,10 @@ class OpenClipModel:
     def joint(self) -> Joint:
         """Projections, temperature and bias."""
         log_scale = scalar(self._state, "logit_scale")
-        if log_scale is None:
+        if log_scale is None and not self._views:
             raise WeightsError(f"the weights of {self.name} have no logit_scale; they are not those of a CLIP.")
         projections = {"image": self._image_projection(), "text": self._text_projection()}
-        return Joint(projections, log_scale, scalar(self._state, "logit_bias"))
+        return Joint(projections, log_scale or 0.0, scalar(self._state, "logit_bias"))
 
     @cached_property
     def _state(self) -> dict[str, Tensor]:

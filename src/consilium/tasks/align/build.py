@@ -27,7 +27,9 @@ from consilium.models.tuning import tune
 from consilium.models.vision import build_vision
 from consilium.tasks.align.config import AlignConfig
 from consilium.tasks.align.knowledge import AlignKnowledge
+from consilium.tasks.align.start import begin_views
 from consilium.tasks.align.task import Align
+from consilium.tasks.align.views import AlignViews, ViewHeads, text_head
 from consilium.tasks.family import Brought, Known, Member
 from consilium.tasks.towers import borrowed_image, image_settings, vision_settings
 
@@ -43,7 +45,7 @@ def build_align(
     """The task of a section. Without ``weights`` its parts are those that a bundle knows, and random."""
     tokenizer, whole = Tokenizer(knowledge.tokenizer), None
     if section.model is not None and weights:
-        whole = find_model(section.model.name, weights=section.model.pretrained)
+        whole = find_model(section.model.name, weights=section.model.pretrained, views=section.views is not None)
     vision = build_vision(
         section.vision,
         image_size=image_size,
@@ -71,12 +73,22 @@ def build_align(
             side: build_projection(section.projection, in_features=width, width=section.embedding_size)
             for side, width in widths.items()
         }
-    task = Align(section, vision=vision, text=text, projections=projections, tokenizer=tokenizer)
+    if section.views is not None:
+        projections["text"] = Projection(text_head(text.num_features, section.embedding_size))
+    parts: dict[str, Any] = {"vision": vision, "text": text, "projections": projections, "tokenizer": tokenizer}
+    if section.view_names:
+        views = len(section.view_names)
+        heads = ViewHeads(views=views, width=section.embedding_size, text_features=text.num_features)
+        task: Align = AlignViews(section, heads=heads, **parts)
+    else:
+        task = Align(section, **parts)
     task.projections = layouts
     if section.model is not None and whole is not None:
         _start_as(task, whole)
         stated, source = section.model.license, section.model.name
         task.licenses = with_stated(task.licenses, stated, source=source, key="task.model.license")
+    if section.views is not None and weights:
+        begin_views(task, section, whole, as_it_came=not knowledge.training_cases)
     return task
 
 
@@ -95,7 +107,7 @@ def brought(section: AlignConfig, borrowed: Mapping[str, Known]) -> Brought:
             )
         text = {"context_length": own.context_length, "pooling": knowledge.pooling or own.pooling or "cls"}
         return Brought(merge(settings, {"task": {"text": text}}), knowledge)
-    layout = find_model(section.model.name, weights=section.model.pretrained).layout
+    layout = find_model(section.model.name, weights=section.model.pretrained, views=section.views is not None).layout
     if "embedding_size" in section.model_fields_set and section.embedding_size != layout.embedding_size:
         raise ConfigError(
             f"task.embedding_size is {section.embedding_size}, but {section.model.name} was trained with "
@@ -117,7 +129,8 @@ def _projections(layout: ModelLayout) -> dict[str, Any]:
 def _start_as(task: Align, whole: Pretrained) -> None:
     """Begin with the temperature and the bias that a model has learned, unless the config gives others."""
     joint = whole.joint()
-    task.loss.start_at(joint.log_scale, bias=joint.bias)
+    for loss in task.losses:
+        loss.start_at(joint.log_scale, bias=joint.bias)
 
 
 def _borrowed_text(section: AlignConfig, members: Mapping[str, Member]) -> TextSource | None:

@@ -32,6 +32,34 @@ class ModelConfig(Config):
     license: LicenseOfWeights = None
 
 
+class ViewsConfig(Config):
+    """Named views of a case, as the eyes of a patient (RET-CLIP, Du et al., 2024, arXiv:2405.14137).
+
+    One image tower sees all of them. Each view has an image map, a text head, a loss and a temperature of its own, and
+    so has the case, whose map takes all views side by side. A case that lacks a view trains what it has.
+    """
+
+    names: Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...], Field(min_length=2)] = Field(
+        default=("left", "right"), description="Names of the views, as the sources call them (columns.image)."
+    )
+    loss: Literal["sum", "mean"] = Field(default="sum", description="Of the losses of the views and of the case.")
+    monocular: bool = Field(
+        default=False,
+        description="One picture a case, whatever its name: one image projection, one such text head, one loss.",
+    )
+
+    @model_validator(mode="after")
+    def _different(self) -> ViewsConfig:
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"names are {', '.join(self.names)}; give each view a name of its own")
+        if taken := sorted(set(self.names) & {"case", "exchanged", "tower"}):
+            raise ValueError(f"a view cannot be called {' or '.join(taken)}, which means something else")
+        usual = type(self).model_fields
+        if self.monocular and (self.names, self.loss) != (usual["names"].default, usual["loss"].default):
+            raise ValueError("monocular has one picture and one loss; leave names and loss out")
+        return self
+
+
 def _named(given: object) -> object:
     return {"name": given} if isinstance(given, str) else given
 
@@ -49,6 +77,10 @@ class AlignConfig(TaskSection):
     )
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
+    views: ViewsConfig | None = Field(
+        default=None,
+        description="Named views of a case, with losses of their own; null: of several the features are averaged.",
+    )
     projection: ProjectionConfig = LinearProjectionConfig()
     embedding_size: int = Field(default=512, ge=1, description="Numbers of an embedding.")
     chunk: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
@@ -67,7 +99,12 @@ class AlignConfig(TaskSection):
     @property
     def needs(self) -> Needs:
         """Images and their texts."""
-        return Needs(image="must", text="must")
+        return Needs(image="must", text="must", views=self.view_names)
+
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """The views that are told apart; () where all are alike."""
+        return () if self.views is None or self.views.monocular else self.views.names
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -121,7 +158,8 @@ class AlignConfig(TaskSection):
     @property
     def gives(self) -> tuple[str, ...]:
         """What an answer may hold: of what was asked about."""
-        return ("image_embedding", "text_embedding")
+        spaces = ("", *(f"{name}_" for name in self.view_names))
+        return tuple(f"{space}{side}_embedding" for space in spaces for side in ("image", "text"))
 
     @model_validator(mode="after")
     def _one_says_what_the_towers_are(self) -> AlignConfig:

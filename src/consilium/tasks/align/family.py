@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -18,10 +17,12 @@ from consilium.data.config import ImageConfig
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.report.parts import AddedTable, ReportParts
 from consilium.evaluation.retrieval.evaluator import RetrievalEvaluator
-from consilium.evaluation.retrieval.report import retrieval_parts
+from consilium.evaluation.retrieval.report import retrieval_parts, views_parts
+from consilium.evaluation.retrieval.views import ViewsEvaluator
 from consilium.models.config import TextConfig
 from consilium.tasks.align.config import AlignConfig, ModelConfig
 from consilium.tasks.align.knowledge import AlignKnowledge
+from consilium.tasks.align.look import cut_texts, missing_views, refuse_foreign_texts, refuse_missing_views
 from consilium.tasks.family import Brought, Family, Known, Member, Settled
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
             tokenizer = _tokenizer(section.text, section.model, tuple(texts) if scratch else ())
         knowledge = AlignKnowledge(training_cases=len(cases.rows["train"]), tokenizer=tokenizer.definition)
         if learns:
-            cases = replace(cases, notes=[*cases.notes, *_cut(cases, tokenizer)])
+            refuse_foreign_texts(cases, tokenizer)
+            refuse_missing_views(cases, section)
+            cases = replace(cases, notes=[*cases.notes, *cut_texts(cases, tokenizer), *missing_views(cases, section)])
         return Studied(cases, knowledge, _alike(section.loss.positives, cases))
 
     def build(
@@ -88,12 +91,14 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
         return brought(section, borrowed)
 
     def evaluator(self, section: AlignConfig, knowledge: AlignKnowledge, *, evaluation: EvaluationConfig) -> Evaluator:
-        """Retrieval both ways."""
+        """Retrieval both ways, with named views also of each of them."""
+        if section.view_names:
+            return ViewsEvaluator(section.view_names, config=evaluation)
         return RetrievalEvaluator(config=evaluation)
 
     def report(self, section: AlignConfig, knowledge: AlignKnowledge) -> ReportParts:
         """Ranks beside chance, and what lies nearest."""
-        return retrieval_parts()
+        return views_parts() if section.view_names else retrieval_parts()
 
     def added(self, task: Align, cases: Cases, split: str, *, report: ReportConfig) -> list[AddedTable]:
         """The terms of sparse texts."""
@@ -114,8 +119,10 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
         }
         return Settled(knowledge.model_copy(update=made_of), outputs)
 
-    def trained(self, task: Align) -> DualEncoder:
-        """Two towers and their projections."""
+    def trained(self, task: Align) -> DualEncoder | None:
+        """Two towers and their projections; with named views they are no single pair of an image and a text."""
+        if task.views:
+            return None
         from consilium.models.trained import DualEncoder
         from consilium.tasks.towers import layout_of
 
@@ -154,28 +161,13 @@ def _alike(positives: str, cases: Cases) -> np.ndarray | None:
     )
 
 
-def _cut(cases: Cases, tokenizer: Tokenizer) -> list[str]:
-    """How many training texts of each source are longer than the text tower reads; nothing of a source without any."""
-    texts: dict[str, list[str]] = defaultdict(list)
-    for row in cases.rows["train"].tolist():
-        texts[cases.table.sources[row]] += cases.table.drawn(row)
-    cut = {source: tokenizer.count_cut(own) for source, own in texts.items()}
-    return [
-        f"source '{source}': {count} of {counted(len(texts[source]), 'training text')} "
-        f"{'is' if count == 1 else 'are'} longer than the text tower reads (task.text.context_length: "
-        f"{tokenizer.context_length} tokens), and {'is' if count == 1 else 'are'} cut."
-        for source, count in cut.items()
-        if count
-    ]
-
-
 @lru_cache(maxsize=2)  # a training studies its cases more than once
 def _tokenizer(config: TextConfig, model: ModelConfig | None, texts: tuple[str, ...]) -> Tokenizer:
     from consilium.models.checkpoints.find import find_model
     from consilium.models.checkpoints.pretrained import text_source
     from consilium.models.text import build_tokenizer
 
-    source = None if model is None else text_source(find_model(model.name, weights=model.pretrained))
+    source = None if model is None else text_source(find_model(model.name, weights=model.pretrained, views=True))
     return build_tokenizer(config, texts=texts, source=source)
 
 

@@ -26,9 +26,9 @@ from consilium.core.contracts import (
     Texts,
 )
 from consilium.core.errors import ConfigError
-from consilium.core.reporter import some
+from consilium.core.reporter import format_table, some
 from consilium.core.task import Task, at_the_end
-from consilium.losses.contrastive import build_contrastive
+from consilium.losses.contrastive import ContrastiveLoss, build_contrastive
 from consilium.losses.distillation import FeatureDistillation
 from consilium.losses.sparsity import flops_penalty
 from consilium.models.checkpoints.layout import ProjectionLayout
@@ -44,7 +44,12 @@ SIDES = ("image", "text")
 
 
 class Align(Task):
-    """Two towers and a projection for each; several views of a case are averaged as features."""
+    """Two towers and a projection for each; several views of a case are averaged as features.
+
+    ``spaces`` begin the names of the embeddings in an answer: one space, which has no name.
+    """
+
+    spaces: tuple[str, ...] = ("",)
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class Align(Task):
         self.licenses = tuple(dict.fromkeys((*vision.licenses, *text.licenses)))
         self.image_projection, self.text_projection = (projections[side] for side in SIDES)
         self.projections: dict[str, ProjectionLayout] | None = None  # where a whole pretrained model has its own
+        self.begun: list[dict[str, Any]] = []  # which parts began with weights of which file, where that is told
         self.loss = build_contrastive(config.loss)
         self.chunk = None if config.chunk == "auto" else config.chunk
         if config.chunk is not None:
@@ -70,6 +76,11 @@ class Align(Task):
         self.distillation = None if distilled is None else FeatureDistillation(distilled)
         self._start: dict[str, nn.Module] = {}  # no parts of the task: neither saved with it nor trained
         self.set_epoch(0)
+
+    @property
+    def losses(self) -> list[ContrastiveLoss]:
+        """The loss of each of the spaces."""
+        return [self.loss]
 
     def view_features(self, batch: Batch, tower: nn.Module | None = None) -> Tensor:
         """Features [N, F] of all views there are, case by case: those that the batch brings, or the tower's."""
@@ -116,19 +127,13 @@ class Align(Task):
         """The contrastive loss of this process's pairs among those of all processes, and the distance to the start."""
         if self.config.chunk == "auto" and self.chunk is None:
             self._find_chunk(batch)
-        same_B = own_BK = None
-        if self.config.loss.positives == "same_text" and batch.texts is not None:
-            same_B, own_BK = batch.texts.same_B, batch.texts.own_BK
-        elif self.config.loss.positives in ("same_label", "same_group"):
-            same_B = batch.targets_B
-        images_BF, texts_BF = self.image_features(batch), self.text_features(_texts(batch))
-        embeddings = self.embed_images(batch, images_BF), self.embed_texts(batch, texts_BF)
-        loss = self.loss(*embeddings, same_B=same_B, own_BK=own_BK, repeated=batch.share == 0)
-        parts = {"temperature": 1 / self.loss.scale.detach()}
+        views_NF, texts_BF = self.view_features(batch), self.text_features(_texts(batch))
+        loss, parts = self.contrast(batch, views_NF, texts_BF)
         further: list[tuple[str, float, Tensor]] = []  # name, weight and value of what is added to the loss
         if flops := self.config.text.flops:
             further.append(("flops", flops, flops_penalty(texts_BF, repeated=batch.share == 0)))
         if self.distillation is not None and self.config.feature_distillation is not None:
+            images_BF = mean_of_views(views_NF, batch.views.there_BV)
             distance = self._distance(batch, {"image": images_BF, "text": texts_BF})
             further.append(("feature_distillation", self.config.feature_distillation.weight, distance))
         if further:
@@ -138,34 +143,60 @@ class Align(Task):
             loss = loss + weight * value
         return StepOutput(loss, parts)
 
+    def contrast(self, batch: Batch, views_NF: Tensor, texts_BF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The contrastive loss, and what to tell of it."""
+        images_BF = mean_of_views(views_NF, batch.views.there_BV)
+        embeddings = self.embed_images(batch, images_BF), self.embed_texts(batch, texts_BF)
+        same_B, own_BK = self.same(batch)
+        loss = self.loss(*embeddings, same_B=same_B, own_BK=own_BK, repeated=batch.share == 0)
+        return loss, {"temperature": 1 / self.loss.scale.detach()}
+
+    def same(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """The numbers of right answers that the loss takes [B] and [B, K]; None where each case has its own alone."""
+        if self.config.loss.positives == "same_text" and batch.texts is not None:
+            return batch.texts.same_B, batch.texts.own_BK
+        return (batch.targets_B if self.config.loss.positives != "case" else None), None
+
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
         """``image_embeddings`` [B, D] and ``text_embeddings`` [B, K, D] of up to K texts, zeros where there is none;
-        [B] whether there is any of each, and the ``scale``; of sparse texts the ``term_weights`` [B, V] of the first.
+        [B] whether there is any of each, and the ``scale``: in each of the spaces, whose names they begin with; of
+        sparse texts the ``term_weights`` [B, V] of the first.
         """
-        captions = batch.captions
-        scale = self.loss.scale.detach()
-        arrays = {"scale": scale.expand(len(batch)), "has_image": batch.views.there_BV.any(1).float()}
-        if bool(batch.views.there_BV.any()):
-            arrays["image_embeddings"] = self.embed_images(batch, self.image_features(batch))
-        else:
-            arrays["image_embeddings"] = scale.new_zeros(len(batch), self.config.embedding_size)
-        there_BK = scale.new_zeros(len(batch), 1).bool() if captions is None else captions.there_BK
-        arrays["has_text"] = there_BK.any(1).float()
-        embeddings_BKD = scale.new_zeros(*there_BK.shape, self.config.embedding_size)
+        captions, width = batch.captions, self.config.embedding_size
+        arrays = self.image_arrays(batch)
+        there_BK = arrays["scale"].new_zeros(len(batch), 1).bool() if captions is None else captions.there_BK
+        for space in self.spaces:
+            arrays[f"{space}has_text"] = there_BK.any(1).float()
+            arrays[f"{space}text_embeddings"] = arrays["scale"].new_zeros(*there_BK.shape, width)
         if captions is not None and bool(there_BK.any()):
             features_NF = self.text_features(captions.each_text())
-            embeddings_BKD[there_BK] = self.text_projection(features_NF).float()
+            for space, embeddings_ND in zip(self.spaces, self.each_text(features_NF), strict=True):
+                arrays[f"{space}text_embeddings"][there_BK] = embeddings_ND.float()
             if self.text.terms is not None:
                 arrays["term_weights"] = _of_first(features_NF, there_BK)
-        arrays["text_embeddings"] = embeddings_BKD
         return Prediction(arrays)
+
+    def image_arrays(self, batch: Batch) -> dict[str, Tensor]:
+        """What ``predict`` says of the images, and the scale of each space."""
+        there_B, scale = batch.views.there_BV.any(1), self.loss.scale.detach()
+        embeddings_BD = scale.new_zeros(len(batch), self.config.embedding_size)
+        if bool(there_B.any()):
+            embeddings_BD = self.embed_images(batch, self.image_features(batch))
+        return {"scale": scale.expand(len(batch)), "has_image": there_B.float(), "image_embeddings": embeddings_BD}
+
+    def each_text(self, features_NF: Tensor) -> list[Tensor]:
+        """Embeddings [N, D] of texts in each of the spaces."""
+        return [self.text_projection(features_NF)]
 
     def combine(self, looks: Sequence[tuple[Look, Prediction]]) -> Prediction:
         """The mean of the image embeddings, of length 1 again; the text is the same for every look."""
-        first = dict(looks[0][1].arrays)
-        mean_BD = torch.stack([seen.arrays["image_embeddings"] for _, seen in looks]).mean(0)
-        return Prediction({**first, "image_embeddings": functional.normalize(mean_BD, dim=1)})
+        arrays = dict(looks[0][1].arrays)
+        for name in arrays:
+            if name.endswith("image_embeddings"):
+                mean = torch.stack([seen.arrays[name] for _, seen in looks]).mean(0)
+                arrays[name] = functional.normalize(mean, dim=-1)
+        return Prediction(arrays)
 
     @torch.no_grad()
     def probed(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -176,23 +207,26 @@ class Align(Task):
 
     def evidence(self, prediction: Prediction, batch: Batch) -> Mapping[str, Tensor]:
         """The embeddings, the temperature, and which texts are equal."""
-        arrays = {name: prediction.arrays[name] for name in ("image_embeddings", "text_embeddings", "scale")}
+        kept = ("image_embeddings", "text_embeddings", "scale")
+        arrays = {name: array for name, array in prediction.arrays.items() if name.endswith(kept)}
         return arrays if batch.captions is None else {**arrays, "same_text": batch.captions.same_BK}
 
     def records(self, prediction: Prediction) -> list[dict[str, Any]]:
         """Per case the embeddings of what it has, and the weights of the terms of its text where the tower has some."""
         arrays = {name: array.cpu() for name, array in prediction.arrays.items()}
         has_terms = "term_weights" in arrays
-        arrays["text_embeddings"] = arrays["text_embeddings"][:, 0]  # who asks gives one text
+        for space in self.spaces:
+            arrays[f"{space}text_embeddings"] = arrays[f"{space}text_embeddings"][:, 0]  # who asks gives one text
         return [
             {
-                f"{side}_embedding": arrays[f"{side}_embeddings"][case].tolist()
+                f"{space}{side}_embedding": arrays[f"{space}{side}_embeddings"][case].tolist()
+                for space in self.spaces
                 for side in SIDES
-                if arrays[f"has_{side}"][case]
+                if arrays[f"{space}has_{side}"][case]
             }
             | (
                 {"text_terms": self.named(arrays["term_weights"][case])}
-                if has_terms and arrays["has_text"][case]
+                if has_terms and arrays[f"{self.spaces[0]}has_text"][case]
                 else {}
             )
             for case in range(len(arrays["scale"]))
@@ -215,7 +249,7 @@ class Align(Task):
 
     def vectors(self) -> dict[str, int]:
         """The embeddings of both sides."""
-        return {f"{side}_embedding": self.config.embedding_size for side in SIDES}
+        return {f"{space}{side}_embedding": self.config.embedding_size for space in self.spaces for side in SIDES}
 
     def about(self) -> str:
         """The width of the space."""
@@ -237,7 +271,8 @@ class Align(Task):
     def notes(self) -> list[str]:
         """What is odd about the files of the towers' weights."""
         found = {"vision": self.vision.weights_note, "text": self.text.weights_note}
-        return [f"task.{name}.pretrained: {note}" for name, note in found.items() if note]
+        begun = [format_table(self.begun, title="what the training begins with")] if self.begun else []
+        return [*begun, *(f"task.{name}.pretrained: {note}" for name, note in found.items() if note)]
 
     def keep_start(self, groups: Sequence[str]) -> str:
         """Keep a copy of the towers that begin with trained weights and learn; without one it is a ConfigError."""

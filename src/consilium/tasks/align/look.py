@@ -1,0 +1,100 @@
+"""What is odd about the cases of a training: their texts and their views, before any model is built.
+
+Axes in names: N case of a table, V view.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from consilium.core.errors import DataError
+from consilium.core.reporter import counted
+from consilium.data.batches.laterality import places_of
+from consilium.data.cases.cases import SPLITS, Cases
+from consilium.tasks.align.config import AlignConfig
+
+if TYPE_CHECKING:
+    from consilium.models.tokenizer import Tokenizer
+
+_LOOKED_AT = 1_000  # texts of a source in which unknown words are counted
+_FOREIGN = 0.5  # share of unknown tokens from which on texts are in another language
+
+
+def cut_texts(cases: Cases, tokenizer: Tokenizer) -> list[str]:
+    """How many training texts of each source are longer than the text tower reads; nothing of a source without any."""
+    texts = _texts(cases)
+    cut = {source: tokenizer.count_cut(own) for source, own in texts.items()}
+    return [
+        f"source '{source}': {count} of {counted(len(texts[source]), 'training text')} "
+        f"{'is' if count == 1 else 'are'} longer than the text tower reads (task.text.context_length: "
+        f"{tokenizer.context_length} tokens), and {'is' if count == 1 else 'are'} cut."
+        for source, count in cut.items()
+        if count
+    ]
+
+
+def refuse_foreign_texts(cases: Cases, tokenizer: Tokenizer) -> None:
+    """A source of whose words the tokenizer knows less than half is a DataError: all its texts would be alike."""
+    for source, texts in _texts(cases).items():
+        share = tokenizer.unknown_share(texts[:: max(1, len(texts) // _LOOKED_AT)])
+        if share > _FOREIGN:
+            raise DataError(
+                f"source '{source}': the tokenizer of task.text does not know {100 * share:.0f} % of the tokens of its "
+                f"training texts (the first: '{texts[0][:60]}'). They are in another language than it: name a text "
+                "tower of their language (hfl/chinese-roberta-wwm-ext for Chinese), or leave the source out."
+            )
+
+
+def _texts(cases: Cases) -> dict[str, list[str]]:
+    """The training texts of each source."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    for row in cases.rows["train"].tolist():
+        texts[cases.table.sources[row]] += cases.table.drawn(row)
+    return texts
+
+
+def refuse_missing_views(cases: Cases, section: AlignConfig) -> None:
+    """A split whose cases have never all of the named views, or several pictures where one is read, is a DataError."""
+    if section.views is None:
+        return
+    if section.views.monocular:
+        several = [row for rows in cases.rows.values() for row in rows.tolist() if len(cases.table.view_names(row)) > 1]
+        if several:
+            raise DataError(
+                f"task.views.monocular reads one picture of a case, and {counted(len(several), 'case')} have several "
+                f"(the first: {cases.table.ids[several[0]]}). Make each picture a case of its own, or leave monocular "
+                "out to train each view and the case."
+            )
+        return
+    for split, there_NV in _there(cases, section):
+        if split != "test" and len(there_NV) and not there_NV.all(axis=1).any():
+            raise DataError(
+                f"no case of {split} has all views ({', '.join(section.view_names)}), so that "
+                f"{'the map of the case would learn nothing' if split == 'train' else 'retrieval cannot be judged'}. "
+                "Check the columns of images and the groups, or take task.views.monocular: true."
+            )
+
+
+def missing_views(cases: Cases, section: AlignConfig) -> list[str]:
+    """How many cases of each split lack which view."""
+    if not section.view_names:
+        return []
+    notes = []
+    for split, there_NV in _there(cases, section):
+        counts = (~there_NV).sum(axis=0).tolist()
+        if lacks := [f"{count} lack {name}" for name, count in zip(section.view_names, counts, strict=True) if count]:
+            whole, end = int(there_NV.all(axis=1).sum()), "; each trains what it has" if split == "train" else ""
+            of = counted(len(there_NV), "case")
+            notes.append(f"{split}: {whole} of {of} have all views, {', '.join(lacks)}{end}.")
+    return notes
+
+
+def _there(cases: Cases, section: AlignConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Of each split which cases have which views, bool [N, V]."""
+    places_NV, _ = places_of(cases.table, section.view_names)
+    for split in SPLITS:
+        yield split, places_NV[cases.rows[split]] >= 0
