@@ -17,9 +17,11 @@ import consilium
 from consilium.core.config import apply_overrides, build, read_tree
 from consilium.experiment import Experiment
 from consilium.session import train
+from tests.models.checkpoints.checkpoints import converted_chinese_clip
 from tests.models.checkpoints.writers import biomed_open, siglip_hf, write_tokenizer
 from tests.models.texts import write_encoder
 from tests.tasks.test_align_contract import write
+from tests.tasks.test_align_views_trained import write_eyes
 from tests.tiny import Recorder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -37,8 +39,9 @@ def trained(
     *overrides: str,
     reporter: Recorder | None = None,
 ) -> Any:
-    """The model that a recipe makes of captioned squares in two steps."""
-    monkeypatch.setenv("CONSILIUM_DATA", str(write(folder / "pairs").parent))
+    """The model that a recipe makes of captioned squares, or pairs of them, in two steps."""
+    data = write_eyes(folder / "eyes") if recipe == "retclip" else write(folder / "pairs")
+    monkeypatch.setenv("CONSILIUM_DATA", str(data.parent))
     places = [
         f"data.store.root={json.dumps(str(folder / 'stores'))}",
         f"output.root={json.dumps(str(folder / 'runs'))}",
@@ -108,6 +111,15 @@ def test_whole_models(
     assert model.manifest.image.size == ((32, 32) if recipe == "siglip" else (160, 160))
 
 
+def test_two_eyes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a checkpoint of Chinese-CLIP that was converted, as the recipe says."""
+    folder = converted_chinese_clip(tmp_path / "model").folder
+    own = [f"task.model={folder}", "task.text.context_length=32", "data.loader.batch_size=8"]
+    model = trained("retclip", tmp_path, monkeypatch, *own)
+    assert model.task.views == ("left", "right")
+    assert model.manifest.image.size == (32, 32)
+
+
 def full_biomedclip(folder: Path) -> Path:
     """BiomedCLIP's architecture in open_clip's form, with random weights."""
     import open_clip
@@ -138,16 +150,26 @@ def full_siglip(folder: Path) -> Path:
     return folder
 
 
+def full_chinese_clip(folder: Path) -> Path:
+    """Chinese-CLIP with a ViT-B/16 at 224 pixels and a BERT of base size, with random weights."""
+    config = transformers.ChineseCLIPConfig(vision_config={"patch_size": 16}, text_config={"vocab_size": 21128})
+    transformers.ChineseCLIPModel(config).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "form", "context"), [("biomedclip", full_biomedclip, 256), ("siglip", full_siglip, 64)]
+    ("recipe", "form", "context"),
+    [("biomedclip", full_biomedclip, 256), ("siglip", full_siglip, 64), ("retclip", full_chinese_clip, 100)],
 )
 def test_whole_models_of_full_size(
     recipe: str, form: Callable[[Path], Path], context: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model").mkdir()
     folder = form(tmp_path / "model")
-    model = trained(recipe, tmp_path, monkeypatch, f"task.model={folder}", "data.loader.batch_size=4")
+    few = ["data.loader.batch_size=4", "data.filters.max_eval_samples=4"]
+    model = trained(recipe, tmp_path, monkeypatch, f"task.model={folder}", *few)
     assert model.manifest.image.size == (224, 224)
     assert model.manifest.task.text.context_length == context
 

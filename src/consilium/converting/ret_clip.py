@@ -35,7 +35,6 @@ _TEXT = {
     "RBT3-chinese": "hfl/rbt3",
 }
 _NO_TEACHER = "distillation from a teacher is not there yet"
-_WEIGHTS = "checkpoints in CLIP's and BERT's own form are not read yet; the towers begin with weights of the hub"
 
 
 def _source(path: str, *, name: str, split: str) -> dict[str, Any]:
@@ -58,12 +57,66 @@ def _data(value: Any, given: Given) -> Outcome:
     return Outcome("changed", {"data.sources": sources}, note=note)
 
 
+def _apart(given: Given) -> bool:
+    """Whether each device compares its own cases alone."""
+    return given.processes > 1 and truth(given.values.get("skip_aggregate", False))
+
+
 def _batch(value: Any, given: Given) -> Outcome:
     """open_clip collects the features of several batches: one contrastive batch of all, computed in chunks."""
     size, batches = whole(given.values.get("batch_size", 64)), whole(given.values.get("accum_freq", 1))
-    chunk = {"task.chunk": size} if batches > 1 else {}
+    ours = {"task.chunk": size} if batches > 1 else {}
+    if _apart(given):  # the mean over devices is that over as many batches, one after the other
+        note = f"{batches} batches x {size} compared with each other; the {given.processes} devices apart"
+        return Outcome(ours={"data.loader.batch_size": batches * size, **ours}, note=note)
     note = f"{given.processes} devices x {batches} batches x {size}, compared with each other"
-    return Outcome(ours={"data.loader.batch_size": given.processes * batches * size, **chunk}, note=note)
+    return Outcome(ours={"data.loader.batch_size": given.processes * batches * size, **ours}, note=note)
+
+
+def _converted(path: str) -> tuple[str, str]:
+    """The folder that a checkpoint is converted to, and the command."""
+    folder = str(PurePath(path).with_suffix(""))
+    folder = f"{folder}-converted" if folder == path else folder
+    return folder, f"first: consilium models convert {path} --out {folder}"
+
+
+def _whole(given: Given) -> str | None:
+    """The checkpoint that both towers come from; None where there is none."""
+    clip, bert, resume = (given.values.get(name) for name in ("clip_weight_path", "bert_weight_path", "resume"))
+    return text(resume) if resume else text(clip) if clip and clip == bert else None
+
+
+def _resume(value: Any, given: Given) -> Outcome:
+    folder, command = _converted(text(value))
+    return Outcome("changed", {"task.model": folder}, note=f"{command}; the optimizer begins anew")
+
+
+def _clip_weights(value: Any, given: Given) -> Outcome:
+    if given.values.get("resume"):
+        return Outcome(note="resume is given, which comes after it")
+    folder, command = _converted(text(value))
+    if _whole(given) is not None:
+        return Outcome("changed", {"task.model": folder}, note=command)
+    note = f"{command}; the image tower alone, its projection begins anew"
+    return Outcome("changed", {"task.vision.kind": "open_clip", "task.vision.name": folder}, note=note)
+
+
+def _bert_weights(value: Any, given: Given) -> Outcome:
+    if _whole(given) is not None:
+        return Outcome(note="in task.model, with the image tower")
+    return Outcome(ours={"task.text.pretrained": text(value)})
+
+
+def _vision(value: Any, given: Given) -> Outcome:
+    if _whole(given) is not None or given.values.get("clip_weight_path"):
+        return Outcome(note="read from the checkpoint")
+    return one_of("task.vision.name", _VISION)(value, given)
+
+
+def _text(value: Any, given: Given) -> Outcome:
+    if _whole(given) is not None:
+        return Outcome(note="read from the checkpoint")
+    return one_of("task.text.name", _TEXT)(value, given)
 
 
 def _interval(key: str, *, unit: str, other: str) -> Rule:
@@ -103,9 +156,10 @@ def _augment(value: Any, given: Given) -> Outcome:
 
 
 def _skip_aggregate(value: Any, given: Given) -> Outcome:
-    if not truth(value) or given.processes == 1:
+    if not _apart(given):
         return Outcome()
-    return Outcome("unmapped", note="the loss is always that of the cases of all devices")
+    note = "as many smaller batches, whose gradients add up, on however many devices"
+    return Outcome(ours={"trainer.accumulate": given.processes}, note=note)
 
 
 def _not_yet(what: str) -> Rule:
@@ -138,8 +192,8 @@ _TABLE: Mapping[str, Rule] = {
     "wd": to("optimizer.weight_decay", make=number),
     "warmup": to("schedule.warmup", make=lambda value: f"{whole(value)} steps"),
     "skip_scheduler": where_true({"schedule.kind": "constant"}),
-    "vision_model": one_of("task.vision.name", _VISION),
-    "text_model": one_of("task.text.name", _TEXT),
+    "vision_model": _vision,
+    "text_model": _text,
     "precision": _precision,
     "mask_ratio": to("task.vision.patch_dropout", make=number),
     "freeze_vision": where_true({"task.vision.freeze.kind": "tower"}),
@@ -150,11 +204,15 @@ _TABLE: Mapping[str, Rule] = {
     "gather_with_grad": Needless("the loss is always that of all processes, with the gradient"),
     "skip_aggregate": _skip_aggregate,
     "seed": to("seed", make=whole),
-    "resume": _not_yet(_WEIGHTS),
-    "reset_optimizer": Needless("`trainer.init_from` begins with weights alone; `--resume` goes on with all"),
-    "reset_data_offset": Needless("`trainer.init_from` begins with weights alone; `--resume` goes on with all"),
-    "clip_weight_path": _not_yet(_WEIGHTS),
-    "bert_weight_path": _not_yet(_WEIGHTS),
+    "resume": _resume,
+    "reset_optimizer": Needless(
+        "a foreign checkpoint gives weights alone; `--resume` goes on with all of a run of ours"
+    ),
+    "reset_data_offset": Needless(
+        "a foreign checkpoint gives weights alone; `--resume` goes on with all of a run of ours"
+    ),
+    "clip_weight_path": _clip_weights,
+    "bert_weight_path": _bert_weights,
     "distllation": _not_yet(_NO_TEACHER),
     "distillation": _not_yet(_NO_TEACHER),
     "teacher_model_name": _not_yet(_NO_TEACHER),
@@ -169,6 +227,7 @@ RET_CLIP = Family(
     needs=(("train_data",),),
     ours={
         "task.kind": "align",
+        "task.views.names": ["left", "right"],
         "name": "retclip",
         "optimizer.kind": "adamw",
         "schedule.kind": "cosine",
@@ -184,5 +243,4 @@ RET_CLIP = Family(
             "reset_optimizer", "reset_data_offset", "distllation", "distillation", "use_env",
         }
     ),
-    notes=("losses for each eye and for the patient: the eyes of a case are averaged as features in this version",),
 )  # fmt: skip

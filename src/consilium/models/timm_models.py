@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +36,7 @@ SHORT_NAMES = {
 }
 """Names of torchvision that timm spells differently; resnet50, vgg16 and the like are the same in both."""
 
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # the form in which timm pushes to a hub
 
 
@@ -85,7 +87,10 @@ def load_timm(
         return _with_input(_overlaid(layout.name, {"state_dict": dict(state)}, image_size, options), layout)
     except Exception as error:
         _create(layout.name, image_size=image_size, options=options)  # raises if the size is to blame
-        details = str(error).partition("\n")[2] or error  # after torch's headline
+        details: object = str(error).partition("\n")[2] or error  # after torch's headline
+        blocks = {found[1] for name in state if (found := _BLOCK.search(name))}
+        if blocks and len(blocks) != layout.options.get("depth", len(blocks)):
+            details = f"they have {len(blocks)} blocks, and the model {layout.options['depth']}; it is another one"
         raise WeightsError(f"{origin} do not fit {layout.name}: {_short(details)}.") from error
 
 

@@ -119,7 +119,7 @@ class OpenClipModel:
             if self._clipa:
                 state = {name.replace(".ln_post.", ".fc_norm."): tensor for name, tensor in state.items()}
                 state["visual.conv1.bias"] = torch.zeros(len(state["visual.conv1.weight"]))  # timm has one here
-        origin = f"the weights of {self.name}"
+        origin = f"the weights of {self._source}"
         model = load_timm(layout, state, image_size=image_size, origin=origin, drop_path=drop_path)
         return LoadedEncoder(model, licenses=self._licenses)
 

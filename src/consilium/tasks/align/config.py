@@ -39,8 +39,8 @@ class ViewsConfig(Config):
     so has the case, whose map takes all views side by side. A case that lacks a view trains what it has.
     """
 
-    names: Annotated[tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...], Field(min_length=2)] = Field(
-        default=("left", "right"), description="Names of the views, as the sources call them (columns.image)."
+    names: list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]] = Field(
+        default=["left", "right"], min_length=2, description="The views, as the sources call them (columns.image)."
     )
     loss: Literal["sum", "mean"] = Field(default="sum", description="Of the losses of the views and of the case.")
     monocular: bool = Field(
@@ -104,7 +104,7 @@ class AlignConfig(TaskSection):
     @property
     def view_names(self) -> tuple[str, ...]:
         """The views that are told apart; () where all are alike."""
-        return () if self.views is None or self.views.monocular else self.views.names
+        return () if self.views is None or self.views.monocular else tuple(self.views.names)
 
     @property
     def groups(self) -> tuple[str, ...]:
