@@ -61,6 +61,9 @@ def probe(
     classes = None if prompts is None else embedded(predictor, prompts)
     labelled = replace(studied, targets=targets)
     found = {name: _features(predictor, labelled, name, features=config.features, reporter=reporter) for name in splits}
+    notes = []
+    if prompts is not None:
+        found[split], notes = _having_all_views(found[split])
     judged = evaluate_probes(
         config,
         found[split],
@@ -71,7 +74,6 @@ def probe(
         split=split,
         reporter=reporter,
     )
-    notes = []
     if config.learned and (unread := found["train"].unread):
         notes.append(f"{counted(len(unread), 'training case')} could not be read: probes learn from the others.")
     if prompts is not None:
@@ -158,6 +160,19 @@ def _features(predictor: Predictor, studied: Studied[Any], split: str, *, featur
         "scale": found.arrays["scale"],
     }
     return replace(found, arrays=arrays)
+
+
+def _having_all_views(outputs: Outputs) -> tuple[Outputs, list[str]]:
+    """The cases that have an embedding, and a note on the others: those that lack a view which the task names."""
+    rows = np.flatnonzero(outputs.arrays["image_embeddings"].any(axis=1))
+    if not len(rows):
+        raise DataError("no case has all the views that the bundle names, so that none has an embedding to probe.")
+    lacking = len(outputs.ids) - len(rows)
+    if not lacking:
+        return outputs, []
+    return outputs.take(rows), [
+        f"Left out, since a view is missing and there is no embedding: {counted(lacking, 'case')}."
+    ]
 
 
 def known_as_text(prompts: Sequence[Prompts], trained_on: DataConfig | None) -> list[str]:

@@ -278,3 +278,49 @@ def test_switches_are_true_without_a_value() -> None:
     assert found.tree["task"]["vision"]["freeze"] == {"kind": "tower"}
     assert "model" not in found.tree["task"]
     assert "consilium evaluate" not in report(found, config="ours.yaml")
+
+
+RET_CLIP = "RET_CLIP/training/main.py --train-data=lmdb --batch-size=8"
+
+
+@pytest.mark.parametrize(
+    ("flags", "task"),
+    [
+        ("", {"vision": {"name": "vit_base_patch16_clip_224.openai"}, "text": {"name": "hfl/chinese-roberta-wwm-ext"}}),
+        ("--resume=a/epoch_latest.pt", {"model": "a/epoch_latest"}),
+        ("--resume=a/epoch_latest.pt --clip-weight-path=b.pt", {"model": "a/epoch_latest"}),
+        ("--clip-weight-path=c/clip.pt --bert-weight-path=c/clip.pt", {"model": "c/clip"}),
+        (
+            "--clip-weight-path=c/clip.pt --bert-weight-path=bert.bin",
+            {
+                "vision": {"kind": "open_clip", "name": "c/clip"},
+                "text": {"name": "hfl/chinese-roberta-wwm-ext", "pretrained": "bert.bin"},
+            },
+        ),
+        ("--clip-weight-path=weights", {"vision": {"kind": "open_clip", "name": "weights-converted"},
+                                        "text": {"name": "hfl/chinese-roberta-wwm-ext"}}),
+    ],
+)  # fmt: skip
+def test_checkpoints_of_ret_clip_are_converted_first(flags: str, task: dict[str, Any]) -> None:
+    found = converted(*RET_CLIP.split(), *flags.split())
+    assert found.tree["task"] == {"kind": "align", "views": {"names": ["left", "right"]}, **task}
+    told = report(found, config="ours.yaml")
+    for path in {flag.partition("=")[2] for flag in flags.split() if "bert.bin" not in flag}:
+        assert f"consilium models convert {path} --out " in told or "resume is given" in told
+
+
+@pytest.mark.parametrize(
+    ("launcher", "flags", "batch", "accumulate"),
+    [
+        ("torchrun --nproc_per_node=4", "", 32, None),
+        ("torchrun --nproc_per_node=4", "--skip-aggregate", 8, 4),
+        ("torchrun --nproc_per_node=4", "--skip-aggregate --accum-freq=2", 16, 4),
+        ("python", "--skip-aggregate", 8, None),
+    ],
+)
+def test_devices_that_compare_their_own_cases_are_batches_one_after_the_other(
+    launcher: str, flags: str, batch: int, accumulate: int | None
+) -> None:
+    tree = converted(*launcher.split(), *RET_CLIP.split(), *flags.split()).tree
+    assert tree["data"]["loader"]["batch_size"] == batch
+    assert tree.get("trainer", {}).get("accumulate") == accumulate

@@ -33,6 +33,15 @@ def test_words_become_pieces_between_the_marks_of_bert() -> None:
     assert learned.vocabulary_size <= 256
 
 
+def test_words_of_another_language_are_unknown() -> None:
+    learned = caption_tokenizer()
+    assert learned.unknown_share(CAPTIONS) == 0
+    assert learned.unknown_share(["黄斑水肿"]) == 1
+    known = len(learned.encode(["left"])[0]) - 2  # between the marks of BERT
+    assert learned.unknown_share(["left 黄斑"]) == pytest.approx(2 / (2 + known))
+    assert learned.unknown_share([]) == learned.unknown_share([""]) == 0
+
+
 def test_accents_stay_and_case_does_not() -> None:
     learned = train_tokenizer(["Ödem links", "kein Odem"], vocabulary_size=256, context_length=8)
     assert learned.encode(["ÖDEM"]) == learned.encode(["ödem"]) != learned.encode(["odem"])

@@ -249,4 +249,6 @@ def test_several_processes_are_one(tmp_path: Path) -> None:
         expected = step_of(eyes(), batch_with(count, missing))
         for process in range(PROCESSES):
             found = torch.load(tmp_path / f"{number}-{process}.pt", weights_only=True)
-            assert_close(found, expected)
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert (found[name] - value).abs().max() <= 1e-5 * max(1.0, float(value.abs().max())), name

@@ -149,6 +149,31 @@ class TestAlignViews(FamilyContract):
             index.search(image={"left": square("red")})
 
 
+def test_probes_leave_out_cases_that_lack_a_view(tmp_path: Path) -> None:
+    result = train(experiment_of(tmp_path, "trainer.max_epochs=1"), reporter=Recorder())
+    assert result is not None
+    folder = write_eyes(tmp_path / "eyes").parent
+    rows = ["left,right,label", *(f"{n}_left.png,{n}_right.png,{'ab'[n % 2]}" for n in (0, 1, 2, 4)), "5_left.png,,a"]
+    (folder / "labelled.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    source = {"kind": "csv", "name": "labelled", "path": str(folder / "labelled.csv")}
+    tree = {
+        "data": {
+            "sources": [{**source, "columns": {"image": ["left", "right"]}}],
+            "store": {"root": str(tmp_path / "stores")},
+        },
+        "probes": {"zero_shot": {"templates": ["Left {label}"]}},
+    }
+    (tmp_path / "probes.yaml").write_text(json.dumps(tree), encoding="utf-8")
+    found = consilium.evaluate(
+        result.folder, data=tmp_path / "probes.yaml", out=tmp_path / "out", split="all", device="cpu", quiet=True
+    )
+    assert found.cases == 4
+    assert any(
+        "Left out, since a view is missing and there is no embedding: 1 case" in row["note"]
+        for row in found.tables["notes"]
+    )
+
+
 def test_features_of_a_frozen_tower_keep_the_names_of_views(tmp_path: Path) -> None:
     """Cached or computed in every step, the weights are the same."""
     runs = []
@@ -230,7 +255,12 @@ def test_texts_of_another_language_than_the_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.slow  # two processes
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Batches of seven, some of which have few complete cases, on one process or two."""
-    own = ["data.loader.batch_size=7"]
+    encoder = write_encoder(tmp_path / "encoder", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    own = [
+        f"task.text={{name: {encoder}, context_length: 16}}",
+        "data.loader={batch_size: 7, workers: 0, drop_last: false}",
+        "optimizer={kind: sgd, learning_rate: 0.05, momentum: 0.9}",
+    ]
     one = train(experiment_of(tmp_path / "one", *own), reporter=Recorder())
     assert one is not None
     (config := tmp_path / "two.yaml").write_text(to_yaml(experiment_of(tmp_path / "two", *own)), encoding="utf-8")
