@@ -61,7 +61,7 @@ def probe(
     classes = None if prompts is None else embedded(predictor, prompts)
     labelled = replace(studied, targets=targets)
     found = {name: _features(predictor, labelled, name, features=config.features, reporter=reporter) for name in splits}
-    notes = []
+    notes: list[str] = []
     if prompts is not None:
         found[split], notes = _having_all_views(found[split])
     judged = evaluate_probes(

@@ -123,6 +123,14 @@ def test_chunks_have_the_loss_and_gradients_of_the_batch() -> None:
     assert_close(step_of(eyes(chunk=3), batch), step_of(eyes(), batch))
 
 
+def test_autocast_changes_little() -> None:
+    batch = batch_with(8, MISSING)
+    found, expected = step_of(eyes(), batch, bf16=True), step_of(eyes(), batch)
+    assert found["loss"].dtype == torch.float32
+    assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=0.02)
+    assert found.keys() == expected.keys()
+
+
 @given(st.lists(st.booleans(), min_size=2, max_size=9), st.sampled_from(["softmax", "sigmoid"]), st.data())
 def test_a_loss_of_some_is_that_of_these_alone(there: list[bool], kind: str, data: Any) -> None:
     numbers = data.draw(st.lists(st.integers(-1, 3), min_size=len(there), max_size=len(there)))
