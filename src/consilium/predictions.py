@@ -62,6 +62,7 @@ def predict_files(
         raise ConfigError(f"--out is {out}; expected a name that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}.")
     keys, items = find_images(paths)
     predictor = Predictor.load(bundle, device=device, batch_size=batch_size)
+    items.names = predictor.task.views
     if predictor.task.text_coder() is not None and (several := items.several_texts()):
         reporter.line(f"note: {counted(several, 'case')} with several texts: the answer is about the first.")
     errors = 0

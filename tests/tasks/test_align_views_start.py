@@ -120,7 +120,7 @@ def test_ret_clip_is_taken_over_with_all_its_heads(training: bool, tmp_path: Pat
     assert told["image map of the case"] == "loaded, renamed: global_feature_mapping."
     assert told["text head of right"] == "loaded, renamed: text_projection_right."
     table = "\n".join(task.notes())
-    assert "what the training begins with" in table
+    assert "the task is built with these weights" in table
     assert started.task.embedding_size == checkpoints.EMBED  # type: ignore[attr-defined]
 
 

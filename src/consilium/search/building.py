@@ -189,12 +189,12 @@ def _known(content: Content | None, *, sparse: bool) -> dict[str, Embedded]:
 class _Missing(Sequence[Query]):
     """Images and texts to be embedded, as queries that are read when they are asked for."""
 
-    def __init__(self, entries: Sequence[Entry], known: Mapping[str, Embedded]) -> None:
+    def __init__(self, entries: Sequence[Entry], known: Mapping[str, Embedded], names: tuple[str, ...]) -> None:
         images = {key: entry for entry in entries if entry.digest and (key := _image_key(entry)) not in known}
         texts = {key: text for entry in entries for text in entry.texts if (key := _text_key(text)) not in known}
         self.keys, self.texts = [*images, *texts], list(texts.values())
         self._items: list[Entry | str] = [*images.values(), *texts.values()]
-        self._views = Views()
+        self._views = Views(names)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -217,7 +217,7 @@ def _embed(
 
     ``names`` has the number of each term that the expert weighs.
     """
-    missing = _Missing(entries, known)
+    missing = _Missing(entries, known, predictor.task.views)
     if cut := predictor.task.count_cut(missing.texts):
         reporter.line(
             f"note: {counted(cut, 'text')} of {len(missing.texts):,} longer than the expert reads; the end is cut."

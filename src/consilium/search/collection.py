@@ -43,7 +43,9 @@ class Entry:
 class Views:
     """Reads the views of entries; a store is opened when a case of it is first asked for. Cheap to send to a worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: tuple[str, ...] = ()) -> None:
+        """``names`` are the views that are read; (): all."""
+        self._names = names
         self._open: dict[str, tuple[CaseTable, dict[str, int]]] = {}
 
     def of(self, entry: Entry) -> list[str | bytes] | dict[str, str | bytes]:
@@ -58,10 +60,10 @@ class Views:
         table, rows = self._open[entry.store]
         if entry.id not in rows:
             raise DataError(f"the store {entry.store} has no case {entry.id} any more; run `consilium index` again.")
-        return views_of(table, rows[entry.id])
+        return views_of(table, rows[entry.id], self._names)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_open": {}}
+        return {"_open": {}, "_names": self._names}
 
 
 @dataclass

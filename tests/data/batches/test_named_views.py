@@ -55,6 +55,8 @@ def test_each_view_is_in_the_place_of_its_name(cases: list[list[str]]) -> None:
 def test_views_of_a_case_have_names_where_each_has_one_of_its_own() -> None:
     table = case_table([{"files": ["a", "b"], "names": own} for own in (["left", "right"], ["", ""], ["x", "x"])])
     assert views_of(table, 0) == {"left": "a.png", "right": "b.png"}
+    assert views_of(table, 0, ("right", "left", "top")) == {"left": "a.png", "right": "b.png"}
+    assert views_of(table, 0, ("right",)) == {"right": "b.png"}
     assert views_of(table, 1) == ["a.png", "b.png"]
     assert views_of(table, 2) == ["a.png", "b.png"]
 

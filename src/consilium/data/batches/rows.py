@@ -129,8 +129,11 @@ def _by_name(item: object, names: tuple[str, ...]) -> list[object]:
 class FoundItems(Sequence[Item]):
     """Paths, and cases of stores as queries, which are read when they are asked for: together they may be large.
 
-    ``skipped`` counts what was found and left aside, by reason.
+    ``skipped`` counts what was found and left aside, by reason. ``names`` are the views of a store that are read; ():
+    all.
     """
+
+    names: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self._found: list[str | Query | tuple[CaseTable, int]] = []
@@ -153,15 +156,15 @@ class FoundItems(Sequence[Item]):
         if not isinstance(found, tuple):
             return found
         table, row = found
-        return Query(views_of(table, row), table.texts[row])
+        return Query(views_of(table, row, self.names), table.texts[row])
 
 
-def views_of(table: CaseTable, row: int) -> list[str | bytes] | dict[str, str | bytes]:
-    """The views of a case of a store, by their names where each has one of its own."""
-    names, images = table.view_names(row), table.images(row)
-    if not all(names) or len(set(names)) < len(names):
+def views_of(table: CaseTable, row: int, names: tuple[str, ...] = ()) -> list[str | bytes] | dict[str, str | bytes]:
+    """The views of a case of a store, by their names where each has one of its own; with ``names`` those alone."""
+    own, images = table.view_names(row), table.images(row)
+    if not all(own) or len(set(own)) < len(own):
         return images
-    return dict(zip(names, images, strict=True))
+    return {name: image for name, image in zip(own, images, strict=True) if not names or name in names}
 
 
 @dataclass(frozen=True)

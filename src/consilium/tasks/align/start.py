@@ -58,20 +58,21 @@ def _load_heads(task: Align, section: AlignConfig, views: tuple[str, ...]) -> di
     heads = read_heads(section.model.name)
     found, used = {}, set[str]()
     for part, (module, _, theirs) in _parts(task).items():
-        _load(module, heads.below(theirs), what=f"the {part} ({theirs}) of {section.model.name}")
-        used |= {name for name in heads.tensors if name.startswith(theirs)}
+        own = {name.removeprefix(theirs): tensor for name, tensor in heads.items() if name.startswith(theirs)}
+        _load(module, own, what=f"the {part} ({theirs}) of {section.model.name}")
+        used |= {theirs + name for name in own}
         found[part] = theirs
     losses = {"": task.loss}
     if isinstance(task, AlignViews):
         losses = dict(zip(("", *(f"_{name}" for name in task.views)), task.losses, strict=True))
     for suffix, loss in losses.items():
         name = _SCALE.format(suffix)
-        if name not in heads.tensors:
+        if name not in heads:
             raise WeightsError(f"the heads of {section.model.name} lack {name}; convert its checkpoint again.")
-        loss.start_at(float(heads.tensors[name].reshape(())), bias=None)
+        loss.start_at(float(heads[name].reshape(())), bias=None)
         used.add(name)
         found[f"temperature of {suffix.removeprefix('_') or 'the case'}"] = name
-    found["unused"] = ", ".join(sorted({name.partition(".")[0] for name in set(heads.tensors) - used}))
+    found["unused"] = ", ".join(sorted({name.partition(".")[0] for name in heads.keys() - used}))
     return found
 
 

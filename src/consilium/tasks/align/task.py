@@ -271,7 +271,7 @@ class Align(Task):
     def notes(self) -> list[str]:
         """What is odd about the files of the towers' weights."""
         found = {"vision": self.vision.weights_note, "text": self.text.weights_note}
-        begun = [format_table(self.begun, title="what the training begins with")] if self.begun else []
+        begun = [format_table(self.begun, title="the task is built with these weights")] if self.begun else []
         return [*begun, *(f"task.{name}.pretrained: {note}" for name, note in found.items() if note)]
 
     def keep_start(self, groups: Sequence[str]) -> str:
