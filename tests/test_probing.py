@@ -147,6 +147,13 @@ def test_what_cannot_be_probed_is_refused(
         judged(run, data(**given), **options)
 
 
+def test_prompts_of_another_language_are_noticed(run: Run, data: Data) -> None:
+    english, chinese = "A square that is {label}", "一个正方形 方块的颜色是 {label}"
+    assert "does not know" not in notes(judged(run, data({"zero_shot": {"templates": [english]}})))
+    found = judged(run, data({"zero_shot": {"templates": [chinese]}}))
+    assert "% of the tokens of the prompts (the first: '一个正方形" in notes(found)
+
+
 def test_a_classifier_has_no_space_to_probe(tiny: TrainTiny, data: Data) -> None:
     run = tiny()
     names = tuple(run.knowledge["labels"])

@@ -24,6 +24,7 @@ from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.probes.config import ProbesConfig
 from consilium.evaluation.probes.evaluate import evaluate_probes
 from consilium.evaluation.probes.zero_shot import ClassEmbeddings, Prompts, ensemble, prompts_of
+from consilium.models.tokenizer import FOREIGN
 from consilium.predictor import Predictor, case_outputs
 
 NAMED = 0.001  # of the training texts: from here on a label counts as known by its name
@@ -77,7 +78,7 @@ def probe(
     if config.learned and (unread := found["train"].unread):
         notes.append(f"{counted(len(unread), 'training case')} could not be read: probes learn from the others.")
     if prompts is not None:
-        notes += known_as_text(prompts, trained_on)
+        notes += known_as_text(prompts, trained_on) + _foreign(predictor, prompts)
     tables = {**judged.tables, "notes": [*({"note": own} for own in notes), *judged.tables.get("notes", [])]}
     if prompts is not None:
         tables["prompts"] = [_row(own) for own in prompts]
@@ -160,6 +161,17 @@ def _features(predictor: Predictor, studied: Studied[Any], split: str, *, featur
         "scale": found.arrays["scale"],
     }
     return replace(found, arrays=arrays)
+
+
+def _foreign(predictor: Predictor, prompts: Sequence[Prompts]) -> list[str]:
+    """Whether the prompts are in another language than the text tower reads."""
+    texts = [text for own in prompts for text in (*own.positive, *own.negative)]
+    if (share := predictor.task.unknown_share(texts)) <= FOREIGN:
+        return []
+    return [
+        f"The text tower does not know {100 * share:.0f} % of the tokens of the prompts (the first: "
+        f"'{texts[0][:60]}'): are they in the language of its texts? What it does not know is all the same to it."
+    ]
 
 
 def _having_all_views(outputs: Outputs) -> tuple[Outputs, list[str]]:

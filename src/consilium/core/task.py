@@ -94,6 +94,10 @@ class Task(nn.Module, ABC):
         """How many of the texts are longer than the task reads, so that their end is left out."""
         return 0
 
+    def unknown_share(self, texts: Sequence[str]) -> float:
+        """Which share of the words of texts, in tokens, the task does not know."""
+        return 0.0
+
     @property
     def revisits_train(self) -> bool:
         """Whether it looks at the training cases once more when it has learned."""

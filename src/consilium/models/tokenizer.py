@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 TOKENIZER_FILE = "tokenizer.json"
+FOREIGN = 0.5  # share of unknown tokens above which texts are in another language
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are their places
 _PART = "##"  # before a piece that is not the first of its word
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from consilium.models.tokenizer import Tokenizer
 
 _LOOKED_AT = 1_000  # texts of a source in which unknown words are counted
-_FOREIGN = 0.5  # share of unknown tokens from which on texts are in another language
 
 
 def cut_texts(cases: Cases, tokenizer: Tokenizer) -> list[str]:
@@ -39,9 +38,11 @@ def cut_texts(cases: Cases, tokenizer: Tokenizer) -> list[str]:
 
 def refuse_foreign_texts(cases: Cases, tokenizer: Tokenizer) -> None:
     """A source of whose words the tokenizer knows less than half is a DataError: all its texts would be alike."""
+    from consilium.models.tokenizer import FOREIGN
+
     for source, texts in _texts(cases).items():
         share = tokenizer.unknown_share(texts[:: max(1, len(texts) // _LOOKED_AT)])
-        if share > _FOREIGN:
+        if share > FOREIGN:
             raise DataError(
                 f"source '{source}': the tokenizer of task.text does not know {100 * share:.0f} % of the tokens of its "
                 f"training texts (the first: '{texts[0][:60]}'). They are in another language than it: name a text "

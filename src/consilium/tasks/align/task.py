@@ -263,6 +263,10 @@ class Align(Task):
         """How many of the texts are longer than ``task.text.context_length``."""
         return self.tokenizer.count_cut(texts)
 
+    def unknown_share(self, texts: Sequence[str]) -> float:
+        """Which share of their tokens the vocabulary lacks."""
+        return self.tokenizer.unknown_share(texts)
+
     def image_input(self) -> ImageInput:
         """What the image tower was made for."""
         expected = self.vision.pretrained_input
