@@ -111,10 +111,10 @@ class Index:
     ) -> list[Hit]:
         """The ``k`` nearest cases to a text or to an image (a path, bytes, pixels, views in a list or by name).
 
-        The best comes first, and fewer where the collection has fewer. ``among`` images, or texts, each of which is found once; among ``terms``
-        texts are compared by the weights of their terms, and found where they share one. ``source`` and ``label`` (with
-        all below it) take the cases to search. What cannot be asked is a ConfigError, an image that cannot be read an
-        ImageError, terms of an expert that has none a SearchError.
+        The best comes first, and fewer where the collection has fewer. ``among`` images, or texts, each of which is
+        found once; among ``terms`` texts are compared by the weights of their terms, and found where they share one.
+        ``source`` and ``label`` (with all below it) take the cases to search. What cannot be asked is a ConfigError, an
+        image that cannot be read an ImageError, terms of an expert that has none a SearchError.
         """
         answer = self._answer(text, image)
         if k < 1:
