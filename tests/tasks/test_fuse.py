@@ -197,9 +197,18 @@ def test_a_case_with_neither_is_a_bad_row(tmp_path: Path) -> None:
         train(experiment, reporter=Recorder())
 
 
-def test_a_cascade_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cascade, which is for images alone"):
-        build(Experiment, {"name": "x", "task": {"kind": "fuse", "tree": {"head": "cascade"}}}, origin="t")
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"tree": {"head": "cascade"}}, "cascade, which is for images alone"),
+        ({"answers": {"distance": {}}}, "distance is for images alone"),
+        ({"text": {"kind": "bundle", "name": "runs/expert"}}, "write its text tower to a folder"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(section: dict[str, Any], message: str) -> None:
+    tree = {"name": "x", "task": {"kind": "fuse", **section}, "data": {"sources": []}}
+    with pytest.raises(ConfigError, match=message):
+        build(Experiment, tree, origin="t")
 
 
 def _figures(folder: Path, split: str) -> dict[str, float]:
