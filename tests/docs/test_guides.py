@@ -168,7 +168,7 @@ def test_experts_and_the_guides_that_go_on_from_them_run(tmp_path: Path, warm: P
     assert (tmp_path / "cases.parquet").is_file()
     assert "image_embedding" in follow("judging_experts", tmp_path)
     assert (tmp_path / "judged" / "evaluation_results.json").is_file()
-    printed = follow("search", tmp_path)
+    printed = follow("search", tmp_path, warm)
     assert "embedded 320 images and 78 texts" in printed
     assert "320 images, 78 texts; it is up to date" in printed
     assert (tmp_path / "found.html").read_text(encoding="utf-8").count("<img") == 10
