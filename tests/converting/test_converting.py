@@ -92,8 +92,7 @@ def test_every_parameter_that_is_known_stands_in_the_table() -> None:
     page = read("parameters").replace("-", "_")
     known = {key for family in FAMILIES for key in family.table}
     of_data = {"dataset_name", "train_file", "dataset_config_name", "text_column", "use_auth_token"}
-    not_yet = {"clip_weight_path", "bert_weight_path", "distllation", "distillation", "teacher_model_name"}
-    not_yet |= {"kd_loss_weight", "use_bn_sync", "skip_aggregate"}
+    not_yet = {"clip_weight_path", "bert_weight_path", "use_bn_sync", "skip_aggregate"}
     assert [key for key in sorted(known - of_data - not_yet) if key not in page] == []
 
 

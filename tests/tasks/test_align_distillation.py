@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,66 @@ def test_towers_from_scratch_hold_on_to_nothing_unless_a_bundle_gives_them(tmp_p
     assert second is not None
     log = (second.folder / "log.txt").read_text(encoding="utf-8")
     assert "keeps a copy of the image and text tower" in log
+
+
+# -- A teacher ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def expert(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A trained expert with encoder and images of its own."""
+    return train_pairs(tmp_path_factory.mktemp("teacher"), "trainer.max_steps=2", "data.image.mean=[0.4, 0.4, 0.4]")
+
+
+def taught(folder: Path, expert: Run, *overrides: str, **options: Any) -> Run:
+    own = f"task.feature_distillation={{kind: cosine, weight: 100, teacher: {expert.folder}}}"
+    text = f"task.text={{kind: bundle, name: {expert.folder}}}"
+    return train_pairs(folder, own, text, "trainer.max_epochs=8", *overrides, **options)
+
+
+def test_a_tower_from_nothing_learns_the_features_of_a_teacher(tmp_path: Path, expert: Run) -> None:
+    """Its image tower comes nearer to the teacher's, from another start, on the teacher's images."""
+    run = taught(tmp_path, expert, "seed=7", "task.text.freeze.kind=tower", "optimizer.learning_rate=0.003")
+    assert f"task.feature_distillation: the image tower learns from {expert.folder}" in run.log
+    assert consilium.load(run.folder).image.mean == (0.4, 0.4, 0.4)
+    images_BCHW = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def near(folder: Path) -> float:
+        task, teacher = (consilium.load(own, device="cpu").task for own in (folder, expert.folder))
+        assert isinstance(task, Align)
+        assert isinstance(teacher, Align)
+        with torch.no_grad():
+            return float(torch.cosine_similarity(task.vision(images_BCHW), teacher.vision(images_BCHW)).mean())
+
+    begun = taught(tmp_path / "begun", expert, "seed=7", "trainer.max_steps=1", "task.text.freeze.kind=tower")
+    assert near(run.folder) > 0.5 + near(begun.folder) / 2
+
+
+def test_a_run_that_was_taught_needs_no_teacher(tmp_path: Path, expert: Run) -> None:
+    folder = Path(shutil.copytree(expert.folder, tmp_path / "expert"))
+    run = train_pairs(
+        tmp_path / "own",
+        f"task.feature_distillation={{kind: similarity_matrix, teacher: {folder}}}",
+        "trainer.max_steps=1",
+    )
+    assert "the image and text tower learns from" in run.log  # the same texts made the same tokenizer
+    shutil.rmtree(folder)
+    assert consilium.load(run.folder) is not None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.image.size=[48, 48]", r"takes images with another data.image.size"),
+        ("task.vision.name=test_efficientnet", r"features, this one \d+, which kind: cosine cannot compare"),
+        ("task.vision.freeze.kind=tower", r"no tower that learns"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, expert: Run, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        taught(tmp_path, expert, override, "task.text.freeze.kind=tower")
+
+
+def test_a_teacher_without_texts_is_refused(tmp_path: Path, tiny_run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"has no image and text tower; name a bundle of task.kind: align"):
+        train_pairs(tmp_path, f"task.feature_distillation={{kind: cosine, teacher: {tiny_run.folder}}}")

@@ -34,7 +34,6 @@ _TEXT = {
     "RoBERTa-wwm-ext-large-chinese": "hfl/chinese-roberta-wwm-ext-large",
     "RBT3-chinese": "hfl/rbt3",
 }
-_NO_TEACHER = "distillation from a teacher is not there yet"
 
 
 def _source(path: str, *, name: str, split: str) -> dict[str, Any]:
@@ -155,6 +154,17 @@ def _augment(value: Any, given: Given) -> Outcome:
     )
 
 
+def _distillation(value: Any, given: Given) -> Outcome:
+    if not truth(value):
+        return Outcome()
+    teacher = given.values.get("teacher_model_name")
+    if teacher is None:
+        return Outcome("unmapped", note="teacher_model_name is not given")
+    key, weight = "task.feature_distillation", number(given.values.get("kd_loss_weight", 0.5))
+    note = "the teacher is a bundle of ours: put its folder in the place of this name"
+    return Outcome("changed", {f"{key}.kind": "cosine", f"{key}.weight": weight, f"{key}.teacher": text(teacher)}, note)
+
+
 def _skip_aggregate(value: Any, given: Given) -> Outcome:
     if not _apart(given):
         return Outcome()
@@ -213,10 +223,10 @@ _TABLE: Mapping[str, Rule] = {
     ),
     "clip_weight_path": _clip_weights,
     "bert_weight_path": _bert_weights,
-    "distllation": _not_yet(_NO_TEACHER),
-    "distillation": _not_yet(_NO_TEACHER),
-    "teacher_model_name": _not_yet(_NO_TEACHER),
-    "kd_loss_weight": _not_yet(_NO_TEACHER),
+    "distllation": _distillation,
+    "distillation": _distillation,
+    "teacher_model_name": lambda value, given: Outcome(note="see distllation"),
+    "kd_loss_weight": lambda value, given: Outcome(note="see distllation"),
     "local_rank": Needless("`torchrun` or `accelerate launch` places the processes"),
     "use_env": Needless("`torchrun` or `accelerate launch` places the processes"),
 }

@@ -98,13 +98,19 @@ class SigmoidContrastiveConfig(Config):
 
 
 class DistillationConfig(Config):
-    """Holding on to the features of the start while new ones are learned; see ``losses.distillation``."""
+    """Holding on to the features of the start, or of a teacher, while learning; see ``losses.distillation``."""
 
     kind: Literal["mse", "cosine", "similarity_matrix"] = Field(
         default="cosine",
         description="What stays close to the start: features, their directions, or the similarities among cases.",
     )
     weight: float = Field(default=1.0, gt=0.0, description="What the distance counts beside the loss.")
+    teacher: str | None = Field(
+        default=None,
+        description="A bundle (folder, archive or bucket) of task.kind: align, whose towers are learned from in the "
+        "place of the start: the image tower, and the text tower where both have the same tokenizer. The images are "
+        "those that it takes.",
+    )
 
 
 ContrastiveConfig = SoftmaxContrastiveConfig | SigmoidContrastiveConfig

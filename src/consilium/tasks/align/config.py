@@ -126,10 +126,15 @@ class AlignConfig(TaskSection):
 
     @property
     def borrows(self) -> tuple[str, ...]:
-        """The bundles whose towers are taken."""
-        if self.model is not None:
-            return ()
-        return tuple(tower.name for tower in (self.vision, self.text) if tower.kind == "bundle")
+        """The bundles whose towers are taken or learned from."""
+        own = () if self.model is not None else (self.vision, self.text)
+        towers = tuple(tower.name for tower in own if tower.kind == "bundle")
+        return towers if self.teacher is None else (*towers, self.teacher)
+
+    @property
+    def teacher(self) -> str | None:
+        """The bundle whose features are learned."""
+        return None if self.feature_distillation is None else self.feature_distillation.teacher
 
     @property
     def towers(self) -> dict[str, str]:

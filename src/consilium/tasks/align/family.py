@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from consilium.core.config import merge
 from consilium.core.errors import DataError
 from consilium.core.evaluation import Evaluator, Outputs
 from consilium.core.reporter import counted
@@ -82,13 +83,22 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
         """Two towers with their projections, of a whole pretrained model or each by itself."""
         from consilium.tasks.align.build import build_align
 
-        return build_align(section, knowledge, image_size=image.size, members=members, weights=weights)
+        task = build_align(section, knowledge, image_size=image.size, members=members, weights=weights)
+        if section.feature_distillation is not None and (teacher := members.get(str(section.teacher))) is not None:
+            from consilium.tasks.align.teacher import teacher_of
+
+            task.teacher = teacher_of(task, section.feature_distillation, teacher, image)
+        return task
 
     def brings(self, section: AlignConfig, borrowed: Mapping[str, Known]) -> Brought:
         """Settings of a whole model, or of towers that are no plain timm models."""
         from consilium.tasks.align.build import brought
+        from consilium.tasks.align.teacher import settings_of
 
-        return brought(section, borrowed)
+        found = brought(section, borrowed)
+        if section.teacher is None:
+            return found
+        return replace(found, settings=merge(found.settings, settings_of(borrowed[section.teacher])))
 
     def evaluator(self, section: AlignConfig, knowledge: AlignKnowledge, *, evaluation: EvaluationConfig) -> Evaluator:
         """Retrieval both ways, with named views also of each of them."""

@@ -39,6 +39,7 @@ from consilium.models.tokenizer import Tokenizer
 from consilium.models.vision import ImageEncoder, VisionTower, mean_of_views
 from consilium.models.weights import batch_statistics, freeze_tower, keep_frozen_in_eval
 from consilium.tasks.align.config import AlignConfig
+from consilium.tasks.align.teacher import Teacher
 
 SIDES = ("image", "text")
 
@@ -74,6 +75,7 @@ class Align(Task):
             self._refuse_batch_statistics()
         distilled = config.feature_distillation
         self.distillation = None if distilled is None else FeatureDistillation(distilled)
+        self.teacher: Teacher | None = None
         self._start: dict[str, nn.Module] = {}  # no parts of the task: neither saved with it nor trained
         self.set_epoch(0)
 
@@ -279,19 +281,26 @@ class Align(Task):
         return [*begun, *(f"task.{name}.pretrained: {note}" for name, note in found.items() if note)]
 
     def keep_start(self, groups: Sequence[str]) -> str:
-        """Keep a copy of the towers that begin with trained weights and learn; without one it is a ConfigError."""
+        """Keep a copy of the towers that begin with trained weights and learn, or the teacher's of all that learn.
+
+        Where there is none it is a ConfigError.
+        """
         if self.distillation is None:
             return ""
         towers: dict[str, nn.Module] = {"image": self.vision, "text": self.text}
         frozen = {"image": self.config.vision.freeze.kind, "text": self.config.text.freeze.kind}
         learns = [side for side in SIDES if frozen[side] != "tower"]
-        held = [side for side in learns if side in groups]
+        held = [side for side in learns if side in (groups if self.teacher is None else self.teacher.towers)]
         if not held:
             raise ConfigError(
                 "task.feature_distillation holds on to what pretrained towers gave at the start, but no tower that "
                 f"learns ({', '.join(learns) or 'none does'}) begins with trained weights. Set its pretrained weights, "
                 "or trainer.init_from, or leave feature_distillation out."
             )
+        if self.teacher is not None:
+            device = next(self.parameters()).device
+            self._start = {side: self.teacher.towers[side].requires_grad_(False).eval().to(device) for side in held}
+            return f"task.feature_distillation: the {' and '.join(held)} tower learns from {self.teacher.name}"
         self._start = {side: copy.deepcopy(towers[side]).requires_grad_(False).eval() for side in held}
         size = sum(own.numel() * own.element_size() for tower in self._start.values() for own in tower.parameters())
         return f"task.feature_distillation keeps a copy of the {' and '.join(held)} tower: {size / 2**20:,.0f} MiB"

@@ -1,0 +1,63 @@
+"""A trained expert whose towers another learns from, beside its own pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from consilium.core.errors import ConfigError
+from consilium.data.config import ImageConfig
+from consilium.losses.config import DistillationConfig
+from consilium.tasks.family import Known, Member
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from consilium.tasks.align.task import Align
+
+SEEN = ("size", "mean", "std", "fit", "interpolation")  # of images, what teacher and learner must share
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The towers of a bundle by side, and its name."""
+
+    name: str
+    towers: Mapping[str, nn.Module]
+
+
+def settings_of(teacher: Known) -> dict[str, Any]:
+    """The images that the teacher takes, for what a config leaves open."""
+    image = teacher.image.model_dump(mode="json", include={*SEEN})
+    return {"data": {"image": {**image, "statistics": "given"}}}
+
+
+def teacher_of(task: Align, config: DistillationConfig, member: Member, image: ImageConfig) -> Teacher:
+    """The towers that teach ``task``: that of images, and that of texts where both read the same tokens.
+
+    Images of another kind, or features of another width where these are compared as they are, are a ConfigError.
+    """
+    from consilium.tasks.align.task import Align
+
+    key, name, own = "task.feature_distillation.teacher", str(config.teacher), member.task
+    if not isinstance(own, Align):
+        raise ConfigError(f"{key}: {name} has no image and text tower; name a bundle of task.kind: align.")
+    if different := [what for what in SEEN if getattr(image, what) != getattr(member.image, what)]:
+        raise ConfigError(
+            f"{key}: {name} takes images with another data.image.{', '.join(different)}, and both must see the same; "
+            "leave these keys out, which takes over those of the teacher."
+        )
+    towers: dict[str, Any] = {"image": own.vision}
+    if own.tokenizer.definition == task.tokenizer.definition:
+        towers["text"] = own.text
+    learners: dict[str, Any] = {"image": task.vision, "text": task.text}
+    for side, tower in towers.items():
+        here, there = learners[side].num_features, tower.num_features
+        if config.kind != "similarity_matrix" and here != there:
+            raise ConfigError(
+                f"{key}: the {side} tower of {name} gives {there} features, this one {here}, which kind: {config.kind} "
+                "cannot compare; take kind: similarity_matrix."
+            )
+    task.inherit([own])
+    return Teacher(name, towers)
