@@ -39,7 +39,6 @@ from consilium.models.tokenizer import Tokenizer
 from consilium.models.vision import ImageEncoder, VisionTower, mean_of_views
 from consilium.models.weights import batch_statistics, freeze_tower, keep_frozen_in_eval
 from consilium.tasks.align.config import AlignConfig
-from consilium.tasks.align.teacher import Teacher
 
 SIDES = ("image", "text")
 
@@ -75,7 +74,7 @@ class Align(Task):
             self._refuse_batch_statistics()
         distilled = config.feature_distillation
         self.distillation = None if distilled is None else FeatureDistillation(distilled)
-        self.teacher: Teacher | None = None
+        self.teacher: Mapping[str, nn.Module] = {}  # the towers of another expert that teach, by side
         self._start: dict[str, nn.Module] = {}  # no parts of the task: neither saved with it nor trained
         self.set_epoch(0)
 
@@ -290,17 +289,17 @@ class Align(Task):
         towers: dict[str, nn.Module] = {"image": self.vision, "text": self.text}
         frozen = {"image": self.config.vision.freeze.kind, "text": self.config.text.freeze.kind}
         learns = [side for side in SIDES if frozen[side] != "tower"]
-        held = [side for side in learns if side in (groups if self.teacher is None else self.teacher.towers)]
+        held = [side for side in learns if side in (self.teacher or groups)]
         if not held:
             raise ConfigError(
                 "task.feature_distillation holds on to what pretrained towers gave at the start, but no tower that "
                 f"learns ({', '.join(learns) or 'none does'}) begins with trained weights. Set its pretrained weights, "
                 "or trainer.init_from, or leave feature_distillation out."
             )
-        if self.teacher is not None:
+        if self.teacher:
             device = next(self.parameters()).device
-            self._start = {side: self.teacher.towers[side].requires_grad_(False).eval().to(device) for side in held}
-            return f"task.feature_distillation: the {' and '.join(held)} tower learns from {self.teacher.name}"
+            self._start = {side: self.teacher[side].requires_grad_(False).eval().to(device) for side in held}
+            return f"task.feature_distillation: the {' and '.join(held)} tower learns from {self.config.teacher}"
         self._start = {side: copy.deepcopy(towers[side]).requires_grad_(False).eval() for side in held}
         size = sum(own.numel() * own.element_size() for tower in self._start.values() for own in tower.parameters())
         return f"task.feature_distillation keeps a copy of the {' and '.join(held)} tower: {size / 2**20:,.0f} MiB"

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from consilium.core.errors import ConfigError
 from consilium.data.config import ImageConfig
 from consilium.losses.config import DistillationConfig
+from consilium.tasks.align.task import Align
 from consilium.tasks.family import Known, Member
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from consilium.tasks.align.task import Align
-
 SEEN = ("size", "mean", "std", "fit", "interpolation")  # of images, what teacher and learner must share
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """The towers of a bundle by side, and its name."""
-
-    name: str
-    towers: Mapping[str, nn.Module]
 
 
 def settings_of(teacher: Known) -> dict[str, Any]:
@@ -33,13 +22,11 @@ def settings_of(teacher: Known) -> dict[str, Any]:
     return {"data": {"image": {**image, "statistics": "given"}}}
 
 
-def teacher_of(task: Align, config: DistillationConfig, member: Member, image: ImageConfig) -> Teacher:
+def teacher_of(task: Align, config: DistillationConfig, member: Member, image: ImageConfig) -> Mapping[str, nn.Module]:
     """The towers that teach ``task``: that of images, and that of texts where both read the same tokens.
 
     Images of another kind, or features of another width where these are compared as they are, are a ConfigError.
     """
-    from consilium.tasks.align.task import Align
-
     key, name, own = "task.feature_distillation.teacher", str(config.teacher), member.task
     if not isinstance(own, Align):
         raise ConfigError(f"{key}: {name} has no image and text tower; name a bundle of task.kind: align.")
@@ -60,4 +47,4 @@ def teacher_of(task: Align, config: DistillationConfig, member: Member, image: I
                 "cannot compare; take kind: similarity_matrix."
             )
     task.inherit([own])
-    return Teacher(name, towers)
+    return towers
