@@ -16,40 +16,40 @@ from torch.nn import functional
 
 from consilium.core.contracts import (
     Batch,
-    Encoder,
-    ImageInput,
     Look,
     ParameterGroup,
     Prediction,
     StepOutput,
-    TextCoder,
     Texts,
 )
 from consilium.core.errors import ConfigError
 from consilium.core.reporter import format_table, some
-from consilium.core.task import Task, at_the_end
+from consilium.core.task import at_the_end
 from consilium.losses.contrastive import ContrastiveLoss, build_contrastive
 from consilium.losses.distillation import FeatureDistillation
 from consilium.losses.sparsity import flops_penalty
 from consilium.models.checkpoints.layout import ProjectionLayout
 from consilium.models.chunked import in_chunks, largest_chunk
 from consilium.models.projection import Projection
-from consilium.models.text import TextEncoder, TextTower
+from consilium.models.text import TextTower
 from consilium.models.tokenizer import Tokenizer
-from consilium.models.vision import ImageEncoder, VisionTower, mean_of_views
-from consilium.models.weights import batch_statistics, freeze_tower, keep_frozen_in_eval
+from consilium.models.vision import VisionTower, mean_of_views
+from consilium.models.weights import batch_statistics
 from consilium.tasks.align.config import AlignConfig
+from consilium.tasks.two_towers import TwoTowers
 
 SIDES = ("image", "text")
 
 
-class Align(Task):
+class Align(TwoTowers):
     """Two towers and a projection for each; several views of a case are averaged as features.
 
     ``spaces`` begin the names of the embeddings in an answer: one space, which has no name.
     """
 
     spaces: tuple[str, ...] = ("",)
+
+    config: AlignConfig
 
     def __init__(
         self,
@@ -256,28 +256,10 @@ class Align(Task):
         """The width of the space."""
         return f"embeddings of {self.config.embedding_size} numbers"
 
-    def text_coder(self) -> TextCoder:
-        """The tokenizer of the text tower."""
-        return self.tokenizer
-
-    def count_cut(self, texts: Sequence[str]) -> int:
-        """How many of the texts are longer than ``task.text.context_length``."""
-        return self.tokenizer.count_cut(texts)
-
-    def unknown_share(self, texts: Sequence[str]) -> float:
-        """Which share of their tokens the vocabulary lacks."""
-        return self.tokenizer.unknown_share(texts)
-
-    def image_input(self) -> ImageInput:
-        """What the image tower was made for."""
-        expected = self.vision.pretrained_input
-        return ImageInput(expected.mean, expected.std, pretrained=self.config.vision.pretrained is not False)
-
     def notes(self) -> list[str]:
-        """What is odd about the files of the towers' weights."""
-        found = {"vision": self.vision.weights_note, "text": self.text.weights_note}
+        """Which weights the parts begin with where views have heads of their own, and what is odd about their files."""
         begun = [format_table(self.begun, title="the task is built with these weights")] if self.begun else []
-        return [*begun, *(f"task.{name}.pretrained: {note}" for name, note in found.items() if note)]
+        return [*begun, *super().notes()]
 
     def keep_start(self, groups: Sequence[str]) -> str:
         """Keep a copy of the towers that begin with trained weights and learn, or the teacher's of all that learn.
@@ -349,15 +331,6 @@ class Align(Task):
                         "convnext_tiny)."
                     )
 
-    def encoders(self) -> Mapping[str, Encoder]:
-        """The towers that stay frozen."""
-        found: dict[str, Encoder] = {}
-        if self.config.vision.freeze.kind == "tower":
-            found["images"] = ImageEncoder(self.vision, self.config.vision, self.view_features)
-        if self.config.text.freeze.kind == "tower":
-            found["texts"] = TextEncoder(self.text, self.config.text, self.tokenizer, self.text_features)
-        return found
-
     def parameter_groups(self) -> list[ParameterGroup]:
         """The towers, the projections, and the temperature."""
         projections = [*self.image_projection.parameters(), *self.text_projection.parameters()]
@@ -367,19 +340,6 @@ class Align(Task):
             ParameterGroup("projection", projections),
             ParameterGroup("temperature", list(self.loss.parameters())),
         ]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Freeze what the config says for this epoch."""
-        freeze_tower(self.vision, self.config.vision.freeze, epoch=epoch)
-        freeze_tower(self.text, self.config.text.freeze, epoch=epoch)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Align:
-        """As ``nn.Module.train``, but frozen parts stay in evaluation mode."""
-        super().train(mode)
-        if mode:
-            keep_frozen_in_eval(self)
-        return self
 
 
 def _texts(batch: Batch) -> Texts:

@@ -10,7 +10,7 @@ from consilium.core.errors import DataError
 from consilium.core.evaluation import Evaluation, Evaluator, Outputs
 from consilium.core.labels import class_order, reading_order
 from consilium.core.reporter import Reporter
-from consilium.data.cases.cases import Studied
+from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.labels.classification import ClassificationEvaluator
@@ -21,7 +21,7 @@ from consilium.evaluation.labels.wording import rough_thresholds
 from consilium.evaluation.report.parts import ReportParts
 from consilium.tasks.answers.config import LabelSection
 from consilium.tasks.answers.pool import pool
-from consilium.tasks.answers.targets import LabelKnowledge
+from consilium.tasks.answers.targets import LabelKnowledge, study_labels
 from consilium.tasks.family import Ask, Family, Pooled
 
 if TYPE_CHECKING:
@@ -30,6 +30,20 @@ if TYPE_CHECKING:
 SectionT_contra = TypeVar("SectionT_contra", bound=LabelSection, contravariant=True)
 KnowledgeT = TypeVar("KnowledgeT", bound=LabelKnowledge)
 TaskT = TypeVar("TaskT", bound="Answering")
+
+
+def study_answers(
+    section: LabelSection, cases: Cases, *, known: LabelKnowledge | None, learns: bool
+) -> Studied[LabelKnowledge]:
+    """The classes of a section, and the target of each case."""
+    return study_labels(
+        cases,
+        multi_label=section.multi_label,
+        nested=section.tree.nested,
+        given=section.tree.labels(),
+        known=known,
+        learns=learns,
+    )
 
 
 class LabelFamily(Family[SectionT_contra, KnowledgeT, TaskT]):

@@ -11,8 +11,8 @@ from consilium.core.evaluation import Evaluation, Outputs
 from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import EvaluationConfig
-from consilium.tasks.answers.family import LabelFamily
-from consilium.tasks.answers.targets import LabelKnowledge, study_labels
+from consilium.tasks.answers.family import LabelFamily, study_answers
+from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.config import ClassifyConfig, LogisticHeadConfig
 from consilium.tasks.classify.growth import adopted, check_growth
 from consilium.tasks.classify.nodes import common_image
@@ -35,14 +35,7 @@ class ClassifyFamily(LabelFamily[ClassifyConfig, LabelKnowledge, "Answering"]):
         self, section: ClassifyConfig, cases: Cases, *, known: LabelKnowledge | None, learns: bool
     ) -> Studied[LabelKnowledge]:
         """The classes, and the target of each case; what a cascade or a router that grows cannot learn is refused."""
-        studied = study_labels(
-            cases,
-            multi_label=section.multi_label,
-            nested=section.tree.nested,
-            given=section.tree.labels(),
-            known=known,
-            learns=learns,
-        )
+        studied = study_answers(section, cases, known=known, learns=learns)
         if learns and section.staged:
             studied.cases.notes.extend(check_nodes(section, studied))
         if learns and isinstance(section.head, LogisticHeadConfig):

@@ -20,9 +20,8 @@ from consilium.evaluation.labels.modalities import ModalityEvaluator, under
 from consilium.evaluation.labels.saliency import SaliencyMap
 from consilium.evaluation.report.parts import ReportParts
 from consilium.models.config import TextConfig
-from consilium.tasks.answers.family import LabelFamily
+from consilium.tasks.answers.family import LabelFamily, study_answers
 from consilium.tasks.answers.settle import settle_answers
-from consilium.tasks.answers.targets import study_labels
 from consilium.tasks.family import Ask, Brought, Known, Member, Settled
 from consilium.tasks.fuse.config import MODALITIES, FuseConfig
 from consilium.tasks.fuse.knowledge import FuseKnowledge
@@ -42,14 +41,7 @@ class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
         self, section: FuseConfig, cases: Cases, *, known: FuseKnowledge | None, learns: bool
     ) -> Studied[FuseKnowledge]:
         """The classes, the target of each case, and the tokenizer; an encoder from scratch learns its own."""
-        labels = study_labels(
-            cases,
-            multi_label=section.multi_label,
-            nested=section.tree.nested,
-            given=section.tree.labels(),
-            known=known,
-            learns=learns,
-        )
+        labels = study_answers(section, cases, known=known, learns=learns)
         if known is None:
             texts = tuple(text for row in cases.rows["train"].tolist() for text in cases.table.captions(row))
             tokenizer = _tokenizer(section.text, texts if section.text.from_scratch else ()).definition

@@ -15,35 +15,33 @@ from torch.nn import functional
 
 from consilium.core.contracts import (
     Batch,
-    Encoder,
-    ImageInput,
     Look,
     ParameterGroup,
     Prediction,
     StepOutput,
-    TextCoder,
     Texts,
 )
 from consilium.core.labels import LabelTree
 from consilium.evaluation.labels.modalities import shapley
 from consilium.models.fusion import build_fusion
 from consilium.models.heads import build_head
-from consilium.models.text import TextEncoder, TextTower
+from consilium.models.text import TextTower
 from consilium.models.tokenizer import Tokenizer
-from consilium.models.vision import ImageEncoder, VisionTower, mean_of_views
-from consilium.models.weights import freeze_tower, keep_frozen_in_eval
+from consilium.models.vision import VisionTower, mean_of_views
 from consilium.tasks.answers.answering import Answering
 from consilium.tasks.fuse.config import MODALITIES, FuseConfig
 from consilium.tasks.fuse.masking import kept, subsets
+from consilium.tasks.two_towers import TwoTowers
 
 
-class Fuse(Answering):
+class Fuse(TwoTowers, Answering):
     """A tower and a projection for each modality, and what fuses them; views and texts are averaged as features.
 
     A prediction also says what the answer would be with every subset of the modalities: ``subset_logits`` and
     ``subset_probabilities`` [B, S, K], and ``there`` [B, M] which the case has.
     """
 
+    config: FuseConfig
     subsets_SM: Tensor
 
     def __init__(
@@ -212,33 +210,6 @@ class Fuse(Answering):
         counted = {f"counted_{name}": value for name, value in record.get("counted", {}).items()}
         return {**super().row(record), "modalities": ";".join(record.get("modalities", [])), **counted}
 
-    def text_coder(self) -> TextCoder:
-        """The tokenizer of the text tower."""
-        return self.tokenizer
-
-    def count_cut(self, texts: Sequence[str]) -> int:
-        """How many of the texts are longer than ``task.text.context_length``."""
-        return self.tokenizer.count_cut(texts)
-
-    def image_input(self) -> ImageInput:
-        """What the image tower was made for."""
-        expected = self.vision.pretrained_input
-        return ImageInput(expected.mean, expected.std, pretrained=self.config.vision.pretrained is not False)
-
-    def notes(self) -> list[str]:
-        """What is odd about the files of the towers' weights."""
-        found = {"vision": self.vision.weights_note, "text": self.text.weights_note}
-        return [f"task.{name}.pretrained: {note}" for name, note in found.items() if note]
-
-    def encoders(self) -> Mapping[str, Encoder]:
-        """The towers that stay frozen."""
-        found: dict[str, Encoder] = {}
-        if self.config.vision.freeze.kind == "tower":
-            found["images"] = ImageEncoder(self.vision, self.config.vision, self.view_features)
-        if self.config.text.freeze.kind == "tower":
-            found["texts"] = TextEncoder(self.text, self.config.text, self.tokenizer, self.text_features)
-        return found
-
     def parameter_groups(self) -> list[ParameterGroup]:
         """The towers, the projections, and the fusion with all heads."""
         projections = [*self.image_projection.parameters(), *self.text_projection.parameters()]
@@ -252,16 +223,7 @@ class Fuse(Answering):
     def set_epoch(self, epoch: int) -> None:
         """Freeze what the config says for this epoch, and mask as it says."""
         self.epoch = epoch
-        freeze_tower(self.vision, self.config.vision.freeze, epoch=epoch)
-        freeze_tower(self.text, self.config.text.freeze, epoch=epoch)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Fuse:
-        """As ``nn.Module.train``, but frozen parts stay in evaluation mode."""
-        super().train(mode)
-        if mode:
-            keep_frozen_in_eval(self)
-        return self
+        super().set_epoch(epoch)
 
 
 def _of_classes(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
