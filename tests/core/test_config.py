@@ -59,7 +59,7 @@ def write(path: Path, text: str) -> Path:
             "schedule=cosine",
             '`schedule` is "cosine"; expected a section of keys with `kind`: constant, cosine, linear, step',
         ),
-        ("task=3", "`task` is 3; expected a section of keys with `kind`: classify, align."),
+        ("task=3", "`task` is 3; expected a section of keys with `kind`: classify, align, fuse."),
         ("data=null", "`data` is null; expected a section of keys."),
         ("data.sources=3", "`data.sources` is 3; expected a list."),
         ("data.sources=[]", "`data.sources` is []; expected 1 or more items."),

@@ -293,7 +293,7 @@ def test_figures_per_column_and_at_the_configs_levels(tiny: TrainTiny, tiny_imag
 
 # -- Recipes ------------------------------------------------------------------------------------------------------
 
-RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+RECIPES = sorted(path for path in (REPOSITORY / "recipes").glob("*.yaml") if not path.stem.endswith("_demo"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

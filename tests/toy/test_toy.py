@@ -95,6 +95,6 @@ def test_a_bundle_of_a_family_that_is_gone_is_refused(tmp_path: Path) -> None:
         json.dumps({"format_version": 3, "task": {"kind": "dream"}}), encoding="utf-8"
     )
     with pytest.raises(
-        BundleError, match=r"a task of kind 'dream', which this version .*it knows classify, align, toy"
+        BundleError, match=r"a task of kind 'dream', which this version .*it knows classify, align, fuse, toy"
     ):
         consilium.load(tmp_path)
