@@ -37,10 +37,12 @@ def trained(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     *overrides: str,
+    data: Path | None = None,
     reporter: Recorder | None = None,
 ) -> Any:
-    """The model that a recipe makes of captioned squares, or pairs of them, in two steps."""
-    data = write_eyes(folder / "eyes") if recipe == "retclip" else write(folder / "pairs")
+    """The model that a recipe makes in two steps of a table, else of captioned squares or pairs of them."""
+    if data is None:
+        data = write_eyes(folder / "eyes") if recipe == "retclip" else write(folder / "pairs")
     monkeypatch.setenv("CONSILIUM_DATA", str(data.parent))
     places = [
         f"data.store.root={json.dumps(str(folder / 'stores'))}",

@@ -36,10 +36,14 @@ def vision_settings(config: VisionConfig, borrowed: Mapping[str, Known], *, path
 
         return {"data": {"image": image_settings(find_image(config).layout.input)}}
     known = borrowed[config.name]
-    image = known.image.model_dump(mode="json", exclude={"max_pixels", "window"})
     own = getattr(known.section, "vision", None)
     pooling = {} if not isinstance(own, VisionConfig) else {"task": {path: {"pooling": own.pooling}}}
-    return {**pooling, "data": {"image": image}}
+    return {**pooling, **images_of(known)}
+
+
+def images_of(known: Known) -> dict[str, Any]:
+    """The images that a bundle takes, as settings."""
+    return {"data": {"image": known.image.model_dump(mode="json", exclude={"max_pixels", "window"})}}
 
 
 def borrowed_image(config: VisionConfig, members: Mapping[str, Member]) -> ImageSource | None:

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 from torch import Tensor
 
-from consilium.core.contracts import Batch, Encoder, ImageInput, TextCoder, Texts
+from consilium.core.contracts import Batch, Encoder, ImageInput, ParameterGroup, TextCoder, Texts
 from consilium.core.task import Task
 from consilium.models.config import TextConfig, VisionConfig
 from consilium.models.text import TextEncoder, TextTower
@@ -76,6 +76,11 @@ class TwoTowers(Task):
         if self.config.text.freeze.kind == "tower":
             found["texts"] = TextEncoder(self.text, self.config.text, self.tokenizer, self.text_features)
         return found
+
+    def tower_groups(self) -> list[ParameterGroup]:
+        """The parameters of each tower."""
+        towers: dict[str, VisionTower | TextTower] = {"image": self.vision, "text": self.text}
+        return [ParameterGroup(name, list(tower.parameters()), depths=tower.depths) for name, tower in towers.items()]
 
     def set_epoch(self, epoch: int) -> None:
         """Freeze what the config says for this epoch."""

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from consilium.core.files import fingerprint, locked, write_json, write_text
+from consilium.core.files import fingerprint, locked, write_json
 from consilium.core.reporter import Reporter
 from consilium.data.config import DataConfig
 from consilium.data.guards.digests import Digests, image_digests
@@ -30,6 +29,7 @@ from consilium.data.store.store import CaseTable, Store
 VERSION = 3  # of what is kept in a store
 NEAR_DUPLICATES = "near_duplicates"
 ONE_SPLIT = "validation and test"
+FoundT = TypeVar("FoundT", "Findings", NearDuplicates)
 WHERE = "`consilium data inspect` lists all that was found, and draws near-duplicates."
 
 
@@ -93,12 +93,10 @@ def check(
         return _look(store, table, config, uses_text=True, images=images, everything=True, reporter=reporter)
     settings = config.model_dump(mode="json", include=_READ)
     path = _place(store, table, "findings", [version("consilium"), settings, uses_text, images])
-    with contextlib.suppress(OSError, ValueError):  # not looked for yet, or half of a file that somebody copied
-        return _FINDINGS.validate_json(path.read_bytes())
-    found = _look(store, table, config, uses_text=uses_text, images=images, everything=False, reporter=reporter)
-    with contextlib.suppress(OSError):  # a store that is only read, or a full disk
-        write_text(path, _FINDINGS.dump_json(found).decode())
-    return found
+    if (kept := _kept(path, _FINDINGS)) is None:
+        kept = _look(store, table, config, uses_text=uses_text, images=images, everything=False, reporter=reporter)
+        _keep(path, _FINDINGS, kept)
+    return kept
 
 
 def _look(
@@ -152,7 +150,7 @@ def look_up(store: Store, table: CaseTable, config: DataConfig) -> Findings:
     if config.on_leak != "drop" or not config.guards.near_duplicates or not len(table.view_column("name")[0]):
         leaks = find_leaks(table)
         return Findings(leaks, warnings={ONE_SPLIT: one_split(table, leaks)})
-    found = _kept(_place(store, table, NEAR_DUPLICATES, True))
+    found = _kept(_place(store, table, NEAR_DUPLICATES, True), _PAIRS)
     if found is None:
         why = "images; a training that drops almost the same images may have left out more of train and val."
         return Findings(find_leaks(table), notes=[why])
@@ -167,12 +165,16 @@ def _place(store: Store, table: CaseTable, what: str, settings: object) -> Path:
     return store.path / f"{what}-{key}.json"
 
 
-def _kept(path: Path) -> NearDuplicates | None:
+def _kept(path: Path, form: TypeAdapter[FoundT]) -> FoundT | None:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        return NearDuplicates([_pair(pair) for pair in tree["pairs"]], tree["notes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return form.validate_json(path.read_bytes())
+    except (OSError, ValueError):
         return None  # not looked for yet, or half of a file that somebody copied
+
+
+def _keep(path: Path, form: TypeAdapter[FoundT], found: FoundT) -> None:
+    with contextlib.suppress(OSError):  # a store that is only read, or a full disk
+        write_json(path, form.dump_python(found, mode="json"))
 
 
 def _near_duplicates(
@@ -180,21 +182,14 @@ def _near_duplicates(
 ) -> NearDuplicates:
     """The pairs, kept in the store for the next time."""
     path = _place(store, table, NEAR_DUPLICATES, across_splits)
-    if (kept := _kept(path)) is not None:
-        return kept
-    found = find_near_duplicates(
-        table, digests, across_splits=across_splits, progress=partial(reporter.progress, "compare images")
-    )
-    with contextlib.suppress(OSError):  # a store that is only read, or a full disk
-        write_json(path, asdict(found))
-    return found
+    if (kept := _kept(path, _PAIRS)) is None:
+        progress = partial(reporter.progress, "compare images")
+        kept = find_near_duplicates(table, digests, across_splits=across_splits, progress=progress)
+        _keep(path, _PAIRS, kept)
+    return kept
 
 
-def _pair(tree: dict[str, Any]) -> Pair:
-    return Pair(**{**tree, "images": tuple(tree["images"])})
-
-
-_FINDINGS = TypeAdapter(Findings)
+_FINDINGS, _PAIRS = TypeAdapter(Findings), TypeAdapter(NearDuplicates)
 _READ = {"sources", "split", "rename_labels", "filters", "guards", "on_leak", "pseudo_labels"}
 
 

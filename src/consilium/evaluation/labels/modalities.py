@@ -15,7 +15,6 @@ import numpy as np
 
 from consilium.core.evaluation import Evaluation, Evaluator, Outputs
 from consilium.core.labels import LabelTree
-from consilium.evaluation.config import EvaluationConfig
 
 MISSING = (0.25, 0.5, 0.75, 1.0)  # shares of the cases that lose a modality
 FIGURES = ("accuracy", "exact_match", "macro_f1", "macro_auroc")
@@ -29,11 +28,9 @@ class ModalityEvaluator(Evaluator):
     ``subset_probabilities`` and, of one label a case, ``subset_conditionals``, all [N, S, K].
     """
 
-    def __init__(
-        self, answers: Evaluator, *, modalities: Sequence[str], labels: LabelTree, config: EvaluationConfig
-    ) -> None:
+    def __init__(self, answers: Evaluator, *, modalities: Sequence[str], labels: LabelTree) -> None:
         """``answers`` judges the answers of classes."""
-        self._answers, self._modalities, self._labels, self._config = answers, modalities, labels, config
+        self._answers, self._modalities, self._labels = answers, modalities, labels
 
     @property
     def metric_names(self) -> Sequence[str]:
@@ -62,34 +59,47 @@ class ModalityEvaluator(Evaluator):
         """
         found = self._answers.evaluate(outputs, split=split)
         there_NM = outputs.arrays["there"] > 0.5
-        everything = np.asarray(there_NM.all(1))
-        rows = [self._row("as they are", outputs, there_NM, split)]
-        if everything.any() and not everything.all():
-            rows.append(self._row("with all modalities", taken(outputs, everything), there_NM[everything], split))
-        alone = {}
-        for place, name in enumerate(self._modalities):
-            if everything.any():
-                own_NM = np.zeros_like(there_NM[everything])
+        whole = self._row("as they are", found, there_NM)
+        rows, notes, classes = [whole], [], []
+        complete = np.flatnonzero(there_NM.all(1))
+        if len(complete):
+            both, all_NM = outputs.take(complete), there_NM[complete]
+            if len(complete) < len(there_NM):
+                whole = self._judged("with all modalities", both, all_NM, split)
+                rows.append(whole)
+            for place, name in enumerate(self._modalities):
+                own_NM = np.zeros_like(all_NM)
                 own_NM[:, place] = True
-                alone[name] = self._row(f"{name} only", taken(outputs, everything), own_NM, split)
-        rows += alone.values()
-        for place, name in enumerate(self._modalities):
-            fate_N = np.array([_fate(name, case) for case in outputs.ids])
-            for share in MISSING if everything.any() else ():
-                left_NM = there_NM.copy()
-                left_NM[(fate_N < share) & (there_NM.sum(1) > 1), place] = False
-                row = self._row(f"{name} missing in {share:.0%}", outputs, left_NM, split)
-                rows.append({**row, "lost": name, "share": share})
-        tables = {**found.tables, "modalities": rows}
-        if not outputs.known_targets.ndim > 1 and everything.any():
-            tables["modality_classes"] = self._classes(taken(outputs, everything))
-        whole = rows[1] if everything.any() and not everything.all() else rows[0]
-        if notes := [note for name, row in alone.items() if (note := _explained(name, row, whole))]:
-            tables["notes"] = [*tables.get("notes", []), *({"note": note} for note in notes)]
-        return replace(found, tables=tables)
+                rows.append(self._judged(f"{name} only", both, own_NM, split))
+                notes += _explained(name, rows[-1], whole)
+            for place in range(len(self._modalities)):
+                rows += self._losing(place, outputs, there_NM, split)
+            if outputs.known_targets.ndim == 1:
+                classes = self._classes(both)
+        tables = {
+            "modalities": rows,
+            "modality_classes": classes,
+            "notes": [*found.tables.get("notes", []), *({"note": note} for note in notes)],
+        }
+        return replace(found, tables={**found.tables, **{name: own for name, own in tables.items() if own}})
 
-    def _row(self, what: str, outputs: Outputs, left_NM: np.ndarray, split: str) -> dict[str, Any]:
-        judged = self._answers.evaluate(under(outputs, left_NM), split=split)
+    def _losing(self, place: int, outputs: Outputs, there_NM: np.ndarray, split: str) -> list[dict[str, Any]]:
+        """Rows for growing shares of the cases that lose a modality."""
+        name = self._modalities[place]
+        fate_N = np.array([_fate(name, case) for case in outputs.ids])
+        rows = []
+        for share in MISSING:
+            left_NM = there_NM.copy()
+            left_NM[(fate_N < share) & (there_NM.sum(1) > 1), place] = False
+            row = self._judged(f"{name} missing in {share:.0%}", outputs, left_NM, split)
+            rows.append({**row, "lost": name, "share": share})
+        return rows
+
+    def _judged(self, what: str, outputs: Outputs, left_NM: np.ndarray, split: str) -> dict[str, Any]:
+        """The row of a model that sees of every case what is left."""
+        return self._row(what, self._answers.evaluate(under(outputs, left_NM), split=split), left_NM)
+
+    def _row(self, what: str, judged: Evaluation, left_NM: np.ndarray) -> dict[str, Any]:
         row: dict[str, Any] = {"what": what, "lost": None, "share": None, "cases": judged.cases}
         row |= {name: float(left_NM[:, place].mean()) for place, name in enumerate(self._modalities)}
         for name in FIGURES:
@@ -131,20 +141,6 @@ def under(outputs: Outputs, left_NM: np.ndarray) -> Outputs:
     return replace(outputs, arrays={**outputs.arrays, **seen})
 
 
-def taken(outputs: Outputs, chosen_N: np.ndarray) -> Outputs:
-    """Some of the cases."""
-    rows = np.flatnonzero(chosen_N)
-    return replace(
-        outputs,
-        arrays={name: array[rows] for name, array in outputs.arrays.items()},
-        targets=None if outputs.targets is None else outputs.targets[rows],
-        ids=[outputs.ids[row] for row in rows],
-        groups=[outputs.groups[row] for row in rows],
-        columns={name: [values[row] for row in rows] for name, values in outputs.columns.items()},
-        labels=[outputs.labels[row] for row in rows] if outputs.labels else [],
-    )
-
-
 def shapley(values_S: np.ndarray, players: Sequence[int]) -> dict[int, float]:
     """What each of ``players`` adds to the value of all of them, the mean over the orders in which they may come.
 
@@ -165,14 +161,12 @@ def _fate(modality: str, case: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{modality}\0{case}".encode()).digest()[:6]) / 2**48
 
 
-def _explained(name: str, alone: dict[str, Any], whole: dict[str, Any]) -> str | None:
+def _explained(name: str, alone: dict[str, Any], whole: dict[str, Any]) -> list[str]:
     """What to say where one modality explains the figure of all."""
-    for figure in FIGURES:
-        if alone.get(figure) is not None and whole.get(figure) is not None:
-            if alone[figure] < whole[figure] - EXPLAINS:
-                return None
-            return (
-                f"{name} alone reaches a {figure} of {alone[figure]:.3f}, all modalities together {whole[figure]:.3f}: "
-                f"{name} explains the figure. Check that it does not give the label away."
-            )
-    return None
+    figure = next((own for own in FIGURES if own in alone and own in whole), None)
+    if figure is None or alone[figure] < whole[figure] - EXPLAINS:
+        return []
+    return [
+        f"{name} alone reaches a {figure} of {alone[figure]:.3f}, all modalities together {whole[figure]:.3f}: {name} "
+        "explains the figure. Check that it does not give the label away."
+    ]

@@ -23,8 +23,15 @@ from consilium.evaluation.retrieval.views import ViewsEvaluator
 from consilium.models.config import TextConfig
 from consilium.tasks.align.config import AlignConfig, ModelConfig
 from consilium.tasks.align.knowledge import AlignKnowledge
-from consilium.tasks.align.look import cut_texts, missing_views, refuse_foreign_texts, refuse_missing_views
+from consilium.tasks.align.look import (
+    cut_texts,
+    missing_views,
+    refuse_foreign_texts,
+    refuse_missing_views,
+    training_texts,
+)
 from consilium.tasks.family import Brought, Family, Known, Member, Settled
+from consilium.tasks.towers import images_of
 
 if TYPE_CHECKING:
     from consilium.models.tokenizer import Tokenizer
@@ -66,9 +73,12 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
             tokenizer = _tokenizer(section.text, section.model, tuple(texts) if scratch else ())
         knowledge = AlignKnowledge(training_cases=len(cases.rows["train"]), tokenizer=tokenizer.definition)
         if learns:
-            refuse_foreign_texts(cases, tokenizer)
+            by_source = training_texts(cases)
+            refuse_foreign_texts(by_source, tokenizer)
             refuse_missing_views(cases, section)
-            cases = replace(cases, notes=[*cases.notes, *cut_texts(cases, tokenizer), *missing_views(cases, section)])
+            cases = replace(
+                cases, notes=[*cases.notes, *cut_texts(by_source, tokenizer), *missing_views(cases, section)]
+            )
         return Studied(cases, knowledge, _alike(section.loss.positives, cases))
 
     def build(
@@ -93,12 +103,11 @@ class AlignFamily(Family[AlignConfig, AlignKnowledge, "Align"]):
     def brings(self, section: AlignConfig, borrowed: Mapping[str, Known]) -> Brought:
         """Settings of a whole model, or of towers that are no plain timm models."""
         from consilium.tasks.align.build import brought
-        from consilium.tasks.align.teacher import settings_of
 
         found = brought(section, borrowed)
         if section.teacher is None:
             return found
-        return replace(found, settings=merge(found.settings, settings_of(borrowed[section.teacher])))
+        return replace(found, settings=merge(found.settings, images_of(borrowed[section.teacher])))
 
     def evaluator(self, section: AlignConfig, knowledge: AlignKnowledge, *, evaluation: EvaluationConfig) -> Evaluator:
         """Retrieval both ways, with named views also of each of them."""

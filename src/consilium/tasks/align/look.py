@@ -6,7 +6,7 @@ Axes in names: N case of a table, V view.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 _LOOKED_AT = 1_000  # texts of a source in which unknown words are counted
 
 
-def cut_texts(cases: Cases, tokenizer: Tokenizer) -> list[str]:
+def cut_texts(texts: Mapping[str, Sequence[str]], tokenizer: Tokenizer) -> list[str]:
     """How many training texts of each source are longer than the text tower reads; nothing of a source without any."""
-    texts = _texts(cases)
     cut = {source: tokenizer.count_cut(own) for source, own in texts.items()}
     return [
         f"source '{source}': {count} of {counted(len(texts[source]), 'training text')} "
@@ -36,11 +35,11 @@ def cut_texts(cases: Cases, tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-def refuse_foreign_texts(cases: Cases, tokenizer: Tokenizer) -> None:
+def refuse_foreign_texts(texts_of: Mapping[str, Sequence[str]], tokenizer: Tokenizer) -> None:
     """A source of whose words the tokenizer knows less than half is a DataError: all its texts would be alike."""
     from consilium.models.tokenizer import FOREIGN
 
-    for source, texts in _texts(cases).items():
+    for source, texts in texts_of.items():
         share = tokenizer.unknown_share(texts[:: max(1, len(texts) // _LOOKED_AT)])
         if share > FOREIGN:
             raise DataError(
@@ -50,7 +49,7 @@ def refuse_foreign_texts(cases: Cases, tokenizer: Tokenizer) -> None:
             )
 
 
-def _texts(cases: Cases) -> dict[str, list[str]]:
+def training_texts(cases: Cases) -> dict[str, list[str]]:
     """The training texts of each source."""
     texts: dict[str, list[str]] = defaultdict(list)
     for row in cases.rows["train"].tolist():

@@ -47,9 +47,8 @@ class Align(TwoTowers):
     ``spaces`` begin the names of the embeddings in an answer: one space, which has no name.
     """
 
-    spaces: tuple[str, ...] = ("",)
-
     config: AlignConfig
+    spaces: tuple[str, ...] = ("",)
 
     def __init__(
         self,
@@ -227,7 +226,7 @@ class Align(TwoTowers):
             }
             | (
                 {"text_terms": self.named(arrays["term_weights"][case])}
-                if has_terms and arrays[f"{self.spaces[0]}has_text"][case]
+                if has_terms and arrays["has_text"][case]
                 else {}
             )
             for case in range(len(arrays["scale"]))
@@ -335,8 +334,7 @@ class Align(TwoTowers):
         """The towers, the projections, and the temperature."""
         projections = [*self.image_projection.parameters(), *self.text_projection.parameters()]
         return [
-            ParameterGroup("image", list(self.vision.parameters()), depths=self.vision.depths),
-            ParameterGroup("text", list(self.text.parameters()), depths=self.text.depths),
+            *self.tower_groups(),
             ParameterGroup("projection", projections),
             ParameterGroup("temperature", list(self.loss.parameters())),
         ]

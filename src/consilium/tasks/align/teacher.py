@@ -11,15 +11,9 @@ from consilium.core.errors import ConfigError
 from consilium.data.config import ImageConfig
 from consilium.losses.config import DistillationConfig
 from consilium.tasks.align.task import Align
-from consilium.tasks.family import Known, Member
+from consilium.tasks.family import Member
 
 SEEN = ("size", "mean", "std", "fit", "interpolation")  # of images, what teacher and learner must share
-
-
-def settings_of(teacher: Known) -> dict[str, Any]:
-    """The images that the teacher takes, for what a config leaves open."""
-    image = teacher.image.model_dump(mode="json", include={*SEEN})
-    return {"data": {"image": {**image, "statistics": "given"}}}
 
 
 def teacher_of(task: Align, config: DistillationConfig, member: Member, image: ImageConfig) -> Mapping[str, nn.Module]:

@@ -47,8 +47,7 @@ class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
             tokenizer = _tokenizer(section.text, texts if section.text.from_scratch else ()).definition
         else:
             tokenizer = known.tokenizer
-        own = {} if known is None else known.made_of
-        knowledge = FuseKnowledge(**{**own, **labels.knowledge.model_dump(), "tokenizer": tokenizer})
+        knowledge = FuseKnowledge(**labels.knowledge.model_dump(), tokenizer=tokenizer)
         return replace(labels, knowledge=knowledge)  # type: ignore[return-value]
 
     def build(
@@ -72,7 +71,7 @@ class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
     def evaluator(self, section: FuseConfig, knowledge: FuseKnowledge, *, evaluation: EvaluationConfig) -> Evaluator:
         """What judges labels, and what is left of the figures without a modality."""
         answers = super().evaluator(section, knowledge, evaluation=evaluation)
-        return ModalityEvaluator(answers, modalities=MODALITIES, labels=knowledge.tree, config=evaluation)
+        return ModalityEvaluator(answers, modalities=MODALITIES, labels=knowledge.tree)
 
     def report(self, section: FuseConfig, knowledge: FuseKnowledge) -> ReportParts:
         """As of every classifier, and what each modality is worth."""

@@ -16,8 +16,3 @@ class FuseKnowledge(LabelKnowledge):
     tokenizer: str = Field(description="The tokenizer as JSON.")
     architecture: dict[str, Any] | None = Field(default=None, description="The text encoder's config.")
     pooling: TextPooling | None = Field(default=None, description="How a text becomes one vector.")
-
-    @property
-    def made_of(self) -> dict[str, Any]:
-        """What the towers are made of, once they are built."""
-        return {"architecture": self.architecture, "pooling": self.pooling}

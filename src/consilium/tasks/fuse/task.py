@@ -214,8 +214,7 @@ class Fuse(TwoTowers, Answering):
         """The towers, the projections, and the fusion with all heads."""
         projections = [*self.image_projection.parameters(), *self.text_projection.parameters()]
         return [
-            ParameterGroup("image", list(self.vision.parameters()), depths=self.vision.depths),
-            ParameterGroup("text", list(self.text.parameters()), depths=self.text.depths),
+            *self.tower_groups(),
             ParameterGroup("projection", projections),
             ParameterGroup("fusion", [*self.fusion.parameters(), *self.alone.parameters()]),
         ]
