@@ -17,10 +17,10 @@ from consilium.models.config import FreezeConfig
 from consilium.models.weights import (
     PartCount,
     freeze_tower,
-    keep_frozen_in_eval,
     load_state,
     load_strict,
     parameter_counts,
+    train_unfrozen,
     weights_hash,
 )
 
@@ -212,8 +212,7 @@ def test_more_blocks_than_the_tower_has_are_refused_before_the_warmup_ends() -> 
 def test_frozen_parts_neither_move_their_statistics_nor_drop_units() -> None:
     tower = Tower()
     freeze_tower(tower, FreezeConfig(kind="all_but_last_blocks", blocks=1), epoch=0)
-    tower.train()
-    keep_frozen_in_eval(tower)
+    train_unfrozen(tower)
     assert [[module.training for module in layer] for layer in tower.layers] == [[False] * 3, [False] * 3, [True] * 3]
     assert tower.training
 
@@ -221,8 +220,7 @@ def test_frozen_parts_neither_move_their_statistics_nor_drop_units() -> None:
 def test_frozen_norm_inside_a_learning_part_keeps_its_statistics() -> None:
     layer = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     layer[1].requires_grad_(False)
-    layer.train()
-    keep_frozen_in_eval(layer)
+    train_unfrozen(layer)
     assert [module.training for module in layer] == [True, False, True]
 
 

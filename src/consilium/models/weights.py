@@ -211,17 +211,19 @@ def parameter_counts(module: nn.Module) -> list[PartCount]:
     return counts
 
 
-def keep_frozen_in_eval(module: nn.Module) -> None:
-    """Put every submodule whose parameters are all frozen into eval mode.
+def train_unfrozen(module: nn.Module) -> None:
+    """As ``module.train()``, but a part whose parameters are all frozen comes to rest in eval mode.
 
-    Call it after ``module.train()``: a frozen part then neither moves its BatchNorm statistics nor drops units.
+    Such a part neither moves its BatchNorm statistics nor drops units.
     """
-    parameters = list(module.parameters())
-    if parameters and not any(parameter.requires_grad for parameter in parameters):
-        module.eval()
+    learns = [parameter.requires_grad for parameter in module.parameters()]
+    if learns and not any(learns):
+        if module.training:
+            module.eval()
         return
+    module.training = True
     for part in module.children():
-        keep_frozen_in_eval(part)
+        train_unfrozen(part)
 
 
 def batch_statistics(module: nn.Module) -> list[str]:

@@ -13,7 +13,7 @@ from consilium.models.config import TextConfig, VisionConfig
 from consilium.models.text import TextEncoder, TextTower
 from consilium.models.tokenizer import Tokenizer
 from consilium.models.vision import ImageEncoder, VisionTower
-from consilium.models.weights import freeze_tower, keep_frozen_in_eval
+from consilium.models.weights import freeze_tower, train_unfrozen
 
 
 class TowerConfigs(Protocol):
@@ -90,7 +90,7 @@ class TwoTowers(Task):
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``, but frozen parts stay in evaluation mode."""
-        super().train(mode)
-        if mode:
-            keep_frozen_in_eval(self)
+        if not mode:
+            return super().train(False)
+        train_unfrozen(self)
         return self

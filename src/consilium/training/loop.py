@@ -31,6 +31,7 @@ from consilium.training.optim import Schedule
 from consilium.training.plan import Plan
 from consilium.training.processes import anywhere, from_all, on_main
 from consilium.training.state import (
+    changing,
     checkpoints,
     load_checkpoint,
     random_state,
@@ -244,12 +245,13 @@ def _refuse_loss(training: Training, loss: float, window: _Window) -> None:
 
 def _refuse_weights(training: Training, progress: Progress) -> None:
     """A checkpoint holds finite weights only: one bad step must not take the place of the last good one."""
-    for name, tensor in training.task.state_dict().items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise NonFiniteLossError(
-                f"`{name}` of the model is no longer finite after step {progress.step}; it was not saved. "
-                f"{_last_good(training.checkpoints)} {ADVICE}."
-            )
+    state = changing(training.task, weights_folder(training.checkpoints, progress.step))
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in state.values()]).tolist()
+    for name in (name for name, own in zip(state, finite, strict=True) if not own):
+        raise NonFiniteLossError(
+            f"`{name}` of the model is no longer finite after step {progress.step}; it was not saved. "
+            f"{_last_good(training.checkpoints)} {ADVICE}."
+        )
 
 
 def refuse_non_finite(outputs: Outputs, *, folder: Path) -> None:

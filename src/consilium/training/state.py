@@ -83,7 +83,7 @@ def restore_frozen(folder: Path, task: Task) -> bool:
 def save_start(folder: Path, task: Task) -> None:
     """Write what the run begins with, but for what ``save_frozen`` wrote, beside the checkpoints of ``folder``."""
     with atomic_file(folder / START) as temporary:
-        save_state(_changing(task, folder / START), temporary)
+        save_state(changing(task, folder / START), temporary)
 
 
 def saved_start(folder: Path, task: Task) -> dict[str, Tensor]:
@@ -103,11 +103,11 @@ def saved_weights(folder: Path) -> dict[str, Tensor]:
 def save_weights(folder: Path, module: nn.Module) -> None:
     """Write a folder with the weights only; an older one stays until the new one is whole."""
     with atomic_folder(folder) as temporary:
-        save_state(_changing(module, folder), temporary / MODEL)
+        save_state(changing(module, folder), temporary / MODEL)
 
 
-def _changing(module: nn.Module, folder: Path) -> dict[str, Tensor]:
-    """The weights of a module without those that ``save_frozen`` wrote beside ``folder``."""
+def changing(module: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """The weights of a module without those that ``save_frozen`` wrote beside ``folder``, which never change."""
     beside = folder.parent / FROZEN
     left_out: set[str] = set()
     if beside.is_file():
@@ -140,7 +140,7 @@ def save_checkpoint(folder: Path, *, module: Task, trainer: dict[str, Any], prog
     """Write ``folder/step-N`` whole or not at all, then remove the oldest beyond ``keep_last``."""
     target = folder / f"step-{progress.step:08d}"
     with atomic_folder(target) as temporary:
-        save_state(_changing(module, target), temporary / MODEL)
+        save_state(changing(module, target), temporary / MODEL)
         try:
             torch.save({**trainer, "found": module.found(), "progress": asdict(progress)}, temporary / TRAINER)
         except RuntimeError as error:  # what torch makes of a full disk

@@ -20,7 +20,7 @@ from consilium.models.distance import FeatureDistance
 from consilium.models.heads import build_head, grown_head
 from consilium.models.tuning import tune
 from consilium.models.vision import ImageEncoder, VisionTower, build_vision, mean_of_views
-from consilium.models.weights import freeze_tower, keep_frozen_in_eval
+from consilium.models.weights import freeze_tower, train_unfrozen
 from consilium.tasks.answers.answering import Answering
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.config import ClassifyConfig, LogisticHeadConfig
@@ -148,9 +148,9 @@ class Classify(Answering):
 
     def train(self, mode: bool = True) -> Classify:
         """As ``nn.Module.train``, but frozen parts stay in evaluation mode."""
-        super().train(mode)
-        if mode:
-            keep_frozen_in_eval(self)
+        if not mode:
+            return super().train(False)
+        train_unfrozen(self)
         return self
 
 
