@@ -19,10 +19,14 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Pairs:
-    """A file of captioned images, what its labels are, and the tokens that are read of a text."""
+    """A file of captioned images, what its labels are, and the tokens that are read of a text.
+
+    ``text`` is the column of the texts; ``context`` leaves the diagnosis out, and some cases have none.
+    """
 
     file: str
     context: int
+    text: str = "text"
     label: str = "label"
     unlabelled: str | None = None
 
@@ -33,6 +37,8 @@ SETS = {
     "vqa_rad": Pairs("vqa_rad.jsonl", 56, label="organ"),  # its own labels are yes and no
     "covid": Pairs("covid_cxr_notes.jsonl", 128, unlabelled="unlabelled"),
     "busi": Pairs("busi_captions.jsonl", 16),
+    "isic2017 notes": Pairs("isic2017_captions.jsonl", 32, text="context"),
+    "ham10000 notes": Pairs("ham10000_captions.jsonl", 40, text="context"),
 }
 
 
@@ -56,7 +62,9 @@ def read_cases(name: str) -> list[Case]:
     for number, row in enumerate(map(json.loads, lines)):
         label = None if row.get(pairs.label) in (None, pairs.unlabelled) else str(row[pairs.label])
         image = str(shared / row["modalities"][0]["value"])
-        cases.append(Case(f"{name}-{number:04d}", image, " ".join(row["text"].split()), row["group_id"], label))
+        cases.append(
+            Case(f"{name}-{number:04d}", image, " ".join((row.get(pairs.text) or "").split()), row["group_id"], label)
+        )
     return cases
 
 

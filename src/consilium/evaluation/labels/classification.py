@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from consilium.evaluation.labels.tables import calibration_rows, confusion_rows
 from consilium.evaluation.metrics import Bools, Floats, Ints
 from consilium.evaluation.report.words import WORDS
 from consilium.evaluation.statistics import bootstrap_groups, figure_interval
+from consilium.evaluation.subgroups import gap_row, subgroups
 
 _SINGLE = (
     "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "weighted_f1", "macro_precision", "macro_recall",
@@ -30,6 +30,7 @@ _MULTI = (
     "exact_match", "hamming_loss", "macro_f1", "micro_f1", "weighted_f1", "macro_precision", "macro_recall",
     "macro_auroc", "macro_aupr", "calibration_error", "log_loss", "brier",
 )  # fmt: skip
+_Rows = list[dict[str, Any]]
 _SHOWN_CASES = 100  # rows of the tables `worst` and `least_certain`
 
 
@@ -109,8 +110,8 @@ class ClassificationEvaluator:
         """Figures, bootstrap intervals of the headline ones, and tables.
 
         Tables: ``per_class``, ``confusion`` (single label; pairs that occur), ``calibration`` (bins), ``order`` (of the
-        classes, lowest first; where it is known), ``per_<column>``, ``worst`` (most confidently wrong first),
-        ``least_certain``, ``notes``.
+        classes, lowest first; where it is known), ``per_<column>``, ``gaps`` (between the values of a column),
+        ``worst`` (most confidently wrong first), ``least_certain``, ``notes``.
         """
         cases = self._check(outputs)
         headline = self._headline(cases, None)
@@ -129,9 +130,8 @@ class ClassificationEvaluator:
             "least_certain": self._least_certain(cases),
         }
         for column in self._config.columns:
-            rows = self._per_column(cases, column, notes)
-            if rows:
-                tables[f"per_{column}"] = rows
+            tables[f"per_{column}"], gaps = self._per_column(cases, column, notes)
+            tables["gaps"] = [*tables.get("gaps", []), *gaps]
         tables["notes"] = [{"note": note} for note in notes]
         return Evaluation(
             split=split,
@@ -325,36 +325,42 @@ class ClassificationEvaluator:
         """The pairs that occur, in the order of the classes in other tables."""
         return confusion_rows(*self._places(cases), names=[self._labels[k] for k in self._listed])
 
-    def _per_column(self, cases: _Cases, column: str, notes: list[str]) -> list[dict[str, Any]]:
-        if column not in cases.columns:
-            notes.append(f"There is no column '{column}'; the columns are: {', '.join(sorted(cases.columns))}.")
-            return []
-        values = cases.columns[column]
-        sizes = Counter(values)
-        if len(sizes) > self._config.max_column_values:
-            notes.append(
-                f"Column '{column}' has {len(sizes)} values and is left out; evaluation.max_column_values is "
-                f"{self._config.max_column_values}."
-            )
-            return []
-        rows = []
-        for value, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
-            part = cases.take(np.flatnonzero(np.array([other == value for other in values])))
+    def _per_column(self, cases: _Cases, column: str, notes: list[str]) -> tuple[_Rows, _Rows]:
+        """A row for each value of a column, and for each figure how far apart they are."""
+        config = self._config
+        parts = {
+            value: cases.take(rows_N)
+            for value, rows_N in subgroups(cases.columns, column, config=config, notes=notes).items()
+        }
+        rows: _Rows = []
+        for value, part in parts.items():
             figures = self._decisions(part, None)
             draws = bootstrap_groups(
                 part.groups,
                 lambda weights, part=part: self._decisions(part, weights),  # type: ignore[misc]
-                samples=self._config.bootstrap_samples,
-                seed=self._config.seed,
+                samples=config.bootstrap_samples,
+                seed=config.seed,
             )
-            row: dict[str, Any] = {column: value, "n": size, "groups": len(set(part.groups))}
+            row: dict[str, Any] = {column: value, "n": len(part.ids), "groups": len(set(part.groups))}
             intervals = self._intervals(part, figures, draws)
             for name, figure in figures.items():
                 interval = intervals.get(name)  # none where the figure is not defined
                 row[name] = m.defined(figure)
                 row[f"{name}_low"], row[f"{name}_high"] = (interval.low, interval.high) if interval else (None, None)
             rows.append(row)
-        return rows
+        groups = {value: part.groups for value, part in parts.items()}
+        gaps = [
+            gap_row(
+                column,
+                name,
+                rows,
+                groups=groups,
+                statistic=lambda value, weights, name=name: self._decisions(parts[value], weights)[name],  # type: ignore[misc]
+                config=config,
+            )
+            for name in self._decisions(cases, None)
+        ]
+        return rows, [row for row in gaps if row is not None]
 
     def _worst(self, cases: _Cases) -> list[dict[str, Any]]:
         """Wrong cases, the most confidently wrong first."""

@@ -17,7 +17,7 @@ from consilium.core.evaluation import Evaluation, Evaluator, Outputs
 from consilium.core.labels import LabelTree
 
 MISSING = (0.25, 0.5, 0.75, 1.0)  # shares of the cases that lose a modality
-FIGURES = ("accuracy", "exact_match", "macro_f1", "macro_auroc")
+FIGURES = ("accuracy", "exact_match", "macro_f1", "macro_auroc", "coverage", "answered_accuracy")
 EXPLAINS = 0.02  # a modality alone that comes so near to all of them explains the figure
 
 

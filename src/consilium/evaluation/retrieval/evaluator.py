@@ -28,6 +28,7 @@ from consilium.evaluation.retrieval.cases import (
     read_cases,
     ways,
 )
+from consilium.evaluation.subgroups import by_size, subgroups
 
 _NAMES = (
     "mean_recall",
@@ -136,23 +137,12 @@ class RetrievalEvaluator:
         """The figures of the queries with each label, and with each value of a column, in the gallery of the whole."""
         labels = Counter(label for own in cases.labels for label in own)
         having = {label: np.array([label in own for own in cases.labels]) for label in labels}
-        yield "per_label", [self._of_value(cases, found, "label", label, having[label]) for label in _by_size(labels)]
+        yield "per_label", [self._of_value(cases, found, "label", label, having[label]) for label in by_size(labels)]
         for column in self._config.columns:
-            if column not in cases.columns:
-                notes.append(f"There is no column '{column}'; the columns are: {', '.join(sorted(cases.columns))}.")
-                continue
-            values = np.array(cases.columns[column])
-            sizes = Counter(values.tolist())
-            if len(sizes) > self._config.max_column_values:
-                notes.append(
-                    f"Column '{column}' has {len(sizes)} values and is left out; evaluation.max_column_values is "
-                    f"{self._config.max_column_values}."
-                )
-                continue
-            yield (
-                f"per_{column}",
-                [self._of_value(cases, found, column, value, values == value) for value in _by_size(sizes)],
-            )
+            values = subgroups(cases.columns, column, config=self._config, notes=notes)
+            among = {value: np.isin(np.arange(len(cases.ids)), rows_N) for value, rows_N in values.items()}
+            if among:
+                yield f"per_{column}", [self._of_value(cases, found, column, *own) for own in among.items()]
 
     def _of_value(
         self, cases: RetrievalCases, found: list[Way], column: str, value: str, among_N: Bools
@@ -165,10 +155,6 @@ class RetrievalEvaluator:
             for figure, chance in way.chances(cases, among_N).items():
                 row[f"{way.name(figure)}_chance"] = chance
         return row
-
-
-def _by_size(counts: Counter[str]) -> list[str]:
-    return [value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def _notes(cases: RetrievalCases, found: list[Way], *, of: int) -> list[str]:
