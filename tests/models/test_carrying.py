@@ -20,7 +20,7 @@ from consilium.models import hub
 from consilium.models.carrying import fetch_model, repository_of
 from consilium.models.catalogue import CATALOGUE
 from consilium.models.checkpoints.find import find_model, find_text
-from consilium.models.config import TextConfig, VisionConfig
+from consilium.models.config import SHORT_TEXTS, TextConfig, VisionConfig
 from consilium.models.licenses import timm_license
 from consilium.models.timm_models import SHORT_NAMES
 from consilium.models.vision import build_vision
@@ -193,7 +193,7 @@ def test_a_folder_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         hub.carried("a/b")
 
 
-def test_the_list_is_what_recipes_use() -> None:
+def test_the_list_is_what_recipes_use_and_the_short_names() -> None:
     used: dict[str, set[str]] = {}
     for path in sorted((REPOSITORY / "recipes").glob("*.yaml")):
         task = Experiment.load(str(path)).task.model_dump()
@@ -202,7 +202,8 @@ def test_the_list_is_what_recipes_use() -> None:
         names = [model["name"]] if isinstance(model, dict) else [tower["name"] for tower in towers]
         for name in names:
             used.setdefault(name, set()).add(path.stem)
-    assert {one.name: set(one.recipes) for one in CATALOGUE} == used
+    assert {one.name: set(one.recipes) for one in CATALOGUE if one.recipes} == used
+    assert [one.name for one in CATALOGUE if not one.recipes] == list(SHORT_TEXTS)
     for one in CATALOGUE:
         assert one.repository == repository_of(one.name)
         if timm.is_model(SHORT_NAMES.get(one.name, one.name)):

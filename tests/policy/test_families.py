@@ -11,7 +11,7 @@ from consilium.tasks.config import kinds
 from tests.policy.source import MODULES, imports
 
 ROOT = Path(__file__).parents[2]
-SHARED = {"answers", "towers", "two_towers"}  # what several families share lies beside them
+SHARED = {"answers", "texts", "towers", "two_towers"}  # what several families share lies beside them
 
 
 def test_only_the_union_names_a_family() -> None:

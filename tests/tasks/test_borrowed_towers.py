@@ -18,6 +18,7 @@ from consilium.models.config import TextConfig, VisionConfig
 from consilium.session import train
 from tests.conftest import write_images
 from tests.tasks.test_align_contract import experiment_of, square
+from tests.tasks.test_fuse_contract import experiment_of as fused
 from tests.tiny import Recorder, tiny_experiment
 
 
@@ -76,6 +77,39 @@ def test_an_expert_takes_the_text_tower_of_another(expert: Path, tmp_path: Path)
     assert model.manifest.task.text.context_length == 16
     assert model.task.tokenizer == first.task.tokenizer
     assert len(model.predict([Query(text="A square")])[0]["text_embedding"]) == 16
+
+
+@pytest.mark.parametrize("freeze", ["tower", "none"])
+def test_fuse_takes_both_towers_and_the_tokenizer_of_an_expert(freeze: str, expert: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(expert, tmp_path / "bundle")
+    tree = fused(tmp_path).model_dump(mode="json", exclude_unset=True)
+    tower = {"kind": "bundle", "name": str(bundle), "freeze": {"kind": freeze}}
+    tree["task"] |= {"vision": tower, "text": tower}
+    tree["data"].pop("image", None)
+    result = train(consilium.Experiment.model_validate(tree), reporter=Recorder())
+    assert result is not None
+    for side in ("text.", "vision."):
+        taken, given = weights(result.folder, side), weights(expert, side)
+        assert taken.keys() == given.keys()
+        assert all(torch.equal(taken[name], given[name]) for name in taken) == (freeze == "tower")
+    shutil.rmtree(bundle)
+    model, first = consilium.load(result.folder, device="cpu"), consilium.load(expert, device="cpu")
+    assert model.task.tokenizer == first.task.tokenizer
+    assert model.task.text.pooling == first.task.text.pooling
+    assert model.manifest.task.text.context_length == 16
+    assert model.predict([Query(text="it is round")])[0]["modalities"] == ["text"]
+
+
+def test_a_text_tower_of_fuse_goes_into_another_and_reads_shorter(tmp_path: Path) -> None:
+    first = train(fused(tmp_path / "a", "trainer.max_steps=1"), reporter=Recorder())
+    assert first is not None
+    tree = fused(tmp_path / "b", "trainer.max_steps=1").model_dump(mode="json", exclude_unset=True)
+    tree["task"]["text"] = {"kind": "bundle", "name": str(first.folder), "context_length": 5}
+    again = train(consilium.Experiment.model_validate(tree), reporter=(seen := Recorder()))
+    assert again is not None
+    model = consilium.load(again.folder, device="cpu")
+    assert model.task.tokenizer.context_length == 5
+    assert any("training texts are longer than the text tower reads" in line for line in seen.lines)
 
 
 @pytest.mark.parametrize("pretrained", [False, "weights.pt"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import consilium
 from consilium.core.config import build
-from consilium.core.errors import BadRowsError, ConfigError
+from consilium.core.errors import BadRowsError, ConfigError, DataError
 from consilium.data.batches.rows import Query
 from consilium.experiment import Experiment
 from consilium.models.config import (
@@ -31,7 +31,8 @@ from consilium.predictions import predict_files
 from consilium.session import train
 from consilium.tasks.fuse.config import FuseConfig, MaskingConfig
 from consilium.tasks.fuse.masking import kept, subsets
-from tests.tasks.test_fuse_contract import COLOURS, experiment_of
+from tests.models.texts import write_encoder
+from tests.tasks.test_fuse_contract import COLOURS, experiment_of, write
 from tests.tiny import Recorder, Run
 
 FUSIONS = [WeightedSumConfig(), ConcatConfig(), GatedConfig(), AttentionConfig(layers=1, heads=2), LateConfig()]
@@ -197,12 +198,32 @@ def test_a_case_with_neither_is_a_bad_row(tmp_path: Path) -> None:
         train(experiment, reporter=Recorder())
 
 
+def test_cut_texts_are_told_for_each_source(tmp_path: Path) -> None:
+    """What is cut is counted with what every text has beside its words."""
+    experiment = experiment_of(tmp_path, "task.text.context_length=5", "trainer.max_steps=1")
+    train(experiment, reporter=(seen := Recorder()))
+    (line,) = [line for line in seen.lines if "longer than the text tower reads" in line]
+    assert line.startswith("note: source 'pairs': ")
+    assert "(task.text.context_length: 5 tokens), and are cut." in line
+
+
+def test_texts_in_another_language_are_refused(tmp_path: Path) -> None:
+    table = write(tmp_path / "pairs")
+    rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
+    rows = [row | {"text": "\u03b1\u03b2 \u03b3\u03b4"} if row["split"] == "train" else row for row in rows]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    folder = write_encoder(tmp_path / "bert")
+    text = json.dumps({"name": str(folder), "context_length": 16})
+    experiment = experiment_of(tmp_path, f"task.text={text}")
+    with pytest.raises(DataError, match=r"source 'pairs': the tokenizer of task.text does not know 100 %"):
+        train(experiment, reporter=Recorder())
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
         ({"tree": {"head": "cascade"}}, "cascade, which is for images alone"),
         ({"answers": {"distance": {}}}, "distance is for images alone"),
-        ({"text": {"kind": "bundle", "name": "runs/expert"}}, "write its text tower to a folder"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(section: dict[str, Any], message: str) -> None:

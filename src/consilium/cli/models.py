@@ -14,7 +14,7 @@ models_app = typer.Typer(help="Pretrained models: what recipes use, and how they
 
 @models_app.callback(invoke_without_command=True)
 def models(context: typer.Context) -> None:
-    """List the pretrained models that recipes use; fetch them into a folder that can be carried."""
+    """List the pretrained models of recipes and short names; fetch them into a folder that can be carried."""
     if context.invoked_subcommand is not None:
         return
     from consilium.core.reporter import format_table
@@ -42,7 +42,9 @@ def models(context: typer.Context) -> None:
 def fetch(
     names: Annotated[
         list[str],
-        typer.Argument(help="Names as in a config: resnet50, ORG/NAME, NAME/TAG of open_clip.", show_default=False),
+        typer.Argument(
+            help="Names as in a config: resnet50, sapbert, ORG/NAME, open_clip's NAME/TAG.", show_default=False
+        ),
     ],
     to: Annotated[Path, typer.Option(help="The folder to carry.", parser=on_disk, metavar="PATH", show_default=False)],
 ) -> None:

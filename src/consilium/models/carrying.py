@@ -14,6 +14,7 @@ from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.files import atomic_folder
 from consilium.models.checkpoints.find import open_clip_hub_name
 from consilium.models.checkpoints.hugging_face import WHOLE
+from consilium.models.config import SHORT_TEXTS
 from consilium.models.encoders import HubEncoder
 from consilium.models.hub import DESCRIPTIONS, HUB, PATTERNS, TOWER_PATTERNS, ModelFolder, is_a_path
 from consilium.models.licenses import file_licenses
@@ -60,6 +61,8 @@ def repository_of(name: str) -> str:
     """The name on the hub of a model that a config names in any form; one that has none is a ConfigError."""
     if is_a_path(name):
         raise ConfigError(f"{name} is a path of this machine; copy it, or give the name of a model on the hub.")
+    if name in SHORT_TEXTS:
+        return SHORT_TEXTS[name]["name"]
     found = hub_name(name) if _is_timm(name) else open_clip_hub_name(name) or name.removeprefix(HUB)
     if found is None or found.count("/") != 1:
         raise ConfigError(

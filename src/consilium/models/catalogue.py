@@ -1,8 +1,10 @@
-"""The pretrained models that recipes use; a test compares the list with the recipes."""
+"""The pretrained models that recipes use, and text encoders with a short name; a test compares the list with both."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from consilium.models.config import SHORT_TEXTS
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,14 @@ _SIGLIP = "google/siglip-base-patch16-224"
 _CHINESE = "OFA-Sys/chinese-clip-vit-base-patch16"
 _CLIP_B32, _SPLADE = "openai/clip-vit-base-patch32", "naver/splade-v3"
 _VIT = "vit_base_patch16_224.augreg_in21k"
-_ROWS = (
+_SHORT = {  # about how many megabytes, and the licence on the card
+    "pubmedbert": (438, "mit"),
+    "sapbert": (438, "apache-2.0"),
+    "biosyn": (433, "unknown"),
+    "qwen": (1192, "apache-2.0"),
+    "minilm": (91, "apache-2.0"),
+}
+_ROWS: tuple[tuple[str, str, str, int, str, tuple[str, ...]], ...] = (
     ("resnet50", "timm/resnet50.a1_in1k", IMAGES, 102, "apache-2.0", ("router", "mixture", "figure_modality_tree")),
     ("vit_b_16", "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k", IMAGES, 346, "apache-2.0", ("frozen_probe",)),
     ("densenet121", "timm/densenet121.ra_in1k", IMAGES, 32, "apache-2.0", ("multi_label",)),
@@ -36,5 +45,6 @@ _ROWS = (
     (f"hf-hub:{_CLIP}", _CLIP, WHOLE, 784, "mit", ("biomedclip",)),
     (_CHINESE, _CHINESE, WHOLE, 753, "unknown", ("retclip",)),
     (_SIGLIP, _SIGLIP, WHOLE, 813, "apache-2.0", ("siglip",)),
+    *((name, SHORT_TEXTS[name]["name"], TEXTS, *_SHORT[name], ()) for name in SHORT_TEXTS),
 )
 CATALOGUE = tuple(Listed(*row) for row in _ROWS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -145,6 +146,18 @@ class VisionConfig(Config):
 
 
 TextPooling = Literal["cls", "mean", "last_token", "eot", "pooler", "splade"]
+_TASK = "Classify the finding that a clinical note describes"
+SHORT_TEXTS: Mapping[str, Mapping[str, str]] = {  # what names of text encoders stand for
+    "pubmedbert": {"name": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract-fulltext", "pooling": "mean"},
+    "sapbert": {"name": "cambridgeltl/SapBERT-from-PubMedBERT-fulltext", "pooling": "cls"},
+    "biosyn": {"name": "dmis-lab/biosyn-sapbert-bc5cdr-disease", "pooling": "cls"},
+    "qwen": {
+        "name": "Qwen/Qwen3-Embedding-0.6B",
+        "pooling": "last_token",
+        "instruction": f"Instruct: {_TASK}\nQuery:",
+    },
+    "minilm": {"name": "sentence-transformers/all-MiniLM-L6-v2", "pooling": "mean"},
+}
 FROM_SCRATCH = ("tiny", "small")  # BERT encoders that start from random weights and learn their own vocabulary
 VOCABULARY_SIZE = 8192  # of these, where the config names no other
 
@@ -160,8 +173,9 @@ class TextConfig(Config):
     name: str = Field(
         default="microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
         description="hf: an encoder of Hugging Face, or a CLIP or SigLIP, by its name on the hub or as a folder here "
-        "or in a bucket; tiny and small are BERT encoders from scratch. open_clip: MODEL/TAG, or a folder or name on "
-        "the hub. bundle: a folder, archive or bucket.",
+        f"or in a bucket; {', '.join(SHORT_TEXTS)} stand for one of them with its usual pooling and instruction; tiny "
+        "and small are BERT encoders from scratch. open_clip: MODEL/TAG, or a folder or name on the hub. bundle: a "
+        "folder, archive or bucket.",
     )
     pretrained: Annotated[bool | str, BeforeValidator(_truth)] = Field(
         default=True, description="true: the weights of `name`; false: random; or a weights file or folder."
@@ -178,6 +192,12 @@ class TextConfig(Config):
         ge=0.0,
         description="splade only: weight of a penalty on terms that many texts use, which keeps vectors sparse.",
     )
+    instruction: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Words that are put before every text, for encoders that were trained with some, such as "
+        "Qwen3-Embedding; they count in context_length.",
+    )
     context_length: int = Field(default=256, ge=3, description="Tokens of a text that are read; longer ones are cut.")
     interpolate_positions: bool = Field(
         default=False,
@@ -193,6 +213,17 @@ class TextConfig(Config):
     _consistent = model_validator(mode="after")(_frozen_means_frozen)
     _licensed = model_validator(mode="after")(_weights_are_there)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_name_is_written_out(cls, given: object) -> object:
+        """A short name becomes what it stands for; pooling and instruction stay where the config gives them."""
+        if not isinstance(given, Mapping) or given.get("kind", "hf") != "hf" or not isinstance(given.get("name"), str):
+            return given
+        if (meant := SHORT_TEXTS.get(given["name"])) is None:
+            return given
+        stated = {key: value for key, value in given.items() if key != "name" and value is not None}
+        return {**meant, **stated}
+
     @property
     def from_scratch(self) -> bool:
         """Whether the encoder and its tokenizer start from nothing."""
@@ -207,6 +238,13 @@ class TextConfig(Config):
     def _terms_are_penalised(self) -> TextConfig:
         if self.flops and self.pooling not in ("splade", None):
             raise ValueError(f"flops is {self.flops:g}, but pooling is {self.pooling}, which gives no weights of terms")
+        return self
+
+    @model_validator(mode="after")
+    def _instruction_is_understood(self) -> TextConfig:
+        if self.instruction is not None and self.learns_words:
+            why = f"{self.name} starts from nothing" if self.from_scratch else "a bundle keeps its own"
+            raise ValueError(f"instruction is for encoders that were trained with one, and {why}; leave it out")
         return self
 
     @model_validator(mode="after")

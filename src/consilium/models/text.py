@@ -153,7 +153,7 @@ class TextEncoder:
         return {
             "transformers": version("transformers"),
             "tower": self.config.name,
-            "pooling": self.config.pooling,
+            "pooling": self.module.pooling,
             "tokenizer": sha256(self.tokenizer.definition.encode()).hexdigest(),
             "weights_hash": weights_hash(self.module),
         }
@@ -183,7 +183,9 @@ def build_tokenizer(config: TextConfig, *, texts: Sequence[str] = (), source: Te
             f"task.text.context_length is {length}, but this text tower ({source.kind}) reads a text out at the "
             f"last of its {source.context_length} positions, to which every text is padded; set it to that."
         )
-    return Tokenizer.made_of(definition, context_length=length, pad_id=pad_id, to_context=full)
+    return Tokenizer.made_of(
+        definition, context_length=length, pad_id=pad_id, to_context=full, instruction=config.instruction or ""
+    )
 
 
 def build_text(

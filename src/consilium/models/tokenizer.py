@@ -51,14 +51,21 @@ class Tokenizer:
         self._alive: tokenizers.Tokenizer | None = None
 
     @classmethod
-    def made_of(cls, definition: str, *, context_length: int, pad_id: int, to_context: bool = False) -> Tokenizer:
+    def made_of(
+        cls, definition: str, *, context_length: int, pad_id: int, to_context: bool = False, instruction: str = ""
+    ) -> Tokenizer:
         """Any ``tokenizer.json``, cut at ``context_length`` tokens (special ones count), padded with ``pad_id``.
 
-        A batch is padded to its longest text, or with ``to_context`` every text to the whole context.
+        A batch is padded to its longest text, or with ``to_context`` every text to the whole context. ``instruction``
+        is put before every text but an empty one; it is a part of the definition from then on.
         """
         import tokenizers
 
         library = tokenizers.Tokenizer.from_str(definition)
+        if instruction:
+            own = [] if library.normalizer is None else [library.normalizer]
+            before = tokenizers.normalizers.Prepend(instruction)
+            library.normalizer = tokenizers.normalizers.Sequence([before, *own])
         library.enable_truncation(context_length)
         length = context_length if to_context else None
         library.enable_padding(pad_id=pad_id, pad_token=library.id_to_token(pad_id) or "", length=length)

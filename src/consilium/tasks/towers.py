@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from consilium.core.errors import ConfigError
 from consilium.models.checkpoints.layout import ImageLayout, PretrainedInput
-from consilium.models.config import VisionConfig
+from consilium.models.config import TextConfig, VisionConfig
 from consilium.tasks.family import Known, Member
 
 if TYPE_CHECKING:
-    from consilium.models.checkpoints.pretrained import ImageSource
+    from consilium.models.checkpoints.pretrained import ImageSource, TextSource
     from consilium.models.vision import VisionTower
 
 
@@ -39,6 +39,36 @@ def vision_settings(config: VisionConfig, borrowed: Mapping[str, Known], *, path
     own = getattr(known.section, "vision", None)
     pooling = {} if not isinstance(own, VisionConfig) else {"task": {path: {"pooling": own.pooling}}}
     return {**pooling, **images_of(known)}
+
+
+def text_settings(config: TextConfig, borrowed: Mapping[str, Known]) -> dict[str, Any]:
+    """What a text tower brings: that of a bundle how many tokens it reads, and how it is read out."""
+    if config.kind != "bundle":
+        return {}
+    known = borrowed[config.name]
+    own, knowledge = getattr(known.section, "text", None), known.knowledge
+    if not isinstance(own, TextConfig):
+        raise ConfigError(f"task.text.name: {config.name} is a bundle without a text tower; name one of kind align.")
+    pooling = getattr(knowledge, "pooling", None) or own.pooling or "cls"
+    return {"task": {"text": {"context_length": own.context_length, "pooling": pooling}}}
+
+
+def borrowed_text(config: TextConfig, members: Mapping[str, Member]) -> TextSource | None:
+    """The text tower of the bundle that a config names; None where it names none."""
+    from consilium.models.checkpoints.pretrained import TextSource
+    from consilium.models.encoders import LoadedEncoder
+
+    if config.kind != "bundle" or config.name not in members:
+        return None
+    task: Any = members[config.name].task
+    tower, tokenizer = task.text, task.tokenizer
+    return TextSource(
+        kind=tower.architecture["model_type"],
+        pooling=tower.pooling,
+        context_length=tokenizer.context_length,
+        tokenizer=lambda: (tokenizer.definition, tokenizer.pad_id),
+        load=lambda: LoadedEncoder(tower.model, licenses=task.licenses),
+    )
 
 
 def images_of(known: Known) -> dict[str, Any]:

@@ -14,12 +14,10 @@ from consilium.models.checkpoints.layout import ModelLayout
 from consilium.models.checkpoints.pretrained import (
     SIDES,
     Pretrained,
-    TextSource,
     image_source,
     linear_layers,
     text_source,
 )
-from consilium.models.encoders import LoadedEncoder
 from consilium.models.projection import Projection, build_projection
 from consilium.models.text import build_text
 from consilium.models.tokenizer import Tokenizer
@@ -31,7 +29,7 @@ from consilium.tasks.align.start import begin_views
 from consilium.tasks.align.task import Align
 from consilium.tasks.align.views import AlignViews, ViewHeads, text_head
 from consilium.tasks.family import Brought, Known, Member
-from consilium.tasks.towers import borrowed_image, image_settings, vision_settings
+from consilium.tasks.towers import borrowed_image, borrowed_text, image_settings, text_settings, vision_settings
 
 
 def build_align(
@@ -58,7 +56,7 @@ def build_align(
         tokenizer=tokenizer,
         architecture=None if weights else knowledge.architecture,
         pooling=knowledge.pooling,
-        source=_borrowed_text(section, members) if whole is None else text_source(whole),
+        source=borrowed_text(section.text, members) if whole is None else text_source(whole),
     )
     if weights:
         tune(vision, section.vision, key="task.vision")
@@ -95,18 +93,8 @@ def build_align(
 def brought(section: AlignConfig, borrowed: Mapping[str, Known]) -> Brought:
     """What a whole model brings, or else what the towers do."""
     if section.model is None:
-        settings = vision_settings(section.vision, borrowed)
-        if section.text.kind != "bundle":
-            return Brought(settings)
-        known = borrowed[section.text.name]
-        knowledge: Any = known.knowledge
-        own = getattr(known.section, "text", None)
-        if own is None:
-            raise ConfigError(
-                f"task.text.name: {section.text.name} is a bundle without a text tower; name one of kind align."
-            )
-        text = {"context_length": own.context_length, "pooling": knowledge.pooling or own.pooling or "cls"}
-        return Brought(merge(settings, {"task": {"text": text}}), knowledge)
+        settings = merge(vision_settings(section.vision, borrowed), text_settings(section.text, borrowed))
+        return Brought(settings, borrowed[section.text.name].knowledge if section.text.kind == "bundle" else None)
     layout = find_model(section.model.name, weights=section.model.pretrained, views=section.views is not None).layout
     if "embedding_size" in section.model_fields_set and section.embedding_size != layout.embedding_size:
         raise ConfigError(
@@ -131,18 +119,3 @@ def _start_as(task: Align, whole: Pretrained) -> None:
     joint = whole.joint()
     for loss in task.losses:
         loss.start_at(joint.log_scale, bias=joint.bias)
-
-
-def _borrowed_text(section: AlignConfig, members: Mapping[str, Member]) -> TextSource | None:
-    """The text tower of the bundle that a config names; None where it names none."""
-    if section.text.kind != "bundle" or section.text.name not in members:
-        return None
-    task: Any = members[section.text.name].task
-    tower, tokenizer = task.text, task.tokenizer
-    return TextSource(
-        kind=tower.architecture["model_type"],
-        pooling=tower.pooling,
-        context_length=tokenizer.context_length,
-        tokenizer=lambda: (tokenizer.definition, tokenizer.pad_id),
-        load=lambda: LoadedEncoder(tower.model, licenses=task.licenses),
-    )

@@ -23,14 +23,9 @@ from consilium.evaluation.retrieval.views import ViewsEvaluator
 from consilium.models.config import TextConfig
 from consilium.tasks.align.config import AlignConfig, ModelConfig
 from consilium.tasks.align.knowledge import AlignKnowledge
-from consilium.tasks.align.look import (
-    cut_texts,
-    missing_views,
-    refuse_foreign_texts,
-    refuse_missing_views,
-    training_texts,
-)
+from consilium.tasks.align.look import missing_views, refuse_missing_views
 from consilium.tasks.family import Brought, Family, Known, Member, Settled
+from consilium.tasks.texts import cut_texts, refuse_foreign_texts, training_texts
 from consilium.tasks.towers import images_of
 
 if TYPE_CHECKING:

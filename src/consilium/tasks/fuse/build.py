@@ -13,7 +13,7 @@ from consilium.tasks.family import Member
 from consilium.tasks.fuse.config import FuseConfig
 from consilium.tasks.fuse.knowledge import FuseKnowledge
 from consilium.tasks.fuse.task import Fuse
-from consilium.tasks.towers import borrowed_image
+from consilium.tasks.towers import borrowed_image, borrowed_text
 
 
 def build_fuse(
@@ -38,6 +38,7 @@ def build_fuse(
         tokenizer=tokenizer,
         architecture=None if weights else knowledge.architecture,
         pooling=knowledge.pooling,
+        source=borrowed_text(section.text, members),
     )
     if weights:
         tune(vision, section.vision, key="task.vision")

@@ -107,8 +107,8 @@ class FuseConfig(LabelSection):
 
     @property
     def borrows(self) -> tuple[str, ...]:
-        """The bundle whose image tower is taken."""
-        return (self.vision.name,) if self.vision.kind == "bundle" else ()
+        """The bundles whose towers are taken."""
+        return tuple(dict.fromkeys(own.name for own in (self.vision, self.text) if own.kind == "bundle"))
 
     @property
     def towers(self) -> dict[str, str]:
@@ -124,11 +124,6 @@ class FuseConfig(LabelSection):
     def _one_network(self) -> FuseConfig:
         if self.tree.head == "cascade":
             raise ValueError("tree.head is cascade, which is for images alone; take flat or joint")
-        if self.text.kind == "bundle":
-            raise ValueError(
-                f"text.kind is bundle, whose tokenizer fuse does not take over yet; write its text tower to a folder "
-                f"(consilium export {self.text.name} --to hf) and name that with kind: hf"
-            )
         if self.answers.distance is not None:
             raise ValueError("answers.distance is for images alone (task.kind: classify); leave it out")
         if isinstance(self.fusion, AttentionConfig) and self.width % self.fusion.heads:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from consilium.core.config import merge
 from consilium.core.evaluation import Evaluator, Outputs
 from consilium.core.reporter import Reporter
 from consilium.data.cases.cases import Cases, Studied
@@ -24,8 +25,9 @@ from consilium.tasks.answers.family import LabelFamily, study_answers
 from consilium.tasks.answers.settle import settle_answers
 from consilium.tasks.family import Ask, Brought, Known, Member, Settled
 from consilium.tasks.fuse.config import MODALITIES, FuseConfig
-from consilium.tasks.fuse.knowledge import FuseKnowledge
-from consilium.tasks.towers import vision_settings
+from consilium.tasks.fuse.knowledge import BorrowedText, FuseKnowledge
+from consilium.tasks.texts import cut_texts, refuse_foreign_texts, training_texts
+from consilium.tasks.towers import text_settings, vision_settings
 
 if TYPE_CHECKING:
     from consilium.models.tokenizer import Tokenizer
@@ -38,17 +40,20 @@ class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
     knowledge = FuseKnowledge
 
     def study(
-        self, section: FuseConfig, cases: Cases, *, known: FuseKnowledge | None, learns: bool
+        self, section: FuseConfig, cases: Cases, *, known: FuseKnowledge | BorrowedText | None, learns: bool
     ) -> Studied[FuseKnowledge]:
-        """The classes, the target of each case, and the tokenizer; an encoder from scratch learns its own."""
-        labels = study_answers(section, cases, known=known, learns=learns)
-        if known is None:
-            texts = tuple(text for row in cases.rows["train"].tolist() for text in cases.table.captions(row))
-            tokenizer = _tokenizer(section.text, texts if section.text.from_scratch else ()).definition
-        else:
-            tokenizer = known.tokenizer
-        knowledge = FuseKnowledge(**labels.knowledge.model_dump(), tokenizer=tokenizer)
-        return replace(labels, knowledge=knowledge)  # type: ignore[return-value]
+        """The classes, the target of each case, and the tokenizer; encoders from scratch learn theirs, a bundle's
+        knows its own."""
+        own = known if isinstance(known, FuseKnowledge) else None
+        labels = study_answers(section, cases, known=own, learns=learns)
+        tokenizer = _tokenizer(section.text, cases, known)
+        knowledge = FuseKnowledge(**labels.knowledge.model_dump(), tokenizer=tokenizer.definition)
+        cases = labels.cases
+        if learns:
+            by_source = training_texts(cases)
+            refuse_foreign_texts(by_source, tokenizer)
+            cases = replace(cases, notes=[*cases.notes, *cut_texts(by_source, tokenizer)])
+        return replace(labels, cases=cases, knowledge=knowledge)  # type: ignore[return-value]
 
     def build(
         self,
@@ -65,8 +70,12 @@ class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
         return build_fuse(section, knowledge, image_size=image.size, members=members, weights=weights)
 
     def brings(self, section: FuseConfig, borrowed: Mapping[str, Known]) -> Brought:
-        """The images that the tower takes."""
-        return Brought(vision_settings(section.vision, borrowed))
+        """The images that the image tower takes, and how a bundle's text tower reads texts."""
+        settings = merge(vision_settings(section.vision, borrowed), text_settings(section.text, borrowed))
+        if section.text.kind != "bundle":
+            return Brought(settings)
+        known: Any = borrowed[section.text.name].knowledge
+        return Brought(settings, BorrowedText(training_cases=0, tokenizer=known.tokenizer))
 
     def evaluator(self, section: FuseConfig, knowledge: FuseKnowledge, *, evaluation: EvaluationConfig) -> Evaluator:
         """What judges labels, and what is left of the figures without a modality."""
@@ -120,8 +129,18 @@ def _resettled(task: Fuse, outputs: Outputs) -> Outputs:
     return replace(outputs, arrays={**outputs.arrays, **arrays})
 
 
+def _tokenizer(config: TextConfig, cases: Cases, known: FuseKnowledge | BorrowedText | None) -> Tokenizer:
+    """The tokenizer that is known, cut as the config says, or that of the text tower."""
+    from consilium.models.tokenizer import recut
+
+    if known is not None:
+        return recut(known.tokenizer, context_length=config.context_length)
+    texts = (text for row in cases.rows["train"].tolist() for text in cases.table.captions(row))
+    return _built(config, tuple(texts) if config.from_scratch else ())
+
+
 @lru_cache(maxsize=2)  # a training studies its cases more than once
-def _tokenizer(config: TextConfig, texts: tuple[str, ...]) -> Tokenizer:
+def _built(config: TextConfig, texts: tuple[str, ...]) -> Tokenizer:
     from consilium.models.text import build_tokenizer
 
     return build_tokenizer(config, texts=texts)

@@ -6,8 +6,15 @@ from typing import Any
 
 from pydantic import Field
 
+from consilium.core.section import Knowledge
 from consilium.models.config import TextPooling
 from consilium.tasks.answers.targets import LabelKnowledge
+
+
+class BorrowedText(Knowledge):
+    """The tokenizer that a text tower of another bundle brings, before anything else is known."""
+
+    tokenizer: str = Field(description="The tokenizer as JSON.")
 
 
 class FuseKnowledge(LabelKnowledge):
