@@ -288,7 +288,7 @@ def test_ctrl_c_before_the_training(cli: Cli, recipe: Path, monkeypatch: pytest.
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SESSION, "load_data", interrupted)
+    monkeypatch.setattr(SESSION, "begin", interrupted)
     answer = cli("train", recipe)
     assert (answer.code, answer.err.strip()) == (130, "interrupted.")
     assert not runs(recipe)

@@ -146,7 +146,7 @@ def test_a_signal_that_nohup_ignores_and_the_warning_of_a_scheduler(recipe: Path
 def test_signals_end_a_command_as_ctrl_c_does(
     cli: Cli, recipe: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    monkeypatch.setattr(SESSION, "load_data", lambda *_, **__: signal.raise_signal(number))
+    monkeypatch.setattr(SESSION, "begin", lambda *_, **__: signal.raise_signal(number))
     answer = cli("train", recipe)
     assert (answer.code, answer.err.strip()) == (130, "interrupted.")
     assert signal.getsignal(number) == signal.SIG_DFL

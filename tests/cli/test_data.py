@@ -1,4 +1,4 @@
-"""``data prepare``, ``inspect`` and ``stats``."""
+"""``data prepare``, ``inspect``, ``stats`` and ``embed``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from consilium.core.config import to_yaml
 from tests.cli.conftest import Cli
 from tests.conftest import ImageFolder
+from tests.tasks.test_fuse_contract import experiment_of
 
 
 def test_prepare_twice_has_nothing_to_do(cli: Cli, recipe: Path) -> None:
@@ -180,3 +182,15 @@ def test_a_bundle_is_judged_under_the_renamed_labels(cli: Cli, recipe: Path, tmp
     assert answer.code == 0, answer.err
     again, then = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "again", bundle))
     assert again["test"] == then["test"]
+
+
+def test_embed_says_how_many_it_computed_and_found(cli: Cli, tmp_path: Path) -> None:
+    config, frozen = tmp_path / "fused.yaml", ["task.text.freeze.kind=tower", "trainer.max_epochs=1"]
+    config.write_text(to_yaml(experiment_of(tmp_path, *frozen)), encoding="utf-8")
+    first, again = cli("data", "embed", config), cli("data", "embed", config)
+    assert (first.code, again.code) == (0, 0)
+    assert first.out.splitlines()[-1].startswith(f"texts: 77 computed, 0 were there, in {tmp_path / 'stores'}")
+    assert again.out.splitlines()[-1].startswith("texts: 0 computed, 77 were there, in ")
+    refused = cli("data", "embed", config, "task.text.freeze.kind=none")
+    assert refused.code != 0
+    assert "no tower of this task stays frozen" in refused.err

@@ -96,6 +96,18 @@ def data_stats(
             console.line(line)
 
 
+@data_app.command("embed")
+def data_embed(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Compute what frozen towers make of texts and images, ahead of the training that reads it."""
+    from consilium.console import Console
+    from consilium.session.embed import embed
+
+    experiment = load_experiment(config, overrides)
+    with Console() as console:
+        for filled in embed(experiment, reporter=console):
+            console.line(str(filled))
+
+
 @data_app.command("export")
 def data_export(
     config: Annotated[

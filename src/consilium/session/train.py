@@ -23,7 +23,7 @@ from consilium.core.task import Task
 from consilium.data.batches.laterality import sides_of
 from consilium.data.batches.loader import batch_sizes
 from consilium.data.batches.transforms import DeviceTransform
-from consilium.data.cases.load import LoadedData, load_data
+from consilium.data.cases.load import LoadedData
 from consilium.data.cases.mixture import build_mixture
 from consilium.evaluation.config import AveragingConfig
 from consilium.evaluation.report.page import read_unread
@@ -32,13 +32,14 @@ from consilium.judge import RunFacts
 from consilium.manifest import MANIFEST, read_manifest
 from consilium.models.lora import adapter_notes, merge_adapters, refuse_unmoved_adapters, save_adapters
 from consilium.predictor import Predictor, case_outputs
+from consilium.session.begin import begin
 from consilium.session.finish import finish
 from consilium.session.interpolation import Interpolation
-from consilium.session.origin import load_bundle, load_first, trained_groups, with_start
+from consilium.session.origin import load_bundle, load_first, trained_groups
 from consilium.session.outlook import look_ahead, resolved_image
 from consilium.session.results import RunResult, TrainResult, write_summary
 from consilium.session.stages import StagedTraining
-from consilium.tasks.family import family_of, studying
+from consilium.tasks.family import family_of
 from consilium.training.averaging import MovingAverage
 from consilium.training.dryrun import dry_run, memory_advice
 from consilium.training.feed import Feed
@@ -87,21 +88,8 @@ def _train(
     resume: bool,
     reporter: Reporter,
 ) -> TrainResult | None:
-    experiment, known = with_start(experiment)
-    task, config = experiment.task, experiment.data
-    if task.staged:  # each stage measures its own statistics
-        config = config.model_copy(update={"image": config.image.model_copy(update={"statistics": "given"})})
-    data = load_data(
-        config,
-        needs=task.needs,
-        study=studying(task, learns=True),
-        known=known,
-        splits=("train", "val"),
-        limit=limit,
-        training=True,
-        reporter=reporter,
-    )
-    build = partial(StagedTraining, make=Session) if task.staged else Session
+    experiment, data = begin(experiment, limit=limit, reporter=reporter)
+    build = partial(StagedTraining, make=Session) if experiment.task.staged else Session
     session = partial(build, experiment, data, accelerator=accelerator, reporter=reporter)
     first = session(seed=experiment.seed)
     find = partial(find_run, experiment.output, name=experiment.name, config=experiment, limit=limit, resume=resume)

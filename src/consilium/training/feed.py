@@ -31,7 +31,7 @@ from consilium.data.cases.cases import Studied
 from consilium.data.cases.mixture import Mixture, Whole
 from consilium.data.config import DataConfig, ImageConfig
 from consilium.training.config import TrainerConfig
-from consilium.training.frozen import CopyField, Field, FrozenFeatures, ImageField, TextField
+from consilium.training.frozen import CopyField, Field, Filled, FrozenFeatures, ImageField, TextField
 from consilium.training.hooks import RunLog
 from consilium.training.plan import Plan
 
@@ -104,12 +104,13 @@ class Feed:
             self._tell(frozen)
         return next(self._loaded([self._requests(0)[0].first(self.config.loader.batch_size)]))
 
-    def fill(self) -> None:
+    def fill(self) -> list[Filled]:
         """Compute the features that are still missing for training, validation and judging."""
+        found = []
         for frozen in self.frozen.values():
-            for precision, rows in self._needs(frozen).items():
-                frozen.fill(rows, precision=precision)
+            found += [frozen.fill(rows, precision=precision) for precision, rows in self._needs(frozen).items()]
             frozen.refuse_unread(self._drawn())
+        return found
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from number ``start`` on."""

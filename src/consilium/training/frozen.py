@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from consilium.core.contracts import Batch, Encoder, TextCoder, Texts, Views
-from consilium.core.errors import ConsiliumError, DataError, ImageError
+from consilium.core.errors import ConsiliumError, DataError, ImageError, WeightsError
 from consilium.core.files import fingerprint
 from consilium.core.reporter import Reporter
 from consilium.data.batches.config import AugmentationConfig, CopiesConfig
@@ -168,6 +168,19 @@ class TextField(Field):
         return Batch(none_1, none_1, texts=texts)
 
 
+@dataclass(frozen=True)
+class Filled:
+    """How many features of ``what`` were computed, how many were there before, and where they are."""
+
+    what: str
+    computed: int
+    there: int
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.computed:,} computed, {self.there:,} were there, in {self.folder}"
+
+
 class FrozenFeatures:
     """The features of all images, or all texts, that a training reads, by the frozen encoder that computes them.
 
@@ -222,15 +235,17 @@ class FrozenFeatures:
         """Where the features are."""
         return self._caches[precision].folder
 
-    def fill(self, rows: np.ndarray, *, precision: str) -> None:
+    def fill(self, rows: np.ndarray, *, precision: str) -> Filled:
         """Compute what is missing for these cases; the processes of a training share the work.
 
-        An image that cannot be read gets no features; it is in ``unread``.
+        An image that cannot be read gets no features; it is in ``unread``. Features that are no numbers are a
+        WeightsError.
         """
         accelerator, cache = self.accelerator, self._caches[precision]
+        different = len({self.contents.digests[number] for number in self.contents.of(rows)})
         if not on_main(accelerator, lambda: bool(self.missing(rows, precision=precision))):
             cache.refresh()
-            return
+            return Filled(self.field.name, 0, different, cache.folder)
         with contextlib.ExitStack() as held:
 
             def begin() -> list[int]:
@@ -253,6 +268,7 @@ class FrozenFeatures:
         cache.refresh()
         if missing:
             self.rate = len(missing) / (time.perf_counter() - start)
+        return Filled(self.field.name, len(missing), different - len(missing), cache.folder)
 
     def refuse_unread(self, rows: np.ndarray) -> None:
         """One of these cases without features is a DataError: a training leaves no case out."""
@@ -294,6 +310,7 @@ class FrozenFeatures:
                     batch = loaded.batch.to(self.accelerator.device)
                     batch = self._transform(batch, train=self.field.changes is not None)
                     features_NF = self._encoded(batch, precision)
+                    self._refuse_no_numbers(features_NF, [numbers[row] for row in batch.rows_B.tolist()], precision)
                     digests = [self.contents.digests[numbers[number]] for number in batch.rows_B.tolist()]
                     waiting.append((digests, features_NF.float().cpu().numpy()))
                 done += len(loaded.errors) + (0 if loaded.batch is None else len(loaded.batch))
@@ -304,6 +321,20 @@ class FrozenFeatures:
         finally:
             save()
         return unread
+
+    def _refuse_no_numbers(self, features_NF: torch.Tensor, numbers: Sequence[int], precision: str) -> None:
+        """Nothing is kept of what a tower with damaged weights gives."""
+        wrong_N = ~torch.isfinite(features_NF).all(1).cpu()
+        if bool(wrong_N.any()):
+            number = numbers[int(wrong_N.nonzero()[0])]
+            case = self.field.table.ids[int(self.contents.rows[number])]
+            raise WeightsError(
+                f"the frozen tower {self.encoder.identity['tower']} gives features that are NaN or infinite in "
+                f"{precision}, for {int(wrong_N.sum())} of {len(numbers)} {self.field.name} (the first: of case "
+                f"{case}). "
+                "Its weights are damaged, or of another precision: name others (task.vision, task.text), or set "
+                "trainer.precision: fp32."
+            )
 
     def _encoded(self, batch: Batch, precision: str) -> torch.Tensor:
         device = self.accelerator.device
