@@ -13,24 +13,32 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+from safetensors.torch import load_file
 
 pytest.importorskip("gcp_storage_emulator")
 pytest.importorskip("gcsfs")
 
 import consilium
 from consilium.core import places, transfer
+from consilium.core.config import build
 from consilium.core.errors import BundleError, ConfigError, DataError, RunFolderError, TrainingError, WeightsError
 from consilium.core.places import facts, facts_of, find, open_binary, read_bytes
 from consilium.core.transfer import fetch
+from consilium.data.config import DataConfig
 from consilium.data.store.prepare import prepare
+from consilium.experiment import Experiment
 from tests.cli.conftest import Cli, cli
 from tests.conftest import write_images
+from tests.data.cases.harmonised import rows_of, write_dataset
+from tests.tasks.test_fuse_contract import TREE
 from tests.tiny import Run, TrainTiny, same, tiny_experiment
 
 __all__ = ["cli"]
@@ -199,6 +207,68 @@ def test_training_straight_from_the_bucket_is_training_on_the_same_files(
     assert (tmp_path / "report" / "report.html").is_file()
     started = tiny(f"trainer.init_from={there}", "optimizer.learning_rate=1e-12")
     assert (started.weights["head.1.weight"] - load_file(run / "model.safetensors")["head.1.weight"]).abs().max() < 1e-6
+
+
+def test_a_dataset_of_a_bucket_is_the_same_dataset_on_a_disk(bucket: str, tmp_path: Path) -> None:
+    """``data.root`` and ``data.dataset`` train a fusion end to end, with cases that lack the text."""
+    upload(write_dataset(tmp_path / "root", rows_of()), f"{bucket}/root/dataset_v1")
+    weights = []
+    for place in (str(tmp_path / "root"), f"{bucket}/root"):
+        data = {**TREE["data"], "root": place, "dataset": "dataset_v1", "store": {"root": str(tmp_path / "stores")}}
+        data["filters"] = {"origins": {"derm1m": ["edu"]}}
+        output = {"root": str(tmp_path / "runs"), "variation": place.partition(":")[0].strip("/").replace("/", "_")}
+        trainer = {**TREE["trainer"], "max_steps": 2}
+        tree = {**TREE, "data": data, "output": output, "trainer": trainer}
+        result = consilium.train(build(Experiment, tree, origin="test"))
+        assert result is not None
+        weights.append(load_file(result.folder / "model.safetensors"))
+    assert same(*weights)
+    (answer,) = consilium.load(result.folder).predict(
+        [consilium.Query(f"{bucket}/root/dataset_v1/imgs/1.png", "Seen once.")]
+    )
+    assert answer["modalities"] == ["image", "text"]
+    with pytest.raises(DataError, match=rf"{bucket}/root/dataset_v9/metadata_all_harmonized\.csv does not exist"):
+        prepare(build(DataConfig, {**data, "dataset": "dataset_v9"}, origin="test"))
+
+
+def unreachable(tmp_path: Path, **options: str) -> str:
+    """What a dataset of a bucket says that Google's client cannot use."""
+    import fsspec.config
+
+    data = {"root": "gs://ward/data", "dataset": "dataset_v1", "store": {"root": str(tmp_path / "stores")}}
+    with patch.dict(fsspec.config.conf, {"gs": options}), pytest.raises(DataError) as error:
+        prepare(build(DataConfig, data, origin="test"))
+    return str(error.value)
+
+
+def test_a_bucket_without_credentials_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key on this machine, and a server that lets nobody in without one; neither needs a network."""
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    told = unreachable(tmp_path, token="google_default")
+    assert "gs://ward/data/dataset_v1/metadata_all_harmonized.csv cannot be reached (DefaultCredentialsError" in told
+    assert "`gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS" in told
+    with closed_server() as address:
+        told = unreachable(tmp_path, token="anon", endpoint_url=address)
+    assert "source 'dataset_v1': gs://ward/data/dataset_v1/metadata_all_harmonized.csv cannot be read" in told
+    assert "that this machine has access: `gcloud auth application-default login`" in told
+
+
+@contextlib.contextmanager
+def closed_server() -> Iterator[str]:
+    """The address of a server that answers nobody."""
+
+    class Closed(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401, "Anonymous caller does not have storage.objects.get access")
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Closed) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def consilium_yaml(experiment: consilium.Experiment) -> str:

@@ -69,6 +69,12 @@ def test_the_schema_knows_that_files_extend_others(schema: dict[str, Any]) -> No
     assert problems({"extends": 3}, schema)
 
 
+def test_the_schema_knows_that_a_dataset_is_a_source(schema: dict[str, Any]) -> None:
+    tree = {"name": "a", "task": {"kind": "fuse"}}
+    assert problems({**tree, "data": {"dataset": "dataset_v1"}}, schema) == []
+    assert problems({**tree, "data": {"root": "data"}}, schema)
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [

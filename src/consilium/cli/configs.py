@@ -65,6 +65,8 @@ def config_schema() -> None:
     schema = Experiment.model_json_schema()
     # A file may leave what an experiment needs to the files that it extends.
     schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["extends"]}]
+    data = schema["$defs"]["DataConfig"]
+    data["anyOf"] = [{"required": data.pop("required")}, {"required": ["dataset"]}]  # which stands for a source
     schema["properties"]["extends"] = {
         "description": "Path of a YAML file that this one changes, or a list of them; the later wins, key by key.",
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from consilium.core.config import Config, LocalFolder
 from consilium.core.durations import Steps
 from consilium.core.labels import paths_of
+from consilium.core.places import join
 from consilium.data.batches.config import AugmentationConfig, Probability
 from consilium.data.sources.config import Source
 
@@ -89,7 +90,7 @@ class SplitConfig(Config):
 class FilterConfig(Config):
     """Which cases are used, applied in the order of these keys; see ``consilium.data.cases.filters``.
 
-    The first five act on every split; ``labels`` names labels as they are before ``node``, and what follows counts
+    The first six act on every split; ``labels`` names labels as they are before ``node``, and what follows counts
     the labels that it makes. ``fraction`` and ``max_samples_per_label`` act on train alone, so that figures stay
     comparable; ``min_samples_per_label`` counts in train and takes the label out of every split.
     """
@@ -98,6 +99,11 @@ class FilterConfig(Config):
     sources: list[str] | None = Field(default=None, description="Names of the sources kept; null: all.")
     sub_sources: dict[str, list[str]] | None = Field(
         default=None, description="Metadata column: the values kept, as in {dataset: [isic, ham]}."
+    )
+    origins: dict[str, Annotated[list[str], Field(min_length=1)]] | None = Field(
+        default=None,
+        description="Of these datasets (metadata column dataset) the cases kept, by the first part of orig_filename, "
+        "as in {derm1m: [edu, youtube]} for edu/1.png; other datasets stay whole.",
     )
     has_text: bool | None = Field(default=None, description="true: only cases with text; false: only without.")
     node: str | None = Field(
@@ -238,8 +244,23 @@ class LoaderConfig(Config):
 
 
 class DataConfig(Config):
-    """From sources to batches."""
+    """From sources to batches.
 
+    ``dataset`` names a folder of ``root`` with a harmonised table and its images. Without ``sources`` it is the only
+    one; ``harmonised`` sources take from it the paths that they leave out.
+    """
+
+    root: str = Field(
+        default="data",
+        min_length=1,
+        description="Folder that dataset lies in, here or in a bucket (gs://, s3://, hf://).",
+    )
+    dataset: str | None = Field(
+        default=None,
+        pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*$",
+        description="A folder in root, as dataset_v1: its metadata_all_harmonized.csv and imgs are a harmonised "
+        "source. A path that sources give comes first.",
+    )
     sources: list[Source] = Field(min_length=1)
     split: SplitConfig = SplitConfig()
     store: StoreConfig = StoreConfig()
@@ -262,6 +283,25 @@ class DataConfig(Config):
     image: ImageConfig = ImageConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     loader: LoaderConfig = LoaderConfig()
+
+    def in_dataset(self, name: str) -> str | None:
+        """The path of a file or folder of ``dataset``, such as ``embeddings/a.parquet``; None where none is named."""
+        return None if self.dataset is None else join(join(self.root, self.dataset), name)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dataset_gives_paths(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(name := given.get("dataset"), str):
+            return given
+        root = given.get("root", cls.model_fields["root"].default)
+        sources = given.get("sources", [{"kind": "harmonised", "name": name}])
+        if not isinstance(root, str) or not isinstance(sources, list):
+            return given  # which the fields refuse
+        folder = join(root, name)
+        paths = {"path": join(folder, "metadata_all_harmonized.csv"), "image_root": join(folder, "imgs")}
+        harmonised = [isinstance(source, dict) and source.get("kind") == "harmonised" for source in sources]
+        filled = [{**paths, **one} if own else one for one, own in zip(sources, harmonised, strict=True)]
+        return {**given, "sources": filled}
 
     @model_validator(mode="after")
     def _sources_agree(self) -> DataConfig:

@@ -91,9 +91,9 @@ def filtered(found: Filtered, *, config: FilterConfig, seed: int) -> Filtered:
     """The cases that every filter of the config keeps.
 
     They act in the order of the keys of ``FilterConfig``, each on what those before it leave. ``labels``,
-    ``sources``, ``sub_sources``, ``has_text`` and ``node`` act on every split. A case keeps those of its labels that
-    are wanted, and goes when it loses all; a case that never had one stays. ``node`` keeps the cases with a label
-    below a node of the tree, and their labels become that node's children. ``fraction`` and
+    ``sources``, ``sub_sources``, ``origins``, ``has_text`` and ``node`` act on every split. A case keeps those of its
+    labels that are wanted, and goes when it loses all; a case that never had one stays. ``node`` keeps the cases with
+    a label below a node of the tree, and their labels become that node's children. ``fraction`` and
     ``max_samples_per_label`` thin out train alone: within a label the cases are ordered by a hash of (seed, id) and
     the first are kept, so that a smaller share is a part of a larger one, and new data moves little. A case of
     several labels counts for its rarest. ``min_samples_per_label`` then counts train and takes rare labels out of
@@ -108,6 +108,9 @@ def filtered(found: Filtered, *, config: FilterConfig, seed: int) -> Filtered:
         own = your_column(column, found.table.columns())
         allowed = _one_of(_column(found.table, column), values, f"sub_sources.{column}", column, hint=own)
         found = found.keep(allowed, f"left out by data.filters.sub_sources.{column}")
+    for dataset, parts in (config.origins or {}).items():
+        allowed = _of_origins(found.table, dataset, parts)
+        found = found.keep(allowed, f"left out by data.filters.origins.{dataset}")
     if config.has_text is not None:
         has_text = _filled(found.table.texts)
         found = found.keep(has_text == config.has_text, f"left out by data.filters.has_text: {config.has_text}")
@@ -187,10 +190,19 @@ def _keep_labels(found: Filtered, kept: set[str], why: str) -> Filtered:
     return left.keep(allowed, f"left out by {why}")
 
 
-def _column(table: CaseTable, name: str) -> list[str]:
+def _of_origins(table: CaseTable, dataset: str, parts: Sequence[str]) -> np.ndarray:
+    """Which cases are of other datasets, or of one of these first parts of ``orig_filename``."""
+    datasets, names = (_column(table, column, key="origins") for column in ("dataset", "orig_filename"))
+    outside = ~_one_of(datasets, [dataset], "origins", "dataset")
+    firsts = ["" if other else name.partition("/")[0] for name, other in zip(names, outside, strict=True)]
+    allowed: np.ndarray = outside | _one_of(firsts, parts, f"origins.{dataset}", "first part of orig_filename")
+    return allowed
+
+
+def _column(table: CaseTable, name: str, *, key: str = "sub_sources") -> list[str]:
     columns = table.columns()
     if name not in columns:
-        raise _unknown("sub_sources", "metadata column", name, columns)
+        raise _unknown(key, "metadata column", name, columns)
     return columns[name]
 
 
