@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from consilium.core.errors import ConfigError, WeightsError
-from consilium.models.config import FreezeConfig
+from consilium.models.config import FreezeConfig, LoraConfig, VisionConfig
 from consilium.models.weights import (
     PartCount,
     freeze_tower,
@@ -194,6 +194,13 @@ def test_counts_are_per_part_and_leave_out_parts_without_parameters() -> None:
         (FreezeConfig(kind="all_but_last_blocks", blocks=2, warmup_epochs=1), 0, [False, False, False]),
         (FreezeConfig(kind="all_but_last_blocks", blocks=2, warmup_epochs=1), 1, [False, True, True]),
         (FreezeConfig(kind="tower", warmup_epochs=1), 1, [False, False, False]),
+        (FreezeConfig(unfreeze_every=2), 1, [False, False, True]),
+        (FreezeConfig(unfreeze_every=2), 2, [False, True, True]),
+        (FreezeConfig(unfreeze_every=2), 9, [True, True, True]),
+        (FreezeConfig(unfreeze_every=1, warmup_epochs=2), 1, [False, False, False]),
+        (FreezeConfig(unfreeze_every=1, warmup_epochs=2), 2, [False, False, True]),
+        (FreezeConfig(kind="all_but_last_blocks", blocks=2, unfreeze_every=1), 0, [False, False, True]),
+        (FreezeConfig(kind="all_but_last_blocks", blocks=2, unfreeze_every=1), 9, [False, True, True]),
     ],
 )
 def test_what_learns_in_an_epoch(config: FreezeConfig, epoch: int, learning: list[bool]) -> None:
@@ -201,6 +208,13 @@ def test_what_learns_in_an_epoch(config: FreezeConfig, epoch: int, learning: lis
     for earlier in range(epoch + 1):  # as in a training: one epoch after the other
         freeze_tower(tower, config, epoch=earlier)
     assert tower.learning() == learning
+
+
+def test_blocks_that_begin_one_after_the_other_need_a_tower_that_learns() -> None:
+    with pytest.raises(ValueError, match="with kind: tower none does"):
+        FreezeConfig(kind="tower", unfreeze_every=1)
+    with pytest.raises(ValueError, match=r"freeze\.unfreeze_every is for blocks that learn, and lora"):
+        VisionConfig(freeze=FreezeConfig(unfreeze_every=1), lora=LoraConfig())
 
 
 def test_more_blocks_than_the_tower_has_are_refused_before_the_warmup_ends() -> None:

@@ -16,6 +16,7 @@ from consilium.core.config import apply_overrides, build
 from consilium.core.errors import BundleError, ConfigError, DataError
 from consilium.core.labels import LabelTree
 from consilium.experiment import Experiment
+from consilium.models.config import FreezeConfig
 from consilium.session import train
 from consilium.session.origin import with_start
 from consilium.tasks.classify.nodes import growing
@@ -212,7 +213,7 @@ def test_the_tower_the_head_and_the_images_need_not_be_given(rows: list[Row], fl
     assert result is not None
     manifest = Run(result, Recorder()).manifest
     task, old = manifest["task"], flat.manifest["task"]
-    assert task["vision"] == {**old["vision"], "freeze": {"kind": "tower", "blocks": None, "warmup_epochs": 0}}
+    assert task["vision"] == {**old["vision"], "freeze": FreezeConfig(kind="tower").model_dump()}
     assert (task["head"], task["tree"]["head"]) == (old["head"], "flat")
     assert manifest["image"] == {**flat.manifest["image"], "max_pixels": 5000}
     # The config beside the bundle says all that was taken over, and gives the same training.

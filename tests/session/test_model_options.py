@@ -230,6 +230,15 @@ def test_the_tower_is_frozen_in_the_warmup_epochs_only(tiny: TrainTiny, tiny_run
     assert run_from(tiny, tiny_run, freeze, *step) == set(tiny_run.weights)
 
 
+def test_blocks_begin_to_learn_one_epoch_after_the_other_from_the_top(tiny: TrainTiny, tiny_run: Run) -> None:
+    freeze, trainer = "task.vision.freeze.unfreeze_every=1", ["trainer.max_epochs=3", "trainer.validate_every=100"]
+    begun = []
+    for epochs in (1, 2, 3):
+        names = run_from(tiny, tiny_run, freeze, *trainer, f"trainer.max_steps={3 * epochs}")
+        begun.append({name.removeprefix(TOWER).partition(".")[0] for name in names} - {"head"})
+    assert begun == [{"layer4"}, {"layer3", "layer4"}, {"layer2", "layer3", "layer4"}]
+
+
 def test_more_blocks_than_the_tower_has_are_refused(tiny: TrainTiny) -> None:
     with pytest.raises(ConfigError, match=r"freeze.blocks is 99, but the tower has \d+ blocks"):
         tiny("task.vision.freeze={kind: all_but_last_blocks, blocks: 99}")

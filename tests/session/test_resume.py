@@ -61,6 +61,7 @@ RECIPES = {
     ],
     "two-kinds": [
         *RANDOM,
+        "task.vision.freeze.unfreeze_every=1",
         "optimizer={kind: adamw, learning_rate: 0.003, groups: {tower: {kind: sgd, learning_rate: 0.1, momentum: 0.9"
         ", layer_decay: 0.7, floor: 0.5}}}",
         "schedule={kind: cosine, warmup: 2}",

@@ -81,6 +81,25 @@ def test_two_kinds_step_as_two_optimizers_do() -> None:
     assert_equal(net, plain)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_layers_of_one_group_that_begin_in_turn_step_as_each_by_itself(nesterov: bool) -> None:
+    """Fused SGD with momentum and a layer that learns from the third step on."""
+    net = Net()
+    plain = copy.deepcopy(net)
+    built = build_optimizer(SGDConfig(kind="sgd", learning_rate=0.1, nesterov=nesterov), groups=net.groups())
+    late, parameters = plain.tower[0], [*plain.tower[2].parameters(), *plain.head.parameters()]
+    kinds = [
+        torch.optim.SGD(decayed(own, 0.01), lr=0.1, momentum=0.9, nesterov=nesterov, fused=True)
+        for own in (parameters, list(late.parameters()))
+    ]
+    for step in range(5):
+        for own in (net.tower[0], late):
+            own.requires_grad_(step > 1)
+        learn(net, [built], steps=range(step, step + 1))
+        learn(plain, kinds, steps=range(step, step + 1))
+    assert_equal(net, plain)
+
+
 def test_groups_of_one_kind_are_one_optimizer_with_settings_of_their_own() -> None:
     net = Net()
     plain = copy.deepcopy(net)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from consilium.core.config import Config
-from consilium.core.durations import NoOrMoreEpochs
+from consilium.core.durations import Epochs, NoOrMoreEpochs
 
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -19,17 +19,25 @@ class FreezeConfig(Config):
 
     ``none``: all learns. ``tower``: only the head learns. ``all_but_last_blocks``: the head and the last
     ``blocks`` of the tower, in the tower's own sense of a block. ``warmup_epochs`` freezes the whole
-    tower for the first epochs, whatever the rest says.
+    tower for the first epochs, whatever the rest says. ``unfreeze_every`` then lets what learns begin block by block,
+    from the top (gradual unfreezing, Howard and Ruder, arXiv:1801.06146).
     """
 
     kind: Literal["none", "tower", "all_but_last_blocks"] = Field(default="none", description="What does not learn.")
     blocks: int | None = Field(default=None, ge=1, description="all_but_last_blocks only: how many blocks learn.")
     warmup_epochs: NoOrMoreEpochs = Field(default=0, description="Epochs at the start with the whole tower frozen.")
+    unfreeze_every: Epochs | None = Field(
+        default=None,
+        description="Epochs from one block that begins to learn, the last at first, to the next one below; null: all "
+        "begin at once.",
+    )
 
     @model_validator(mode="after")
     def _blocks_belong(self) -> FreezeConfig:
         if (self.kind == "all_but_last_blocks") != (self.blocks is not None):
             raise ValueError("kind: all_but_last_blocks and blocks: N belong together; give both or neither")
+        if self.kind == "tower" and self.unfreeze_every is not None:
+            raise ValueError("unfreeze_every lets blocks learn one after the other, and with kind: tower none does")
         return self
 
 
@@ -102,6 +110,8 @@ def _weights_are_there(tower: TowerT) -> TowerT:
 def _frozen_means_frozen(tower: TowerT) -> TowerT:
     """What only learning needs is refused where the whole tower stays, and adapters where parts of it learn."""
     kind = tower.freeze.kind
+    if tower.lora is not None and tower.freeze.unfreeze_every is not None:
+        raise ValueError("freeze.unfreeze_every is for blocks that learn, and lora lets adapters alone; leave one out")
     if kind == "none":
         return tower
     if tower.lora is not None:

@@ -256,18 +256,17 @@ def adapters(module: nn.Module | BlockTower) -> dict[str, nn.Parameter]:
 
 def freeze_tower(tower: BlockTower, config: FreezeConfig, *, epoch: int) -> None:
     """Set which parameters of ``tower`` learn in ``epoch`` (the first is 0); beside adapters nothing does."""
-    warming, learning = epoch < config.warmup_epochs, adapters(tower)
+    trained, learning, every = epoch - config.warmup_epochs, adapters(tower), config.unfreeze_every
+    whole = trained >= 0 and config.kind == "none" and every is None
     for name, parameter in tower.named_parameters():
-        learns = name in learning or not learning
-        parameter.requires_grad_(learns and config.kind == "none" and not warming)
-    if config.kind != "all_but_last_blocks":
+        parameter.requires_grad_(whole and (name in learning or not learning))
+    if config.kind == "tower" or (config.kind == "none" and every is None):
         return
-    assert config.blocks is not None
     blocks = tower.blocks()
-    if config.blocks > len(blocks):
-        raise ConfigError(
-            f"freeze.blocks is {config.blocks}, but the tower has {len(blocks)} blocks; give at most that many."
-        )
-    for block in blocks[-config.blocks :]:
+    most = config.blocks or len(blocks)
+    if most > len(blocks):
+        raise ConfigError(f"freeze.blocks is {most}, but the tower has {len(blocks)} blocks; give at most that many.")
+    begun = most if every is None else min(most, 1 + trained // every)
+    for block in blocks[len(blocks) - begun :] if trained >= 0 else ():
         for parameter in block:
-            parameter.requires_grad_(not warming)
+            parameter.requires_grad_(True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,12 +27,30 @@ from consilium.training.config import (
 )
 from consilium.training.plan import steps_in
 
+
+def _sgd(groups: list[dict[str, Any]]) -> Optimizer:
+    optimizer = SGD(groups, fused=True)
+    optimizer.register_step_pre_hook(_begin_momentum)
+    return optimizer
+
+
+def _begin_momentum(optimizer: Optimizer, *_: object) -> None:
+    """Give parameters that learn for the first time the momentum 0, from which they step as without any.
+
+    The fused SGD of torch expects a momentum of all parameters of a group or of none, but blocks may begin in turn.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 # Fused is one pass over each parameter, on a processor in a third of the time. There torch takes for granted that a
 # gradient lies in memory as its parameter does: autograd sees to it, for channels_last, too.
 _KINDS: dict[str, Callable[[list[dict[str, Any]]], Optimizer]] = {
     "adamw": partial(AdamW, fused=True),
     "adam": partial(Adam, fused=True),
-    "sgd": partial(SGD, fused=True),
+    "sgd": _sgd,
 }
 
 
