@@ -46,7 +46,7 @@ class Manifest(Config):
     image: ImageConfig
     looks: AveragingConfig = AveragingConfig()
     knowledge: dict[str, Any]
-    reads: list[str] = Field(description="Fields of a case: image, text.")
+    reads: list[str] = Field(description="Fields of a case: image, text, metadata.")
     gives: list[str] = Field(description="Keys of an answer.")
     seed: int
     data_fingerprint: str

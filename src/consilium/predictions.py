@@ -19,12 +19,13 @@ import numpy as np
 
 from consilium.core.errors import ConfigError, DataError, MissingExtraError
 from consilium.core.evaluation import Outputs
+from consilium.core.explain import nearest
 from consilium.core.files import atomic_file
 from consilium.core.places import facts, is_remote, join, local_path, matches
-from consilium.core.reporter import Reporter, counted
+from consilium.core.reporter import Reporter, counted, some
 from consilium.core.task import Task
 from consilium.data.batches.rows import FoundItems, Query
-from consilium.data.case import printable
+from consilium.data.case import column_name, printable
 from consilium.data.sources.files import IMAGE_EXTENSIONS, counted_reasons, images_under
 from consilium.predictor import Predictor
 
@@ -51,35 +52,83 @@ class _Writer(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One case that is asked about with its text, metadata or both in the call itself."""
+
+    text: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def find(self, paths: Sequence[str]) -> tuple[list[str], FoundItems]:
+        """The case with its image, if there is one; more than that is a ConfigError."""
+        keys, images = find_images(paths)
+        image = images[0] if len(images) == 1 else None
+        if len(images) > 1 or isinstance(image, Query):
+            raise ConfigError(
+                f"--text and --meta ask about one case, which has one image or none, but {', '.join(paths)} holds "
+                f"{counted(len(images), 'case')}. Ask about several by a table with columns for image, text and "
+                "metadata (.csv, .jsonl, .parquet)."
+            )
+        found = FoundItems()
+        found.add([Query(image, self.text, self.metadata)])
+        return keys or ["case"], found
+
+    def check(self, task: Task) -> None:
+        """What the task does not read is a ConfigError, a value that it cannot read a DataError."""
+        coder = task.meta_coder()
+        if self.text and task.text_coder() is None:
+            raise ConfigError("--text is given, but this bundle reads no text; leave it out.")
+        names = () if coder is None else coder.names
+        if unknown := [name for name in self.metadata if name not in names]:
+            known = nearest(unknown[0], names, there="it reads") if names else "; it reads none. Leave --meta out."
+            raise ConfigError(f"--meta names '{unknown[0]}', which this bundle does not read{known}")
+        if coder is not None:
+            coder.encode(self.metadata)
+
+
 def predict_files(
-    bundle: str | Path, paths: Sequence[str], *, out: Path | None, batch_size: int, device: str, reporter: Reporter
+    bundle: str | Path,
+    paths: Sequence[str],
+    *,
+    asked: Asked | None = None,
+    out: Path | None,
+    batch_size: int,
+    device: str,
+    reporter: Reporter,
 ) -> PredictionSummary:
-    """Predict everything under ``paths`` into ``out``; None prints JSON lines.
+    """Predict everything under ``paths``, or the one case that is ``asked`` about, into ``out``; None: JSON lines.
 
     Every task writes .jsonl; answers that fit a table .csv; embeddings .npz, .parquet and .pt.
     """
     if out is not None and out.suffix not in _ENDINGS:
         raise ConfigError(f"--out is {out}; expected a name that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}.")
-    keys, items = find_images(paths)
+    keys, items = find_images(paths) if asked is None else asked.find(paths)
     predictor = Predictor.load(bundle, device=device, batch_size=batch_size)
-    items.names = predictor.task.views
-    if predictor.task.text_coder() is not None and (several := items.several_texts()):
-        reporter.line(f"note: {counted(several, 'case')} with several texts: the answer is about the first.")
-    errors = 0
-    with _open_writer(out, task=predictor.task, looks=predictor.looks.looks) as writer:
+    task, coder = predictor.task, predictor.task.meta_coder()
+    if asked is not None:
+        asked.check(task)
+    items.names, items.columns = task.views, () if coder is None else coder.names
+    for note in items.notes(texts=task.text_coder() is not None):
+        reporter.line(f"note: {note}")
+    errors, unseen = 0, Counter[tuple[str, str]]()
+    with _open_writer(out, task=task, looks=predictor.looks.looks) as writer:
         for done, (key, record) in enumerate(zip(keys, predictor.stream(items), strict=True), start=1):
             errors += "error" in record
+            unseen.update(record.get("unseen", {}).items())
             record.pop("text", None)  # a case of a store is told by its id
             writer.write({**record, "image": key})
             if out is not None:
                 reporter.progress("predict", done, len(items))
+    if unseen:
+        shown = some([f"{name} '{text}' ({counted(cases, 'case')})" for (name, text), cases in unseen.most_common()], 5)
+        reporter.line(f"note: metadata that no training case had counts as 'another value': {shown}.")
     return PredictionSummary(len(items), errors, items.skipped)
 
 
 def find_images(paths: Sequence[str]) -> tuple[list[str], FoundItems]:
     """Names and items of all images under files, folders (whole trees), globs and stores, in a stable order.
 
-    The rows of a table (.csv, .jsonl, .parquet) are asked about with the texts that they have.
+    The rows of a table (.csv, .jsonl, .parquet) are asked about with the texts and the metadata that they have.
     """
     names: list[str] = []
     items = FoundItems()
@@ -110,7 +159,7 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], FoundItems]:
 
 
 def _rows_of(path: str, kind: Literal["csv", "jsonl", "parquet"]) -> Iterator[tuple[str, Query]]:
-    """The id and the images and text of every row of a table; a row that cannot be used is a DataError."""
+    """The id and the images, text and metadata of every row of a table; a row that cannot be used is a DataError."""
     from consilium.data.case import BadRow
     from consilium.data.sources.config import JsonlSource, TableSource
     from consilium.data.sources.reading import read_source
@@ -119,7 +168,8 @@ def _rows_of(path: str, kind: Literal["csv", "jsonl", "parquet"]) -> Iterator[tu
     for row in read_source(source):
         if isinstance(row, BadRow):
             raise DataError(f"{row.file}, line {row.line}: {row.reason}")
-        yield row.id, Query([view.image for view in row.views] or None, row.text)
+        metadata = {column_name(key): text for key, text in row.meta.items()}
+        yield row.id, Query([view.image for view in row.views] or None, row.text, metadata)
 
 
 def _nothing(given: str, path: str, skipped: Counter[str]) -> str:

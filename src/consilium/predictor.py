@@ -22,7 +22,16 @@ from consilium.core.task import Task
 from consilium.data.batches.laterality import NamedViews
 from consilium.data.batches.loader import Loaded, Loader, evaluation_requests
 from consilium.data.batches.looks import looks
-from consilium.data.batches.readers import CaptionReader, ImageReader, Images, Reader, Readers, Texts, numbered
+from consilium.data.batches.readers import (
+    CaptionReader,
+    ImageReader,
+    Images,
+    MetaReader,
+    Reader,
+    Readers,
+    TextsAndMetas,
+    numbered,
+)
 from consilium.data.batches.rows import Item, Items, is_one_item
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.cases.cases import Studied
@@ -105,7 +114,8 @@ class Predictor:
         """A record for every item, in order: its answer, or ``{"image": ..., "error": ...}``.
 
         An item is a path, the bytes of an image file, a Pillow image, an array [H, W] or [H, W, 3] (RGB) of uint8 or
-        uint16, or a list or tuple of these: the views of one case. A ``Query`` has such an image, a text, or both.
+        uint16, or a list or tuple of these: the views of one case. A ``Query`` has such an image, a text, metadata, or
+        some of them; ``unseen`` in its record are values of metadata that no training case had.
         """
         whole = is_one_item(images) or isinstance(images, Sequence)
         return list(self.stream(images if whole else list(images)))  # type: ignore[arg-type]
@@ -122,10 +132,15 @@ class Predictor:
                 yield from self._records(part)
 
     def _records(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        source = Items(items, names=self.task.views)
+        coder = self.task.meta_coder()
+        source = Items(items, names=self.task.views, columns=() if coder is None else coder.names)
         for row, answer in self._answers(source, range(len(items)), here=source.in_memory()):
             key = source.key(row)
-            yield {**key, "error": str(answer)} if isinstance(answer, ConsiliumError) else {**key, **answer}
+            if isinstance(answer, ConsiliumError):
+                yield {**key, "error": str(answer)}
+                continue
+            unseen = {} if coder is None else coder.unseen(source.metadata(row))
+            yield {**key, **answer, **({"unseen": unseen} if unseen else {})}
 
     def _answers(
         self, source: Items, rows: Sequence[int], *, here: bool
@@ -142,7 +157,7 @@ class Predictor:
         source: Images,
         rows: Sequence[int],
         *,
-        texts: Texts | None,
+        texts: TextsAndMetas | None,
         ask: Callable[[Batch], AnswerT],
         once: bool,
         here: bool = False,
@@ -163,14 +178,15 @@ class Predictor:
                 loaded, answer = replace(loaded, batch=batch), ask(batch)
             yield loaded, answer
 
-    def _readers(self, images: Reader[Any, Views], coder: TextCoder | None, texts: Texts | None) -> Readers:
-        """A task that reads texts may be asked about an image, a text, or both."""
+    def _readers(self, images: Reader[Any, Views], coder: TextCoder | None, texts: TextsAndMetas | None) -> Readers:
+        """A task that reads texts may be asked about an image, a text, metadata, or several of them."""
         if coder is None or texts is None:
             return Readers(images=images)
-        if self._cached.captions is not None:
-            return Readers(images=images, captions=self._cached.captions)
-        numbers = numbered(map(texts.captions, range(len(texts)))) if isinstance(texts, CaseTable) else None
-        return Readers(images=images, captions=CaptionReader(texts, coder, numbers=numbers))
+        captions, meta = self._cached.captions, self.task.meta_coder()
+        if captions is None:
+            numbers = numbered(map(texts.captions, range(len(texts)))) if isinstance(texts, CaseTable) else None
+            captions = CaptionReader(texts, coder, numbers=numbers)
+        return Readers(images=images, captions=captions, meta=None if meta is None else MetaReader(texts, meta))
 
     def _predict(self, batch: Batch) -> Prediction:
         """The task's prediction over all looks at the images."""
@@ -188,7 +204,7 @@ class Predictor:
         source: Images,
         rows: np.ndarray,
         *,
-        texts: Texts | None = None,
+        texts: TextsAndMetas | None = None,
         ask: Callable[[Batch], Mapping[str, torch.Tensor]] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Arrays:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from consilium.cli.options import BundlePath, Device, JudgedPath, on_disk, refuse_unread
+from consilium.core.errors import ConfigError
 from consilium.core.surroundings import say
 
 
@@ -84,11 +85,17 @@ def forgetting(
 def predict(
     bundle: BundlePath,
     paths: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            help="Image files, folders, globs, a table of images and texts, or a store.", show_default=False
+            help="Image files, folders, globs, a table of images, texts and metadata, or a store.", show_default=False
         ),
-    ],
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Ask about one case with this text, and an image if one is given.")
+    ] = None,
+    meta: Annotated[
+        list[str] | None, typer.Option(help="Metadata of that one case, as age=70; repeatable.", metavar="COLUMN=VALUE")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -100,15 +107,35 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     device: Device = "auto",
 ) -> None:
-    """Predict images; an unreadable one gets an error entry and the exit code 1."""
+    """Predict images, or cases with texts and metadata; an unreadable image gets an error entry and the exit code 1."""
     from consilium.console import Console
     from consilium.data.sources.files import counted_reasons
-    from consilium.predictions import predict_files
+    from consilium.predictions import Asked, predict_files
 
+    if not (paths or text or meta):
+        raise ConfigError(
+            "there is nothing to predict; give images, a table, a store, or one case by --text or --meta."
+        )
+    asked = Asked(text, _metadata(meta or [])) if text or meta else None
     with Console() as console:
-        summary = predict_files(bundle, paths, out=out, batch_size=batch_size, device=device, reporter=console)
+        summary = predict_files(
+            bundle, paths or [], asked=asked, out=out, batch_size=batch_size, device=device, reporter=console
+        )
     if summary.skipped:  # not where the answers may go
         typer.echo(f"skipped: {counted_reasons(summary.skipped)}", err=True)
     if summary.errors:
         say(f"{summary.errors} of {summary.cases} images could not be read; see their `error`.")
         raise typer.Exit(1)
+
+
+def _metadata(given: list[str]) -> dict[str, str]:
+    """COLUMN=VALUE as a mapping; each column once."""
+    found: dict[str, str] = {}
+    for item in given:
+        name, mark, value = item.partition("=")
+        if not (name and mark):
+            raise ConfigError(f"--meta is '{item}'; expected COLUMN=VALUE, such as age=70.")
+        if name in found:
+            raise ConfigError(f"--meta gives '{name}' twice: {found[name]} and {value}; give it once.")
+        found[name] = value
+    return found

@@ -216,6 +216,23 @@ class TextCoder(Protocol):
         ...
 
 
+class MetaCoder(Protocol):
+    """Makes numbers of metadata; it is sent to other processes."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that it reads, in the order of the axis M."""
+        ...
+
+    def encode(self, case: Mapping[str, str]) -> tuple[list[float], list[bool]]:
+        """The value of each column of a case, and whether it has one."""
+        ...
+
+    def unseen(self, case: Mapping[str, str]) -> dict[str, str]:
+        """The values of a case that no training case had, by column."""
+        ...
+
+
 @dataclass(frozen=True)
 class ImageInput:
     """The mean and standard deviation of each channel, in [0, 1], that an image tower was made for.

@@ -9,7 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from consilium.core.contracts import Batch, Encoder, ImageInput, Look, ParameterGroup, Prediction, StepOutput, TextCoder
+from consilium.core.contracts import (
+    Batch,
+    Encoder,
+    ImageInput,
+    Look,
+    MetaCoder,
+    ParameterGroup,
+    Prediction,
+    StepOutput,
+    TextCoder,
+)
 from consilium.core.licenses import License
 
 LAST_EPOCH = 10**9  # after every warm-up: ``set_epoch`` with it lets learn whatever learns in the end
@@ -88,6 +98,10 @@ class Task(nn.Module, ABC):
 
     def text_coder(self) -> TextCoder | None:
         """What makes tokens of the texts that the task reads; None: it reads none."""
+        return None
+
+    def meta_coder(self) -> MetaCoder | None:
+        """What makes numbers of the metadata that the task reads; None: it reads none."""
         return None
 
     def count_cut(self, texts: Sequence[str]) -> int:

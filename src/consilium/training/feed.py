@@ -26,7 +26,7 @@ from consilium.data.batches.features import (
 )
 from consilium.data.batches.laterality import NamedViews, places_of
 from consilium.data.batches.loader import Loader, Request, trained_rows, training_requests
-from consilium.data.batches.readers import DrawnTexts, ImageReader, Readers, TextReader, numbered
+from consilium.data.batches.readers import DrawnTexts, ImageReader, MetaReader, Readers, TextReader, numbered
 from consilium.data.cases.cases import Studied
 from consilium.data.cases.mixture import Mixture, Whole
 from consilium.data.config import DataConfig, ImageConfig
@@ -61,7 +61,7 @@ class Feed:
         self.cases, self.studied, self.image = studied.cases, studied, image
         self.config, self.mixture = config, mixture
         self.plan, self.seed, self.accelerator, self.log = plan, seed, accelerator, log
-        self.coder, self.views = task.text_coder(), task.views
+        self.coder, self.meta, self.views = task.text_coder(), task.meta_coder(), task.views
         self._judged_splits = ("train", "val", "test") if task.revisits_train else ("val", "test")
         encoders = dict(task.encoders())
         if config.augmentation.copies is not None:
@@ -182,6 +182,8 @@ class Feed:
             drawn, texts = DrawnTexts(table, seed=self.seed), self._trained("texts")
             reader = TextReader(drawn, self.coder) if texts is None else CachedTextReader(texts, drawn)
             readers = replace(readers, texts=reader)
+        if self.meta is not None:
+            readers = replace(readers, meta=MetaReader(table, self.meta))
         return Loader(readers, targets=self.studied.targets, config=config, seed=self.seed, note=self.log.line)
 
     @cached_property

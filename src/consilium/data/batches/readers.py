@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from consilium.core.contracts import Captions, Column, Masks, Meta, TextCoder, Views
+from consilium.core.contracts import Captions, Column, Masks, Meta, MetaCoder, TextCoder, Views
 from consilium.core.contracts import Texts as TextColumn
 from consilium.core.errors import ImageError
 from consilium.data.batches import workers
@@ -87,6 +87,18 @@ class Texts(Protocol):
     def captions(self, row: int) -> Sequence[str]:
         """The texts of a row, each once."""
         ...
+
+
+class Metas(Protocol):
+    """Anything with rows of metadata: the case table, or a list of queries."""
+
+    def metadata(self, row: int) -> Mapping[str, str]:
+        """The metadata of a row, by column."""
+        ...
+
+
+class TextsAndMetas(Texts, Metas, Protocol):
+    """Anything with rows of texts and metadata."""
 
 
 class TextsToDraw(Protocol):
@@ -249,6 +261,24 @@ class CaptionReader:
         padded = self._coder.pad([ids for own in rows for ids in own])
         shape = (len(raws), self._width, -1)
         return Captions(there_BK, same_BK, padded.tokens_BT.reshape(shape), padded.attention_BT.reshape(shape))
+
+
+class MetaReader:
+    """The metadata of each case as numbers."""
+
+    nbytes, at_once = 0, False
+
+    def __init__(self, source: Metas, coder: MetaCoder) -> None:
+        self._source, self._coder = source, coder
+
+    def read(self, row: int, draw: int) -> tuple[list[float], list[bool]]:
+        """The value of each column, and whether there is one."""
+        return self._coder.encode(self._source.metadata(row))
+
+    def collate(self, raws: Sequence[tuple[list[float], list[bool]]], *, shared: bool) -> Meta:
+        """float32 values; those that are not there are 0."""
+        values, there = zip(*raws, strict=True)
+        return Meta(torch.tensor(there), torch.tensor(values))
 
 
 def caption_numbers(numbers: Sequence[Sequence[int]], width: int) -> tuple[torch.Tensor, torch.Tensor]:

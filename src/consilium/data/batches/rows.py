@@ -6,13 +6,14 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from consilium.core.errors import ImageError
 from consilium.core.reporter import counted, some
+from consilium.data.case import meta_text
 from consilium.data.images.in_memory import View, as_file, is_tensor, name_of
 
 if TYPE_CHECKING:
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Query:
-    """What a task is asked about: an image (or a list of views, or views by name), a text, or both."""
+    """What a task is asked about: an image (or a list of views, or views by name), a text, metadata by column.
+
+    Each may be left out, but not all of them; so may single columns.
+    """
 
     image: View | Sequence[View] | Mapping[str, View] | None = None
     text: str | None = None
+    metadata: Mapping[str, Any] | None = None
 
 
 Item: TypeAlias = "View | Sequence[View] | Mapping[str, View] | Query"
@@ -46,16 +51,18 @@ class Items:
     """Paths, bytes, Pillow images, arrays and queries as rows of images and texts.
 
     ``names`` are those of the views that the task tells apart, in their order; (): it takes them as they come.
+    ``columns`` are those of the metadata that it reads.
     """
 
     items: Sequence[Item]
     names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def images(self, row: int) -> list[str | bytes | None]:
         """The views of an item, with ``names`` in the order of these; one that is no image is an ImageError."""
         item = self._item(row)
-        if isinstance(item, Query) and item.image is None and not item.text:
-            raise ImageError("the query has neither an image nor a text.")
+        if isinstance(item, Query) and not self.metadata(row) and item.image is None and not item.text:
+            raise ImageError(f"the query has neither an image nor a text{', nor metadata' if self.columns else ''}.")
         views = _by_name(item, self.names) if self.names else _views(item)
         return [None if view is None and self.names else as_file(view) for view in views]
 
@@ -68,6 +75,15 @@ class Items:
         """The text of a query, or none."""
         item = self.items[row]
         return [item.text] if isinstance(item, Query) and item.text else []
+
+    def metadata(self, row: int) -> dict[str, str]:
+        """The metadata of a query, without what is missing; a column that the task does not read is an ImageError."""
+        item = self.items[row]
+        given = (item.metadata if isinstance(item, Query) else None) or {}
+        if unknown := [name for name in given if name not in self.columns]:
+            known = f"the columns are {', '.join(self.columns)}" if self.columns else "this model reads none"
+            raise ImageError(f"there is no metadata column called {some([str(name) for name in unknown], 3)}; {known}.")
+        return {name: text for name, value in given.items() if (text := meta_text(value))}
 
     def key(self, row: int) -> dict[str, Any]:
         """What an answer calls an item: its image, its text."""
@@ -130,10 +146,11 @@ class FoundItems(Sequence[Item]):
     """Paths, and cases of stores as queries, which are read when they are asked for: together they may be large.
 
     ``skipped`` counts what was found and left aside, by reason. ``names`` are the views of a store that are read; ():
-    all.
+    all. ``columns`` are those of the metadata that are read.
     """
 
     names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self._found: list[str | Query | tuple[CaseTable, int]] = []
@@ -143,20 +160,31 @@ class FoundItems(Sequence[Item]):
         """Append paths, queries, or rows of a store."""
         self._found.extend(found)
 
-    def several_texts(self) -> int:
-        """How many cases of stores have more than one text; a query has the first."""
-        cases = (found for found in self._found if isinstance(found, tuple))
-        return sum(len(table.captions(row)) > 1 for table, row in cases)
+    def notes(self, *, texts: bool) -> list[str]:
+        """What to say of the cases of tables and stores; ``texts``: whether the task reads texts."""
+        cases = [found for found in self._found if not isinstance(found, str)]
+        stored = [found for found in cases if isinstance(found, tuple)]
+        several = sum(len(table.captions(row)) > 1 for table, row in stored) if texts else 0
+        notes = [f"{counted(several, 'case')} with several texts: the answer is about the first."] if several else []
+        if self.columns and cases:
+            metas = (table.metadata(row) for table, row in stored)
+            given = set().union(*metas, *(found.metadata or () for found in cases if isinstance(found, Query)))
+            if absent := [name for name in self.columns if name not in given]:
+                notes.append(f"no case has metadata of {some(absent, 5)}; it is missing everywhere.")
+        return notes
 
     def __len__(self) -> int:
         return len(self._found)
 
     def __getitem__(self, number: Any) -> Any:
         found = self._found[number]
-        if not isinstance(found, tuple):
-            return found
-        table, row = found
-        return Query(views_of(table, row, self.names), table.texts[row])
+        if isinstance(found, tuple):
+            table, row = found
+            found = Query(views_of(table, row, self.names), table.texts[row], table.metadata(row))
+        if isinstance(found, Query) and found.metadata:
+            own = {name: found.metadata[name] for name in self.columns if name in found.metadata}
+            found = replace(found, metadata=own)
+        return found
 
 
 def views_of(table: CaseTable, row: int, names: tuple[str, ...] = ()) -> list[str | bytes] | dict[str, str | bytes]:

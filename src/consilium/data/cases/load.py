@@ -86,7 +86,7 @@ def load_data(
     used = studied.cases.used()
     _refuse_large(used, config.image.max_pixels)
     findings = (
-        check(store, used, config, uses_text=uses_text, images=limit is None, reporter=reporter)
+        check(store, used, config, uses_text=uses_text, columns=needs.meta, images=limit is None, reporter=reporter)
         if training
         else look_up(store, used, config)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from consilium.data.guards.folders import folder_warnings
 from consilium.data.guards.labels import LabelConflict, label_conflicts, label_spellings, label_vocabularies
 from consilium.data.guards.leaks import Leak, find_leaks, one_split
 from consilium.data.guards.near_duplicates import NearDuplicates, Pair, find_near_duplicates
-from consilium.data.guards.shortcuts import shortcut_warnings
+from consilium.data.guards.shortcuts import metadata_warnings, shortcut_warnings
 from consilium.data.guards.texts import NamedLabel, named_labels, repeated_texts
 from consilium.data.store.store import CaseTable, Store
 
@@ -77,6 +77,7 @@ def check(
     config: DataConfig,
     *,
     uses_text: bool,
+    columns: Sequence[str] = (),
     images: bool = True,
     everything: bool = False,
     reporter: Reporter,
@@ -85,16 +86,20 @@ def check(
 
     Purpose: what makes figures better than the model is, or labels worse than they could be, is said before anyone
     trusts either. ``uses_text`` says whether a model will read the texts; without it a label in its own text is no
-    matter. ``images`` False leaves out what has to decode images, which is minutes for 100,000 of them. ``everything``
-    also looks at texts that no model reads, and for near-duplicates within a split. But with ``everything``, what was
-    found is kept in the store, and free the next time that the same cases are looked at with the same settings.
+    matter. ``columns`` are the metadata that it reads. ``images`` False leaves out what has to decode images, which is
+    minutes for 100,000 of them. ``everything`` also looks at texts that no model reads, and for near-duplicates within
+    a split. But with ``everything``, what was found is kept in the store, and free the next time that the same cases
+    are looked at with the same settings.
     """
     if everything:
-        return _look(store, table, config, uses_text=True, images=images, everything=True, reporter=reporter)
+        return _look(
+            store, table, config, uses_text=True, columns=columns, images=images, everything=True, reporter=reporter
+        )
     settings = config.model_dump(mode="json", include=_READ)
-    path = _place(store, table, "findings", [version("consilium"), settings, uses_text, images])
+    path = _place(store, table, "findings", [version("consilium"), settings, uses_text, [*columns], images])
     if (kept := _kept(path, _FINDINGS)) is None:
-        kept = _look(store, table, config, uses_text=uses_text, images=images, everything=False, reporter=reporter)
+        look = partial(_look, uses_text=uses_text, columns=columns, images=images, everything=False, reporter=reporter)
+        kept = look(store, table, config)
         _keep(path, _FINDINGS, kept)
     return kept
 
@@ -105,6 +110,7 @@ def _look(
     config: DataConfig,
     *,
     uses_text: bool,
+    columns: Sequence[str],
     images: bool,
     everything: bool,
     reporter: Reporter,
@@ -122,6 +128,8 @@ def _look(
                 across = _near_duplicates(store, table, digests, across_splits=True, reporter=reporter)
                 if everything:
                     within = _near_duplicates(store, table, digests, across_splits=False, reporter=reporter)
+    if guards.shortcuts:
+        warnings["shortcut in metadata"] = metadata_warnings(table, columns)
     known = {(pair.a, pair.b) for pair in across.pairs}
     pairs = across.pairs + [pair for pair in within.pairs if (pair.a, pair.b) not in known]
     notes = list(dict.fromkeys([*across.notes, *within.notes]))

@@ -1,17 +1,18 @@
-"""What tells the label without showing the disease: the source, and the size, borders and colours of its images.
+"""What tells the label without showing the disease: the source, the size, borders and colours of images, metadata.
 
 Axes in names: N cases, F features, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from consilium.data.case import SOURCE_COLUMNS
+from consilium.data.case import SOURCE_COLUMNS, looks_missing
 from consilium.data.guards.digests import Digests
+from consilium.data.store.meta import number_of
 from consilium.data.store.splits import position
 from consilium.data.store.store import CaseTable
 
@@ -20,6 +21,7 @@ LEAST_GROUPS = 10
 MOST_CASES = 20_000
 COMMON_SIZES = 16
 RIDGE = 0.01
+BINS = 16  # of a column of numbers
 HALVES = 1  # the seed of the halves; splits use others
 CONFIDENCE = 2.6  # deviations: about 99.5 % on one side
 ADVICE = {
@@ -84,6 +86,38 @@ def shortcut_warnings(table: CaseTable, digests: Digests) -> list[str]:
         if score is not None and score.skill >= LEAST_SKILL:
             found.append((score.skill, f"{name} alone reach {score}: {ADVICE[name]}"))
     return warnings + [message for _, message in sorted(found, reverse=True)]
+
+
+def metadata_warnings(table: CaseTable, columns: Sequence[str]) -> list[str]:
+    """A warning where metadata columns that a model reads tell the label of a training case, each by itself.
+
+    It is measured as ``shortcut_warnings`` measures sources: by the likeliest label of each value. Of a column with
+    more than ``BINS`` different numbers the values are as many bins of equally many cases; a missing value is one more.
+    """
+    cases, found = _cases(table), table.columns()
+    told = []
+    for name in columns:
+        values = _binned([found[name][row] for row in cases.rows.tolist()]) if name in found else np.zeros(0, int)
+        score = _judged(cases, np.eye(values.max(initial=0) + 1)[values], _likeliest) if len(values) else None
+        if score is not None and score.skill >= LEAST_SKILL:
+            told.append((score.skill, f"{name} reaches {score}"))
+    if not told:
+        return []
+    named = "; ".join(text for _, text in sorted(told, reverse=True))
+    return [
+        f"of the metadata that the model reads, by itself {named}: it can answer by that and look at nothing else. "
+        "Take a column out of task.metadata.columns if it is written down after the diagnosis, or because of it."
+    ]
+
+
+def _binned(texts: Sequence[str]) -> np.ndarray:
+    """A number for the value of each case, int64 [N]; close numbers have one together."""
+    numbers = [number_of(text) for text in texts if text and not looks_missing(text)]
+    if len(set(numbers)) <= BINS or None in numbers:
+        return np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
+    edges = np.quantile(np.array(numbers, dtype=np.float64), np.linspace(0, 1, BINS + 1)[1:-1])
+    values_N = np.array([np.nan if (number := number_of(text)) is None else number for text in texts])
+    return np.where(np.isnan(values_N), BINS, np.searchsorted(edges, values_N))
 
 
 def _cases(table: CaseTable) -> _Cases:

@@ -118,7 +118,15 @@ def inspect(
     out.mkdir(parents=True, exist_ok=True)
     max_pixels = store.manifest.max_pixels
     sheet = draw_contact_sheet(table, out / "contact_sheet.png", max_pixels=max_pixels)
-    findings = check(store, found.table, config, uses_text=False, everything=True, reporter=reporter or Silent())
+    findings = check(
+        store,
+        found.table,
+        config,
+        uses_text=False,
+        columns=needs.meta,
+        everything=True,
+        reporter=reporter or Silent(),
+    )
     pairs = draw_pairs(found.table, findings.near_duplicates, out / "near_duplicates.png", max_pixels=max_pixels)
     counts = _counts(table)
     origins = Origins.of(found.table, config.mixture.source_column)

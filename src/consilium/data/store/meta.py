@@ -45,7 +45,7 @@ def column_kinds(metas: Iterable[Mapping[str, str]]) -> dict[str, Kind]:
         for name, text in meta.items():
             known = numbers.setdefault(name, None)
             if known is not False and not (text == "" or looks_missing(text)):
-                numbers[name] = _number(text) is not None
+                numbers[name] = number_of(text) is not None
     return {name: "number" if numbers[name] else "category" for name in sorted(numbers)}
 
 
@@ -54,12 +54,12 @@ def typed(texts: Sequence[str], kind: Kind) -> MetaColumn:
     if kind == "category":
         values_N = np.array(texts, dtype=object)
         return MetaColumn(kind, values_N, values_N != "")
-    found = [_number(text) for text in texts]
+    found = [number_of(text) for text in texts]
     numbers_N = np.array([np.nan if number is None else number for number in found], dtype=np.float64)
     return MetaColumn(kind, numbers_N, ~np.isnan(numbers_N))
 
 
-def _number(text: str) -> float | None:
+def number_of(text: str) -> float | None:
     """The number that a text is; None for any other text."""
     if _NUMBER.fullmatch(text) is None:
         return None

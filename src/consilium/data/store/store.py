@@ -213,6 +213,10 @@ class CaseTable:
         """The metadata of each case."""
         return [json.loads(meta) if meta != "{}" else {} for meta in self._column("meta")]
 
+    def metadata(self, row: int) -> dict[str, str]:
+        """The metadata of a case, by the names that ``columns`` gives them."""
+        return {column_name(key): text for key, text in self.metas[row].items()}
+
     @cached_property
     def content(self) -> str:
         """SHA-256 of all cases of the files: their fields and the bytes of their images, wherever those files lie.

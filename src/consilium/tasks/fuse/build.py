@@ -50,6 +50,14 @@ def build_fuse(
         class_counts=knowledge.class_counts,
         cases=knowledge.training_cases,
     )
-    task = Fuse(section, labels=knowledge.tree, vision=vision, text=text, tokenizer=tokenizer, loss=loss)
+    task = Fuse(
+        section,
+        labels=knowledge.tree,
+        vision=vision,
+        text=text,
+        tokenizer=tokenizer,
+        metadata=knowledge.metadata,
+        loss=loss,
+    )
     task.calibrate(knowledge.calibration)
     return task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 from consilium.core.config import Config
 from consilium.core.contracts import Needs
 from consilium.core.durations import NoOrMoreEpochs
+from consilium.data.store.meta import Kind
 from consilium.models.config import (
     AttentionConfig,
     FusionConfig,
@@ -20,44 +22,95 @@ from consilium.models.config import (
 )
 from consilium.tasks.answers.config import LabelSection
 
-MODALITIES = ("image", "text")
+Modality = Literal["image", "text", "metadata"]
 Chance = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
+
+
+class MetadataConfig(Config):
+    """Metadata columns as a third modality: numbers such as an age, categories such as a site.
+
+    Of a column the training cases give the mean and the deviation, or the categories; any other category counts as one
+    more. A case may lack single columns; one that lacks all of them lacks the modality.
+    """
+
+    columns: list[Annotated[str, Field(min_length=1)]] = Field(
+        min_length=1, description="Metadata columns of the sources that are read. None may give the label away."
+    )
+    kinds: dict[str, Kind] = Field(
+        default={},
+        description="number or category, by column; of the others the training cases say: number where all values are.",
+    )
+    column_width: int = Field(default=16, ge=1, description="Numbers that stand for each column.")
+    projection: HeadConfig = Field(
+        default=LinearHeadConfig(), description="From the numbers of all columns to `width` numbers."
+    )
+
+    @model_validator(mode="after")
+    def _kinds_are_of_columns(self) -> MetadataConfig:
+        if twice := [name for name in self.columns if self.columns.count(name) > 1]:
+            raise ValueError(f"columns has '{twice[0]}' twice; name each once")
+        if unknown := [name for name in self.kinds if name not in self.columns]:
+            raise ValueError(f"kinds names '{unknown[0]}', which is none of the columns ({', '.join(self.columns)})")
+        return self
 
 
 class MaskingConfig(Config):
     """Modalities that a training takes away from cases, so that the model learns to do without.
 
-    A case keeps at least one of those that it has: of what is left of it every combination is as likely as the two
+    A case keeps at least one of those that it has: of what is left of it every combination is as likely as the
     chances say, given that one remains. Validation and test are never masked at random.
     """
 
-    complete: Literal["image", "text"] | None = Field(
-        default=None, description="A modality that is never looked at, neither in training nor afterwards."
+    complete: Modality | Annotated[list[Modality], Field(min_length=1)] | None = Field(
+        default=None, description="A modality, or a list of some, never looked at, neither in training nor afterwards."
     )
     image: Chance = Field(default=0.0, description="Chance that a training case is seen without its image.")
     text: Chance = Field(default=0.0, description="Chance that a training case is seen without its text.")
+    metadata: Chance = Field(default=0.0, description="Chance that a training case is seen without its metadata.")
     ramp_epochs: NoOrMoreEpochs = Field(
         default=0, description="Epochs in which the chances grow evenly from 0; 0: they hold from the start."
     )
 
-    @model_validator(mode="after")
-    def _something_remains(self) -> MaskingConfig:
-        if self.image == self.text == 1.0:
-            raise ValueError("image and text are both 1, so that nothing would remain of a case; lower one of them")
-        if self.complete is not None and (self.image or self.text):
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The modalities that are never looked at."""
+        return (self.complete,) if isinstance(self.complete, str) else tuple(self.complete or ())
+
+    def chances(self, modalities: Sequence[str]) -> list[float]:
+        """Of each modality the chance that it is taken away."""
+        return [getattr(self, name) for name in modalities]
+
+    def check(self, modalities: Sequence[str]) -> None:
+        """Masking that leaves nothing of a case, or takes away what is left out anyway, is a ValueError."""
+        left = [name for name in modalities if name not in self.left_out]
+        masked = [name for name in modalities if getattr(self, name)]
+        if not left:
+            raise ValueError(f"masking.complete leaves out {_listed(modalities)}, so that nothing remains of any case")
+        if self.left_out and masked and len(left) == 1:
             raise ValueError(
-                f"complete is {self.complete}, so that one modality is left, and nothing of it can be masked at "
-                "random; leave image and text out"
+                f"masking.complete is {', '.join(self.left_out)}, so that one modality is left, and nothing of it can "
+                f"be masked at random; leave out masking.{masked[0]}"
             )
-        return self
+        if unused := [name for name in masked if name in self.left_out]:
+            raise ValueError(f"masking.complete is {', '.join(self.left_out)}; leave out masking.{unused[0]}")
+        if all(chance == 1.0 for chance in self.chances(left)):
+            raise ValueError(
+                f"masking takes away {_listed(left)} with a chance of 1 each, so that nothing would remain of a case; "
+                "lower one of them"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 class AuxiliaryConfig(Config):
     """Losses of a head for each modality by itself, over the cases that have it; they are for training alone."""
 
-    image: Weight = Field(default=0.0, description="What the loss of the image alone counts beside that of both.")
-    text: Weight = Field(default=0.0, description="What the loss of the text alone counts beside that of both.")
+    image: Weight = Field(default=0.0, description="What the loss of the image alone counts beside that of all.")
+    text: Weight = Field(default=0.0, description="What the loss of the text alone counts beside that of all.")
+    metadata: Weight = Field(default=0.0, description="What the loss of the metadata alone counts beside that of all.")
     fade_epochs: NoOrMoreEpochs = Field(
         default=0, description="Epochs in which the weights fall evenly to 0; 0: they stay."
     )
@@ -65,16 +118,17 @@ class AuxiliaryConfig(Config):
     @property
     def weights(self) -> dict[str, float]:
         """By modality, where there is a loss."""
-        given = {"image": self.image, "text": self.text}
+        given = {"image": self.image, "text": self.text, "metadata": self.metadata}
         return {name: weight for name, weight in given.items() if weight}
 
 
 class FuseConfig(LabelSection):
-    """Images with texts into classes, where either may be missing."""
+    """Images with texts, and metadata where columns are named, into classes; each of them may be missing."""
 
     kind: Literal["fuse"] = Field(description="What is learned.")
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
+    metadata: MetadataConfig | None = Field(default=None, description="A third modality; null: image and text alone.")
     width: int = Field(default=256, ge=1, description="Numbers that stand for each modality when they are fused.")
     image_projection: HeadConfig = Field(
         default=LinearHeadConfig(), description="From the features of the image tower to `width` numbers."
@@ -89,10 +143,21 @@ class FuseConfig(LabelSection):
     masking: MaskingConfig = MaskingConfig()
 
     @property
+    def modalities(self) -> tuple[str, ...]:
+        """What is fused, in the order of the axis M."""
+        return ("image", "text") if self.metadata is None else ("image", "text", "metadata")
+
+    @property
     def needs(self) -> Needs:
         """Labels, and of image and text at least one."""
         label: Literal["one", "many"] = "many" if self.multi_label else "one"
-        return Needs(image="may", text="may", label=label, nested=self.tree.nested)
+        columns = () if self.metadata is None else tuple(self.metadata.columns)
+        return Needs(image="may", text="may", label=label, nested=self.tree.nested, meta=columns)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The modalities."""
+        return self.modalities
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -112,13 +177,25 @@ class FuseConfig(LabelSection):
 
     @property
     def towers(self) -> dict[str, str]:
-        """The image and the text tower."""
-        return {"Image tower": self.vision.name, "Text tower": self.text.name}
+        """The image and the text tower, and the columns of metadata."""
+        columns = {} if self.metadata is None else {"Metadata": ", ".join(self.metadata.columns)}
+        return {"Image tower": self.vision.name, "Text tower": self.text.name, **columns}
 
     @property
     def gives(self) -> tuple[str, ...]:
         """The keys of an answer."""
         return (*super().gives, "modalities", "counted", "without")
+
+    @model_validator(mode="after")
+    def _modalities_are_there(self) -> FuseConfig:
+        asked = {*self.masking.left_out, *self.auxiliary.weights, *(["metadata"] if self.masking.metadata else [])}
+        if self.metadata is None and "metadata" in asked:
+            raise ValueError(
+                "masking or auxiliary names metadata, but task.metadata is not set; name columns in "
+                "task.metadata.columns, or leave it out there"
+            )
+        self.masking.check(self.modalities)
+        return self
 
     @model_validator(mode="after")
     def _one_network(self) -> FuseConfig:

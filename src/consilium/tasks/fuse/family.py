@@ -14,6 +14,7 @@ from consilium.core.config import merge
 from consilium.core.evaluation import Evaluator, Outputs
 from consilium.core.reporter import Reporter
 from consilium.data.cases.cases import Cases, Studied
+from consilium.data.cases.metadata import odd_metadata, study_metadata
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
 from consilium.evaluation.labels.charts import modality_chart
@@ -24,7 +25,7 @@ from consilium.models.config import TextConfig
 from consilium.tasks.answers.family import LabelFamily, study_answers
 from consilium.tasks.answers.settle import settle_answers
 from consilium.tasks.family import Ask, Brought, Known, Member, Settled
-from consilium.tasks.fuse.config import MODALITIES, FuseConfig
+from consilium.tasks.fuse.config import FuseConfig
 from consilium.tasks.fuse.knowledge import BorrowedText, FuseKnowledge
 from consilium.tasks.texts import cut_texts, refuse_foreign_texts, training_texts
 from consilium.tasks.towers import text_settings, vision_settings
@@ -35,24 +36,30 @@ if TYPE_CHECKING:
 
 
 class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
-    """Classifiers of images with texts, either of which may be missing."""
+    """Classifiers of images with texts and metadata, each of which may be missing."""
 
     knowledge = FuseKnowledge
 
     def study(
         self, section: FuseConfig, cases: Cases, *, known: FuseKnowledge | BorrowedText | None, learns: bool
     ) -> Studied[FuseKnowledge]:
-        """The classes, the target of each case, and the tokenizer; encoders from scratch learn theirs, a bundle's
-        knows its own."""
+        """The classes, the target of each case, what metadata means, and the tokenizer.
+
+        Encoders from scratch learn theirs, a bundle's knows its own.
+        """
         own = known if isinstance(known, FuseKnowledge) else None
         labels = study_answers(section, cases, known=own, learns=learns)
         tokenizer = _tokenizer(section.text, cases, known)
-        knowledge = FuseKnowledge(**labels.knowledge.model_dump(), tokenizer=tokenizer.definition)
-        cases = labels.cases
+        cases, metadata, notes = labels.cases, None if own is None else own.metadata, list[str]()
+        if section.metadata is not None:
+            metadata = metadata or study_metadata(cases, section.metadata.columns, kinds=section.metadata.kinds)
+            notes = odd_metadata(cases, metadata)
         if learns:
             by_source = training_texts(cases)
             refuse_foreign_texts(by_source, tokenizer)
-            cases = replace(cases, notes=[*cases.notes, *cut_texts(by_source, tokenizer)])
+            notes += cut_texts(by_source, tokenizer)
+        cases = replace(cases, notes=[*cases.notes, *notes])
+        knowledge = FuseKnowledge(**labels.knowledge.model_dump(), tokenizer=tokenizer.definition, metadata=metadata)
         return replace(labels, cases=cases, knowledge=knowledge)  # type: ignore[return-value]
 
     def build(
@@ -64,7 +71,7 @@ class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
         members: Mapping[str, Member],
         weights: bool,
     ) -> Fuse:
-        """Two towers, their projections, and what fuses them."""
+        """Two towers, an encoder of metadata, their projections, and what fuses them."""
         from consilium.tasks.fuse.build import build_fuse
 
         return build_fuse(section, knowledge, image_size=image.size, members=members, weights=weights)
@@ -80,12 +87,13 @@ class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
     def evaluator(self, section: FuseConfig, knowledge: FuseKnowledge, *, evaluation: EvaluationConfig) -> Evaluator:
         """What judges labels, and what is left of the figures without a modality."""
         answers = super().evaluator(section, knowledge, evaluation=evaluation)
-        return ModalityEvaluator(answers, modalities=MODALITIES, labels=knowledge.tree)
+        return ModalityEvaluator(answers, modalities=section.modalities, labels=knowledge.tree)
 
     def report(self, section: FuseConfig, knowledge: FuseKnowledge) -> ReportParts:
         """As of every classifier, and what each modality is worth."""
         parts = super().report(section, knowledge)
-        use = f"A classifier of images with texts, either of which may be missing, with {parts.about}, for research."
+        seen = "images with texts, either" if section.metadata is None else "images with texts and metadata, each"
+        use = f"A classifier of {seen} of which may be missing, with {parts.about}, for research."
         return replace(
             parts,
             intended_use=use,
@@ -105,7 +113,8 @@ class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
         reporter: Reporter,
     ) -> list[SaliencyMap]:
         """Which places of a few images the answer to the image alone depends on."""
-        alone = {split: under(own, np.array([[1, 0]] * len(own.ids))) for split, own in outputs.items()}
+        image_M = [name == "image" for name in task.config.modalities]
+        alone = {split: under(own, np.array([image_M] * len(own.ids))) for split, own in outputs.items()}
         return super().pictures(task, studied, alone, image=image, ask=ask, report=report, reporter=reporter)
 
     def settle(

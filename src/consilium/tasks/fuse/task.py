@@ -1,4 +1,4 @@
-"""The fuse task: image and text of a case, of which one may be missing, into its labels.
+"""The fuse task: image, text and metadata of a case, each of which may be missing, into its labels.
 
 Axes in names: B case in a batch, N image or text, V view, F feature, M modality, D width of a modality, K class,
 S subset of modalities (bit m of its number: modality m is in it).
@@ -16,26 +16,30 @@ from torch.nn import functional
 from consilium.core.contracts import (
     Batch,
     Look,
+    Meta,
+    MetaCoder,
     ParameterGroup,
     Prediction,
     StepOutput,
     Texts,
 )
 from consilium.core.labels import LabelTree
+from consilium.data.cases.metadata import MetadataCode
 from consilium.evaluation.labels.modalities import shapley
 from consilium.models.fusion import build_fusion
 from consilium.models.heads import build_head
+from consilium.models.metadata import MetadataEncoder
 from consilium.models.text import TextTower
 from consilium.models.tokenizer import Tokenizer
 from consilium.models.vision import VisionTower, mean_of_views
 from consilium.tasks.answers.answering import Answering
-from consilium.tasks.fuse.config import MODALITIES, FuseConfig
+from consilium.tasks.fuse.config import FuseConfig
 from consilium.tasks.fuse.masking import kept, subsets
 from consilium.tasks.two_towers import TwoTowers
 
 
 class Fuse(TwoTowers, Answering):
-    """A tower and a projection for each modality, and what fuses them; views and texts are averaged as features.
+    """An encoder and a projection for each modality, and what fuses them; views and texts are averaged as features.
 
     A prediction also says what the answer would be with every subset of the modalities: ``subset_logits`` and
     ``subset_probabilities`` [B, S, K], and ``there`` [B, M] which the case has.
@@ -52,19 +56,29 @@ class Fuse(TwoTowers, Answering):
         vision: VisionTower,
         text: TextTower,
         tokenizer: Tokenizer,
+        metadata: MetadataCode | None,
         loss: nn.Module,
     ) -> None:
         super().__init__(labels, multi_label=config.multi_label, threshold=config.answers.threshold)
         self.config, self.tokenizer, self.vision, self.text, self.loss = config, tokenizer, vision, text, loss
         self.licenses = tuple(dict.fromkeys((*vision.licenses, *text.licenses)))
-        classes, width = len(labels), config.width
+        classes, width, modalities = len(labels), config.width, len(config.modalities)
         self.image_projection = build_head(config.image_projection, in_features=vision.num_features, classes=width)
         self.text_projection = build_head(config.text_projection, in_features=text.num_features, classes=width)
-        self.fusion = build_fusion(config.fusion, config.head, modalities=len(MODALITIES), width=width, classes=classes)
+        self.meta, self.metadata = metadata, None
+        if config.metadata is not None and metadata is not None:
+            self.metadata = MetadataEncoder(metadata.categories, width=config.metadata.column_width)
+            own = self.metadata.num_features
+            self.metadata_projection = build_head(config.metadata.projection, in_features=own, classes=width)
+        self.fusion = build_fusion(config.fusion, config.head, modalities=modalities, width=width, classes=classes)
         self.alone = nn.ModuleDict({name: nn.Linear(width, classes) for name in config.auxiliary.weights})
-        self.register_buffer("subsets_SM", subsets(len(MODALITIES)), persistent=False)
+        self.register_buffer("subsets_SM", subsets(modalities), persistent=False)
         self.epoch = 0
         self.set_epoch(0)
+
+    def meta_coder(self) -> MetaCoder | None:
+        """The code of the columns."""
+        return self.meta
 
     def view_features(self, batch: Batch) -> Tensor:
         """Features [N, F] of all views there are, case by case: those that the batch brings, or the tower's."""
@@ -90,12 +104,24 @@ class Fuse(TwoTowers, Answering):
         views_BV = batch.views.there_BV
         images_BF = mean_of_views(self.view_features(batch), views_BV)
         texts_BF, texts_B = self._texts_of(batch)
-        there_BM = torch.stack((views_BV.any(1), texts_B), dim=1)
-        if (left_out := self.config.masking.complete) is not None:
-            there_BM[:, MODALITIES.index(left_out)] = False
-        projected = self.image_projection(images_BF), self.text_projection(texts_BF)
+        projected = [self.image_projection(images_BF), self.text_projection(texts_BF)]
+        there = [views_BV.any(1), texts_B]
+        if self.metadata is not None:
+            meta = self._meta_of(batch, columns=len(self.metadata.columns))
+            there.append(meta.there_BM.any(1))
+            projected.append(self.metadata_projection(self.metadata(meta)))
+        there_BM = torch.stack(there, dim=1)
+        for name in self.config.masking.left_out:
+            there_BM[:, self.config.modalities.index(name)] = False
         vectors_BMD = torch.stack(projected, dim=1).float()
         return functional.normalize(vectors_BMD, dim=2) if self.config.normalize else vectors_BMD, there_BM
+
+    def _meta_of(self, batch: Batch, *, columns: int) -> Meta:
+        """The metadata of a batch, where all is missing if it brings none."""
+        if batch.meta is not None:
+            return batch.meta
+        blank_BM = self.temperatures_K.new_zeros(len(batch), columns)
+        return Meta(blank_BM.bool(), blank_BM)
 
     def _texts_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features [B, F] of the text that is drawn of each case, or the mean of all its texts; and who has any."""
@@ -128,7 +154,7 @@ class Fuse(TwoTowers, Answering):
         if weights := self._auxiliary():
             parts["fused"] = loss.detach()
         for name, weight in weights.items():
-            place = MODALITIES.index(name)
+            place = self.config.modalities.index(name)
             own_B = left_BM[:, place]
             scores_BK = self.alone[name](vectors_BMD[:, place])
             alone = 0.0 * scores_BK.sum()  # a head has a gradient in every batch
@@ -142,7 +168,7 @@ class Fuse(TwoTowers, Answering):
         """The chances of this epoch to take each modality away."""
         masking = self.config.masking
         grown = min(1.0, self.epoch / masking.ramp_epochs) if masking.ramp_epochs else 1.0
-        return [grown * chance for chance in (masking.image, masking.text)]
+        return [grown * chance for chance in masking.chances(self.config.modalities)]
 
     def _auxiliary(self) -> dict[str, float]:
         """The weights of this epoch of each modality's own loss."""
@@ -156,7 +182,7 @@ class Fuse(TwoTowers, Answering):
         vectors_BMD, there_BM = self.said(batch)
         logits = [self.fusion(vectors_BMD, own_M.expand_as(there_BM)) for own_M in self.subsets_SM]
         logits_BSK = torch.stack(logits, dim=1).float()
-        own_B = (there_BM * 2 ** torch.arange(len(MODALITIES), device=there_BM.device)).sum(1)
+        own_B = (there_BM * 2 ** torch.arange(there_BM.shape[1], device=there_BM.device)).sum(1)
         prediction = self.prediction(logits_BSK[torch.arange(len(batch)), own_B])
         further = {"subset_logits": logits_BSK, "there": there_BM.float()}
         return Prediction({**prediction.arrays, **further, **self.of_subsets(logits_BSK)})
@@ -182,20 +208,20 @@ class Fuse(TwoTowers, Answering):
         """
         arrays = {name: array.cpu().numpy() for name, array in prediction.arrays.items()}
         leaves = [*range(len(self.labels))] if self.multi_label else list(self.labels.leaf_ids)
-        rows = super().records(Prediction(_of_classes(prediction.arrays)))
+        rows, names = super().records(Prediction(_of_classes(prediction.arrays))), self.config.modalities
         for case, record in enumerate(rows):
             own = [place for place, there in enumerate(arrays["there"][case]) if there]
             seen_SK = arrays["subset_probabilities"][case]
             whole = sum(1 << place for place in own)
             answered = leaves[int(seen_SK[whole, leaves].argmax())]
             counted = shapley(seen_SK[:, answered], own)
-            record["modalities"] = [MODALITIES[place] for place in own]
-            record["counted"] = {MODALITIES[place]: round(float(value), 6) for place, value in counted.items()}
+            record["modalities"] = [names[place] for place in own]
+            record["counted"] = {names[place]: round(float(value), 6) for place, value in counted.items()}
             record["without"] = {}
             for place in own if len(own) > 1 else ():
                 other_K = seen_SK[whole - (1 << place)]
                 best = leaves[int(other_K[leaves].argmax())]
-                record["without"][MODALITIES[place]] = {
+                record["without"][names[place]] = {
                     "label": self.labels.names[best],
                     "probability": round(float(other_K[best]), 6),
                 }
@@ -203,7 +229,7 @@ class Fuse(TwoTowers, Answering):
 
     def columns(self, *, looks: int = 1) -> list[str]:
         """As of every such task, and what each modality counted."""
-        return [*super().columns(looks=looks), "modalities", *(f"counted_{name}" for name in MODALITIES)]
+        return [*super().columns(looks=looks), "modalities", *(f"counted_{name}" for name in self.config.modalities)]
 
     def row(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Modalities are joined by semicolons."""
@@ -211,8 +237,10 @@ class Fuse(TwoTowers, Answering):
         return {**super().row(record), "modalities": ";".join(record.get("modalities", [])), **counted}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The towers, the projections, and the fusion with all heads."""
+        """The towers, the projections (with the encoder of metadata), and the fusion with all heads."""
         projections = [*self.image_projection.parameters(), *self.text_projection.parameters()]
+        if self.metadata is not None:
+            projections += [*self.metadata.parameters(), *self.metadata_projection.parameters()]
         return [
             *self.tower_groups(),
             ParameterGroup("projection", projections),
