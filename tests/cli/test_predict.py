@@ -144,3 +144,17 @@ def test_threads_sleep_while_they_wait_unless_told_otherwise(
         monkeypatch.delenv("OMP_WAIT_POLICY")
     cli("--help")
     assert os.environ["OMP_WAIT_POLICY"] == used
+
+
+def test_one_case_in_the_call_is_read_as_it_is_written(cli: Cli, bundle: Path, images: Path) -> None:
+    for arguments, said in (
+        ((), "there is nothing to predict"),
+        (("--meta", "age"), "--meta is 'age'; expected COLUMN=VALUE, such as age=70"),
+        (("--meta", "age=7", "--meta", "age=8"), "--meta gives 'age' twice: 7 and 8"),
+        ((images / "a.jpg", "--text", "a scan"), "--text is given, but this bundle reads no text"),
+        ((images / "a.jpg", "--meta", "age=70"), "--meta names 'age', which this bundle does not read; it reads none"),
+        ((images, "--meta", "age=70"), "holds 2 cases"),
+    ):
+        answer = cli("predict", bundle, *arguments)
+        assert answer.code == 2
+        assert said in answer.err

@@ -29,7 +29,7 @@ from consilium.models.config import (
 from consilium.models.fusion import build_fusion
 from consilium.predictions import predict_files
 from consilium.session import train
-from consilium.tasks.fuse.config import FuseConfig, MaskingConfig
+from consilium.tasks.fuse.config import FuseConfig
 from consilium.tasks.fuse.masking import kept, subsets
 from tests.models.texts import write_encoder
 from tests.tasks.test_fuse_contract import COLOURS, experiment_of, write
@@ -88,7 +88,7 @@ def test_subsets_go_from_nothing_to_all() -> None:
 )
 def test_masking_that_leaves_nothing_is_refused(masking: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MaskingConfig(**masking)
+        FuseConfig.model_validate({"kind": "fuse", "masking": masking})
 
 
 def test_heads_of_attention_divide_the_width() -> None:

@@ -13,7 +13,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from consilium.data.guards import shortcuts
 from consilium.data.guards.digests import STATISTICS, Digests
-from consilium.data.guards.shortcuts import shortcut_warnings
+from consilium.data.guards.shortcuts import metadata_warnings, shortcut_warnings
 from consilium.data.store.store import CaseTable, Store
 from tests.data.guards.pictures import store_of
 
@@ -137,6 +137,47 @@ def test_unreadable_images_pseudo_labels_and_missing_labels_do_not_count(table: 
     assert shortcut_warnings(pseudo, digests(statistics(rng))) == []
     assert shortcut_warnings(table, digests(statistics(rng))) == []
     assert shortcut_warnings(labelled(table, labels).with_splits(["test"] * CASES), digests(planted)) == []
+
+
+def with_metadata(table: CaseTable, **columns: list[str]) -> CaseTable:
+    part = table.select(np.arange(len(table)))
+    part.__dict__["labels"] = table.labels
+    part.__dict__["metas"] = [{name: values[row] for name, values in columns.items()} for row in range(len(table))]
+    return part
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32), classes=st.integers(2, 6))
+def test_metadata_of_chance_say_nothing(table: CaseTable, seed: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    part = with_metadata(
+        labelled(table, rng.integers(0, classes, CASES)),
+        age=[f"{age:.1f}" for age in rng.uniform(20, 90, CASES)],
+        site=rng.choice(["hand", "foot", ""], CASES).tolist(),
+        name=[f"patient {n}" for n in range(CASES)],  # names nobody again
+    )
+    assert metadata_warnings(part, ["age", "site", "name", "of no case"]) == []
+
+
+def test_metadata_that_tell_the_label_are_named_the_strongest_first(table: CaseTable) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, CASES)
+    ages, sides, asked = 50 + 10 * rng.random(CASES), rng.choice([-1, 1], CASES), rng.random(CASES) < 0.8
+    told = with_metadata(
+        labelled(table, labels),
+        age=[f"{age:.2f}" for age in ages + 30 * labels],
+        odd=[f"{age:.2f}" for age in ages + 30 * labels * sides],  # in the middle, or on both sides of it
+        asked=np.where((labels == 0) & asked, "NA", "yes").tolist(),  # a missing value tells, too
+        site=rng.choice(["hand", "foot"], CASES).tolist(),
+    )
+    (warning,) = metadata_warnings(told, ["site", "asked", "age"])
+    assert warning.startswith(
+        "of the metadata that the model reads, by itself age reaches 1.00 balanced accuracy over 2 classes (chance "
+        "0.50); asked reaches 0.9"
+    )
+    assert "odd reaches 0.9" in metadata_warnings(told, ["odd"])[0]
+    assert "site" not in warning
+    assert metadata_warnings(told, ["site"]) == metadata_warnings(told, []) == []
 
 
 @settings(max_examples=20, deadline=None)

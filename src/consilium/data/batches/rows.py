@@ -13,7 +13,7 @@ import numpy as np
 
 from consilium.core.errors import ImageError
 from consilium.core.reporter import counted, some
-from consilium.data.case import meta_text
+from consilium.data.case import looks_missing, meta_text
 from consilium.data.images.in_memory import View, as_file, is_tensor, name_of
 
 if TYPE_CHECKING:
@@ -83,16 +83,21 @@ class Items:
         if unknown := [name for name in given if name not in self.columns]:
             known = f"the columns are {', '.join(self.columns)}" if self.columns else "this model reads none"
             raise ImageError(f"there is no metadata column called {some([str(name) for name in unknown], 3)}; {known}.")
-        return {name: text for name, value in given.items() if (text := meta_text(value))}
+        return {name: text for name, value in given.items() if (text := meta_text(value)) and not looks_missing(text)}
 
     def key(self, row: int) -> dict[str, Any]:
-        """What an answer calls an item: its image, its text."""
+        """What an answer calls an item: its image, its text, its metadata."""
         item = self._item(row)
         names = [name_of(view) for view in _views(item)]
-        image = (
-            {} if isinstance(item, Query) and item.image is None else {"image": names[0] if len(names) == 1 else names}
-        )
-        return {**image, "text": item.text} if isinstance(item, Query) and item.text else image
+        image: dict[str, Any] = {"image": names[0] if len(names) == 1 else names}
+        if not isinstance(item, Query):
+            return image
+        named = {} if item.image is None else image
+        if item.text:
+            named["text"] = item.text
+        if item.metadata:
+            named["metadata"] = {str(name): meta_text(value) for name, value in item.metadata.items()}
+        return named
 
     def _item(self, row: int) -> Item:
         """An item; views by their names are a query about an image."""

@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from consilium.core.config import Config
 from consilium.core.contracts import Needs
 from consilium.core.durations import NoOrMoreEpochs
-from consilium.data.store.meta import Kind
 from consilium.models.config import (
     AttentionConfig,
     FusionConfig,
@@ -37,7 +36,7 @@ class MetadataConfig(Config):
     columns: list[Annotated[str, Field(min_length=1)]] = Field(
         min_length=1, description="Metadata columns of the sources that are read. None may give the label away."
     )
-    kinds: dict[str, Kind] = Field(
+    kinds: dict[str, Literal["number", "category"]] = Field(
         default={},
         description="number or category, by column; of the others the training cases say: number where all values are.",
     )
