@@ -33,6 +33,25 @@ def test_a_file_given_twice_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
             names_of(["a.yaml", again])
 
 
+def test_a_key_is_varied(tiny_images: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(to_yaml(tiny_experiment(tiny_images, tmp_path)), encoding="utf-8")
+    found = load_experiments([str(path), "trainer.max_epochs=7"], vary="optimizer.learning_rate=1e-3, 0.01")
+    assert {name: one.optimizer.learning_rate for name, one in found.items()} == {
+        "a-learning_rate-1e-3": 0.001,
+        "a-learning_rate-0.01": 0.01,
+    }
+    assert {one.trainer.max_epochs for one in found.values()} == {7}
+    sizes = load_experiments([str(path)], vary="data.image.size=[32, 32],[48,48]")
+    assert [one.data.image.size for one in sizes.values()] == [(32, 32), (48, 48)]
+
+
+@pytest.mark.parametrize("vary", ["optimizer.learning_rate", "seed=1", "seed=1,1", "seed=1,,2"])
+def test_a_key_without_different_values_is_refused(vary: str) -> None:
+    with pytest.raises(ConfigError, match="two different values or more"):
+        load_experiments(["a.yaml"], vary=vary)
+
+
 def test_overrides_are_for_all(tiny_images: Path, tmp_path: Path) -> None:
     paths = [tmp_path / "a.yaml", tmp_path / "b=c.yaml"]
     for path in paths:

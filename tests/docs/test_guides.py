@@ -194,7 +194,7 @@ def test_crossval_guide_runs(world: Path) -> None:
 @pytest.mark.slow
 def test_compare_guide_runs(world: Path) -> None:
     printed = follow("compare", world)
-    assert len(list(world.glob("runs/towers/compare-*/*-seed-*/report.html"))) == 2 * 2 + 2 * 3
+    assert len(list(world.glob("runs/towers/compare-*/*-seed-*/report.html"))) == 2 * 2 + 2 * 3 + 2 * 2
     assert "what decides: macro_f1" in printed
 
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import consilium
-from consilium.core.config import build
+from consilium.comparison import compare, load_experiments
+from consilium.core.config import build, to_yaml
 from consilium.core.errors import BadRowsError, ConfigError, DataError
 from consilium.data.batches.rows import Query
 from consilium.experiment import Experiment
@@ -30,7 +31,8 @@ from consilium.models.fusion import build_fusion
 from consilium.predictions import predict_files
 from consilium.session import train
 from consilium.tasks.fuse.config import FuseConfig
-from consilium.tasks.fuse.masking import kept, subsets
+from consilium.tasks.fuse.masking import WITHHELD, kept, subsets
+from consilium.training.hooks import read_history
 from tests.models.texts import write_encoder
 from tests.tasks.test_fuse_contract import COLOURS, experiment_of, write
 from tests.tiny import Recorder, Run
@@ -84,6 +86,9 @@ def test_subsets_go_from_nothing_to_all() -> None:
     [
         ({"image": 1.0, "text": 1.0}, "nothing would remain"),
         ({"complete": "text", "image": 0.5}, "one modality is left"),
+        ({"withheld": {"image": 1.0, "text": 1.0}}, "nothing would remain"),
+        ({"withheld": {"metadata": 0.5}}, "withheld names metadata, but the modalities are image and text"),
+        ({"complete": "text", "withheld": {"text": 0.5}}, "leave out masking.text|one modality is left"),
     ],
 )
 def test_masking_that_leaves_nothing_is_refused(masking: dict[str, Any], message: str) -> None:
@@ -122,6 +127,52 @@ def test_late_fusion_is_the_mean_of_two_branches() -> None:
     both = torch.ones(5, 2, dtype=torch.bool)
     torch.testing.assert_close(fusion(vectors_BMD, both), (image_BK + text_BK) / 2)
     torch.testing.assert_close(fusion(vectors_BMD, both & torch.tensor([True, False])), image_BK)
+
+
+def test_what_is_withheld_is_withheld_for_good() -> None:
+    """Every row lacks a text or does not, in every epoch; those of a smaller share are among those of a larger one."""
+    every = torch.ones(len(DRAWS), 2, dtype=torch.bool)
+    quarter, half = (kept(every, DRAWS, chances=(0.0, share), stream=WITHHELD)[:, 1] for share in (0.25, 0.5))
+    assert float(half.float().mean()) == pytest.approx(0.5, abs=0.02)
+    assert bool(quarter[half].all())
+    assert not torch.equal(half, kept(every, DRAWS, chances=(0.0, 0.5))[:, 1])
+
+
+def test_a_comparison_shows_both_sides_of_a_lack(tmp_path: Path) -> None:
+    config = tmp_path / "fused.yaml"
+    config.write_text(to_yaml(experiment_of(tmp_path, "task.masking={}", "task.auxiliary={}")), encoding="utf-8")
+    experiments = load_experiments([str(config)], vary="task.masking.withheld={}, {text: 1.0}")
+    result = compare(experiments, runs=1, quiet=True)
+    assert list(experiments) == ["fused-withheld-__", "fused-withheld-_text__1.0_"]
+    page = (result.folder / "compare.html").read_text(encoding="utf-8")
+    assert "What is missing, in training and at test" in page
+    assert "fused-withheld-_text__1.0_, text missing in 50%" in page
+    written = json.loads((result.folder / "compare.json").read_text(encoding="utf-8"))
+    assert all("text only" in {row["what"] for row in run["modalities"]} for run in written["runs"])
+    pulls = []
+    for run in result.runs:
+        history = read_history(Path(run.folder) / "history.csv")
+        pulls.append(min(float(row["train_gradient_text"]) for row in history if row["train_loss"]))
+    assert pulls[0] > pulls[1] == 0.0  # in a batch without a case that has nothing else, no text is seen
+
+
+def test_the_gradient_is_shared_among_the_modalities(run: Run) -> None:
+    history = [row for row in read_history(run.folder / "history.csv") if row["train_loss"]]
+    shares = [float(row["train_gradient_image"]) + float(row["train_gradient_text"]) for row in history]
+    assert shares == pytest.approx([1.0] * len(history), abs=1e-5)
+    assert all(0 < float(row["train_gradient_text"]) < 1 for row in history)
+
+
+def test_each_modality_alone_is_judged_while_it_learns(run: Run) -> None:
+    judged = [row for row in read_history(run.folder / "history.csv") if row["val_accuracy"]]
+    assert len(judged) == 12
+    whole, image, text = (
+        float(judged[-1][f"val_{name}"]) for name in ("macro_f1", "macro_f1_image_only", "macro_f1_text_only")
+    )
+    assert whole > max(image, text) > 0
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "macro F1 of each alone, validation" in page
+    assert "Share of the gradient" in page
 
 
 # -- The whole task ----------------------------------------------------------------------------------------------------

@@ -60,11 +60,16 @@ def compare(
     configs: Annotated[
         list[str],
         typer.Argument(
-            help="Two YAML experiments or more, of which the first is compared with; and dotted overrides for all.",
+            help="Two YAML experiments or more, of which the first is compared with (with --vary one is enough); and "
+            "dotted overrides for all.",
             show_default=False,
         ),
     ],
     runs: Annotated[int, typer.Option(min=1, help="Train each with so many seeds, the same for all.")] = 5,
+    vary: Annotated[
+        str | None,
+        typer.Option(help="Take each config with each of these values of a key.", metavar="KEY=VALUE,VALUE"),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many cases of each split.")] = None,
 ) -> None:
     """Train experiments with the same seeds, and compare them on one test; the same command goes on after a stop."""
@@ -73,7 +78,7 @@ def compare(
     from consilium.console import Console
 
     with Console() as console:
-        result = run(load_experiments(configs), runs=runs, limit=limit, reporter=console)
+        result = run(load_experiments(configs, vary=vary), runs=runs, limit=limit, reporter=console)
         console.line(f"finished: {result.folder}")
     refuse_unread(result.unread)
 

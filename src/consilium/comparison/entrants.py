@@ -54,11 +54,36 @@ class Entrant:
         return {name: {what: asked[what][row] for what in asked} for row, name in enumerate(table.ids)}
 
 
-def load_experiments(arguments: Sequence[str]) -> dict[str, Experiment]:
-    """The experiments in YAML files, by name; dotted overrides among the arguments are for all of them."""
+def load_experiments(arguments: Sequence[str], *, vary: str | None = None) -> dict[str, Experiment]:
+    """The experiments in YAML files, by name; dotted overrides among the arguments are for all of them.
+
+    ``vary`` is a dotted key with values, ``key=a,b,c``: each file gives an experiment with each of them.
+    """
     overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
     paths = [argument for argument in arguments if argument not in overrides]
-    return {name: Experiment.load(path, overrides=overrides) for name, path in zip(names_of(paths), paths, strict=True)}
+    files = zip(names_of(paths), paths, strict=True)
+    if vary is None:
+        return {name: Experiment.load(path, overrides=overrides) for name, path in files}
+    key, values = _varied(vary)
+    return {
+        re.sub(r"[^A-Za-z0-9_.-]", "_", f"{name}-{key.rpartition('.')[2]}-{value}"): Experiment.load(
+            path, overrides=[*overrides, f"{key}={value}"]
+        )
+        for name, path in files
+        for value in values
+    }
+
+
+def _varied(vary: str) -> tuple[str, list[str]]:
+    """The key and the values of ``key=a,b,c``; commas in brackets part nothing."""
+    key, sign, text = vary.partition("=")
+    values = [value.strip() for value in re.split(r",(?![^\[{(]*[\]})])", text)]
+    if not sign or len(values) < 2 or not all(values) or len(set(values)) < len(values):
+        raise ConfigError(
+            f"--vary is '{vary}'; expected a key and two different values or more, as in "
+            "--vary optimizer.learning_rate=0.001,0.0003"
+        )
+    return key, values
 
 
 def names_of(paths: Sequence[str]) -> list[str]:

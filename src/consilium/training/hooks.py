@@ -49,13 +49,20 @@ class History:
     def __init__(self, path: Path, *, metrics: Sequence[str], groups: Sequence[str], resume_step: int) -> None:
         self._path = path
         rates = [f"learning_rate_{name}" for name in groups]
-        self.columns = [*STEP_COLUMNS, *rates, *(f"val_{name}" for name in metrics)]
-        kept = [row for row in read_history(path) if int(row["step"]) <= resume_step]
-        lines = [",".join(self.columns), *(",".join(row.get(name, "") for name in self.columns) for row in kept)]
-        write_text(path, "\n".join(lines) + "\n")
+        before = read_history(path)
+        known = dict.fromkeys([*STEP_COLUMNS, *rates, *(f"val_{name}" for name in metrics)])
+        self.columns = list(known | dict.fromkeys(before[0] if before else ()))
+        self._rewrite([row for row in before if int(row["step"]) <= resume_step])
+
+    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
+        lines = [",".join(self.columns), *(",".join(row.get(name, "") for name in self.columns) for row in rows)]
+        write_text(self._path, "\n".join(lines) + "\n")
 
     def append(self, row: Mapping[str, object]) -> None:
-        """Add one row; None becomes an empty cell."""
+        """Add one row; None becomes an empty cell. What no row had before is a new column."""
+        if new := [name for name in row if name not in self.columns]:
+            self.columns += new
+            self._rewrite(read_history(self._path))
         with self._path.open("a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writerow({name: "" if row.get(name) is None else row[name] for name in self.columns})
@@ -143,6 +150,7 @@ class LogHook:
                 "epoch": round(progress.epochs, 4),
                 "cases": progress.samples,
                 "train_loss": loss,
+                **{f"train_{name}": _mean(logs, name) for name in logs[-1].parts},
                 "gradient_norm": logs[-1].gradient_norm,
                 "data_seconds": wait / len(logs),
                 "step_seconds": work / len(logs),
@@ -195,3 +203,8 @@ def build_hooks(
     if wandb is not None:
         hooks.append(WandbHook(folder, run=wandb, log=log.line))
     return hooks
+
+
+def _mean(logs: Sequence[StepLog], part: str) -> float:
+    values = [log.parts[part] for log in logs if part in log.parts]
+    return sum(values) / len(values)

@@ -10,6 +10,7 @@ from consilium.core.evaluation import Evaluation, Interval
 from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.labels import wording as label_wording
 from consilium.evaluation.labels.classification import _MULTI, _SINGLE
+from consilium.evaluation.labels.modalities import alone
 from consilium.evaluation.labels.tree import ANSWERED, AURC, HIERARCHICAL
 from consilium.evaluation.report import wording
 from consilium.evaluation.report.words import WORDS
@@ -207,7 +208,8 @@ def test_labels_above_the_leaves_are_told_apart_in_the_summary() -> None:
 
 def test_every_figure_has_words() -> None:
     retrieval = RetrievalEvaluator(config=EvaluationConfig()).metric_names
-    names = {*_SINGLE, *_MULTI, *HIERARCHICAL, *ANSWERED, AURC, *retrieval}
+    modalities = {alone(name) for name in ("image", "text", "metadata")}
+    names = {*_SINGLE, *_MULTI, *HIERARCHICAL, *ANSWERED, AURC, *retrieval, *modalities}
     assert set(WORDS) == names
 
 

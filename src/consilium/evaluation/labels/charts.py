@@ -1,4 +1,4 @@
-"""Charts of labels as SVG text: confusion, reliability, risk over coverage, and modalities that are missing."""
+"""Charts of labels as SVG text: confusion, reliability, and risk over coverage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from consilium.evaluation.report import svg
-from consilium.evaluation.report.charts import Series, line_chart
 
 _SHOWN_CLASSES = 60  # a larger confusion matrix is cut to the classes with the most errors
 _SLANT = math.radians(52)  # of the column labels of a confusion matrix
@@ -152,13 +151,3 @@ def _steady(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
     """The points of a curve in percent, from some answers on."""
     steady = [row for row in rows if row["answered"] >= _STEADY]
     return [(100 * row["coverage"], 100 * row["risk"]) for row in (steady if len(steady) > 1 else rows)]
-
-
-def modality_chart(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The macro-F1 against the share of cases that lose each modality, a line for each."""
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row.get("lost") is not None and row.get("macro_f1") is not None:
-            lines.setdefault(row["lost"], [(0.0, rows[0]["macro_f1"])]).append((100 * row["share"], row["macro_f1"]))
-    series = [Series(f"{name} lost", points, tone) for (name, points), tone in zip(lines.items(), _TONES, strict=False)]
-    return line_chart(series, title="macro-F1, by % of cases that lose it")

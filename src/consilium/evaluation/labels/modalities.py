@@ -6,7 +6,7 @@ Axes in names: N case, M modality, S subset of modalities (bit m of its number: 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
@@ -34,20 +34,27 @@ class ModalityEvaluator(Evaluator):
 
     @property
     def metric_names(self) -> Sequence[str]:
-        """Those of the answers."""
-        return self._answers.metric_names
+        """Those of the answers, and the macro F1 of each modality alone."""
+        return [*self._answers.metric_names, *(alone(name) for name in self._modalities)]
 
     def quick(self, outputs: Outputs) -> dict[str, float | None]:
-        """The figures of the answers."""
-        return self._answers.quick(outputs)
+        """The figures of the answers, and the macro F1 of each modality alone over the cases that have all."""
+        complete = np.flatnonzero((outputs.arrays["there"] > 0.5).all(1))
+        found = self._answers.quick(outputs) | dict.fromkeys(map(alone, self._modalities))
+        if len(complete):
+            whole = outputs.take(complete)
+            for name, own_NM in self._only(len(complete)):
+                found[alone(name)] = self._answers.quick(under(whole, own_NM))["macro_f1"]
+        return found
 
     def check_monitor(self, metric: str) -> None:
         """As of the answers."""
-        self._answers.check_monitor(metric)
+        if metric not in map(alone, self._modalities):
+            self._answers.check_monitor(metric)
 
     def higher_is_better(self, metric: str) -> bool:
-        """As of the answers."""
-        return self._answers.higher_is_better(metric)
+        """As of the answers; of each modality alone higher is better."""
+        return metric in map(alone, self._modalities) or self._answers.higher_is_better(metric)
 
     def evaluate(self, outputs: Outputs, *, split: str) -> Evaluation:
         """The evaluation of the answers, and two tables.
@@ -67,9 +74,7 @@ class ModalityEvaluator(Evaluator):
             if len(complete) < len(there_NM):
                 whole = self._judged("with all modalities", both, all_NM, split)
                 rows.append(whole)
-            for place, name in enumerate(self._modalities):
-                own_NM = np.zeros_like(all_NM)
-                own_NM[:, place] = True
+            for name, own_NM in self._only(len(complete)):
                 rows.append(self._judged(f"{name} only", both, own_NM, split))
                 notes += _explained(name, rows[-1], whole)
             for place in range(len(self._modalities)):
@@ -81,7 +86,17 @@ class ModalityEvaluator(Evaluator):
             "modality_classes": classes,
             "notes": [*found.tables.get("notes", []), *({"note": note} for note in notes)],
         }
-        return replace(found, tables={**found.tables, **{name: own for name, own in tables.items() if own}})
+        by_what = {row["what"]: row.get("macro_f1") for row in rows}
+        lone = {alone(name): by_what.get(f"{name} only") for name in self._modalities}
+        told = {name: own for name, own in tables.items() if own}
+        return replace(found, metrics={**found.metrics, **lone}, tables={**found.tables, **told})
+
+    def _only(self, cases: int) -> Iterator[tuple[str, np.ndarray]]:
+        """Of each modality what is seen of so many cases that have nothing else, [N, M]."""
+        for place, name in enumerate(self._modalities):
+            own_NM = np.zeros((cases, len(self._modalities)), dtype=bool)
+            own_NM[:, place] = True
+            yield name, own_NM
 
     def _losing(self, place: int, outputs: Outputs, there_NM: np.ndarray, split: str) -> list[dict[str, Any]]:
         """Rows for growing shares of the cases that lose a modality."""
@@ -127,6 +142,11 @@ class ModalityEvaluator(Evaluator):
                 | {f"{name} adds": added[place] for place, name in enumerate(self._modalities)}
             )
         return rows
+
+
+def alone(modality: str) -> str:
+    """What the macro F1 of a modality alone is called."""
+    return f"macro_f1_{modality}_only"
 
 
 def under(outputs: Outputs, left_NM: np.ndarray) -> Outputs:

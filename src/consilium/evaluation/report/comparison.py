@@ -107,6 +107,11 @@ class ComparisonContent:
         names = dict.fromkeys([self.decides, *headlines])
         return [name for name in names if all(run.test.metrics.get(name) is not None for run in self.runs)]
 
+    @property
+    def shown_tables(self) -> list[str]:
+        """The tables of test that are compared, too; all runs have them."""
+        return [name for name in self.parts.compared if all(name in run.test.tables for run in self.runs)]
+
     def of(self, name: str) -> list[ComparedRun]:
         """The trainings of a config, by seed."""
         return sorted((run for run in self.runs if run.name == name), key=lambda run: run.seed)
@@ -331,6 +336,7 @@ def write_comparison(folder: Path, content: ComparisonContent) -> Path:
                     "folder": run.folder,
                     "val": dict(run.val),
                     "test": run.test.metrics,
+                    **{name: run.test.tables[name] for name in content.shown_tables},
                 }
                 for run in content.runs
             ],
@@ -345,6 +351,11 @@ def write_comparison(folder: Path, content: ComparisonContent) -> Path:
     )
     write_text(folder / ROWS, to_csv(content.rows()))
     template = environment(escape_html=True).get_template("compare.html.j2")
-    page = template.render(content=content, warnings=advised(content.cautions()), difference_plot=difference_plot)
+    page = template.render(
+        content=content,
+        warnings=advised(content.cautions()),
+        difference_plot=difference_plot,
+        **content.parts.calls,
+    )
     write_text(folder / PAGE, page)
     return folder / PAGE

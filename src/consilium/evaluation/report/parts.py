@@ -50,10 +50,11 @@ class ReportParts:
     ``about`` follows the name in the title. ``headlines`` are figures with intervals, the most important first, and
     ``curves`` those that a training shows beside the loss. ``summary(evaluation, confidence)`` says the result in
     sentences, most important first; ``beside`` what it is to be compared with. ``sections`` and ``galleries`` are
-    templates of ``package``, after the headline figures and after the tables by column; ``card`` is one of the model
-    card. What templates call is in ``calls``. ``figures`` are what ``metrics.json`` has beside the metrics, ``results``
-    what ``evaluation_results.json`` has of a split; without any there is no such file. ``pooled`` is added to the page
-    of a cross-validation. ``by_column`` are the figures for each value of a column. ``screen`` are the figures that are
+    templates of ``package``, after the headline figures and after the tables by column; ``compared`` are those of the
+    page of a comparison, each by the table of test that it shows; ``card`` is one of the model card. What templates
+    call is in ``calls``. ``figures`` are what ``metrics.json`` has beside the metrics, ``results`` what
+    ``evaluation_results.json`` has of a split; without any there is no such file. ``pooled`` is added to the page of a
+    cross-validation. ``by_column`` are the figures for each value of a column. ``screen`` are the figures that are
     printed, () all of them, and ``console`` are further lines. ``labels`` are the classes in reading order, of tasks
     that have some.
     """
@@ -76,6 +77,7 @@ class ReportParts:
     package: str = "consilium.evaluation"
     sections: tuple[str, ...] = ()
     galleries: tuple[str, ...] = ()
+    compared: Mapping[str, str] = field(default_factory=dict)
     card: str | None = None
     pooled: PooledParts = PooledParts()
     calls: Mapping[str, Any] = field(default_factory=dict)

@@ -83,6 +83,10 @@ def _of_retrieval() -> Iterator[tuple[str, Word]]:
 
 
 WORDS |= _of_retrieval()
+WORDS |= {
+    f"macro_f1_{modality}_only": replace(WORDS["macro_f1"], name=f"Macro F1, {modality} only")
+    for modality in ("image", "text", "metadata")
+}
 _PARTS_OF_TABLES = {
     "precision",
     "recall",

@@ -58,7 +58,8 @@ class MaskingConfig(Config):
     """Modalities that a training takes away from cases, so that the model learns to do without.
 
     A case keeps at least one of those that it has: of what is left of it every combination is as likely as the
-    chances say, given that one remains. Validation and test are never masked at random.
+    chances say, given that one remains. Validation and test are never masked at random. ``withheld`` takes them away
+    for the whole training, as from a clinic that never had them: it is for measuring what they were worth.
     """
 
     complete: Modality | Annotated[list[Modality], Field(min_length=1)] | None = Field(
@@ -67,6 +68,9 @@ class MaskingConfig(Config):
     image: Chance = Field(default=0.0, description="Chance that a training case is seen without its image.")
     text: Chance = Field(default=0.0, description="Chance that a training case is seen without its text.")
     metadata: Chance = Field(default=0.0, description="Chance that a training case is seen without its metadata.")
+    withheld: dict[Modality, Chance] = Field(
+        default={}, description="Share of the training cases that lack a modality from the first epoch to the last."
+    )
     ramp_epochs: NoOrMoreEpochs = Field(
         default=0, description="Epochs in which the chances grow evenly from 0; 0: they hold from the start."
     )
@@ -80,10 +84,14 @@ class MaskingConfig(Config):
         """Of each modality the chance that it is taken away."""
         return [getattr(self, name) for name in modalities]
 
+    def shares(self, modalities: Sequence[str]) -> list[float]:
+        """Of each modality the share of the training cases from which it is withheld."""
+        return [self.withheld.get(name, 0.0) for name in modalities]  # type: ignore[call-overload]
+
     def check(self, modalities: Sequence[str]) -> None:
         """Masking that leaves nothing of a case, or takes away what is left out anyway, is a ValueError."""
         left = [name for name in modalities if name not in self.left_out]
-        masked = [name for name in modalities if getattr(self, name)]
+        masked = [name for name in (*modalities, *self.withheld) if getattr(self, name) or self.withheld.get(name)]  # type: ignore[call-overload]
         if not left:
             raise ValueError(f"masking.complete leaves out {_listed(modalities)}, so that nothing remains of any case")
         if self.left_out and masked and len(left) == 1:
@@ -93,7 +101,9 @@ class MaskingConfig(Config):
             )
         if unused := [name for name in masked if name in self.left_out]:
             raise ValueError(f"masking.complete is {', '.join(self.left_out)}; leave out masking.{unused[0]}")
-        if all(chance == 1.0 for chance in self.chances(left)):
+        if unknown := [name for name in self.withheld if name not in modalities]:
+            raise ValueError(f"masking.withheld names {unknown[0]}, but the modalities are {_listed(modalities)}")
+        if any(all(chance == 1.0 for chance in own) for own in (self.chances(left), self.shares(left))):
             raise ValueError(
                 f"masking takes away {_listed(left)} with a chance of 1 each, so that nothing would remain of a case; "
                 "lower one of them"

@@ -17,8 +17,8 @@ from consilium.data.cases.cases import Cases, Studied
 from consilium.data.cases.metadata import odd_metadata, study_metadata
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
-from consilium.evaluation.labels.charts import modality_chart
 from consilium.evaluation.labels.modalities import ModalityEvaluator, under
+from consilium.evaluation.labels.modality_charts import modality_chart, modality_curves, modality_map
 from consilium.evaluation.labels.saliency import SaliencyMap
 from consilium.evaluation.report.parts import ReportParts
 from consilium.models.config import TextConfig
@@ -98,7 +98,13 @@ class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
             parts,
             intended_use=use,
             sections=("modalities.html.j2", *parts.sections),
-            calls={**parts.calls, "modality_chart": modality_chart},
+            compared={"modalities": "compared_modalities.html.j2"},
+            calls={
+                **parts.calls,
+                "modality_chart": modality_chart,
+                "modality_curves": modality_curves,
+                "modality_map": modality_map,
+            },
         )
 
     def pictures(

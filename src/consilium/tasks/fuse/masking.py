@@ -13,7 +13,7 @@ from torch import Tensor
 
 from consilium.data.batches.transforms import uniforms
 
-_STREAM = 1 << 41  # neither views nor texts draw from it
+MASKED, WITHHELD = 1 << 41, 1 << 42  # streams from which neither views nor texts draw
 
 
 def subsets(modalities: int) -> Tensor:
@@ -22,11 +22,11 @@ def subsets(modalities: int) -> Tensor:
     return (numbers_S1 >> torch.arange(modalities)) & 1 == 1
 
 
-def kept(there_BM: Tensor, draws_B: Tensor, *, chances: Sequence[float]) -> Tensor:
+def kept(there_BM: Tensor, draws_B: Tensor, *, chances: Sequence[float], stream: int = MASKED) -> Tensor:
     """What remains of the modalities that each case has, bool [B, M]: at least one, where it has any.
 
     A combination that remains is as likely as the chances say with which each modality is taken away by itself, given
-    that not all are. It is a function of the draw.
+    that not all are. It is a function of the draw and the stream.
     """
     own_BM, all_SM = there_BM.cpu().numpy(), subsets(there_BM.shape[1]).numpy()
     lost_M = np.asarray(chances, dtype=float)
@@ -36,6 +36,6 @@ def kept(there_BM: Tensor, draws_B: Tensor, *, chances: Sequence[float]) -> Tens
     cumulative_BS = weights_BS.cumsum(1)
     # Where a case has only what is always taken away, all of it stays.
     total_B = cumulative_BS[:, -1]
-    drawn_B = uniforms(draws_B.cpu().numpy(), seed=0, stream=_STREAM, count=1)[:, 0] * total_B
+    drawn_B = uniforms(draws_B.cpu().numpy(), seed=0, stream=stream, count=1)[:, 0] * total_B
     chosen_BM = all_SM[(cumulative_BS > drawn_B[:, None]).argmax(1)]
     return torch.from_numpy(np.where(total_B[:, None] > 0, chosen_BM, own_BM)).to(there_BM.device)

@@ -34,7 +34,7 @@ from consilium.models.tokenizer import Tokenizer
 from consilium.models.vision import VisionTower, mean_of_views
 from consilium.tasks.answers.answering import Answering
 from consilium.tasks.fuse.config import FuseConfig
-from consilium.tasks.fuse.masking import kept, subsets
+from consilium.tasks.fuse.masking import WITHHELD, kept, subsets
 from consilium.tasks.two_towers import TwoTowers
 
 
@@ -145,12 +145,15 @@ class Fuse(TwoTowers, Answering):
 
     def step(self, batch: Batch) -> StepOutput:
         """The loss of what masking leaves of each case, and of each modality alone where the config asks for it."""
-        vectors_BMD, there_BM = self.said(batch)
-        left_BM = kept(there_BM, batch.draws_B, chances=self._chances()) if any(self._chances()) else there_BM
+        vectors_BMD, left_BM = self.said(batch)
+        if any(shares := self.config.masking.shares(self.config.modalities)):
+            left_BM = kept(left_BM, batch.rows_B, chances=shares, stream=WITHHELD)
+        if any(chances := self._chances()):
+            left_BM = kept(left_BM, batch.draws_B, chances=chances)
         targets_B = batch.targets_B
         assert targets_B is not None
         loss = self.loss(self.fusion(vectors_BMD, left_BM), targets_B)
-        parts: dict[str, Tensor] = {}
+        parts = {} if torch.compiler.is_compiling() else self._pulls(vectors_BMD)
         if weights := self._auxiliary():
             parts["fused"] = loss.detach()
         for name, weight in weights.items():
@@ -163,6 +166,18 @@ class Fuse(TwoTowers, Answering):
             parts[name] = alone.detach()
             loss = loss + weight * alone
         return StepOutput(loss, parts)
+
+    def _pulls(self, vectors_BMD: Tensor) -> dict[str, Tensor]:
+        """The share of the gradient's length that reaches what each modality says; known once the gradient is."""
+        share_M = vectors_BMD.new_zeros(vectors_BMD.shape[1])
+
+        def took(gradient_BMD: Tensor) -> None:
+            length_M = gradient_BMD.norm(dim=(0, 2))
+            share_M.copy_(length_M / length_M.sum().clamp(min=1e-12))
+
+        if vectors_BMD.requires_grad:
+            vectors_BMD.register_hook(took)  # type: ignore[no-untyped-call]
+        return {f"gradient_{name}": share_M[place] for place, name in enumerate(self.config.modalities)}
 
     def _chances(self) -> list[float]:
         """The chances of this epoch to take each modality away."""
