@@ -15,9 +15,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import consilium
+from consilium.core.answers import Calibration
 from consilium.core.config import build, to_yaml
 from consilium.core.errors import ConfigError, DataError
+from consilium.core.evaluation import Outputs
+from consilium.core.labels import LabelTree
 from consilium.data.batches.rows import Query
+from consilium.evaluation.config import AnswersConfig, EvaluationConfig
+from consilium.evaluation.labels.modalities import ModalityEvaluator, under
+from consilium.evaluation.labels.tree import TreeEvaluator
 from consilium.experiment import Experiment
 from consilium.models.config import LinearHeadConfig
 from consilium.models.fusion import build_fusion
@@ -178,6 +184,7 @@ def test_an_answer_says_what_counted(run: Run) -> None:
 def test_the_report_says_what_metadata_are_worth(run: Run) -> None:
     rows = {row["what"]: row for row in _table(run.folder / "tables" / "test_modalities.csv")}
     assert {"image only", "text only", "metadata only", "metadata missing in 100%"} <= set(rows)
+    assert [float(rows["without text"][name]) for name in ("image", "text", "metadata")] == [1, 0, 1]
     assert float(rows["as they are"]["metadata"]) == pytest.approx(0.9, abs=0.1)
     classes = _table(run.folder / "tables" / "test_modality_classes.csv")
     for row in classes:
@@ -187,6 +194,31 @@ def test_the_report_says_what_metadata_are_worth(run: Run) -> None:
     assert "with metadata</th>" in report
     assert "metadata lost" in report  # in the drawing
     assert "age, site" in report
+
+
+def test_what_is_lost_is_judged_where_no_case_has_all() -> None:
+    """Cases of two modalities out of three: nothing is judged with all, and each loss all the same."""
+    labels = LabelTree(["a", "b"])
+    config, calibration = EvaluationConfig(bootstrap_samples=10), Calibration()
+    answers = TreeEvaluator(labels, config=config, answers=AnswersConfig(), calibration=calibration)
+    random = np.random.default_rng(0)
+    logits_NSK = random.normal(size=(12, 8, 2)).astype(np.float32)
+    seen = np.exp(logits_NSK) / np.exp(logits_NSK).sum(-1, keepdims=True)
+    there_NM = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1]] * 4, dtype=np.float32)
+    outputs = Outputs(
+        {"there": there_NM, "subset_logits": logits_NSK, "subset_probabilities": seen, "subset_conditionals": seen},
+        np.arange(12) % 2,
+        ids=[str(n) for n in range(12)],
+        groups=[str(n) for n in range(12)],
+        columns={},
+    )
+    found = ModalityEvaluator(answers, modalities=["image", "text", "metadata"], labels=labels)
+    rows = found.evaluate(under(outputs, there_NM > 0), split="test").tables["modalities"]
+    assert [row["what"] for row in rows if row["share"] in (None, 1.0)] == [
+        "as they are",
+        *(f"{name} missing in 100%" for name in ("image", "text", "metadata")),
+    ]
+    assert rows[-1]["metadata"] == 0.0
 
 
 def test_values_that_no_training_case_had_are_told_once(run: Run, tmp_path: Path) -> None:
@@ -211,11 +243,13 @@ def test_a_query_that_cannot_be_read_says_why(run: Run) -> None:
         Query(RED, metadata={"agee": 3}),
         Query(metadata={"age": None, "site": "NA"}),
         Query(metadata={}),
+        Query(RED, metadata=["age"]),  # type: ignore[arg-type]
     ]
     found = [answer["error"] for answer in consilium.load(run.folder, device="cpu").predict(queries)]
     assert "'age' is 'old'; expected a number" in found[0]
     assert found[1] == "there is no metadata column called agee; the columns are age, site."
     assert found[2] == found[3] == "the query has neither an image nor a text, nor metadata."
+    assert found[4].startswith("the metadata of the query are a list; expected values by column")
 
 
 def test_a_table_and_the_store_answer_as_queries_do(run: Run, tmp_path: Path) -> None:

@@ -80,6 +80,11 @@ class Items:
         """The metadata of a query, without what is missing; a column that the task does not read is an ImageError."""
         item = self.items[row]
         given = (item.metadata if isinstance(item, Query) else None) or {}
+        if not isinstance(given, Mapping):
+            raise ImageError(
+                f"the metadata of the query are a {type(given).__name__}; expected values by column, as in "
+                '{"age": 70, "sex": "female"}.'
+            )
         if unknown := [name for name in given if name not in self.columns]:
             known = f"the columns are {', '.join(self.columns)}" if self.columns else "this model reads none"
             raise ImageError(f"there is no metadata column called {some([str(name) for name in unknown], 3)}; {known}.")
@@ -95,7 +100,7 @@ class Items:
         named = {} if item.image is None else image
         if item.text:
             named["text"] = item.text
-        if item.metadata:
+        if isinstance(item.metadata, Mapping) and item.metadata:
             named["metadata"] = {str(name): meta_text(value) for name, value in item.metadata.items()}
         return named
 

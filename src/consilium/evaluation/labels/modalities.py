@@ -60,14 +60,15 @@ class ModalityEvaluator(Evaluator):
         """The evaluation of the answers, and two tables.
 
         ``modalities``: the main figures with their intervals for the cases as they are, for the cases that have every
-        modality with all and with each alone, and for shares of the cases losing one; a case always keeps what it has
-        alone, and the cases of a smaller share are among those of a larger one. ``modality_classes``: the mean
-        probability of the true class with every subset of modalities, and what each adds to it (Shapley values).
+        modality with all, with each alone and, of three, without each, and for shares of the cases losing one; a case
+        always keeps what it has alone, and the cases of a smaller share are among those of a larger one.
+        ``modality_classes``: the mean probability of the true class with every subset of modalities, and what each adds
+        to it (Shapley values).
         """
         found = self._answers.evaluate(outputs, split=split)
         there_NM = outputs.arrays["there"] > 0.5
         whole = self._row("as they are", found, there_NM)
-        rows, notes, classes = [whole], [], []
+        rows, without, notes, classes = [whole], [], [], []
         complete = np.flatnonzero(there_NM.all(1))
         if len(complete):
             both, all_NM = outputs.take(complete), there_NM[complete]
@@ -77,10 +78,14 @@ class ModalityEvaluator(Evaluator):
             for name, own_NM in self._only(len(complete)):
                 rows.append(self._judged(f"{name} only", both, own_NM, split))
                 notes += _explained(name, rows[-1], whole)
-            for place in range(len(self._modalities)):
-                rows += self._losing(place, outputs, there_NM, split)
+                if len(self._modalities) > 2:  # of two it is the other alone
+                    without.append(self._judged(f"without {name}", both, ~own_NM, split))
             if outputs.known_targets.ndim == 1:
                 classes = self._classes(both)
+        rows += without
+        if (there_NM.sum(1) > 1).any():
+            for place in range(len(self._modalities)):
+                rows += self._losing(place, outputs, there_NM, split)
         tables = {
             "modalities": rows,
             "modality_classes": classes,
