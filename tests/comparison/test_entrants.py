@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from consilium.comparison.entrants import load_experiments, names_of
+from consilium.comparison.entrants import check_same, entrant, load_experiments, names_of, same_validation
 from consilium.core.config import to_yaml
-from consilium.core.errors import ConfigError
-from tests.tiny import tiny_experiment
+from consilium.core.errors import ConfigError, DataError
+from tests.tasks.test_fuse_contract import experiment_of
+from tests.tasks.test_fuse_metadata import METADATA, with_metadata
+from tests.tiny import Recorder, tiny_experiment
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,23 @@ def test_a_key_is_varied(tiny_images: Path, tmp_path: Path) -> None:
 def test_a_key_without_different_values_is_refused(vary: str) -> None:
     with pytest.raises(ConfigError, match="two different values or more"):
         load_experiments(["a.yaml"], vary=vary)
+
+
+def test_what_only_one_reads_may_differ(tmp_path: Path) -> None:
+    """A fused model against one of images alone: the same cases and labels, and no text to be the same."""
+    with_metadata(tmp_path)
+    table = tmp_path / "pairs" / "pairs.jsonl"
+    lines = [line for line in table.read_text(encoding="utf-8").splitlines(keepends=True) if '"image"' in line]
+    table.write_text("".join(lines), encoding="utf-8")
+    fused = experiment_of(tmp_path, *METADATA)
+    images = experiment_of(tmp_path, "task={kind: classify, vision: {name: test_vit, pretrained: false}}")
+    one, other = (entrant(own.task.kind, own, limit=None, reporter=Recorder()) for own in (fused, images))
+    check_same(one, other)
+    check_same(other, one)
+    assert same_validation([one, other])
+    table.write_text("".join(lines).replace('"age": 3', '"age": 4'), encoding="utf-8")
+    with pytest.raises(DataError, match=r"the metadata age is '3\d' for fuse and '4\d' for changed"):
+        check_same(one, entrant("changed", fused, limit=None, reporter=Recorder()))
 
 
 def test_overrides_are_for_all(tiny_images: Path, tmp_path: Path) -> None:

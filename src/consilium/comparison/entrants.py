@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Entrant:
             asked["label"] = table.labels
         if needs.text != "no":
             asked["text"] = [tuple(text.text for text in texts) for texts in table.named_texts]
+        asked |= {f"metadata {name}": column for name, column in table.columns().items() if name in needs.meta}
         return {name: {what: asked[what][row] for what in asked} for row, name in enumerate(table.ids)}
 
 
@@ -150,13 +151,17 @@ def check_same(first: Entrant, other: Entrant) -> None:
             f"{', '.join(only)}. Give both the same sources by the same names, data.split and filters; for training on "
             "more data, add what has the split 'train' alone."
         )
+    for case, what in _differing(cases, others):
+        raise DataError(
+            f"{names}: of the test case {case} the {what} is {cases[case][what]!r} for {first.name} and "
+            f"{others[case][what]!r} for {other.name}; both must be judged by the same."
+        )
+
+
+def _differing(cases: Mapping[str, Mapping[str, Any]], others: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Which cases differ in what, of all that both are asked; one may read more than the other."""
     for case, asked in cases.items():
-        for what, value in asked.items():
-            if value != others[case][what]:
-                raise DataError(
-                    f"{names}: of the test case {case} the {what} is {value!r} for {first.name} and "
-                    f"{others[case][what]!r} for {other.name}; both must be judged by the same."
-                )
+        yield from ([case, what] for what, value in asked.items() if others[case].get(what, value) != value)
 
 
 # -- What is not the same -----------------------------------------------------------------------------------------
@@ -200,7 +205,7 @@ def notes(entrants: Sequence[Entrant]) -> list[str]:
 def same_validation(entrants: Sequence[Entrant]) -> bool:
     """Whether all choose their weights on the same cases."""
     first, *others = (one.cases("val") for one in entrants)
-    return all(cases == first for cases in others)
+    return all(cases.keys() == first.keys() and not any(_differing(first, cases)) for cases in others)
 
 
 def _judging(experiment: Experiment) -> EvaluationConfig:
