@@ -115,8 +115,9 @@ def predict_files(
         for done, (key, record) in enumerate(zip(keys, predictor.stream(items), strict=True), start=1):
             errors += "error" in record
             unseen.update(record.get("unseen", {}).items())
-            given = ("text", "metadata")  # a case of a table or a store is told by its id
-            writer.write({**{name: value for name, value in record.items() if name not in given}, "image": key})
+            asked_with = ("image", "text", "metadata")  # a case of a table or a store is told by its id
+            answer = {name: value for name, value in record.items() if name not in asked_with}
+            writer.write({"image": key, **answer})
             if out is not None:
                 reporter.progress("predict", done, len(items))
     if unseen:

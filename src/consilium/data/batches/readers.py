@@ -270,15 +270,18 @@ class MetaReader:
 
     def __init__(self, source: Metas, coder: MetaCoder) -> None:
         self._source, self._coder = source, coder
+        self._known: dict[int, tuple[list[float], list[bool]]] = {}  # a training comes back to its rows
 
     def read(self, row: int, draw: int) -> tuple[list[float], list[bool]]:
         """The value of each column, and whether there is one."""
-        return self._coder.encode(self._source.metadata(row))
+        if row not in self._known:
+            self._known[row] = self._coder.encode(self._source.metadata(row))
+        return self._known[row]
 
     def collate(self, raws: Sequence[tuple[list[float], list[bool]]], *, shared: bool) -> Meta:
         """float32 values; those that are not there are 0."""
         values, there = zip(*raws, strict=True)
-        return Meta(torch.tensor(there), torch.tensor(values))
+        return Meta(np.array(there, dtype=bool), np.array(values, dtype=np.float32))  # type: ignore[arg-type]
 
 
 def caption_numbers(numbers: Sequence[Sequence[int]], width: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -57,8 +57,12 @@ class _Score:
 
     @property
     def skill(self) -> float:
+        return self.skill_of(1.0)
+
+    def skill_of(self, best: float) -> float:
+        """The same where the most that can be reached is ``best``; 0 where that is chance."""
         chance = 1 / self.classes
-        return (self.at_least - chance) / (1 - chance)
+        return (self.at_least - chance) / (best - chance) if best > chance else 0.0
 
     def __str__(self) -> str:
         return f"{self.accuracy:.2f} balanced accuracy over {self.classes} classes (chance {1 / self.classes:.2f})"
@@ -93,14 +97,20 @@ def metadata_warnings(table: CaseTable, columns: Sequence[str]) -> list[str]:
 
     It is measured as ``shortcut_warnings`` measures sources: by the likeliest label of each value. Of a column with
     more than ``BINS`` different numbers the values are as many bins of equally many cases; a missing value is one more.
+    Fewer values than labels cannot name all of these: the skill is then of what so many values could reach.
     """
     cases, found = _cases(table), table.columns()
     told = []
     for name in columns:
         values = _binned([found[name][row] for row in cases.rows.tolist()]) if name in found else np.zeros(0, int)
         score = _judged(cases, np.eye(values.max(initial=0) + 1)[values], _likeliest) if len(values) else None
-        if score is not None and score.skill >= LEAST_SKILL:
-            told.append((score.skill, f"{name} reaches {score}"))
+        if score is None:
+            continue
+        count = len(np.unique(values))
+        best = min(count / score.classes, 1.0)
+        if (skill := score.skill_of(best)) >= LEAST_SKILL:
+            most = f", of {best:.2f} that {count} values could reach" if best < 1 else ""
+            told.append((skill, f"{name} reaches {score}{most}"))
     if not told:
         return []
     named = "; ".join(text for _, text in sorted(told, reverse=True))
