@@ -177,8 +177,8 @@ class FoundItems(Sequence[Item]):
         several = sum(len(table.captions(row)) > 1 for table, row in stored) if texts else 0
         notes = [f"{counted(several, 'case')} with several texts: the answer is about the first."] if several else []
         if self.columns and cases:
-            metas = (table.metadata(row) for table, row in stored)
-            given = set().union(*metas, *(found.metadata or () for found in cases if isinstance(found, Query)))
+            given = {name for found in cases if isinstance(found, Query) for name in found.metadata or ()}
+            given.update(*(table.metadata(row) for table, row in stored))
             if absent := [name for name in self.columns if name not in given]:
                 notes.append(f"no case has metadata of {some(absent, 5)}; it is missing everywhere.")
         return notes
@@ -190,7 +190,8 @@ class FoundItems(Sequence[Item]):
         found = self._found[number]
         if isinstance(found, tuple):
             table, row = found
-            found = Query(views_of(table, row, self.names), table.texts[row], table.metadata(row))
+            metadata = table.metadata(row) if self.columns else None
+            found = Query(views_of(table, row, self.names), table.texts[row], metadata)
         if isinstance(found, Query) and found.metadata:
             own = {name: found.metadata[name] for name in self.columns if name in found.metadata}
             found = replace(found, metadata=own)
