@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 
 from consilium.converting import Conversion, convert, report, yaml_of
 from consilium.converting.conversion import FAMILIES
+from consilium.converting.image_text import IMAGE_TEXT
 from consilium.core.errors import ConfigError
 from consilium.core.reporter import Silent
 from consilium.experiment import Experiment
@@ -20,12 +22,19 @@ from tests.policy.source import MODULES
 
 EXAMPLES = Path(__file__).parent / "examples"
 FILES = ["clip_splade", "trainer_arguments"]
-CALLS = ["router", "expert", "biomed", "train_clip", "ret_clip"]
+CALLS = ["router", "expert", "biomed", "train_clip", "ret_clip", "image_text"]
+KINDS = {"router": "classify", "image_text": "fuse"}
 
 
 def words_of(example: str) -> list[str]:
     call = EXAMPLES / f"{example}.txt"
     return shlex.split(call.read_text(encoding="utf-8")) if call.is_file() else [f"{example}.yaml"]
+
+
+def leaves(tree: dict[str, Any], place: str = "") -> Iterator[str]:
+    """The names of all parameters, those in sections with dots."""
+    for key, value in tree.items():
+        yield from leaves(value, f"{place}{key}.") if isinstance(value, dict) else [f"{place}{key}"]
 
 
 def converted(*words: str) -> Conversion:
@@ -37,7 +46,7 @@ def test_an_example_becomes_what_is_expected_and_resolves(example: str, monkeypa
     monkeypatch.chdir(EXAMPLES)
     expected = EXAMPLES / f"{example}.ours.yaml"
     assert yaml_of(converted(*words_of(example))) == expected.read_text(encoding="utf-8")
-    assert Experiment.load(expected).task.kind == ("classify" if example == "router" else "align")
+    assert Experiment.load(expected).task.kind == KINDS.get(example, "align")
 
 
 @pytest.mark.parametrize("example", [*FILES, *CALLS])
@@ -45,9 +54,9 @@ def test_every_parameter_is_on_a_line_of_the_report(example: str, monkeypatch: p
     monkeypatch.chdir(EXAMPLES)
     words = words_of(example)
     file = next((word for word in words if word.endswith(".yaml")), None)
-    given = set(yaml.safe_load(Path(file).read_text(encoding="utf-8"))) if file else set()
+    given = set(leaves(yaml.safe_load(Path(file).read_text(encoding="utf-8")))) if file else set()
     flags = words[next((n for n, word in enumerate(words) if word.endswith(".py")), len(words)) :]
-    given |= {word[2:].partition("=")[0].replace("-", "_") for word in flags if word.startswith("--")}
+    given |= {word[2:].partition("=")[0].replace("-", "_") for word in flags if word.startswith("--")} - {"config"}
     told = report(converted(*words), config="ours.yaml")
     assert [key for key in given if f"\n  {key}: " not in told] == []
     assert told.splitlines()[-1].startswith("  consilium ")
@@ -93,7 +102,8 @@ def test_every_parameter_that_is_known_stands_in_the_table() -> None:
     known = {key for family in FAMILIES for key in family.table}
     of_data = {"dataset_name", "train_file", "dataset_config_name", "text_column", "use_auth_token"}
     not_yet = {"clip_weight_path", "bert_weight_path", "use_bn_sync", "skip_aggregate"}
-    assert [key for key in sorted(known - of_data - not_yet) if key not in page] == []
+    names = {key.rpartition(".")[2] for key in known - of_data - not_yet}
+    assert [name for name in sorted(names) if name not in page] == []
 
 
 @pytest.mark.parametrize(
@@ -236,7 +246,8 @@ def test_files_that_are_no_such_config_are_refused(text: str, said: str, tmp_pat
             "image_router_trian.py is no script that can be converted; these can: train_clip.py,",
         ),
         ("train_clip.py missing.yaml", "config file missing.yaml does not exist"),
-        ("RET_CLIP/training/main.py --config a.yaml", "which needs train_data; given are config."),
+        ("RET_CLIP/training/main.py --lr 3", "which needs train_data; given are lr."),
+        ("main.py --config a.yaml", "config file a.yaml does not exist"),
         ("a.yaml b.yaml", "2 words came; expected one file"),
     ],
 )
@@ -323,3 +334,119 @@ def test_devices_that_compare_their_own_cases_are_batches_one_after_the_other(
     tree = converted(*launcher.split(), *RET_CLIP.split(), *flags.split()).tree
     assert tree["data"]["loader"]["batch_size"] == batch
     assert tree.get("trainer", {}).get("accumulate") == accumulate
+
+
+def test_the_example_of_the_image_and_text_workflow_has_every_parameter() -> None:
+    tree = yaml.safe_load((EXAMPLES / "image_text.yaml").read_text(encoding="utf-8"))
+    elsewhere = {"data.metadata_path", "data.img_prefix", "seed", "splits.seed"}
+    again = {f"output.{name}" for name in tree["checkpoint"]}
+    assert set(leaves(tree)) == IMAGE_TEXT.table.keys() - elsewhere - again
+
+
+def sections(folder: Path, **given: Any) -> Path:
+    """A small file of the image + text workflow; ``__`` stands between sections and names."""
+    optimizer = {part: {"name": "adamw", "learning_rate": 1e-3} for part in ("vision_model", "multimodal_classifier")}
+    tree = {"data": {"dataset": "dataset_v1"}, "vision_model": {"name": "vit_b_16"}, "optimizer": optimizer}
+    for dotted, value in given.items():
+        *above, key = dotted.split("__")
+        place: dict[str, Any] = tree
+        for name in above:
+            place = place.setdefault(name, {})
+        place[key] = value
+    path = folder / "theirs.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+HIDDEN = {f"multimodal_classifier__{name}_projection_hidden": [8] for name in ("image", "text")}
+RANDOM = {f"masking__random_mask__{name}": value for name, value in {"enabled": True, "text_prob": 0.5}.items()}
+
+
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        ({}, {"task.vision.freeze.kind": "tower", "schedule.kind": "cosine", "task.text.freeze.kind": "tower"}),
+        ({"vision_model__unfreeze_layers": 3}, {"task.vision.freeze.blocks": 3}),
+        ({"vision_model__pooling_type": "max"}, {"task.vision.pooling": None}),
+        ({"data__use_local": True}, {"data.root": "${CONSILIUM_DATA:-data}", "data.sources": None}),
+        (
+            {"data__metadata_path": "gs://b/a.csv", "data__img_prefix": "gs://b/i"},
+            {"data.sources": [{"kind": "harmonised", "name": "a", "path": "gs://b/a.csv", "image_root": "gs://b/i"}]},
+        ),
+        ({"data__derm1m_sources": ["edu"], "data__datasets": ["isic"]}, {"data.filters.origins": None}),
+        ({"data__derm1m_sources": ["edu"]}, {"data.filters.origins": {"derm1m": ["edu"]}}),
+        ({"data__has_text": True, "data__data_fraction": 1.0}, {"data.filters": {"has_text": True}}),
+        ({"training__compute_stats": False}, {"data.image.statistics": "given"}),
+        ({"scheduler__use_cosine_annealing": False, "scheduler__vision_eta_min": 1e-6}, {"schedule.kind": "constant"}),
+        ({"scheduler__vision_eta_min": 1e-5}, {"optimizer.groups.image.floor": 0.01}),
+        (
+            {"multimodal_classifier__projection_activation": "GELU", **HIDDEN},
+            {"task.image_projection.activation": "gelu", "task.text_projection.activation": "gelu"},
+        ),
+        ({"multimodal_classifier__projection_activation": "relu"}, {"task.image_projection": {"kind": "linear"}}),
+        ({"multimodal_classifier__projection_dropout": 0.1}, {"task.text_projection.dropout": 0.1}),
+        ({"multimodal_classifier__loss_fn": "focal", "multimodal_classifier__label_smoothing": 0.1},
+         {"task.loss.label_smoothing": None}),
+        ({"multimodal_classifier__class_weights": {"a": 2}, "multimodal_classifier__use_class_weights_from_data": True},
+         {"task.loss.class_weights": {"a": 2.0}}),
+        ({"multimodal_classifier__use_auxiliary_loss": False, "multimodal_classifier__auxiliary_loss_weight": 0.2},
+         {"task.auxiliary": None}),
+        ({"masking__random_mask__text_prob": 0.5}, {"task.masking": None}),
+        (RANDOM, {"task.masking.text": 0.5}),
+        ({**RANDOM, "masking__mask_complete": "text"}, {"task.masking": {"complete": "text"}}),
+        ({"text_embedding__model_name": "SapBERT", "text_embedding__qwen_instr": "x"},
+         {"task.text.name": "sapbert", "task.text.instruction": None}),
+        ({"optimizer__vision_model__name": "adam", "optimizer__vision_model__momentum": 0.9},
+         {"optimizer.groups.image": {"kind": "adam", "learning_rate": 0.001}}),
+        ({"checkpoint__load_from": "runs/a"}, {"trainer.init_from": "runs/a"}),
+        ({"output__keep_last": 2, "checkpoint__load_from": "best.pth"},
+         {"trainer.keep_last": 2, "trainer.init_from": None}),
+        ({"seed": 3}, {"seed": 3, "data.split.seed": 3}),
+        ({"augmentation": None, "augmentation2__x": 1}, {"data.augmentation": None}),
+    ],
+)  # fmt: skip
+def test_parameters_of_the_image_and_text_workflow(given: dict[str, Any], ours: dict[str, Any], tmp_path: Path) -> None:
+    tree = converted(str(sections(tmp_path, **given))).tree
+    for dotted, value in ours.items():
+        found: Any = tree
+        for key in dotted.split("."):
+            found = found.get(key) if found else None
+        assert found == value, dotted
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"data__dataset": None}, "which needs data.dataset or data.metadata_path"),
+        ({"vision_model__name": None, "training__patience": 3}, "which needs vision_model.name"),
+        ({"optimizer": None}, "which needs optimizer.vision_model.name and optimizer.vision_model.learning_rate and"),
+        ({"data__datasets": "isic"}, '`data.datasets` is "isic"; expected a list of names.'),
+        ({"image__img_size": [224]}, "`image.img_size`: expected two numbers in a list."),
+        ({"scheduler__vision_eta_min": 1.0}, "expected a rate between 0 and optimizer.vision_model.learning"),
+        ({"multimodal_classifier__final_hidden_sizes": 3}, "expected a list of widths."),
+        ({"image__seed": 3, "splits__seed": 4}, "both say what seed is; keep one."),
+    ],
+)
+def test_values_of_the_image_and_text_workflow_that_cannot_be(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        converted(str(sections(tmp_path, **given)))
+    assert said in str(refused.value)
+
+
+def test_what_the_image_and_text_workflow_has_and_we_do_not_is_named(tmp_path: Path) -> None:
+    given = {
+        "vision_model__name": "inception_v3",
+        "multimodal_classifier__final_activation": "mish",
+        "multimodal_classifier__class_weights": [1, 2],
+        "checkpoint__load_from": "best.pth",
+        "training__num_epoch": 3,
+    }
+    told = report(converted(str(sections(tmp_path, **given))), config="ours.yaml").partition("not mapped:")[2]
+    for line in (
+        "vision_model.name: inception_v3: task.vision.name has nothing like it",
+        "multimodal_classifier.final_activation: mish: heads know relu, gelu, silu, tanh",
+        "multimodal_classifier.class_weights: [1, 2]: task.loss.class_weights has a number by label",
+        "checkpoint.load_from: best.pth: its parts are others than ours",
+        "training.num_epoch: 3: no parameter that is known; did you mean `training.num_epochs`?",
+    ):
+        assert line in told

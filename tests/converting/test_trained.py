@@ -19,6 +19,8 @@ from consilium.data.store.export_from_tsv import export_tsv
 from consilium.experiment import Experiment
 from consilium.session import train
 from tests.conftest import write_images
+from tests.converting.test_converting import EXAMPLES
+from tests.data.cases.harmonised import rows_of, write_dataset
 from tests.models.checkpoints.writers import clip_hf
 from tests.models.texts import write_encoder
 from tests.tasks.test_align_contract import write
@@ -166,3 +168,23 @@ def test_the_call_of_ret_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ]
     model = trained(found, tmp_path, *small)
     assert model.manifest.metrics["test"]["mean_recall"] is not None
+
+
+def test_the_image_and_text_workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole example, on a small dataset and small towers; its warm-up, masking and two optimizers stay."""
+    rows = rows_of()
+    write_dataset(tmp_path / "root", rows)
+    monkeypatch.setenv("CONSILIUM_DATA", str(tmp_path / "root"))
+    tree = yaml.safe_load((EXAMPLES / "image_text.yaml").read_text(encoding="utf-8"))
+    tree["data"] |= {"datasets": ["isic", "derm1m"], "derm1m_sources": ["edu"], "min_samples_per_label": 4}
+    tree["text_embedding"]["model_name"] = str(write_encoder(tmp_path / "text"))
+    tree["output"] |= {"save_dir": str(tmp_path / "runs"), "wandb_project": None}
+    tree["image"]["img_size"], tree["training"]["num_epochs"] = [32, 32], 4
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    small = ["task.vision={name: test_resnet, pretrained: false}", f"data.store.root={tmp_path / 'stores'}"]
+    found = converted("python", "main.py", "--config", str(path))
+    model = trained(found, tmp_path, *small, "task.text.context_length=32")
+    assert model.task.labels.names == ("melanoma", "nevus")
+    (answer,) = model.predict([consilium.Query(text="Seen twice.")])
+    assert answer["modalities"] == ["text"]

@@ -39,10 +39,13 @@ def read_call(words: Sequence[str], families: Sequence[Family]) -> tuple[Call, F
             f"'{' '.join(words)}' names no script; expected a file, or -- and a call such as train_clip.py FILE."
         )
     name = PurePath(words[place]).name
-    family = next((one for one in families if one.script == name), None)
-    if family is None:
-        known = ", ".join(one.script for one in families)
+    own = [one for one in families if one.script == name]
+    if not own:
+        known = ", ".join(dict.fromkeys(one.script for one in families))
         raise ConfigError(f"{name} is no script that can be converted; these can: {known}.")
+    # Scripts of one name differ in how they are called.
+    flags = {word[2:].partition("=")[0] for word in words[place + 1 :] if word.startswith("--")}
+    family = next((one for one in own if one.file_flag in flags), own[0])
     launcher = dict(_pairs(words[:place], frozenset(), launcher=True))
     counts = [str(launcher.get(key, 1)) for key in _OF_DEVICES]
     processes = math.prod(int(count) for count in counts if count.isdigit())
@@ -54,6 +57,8 @@ def read_call(words: Sequence[str], families: Sequence[Family]) -> tuple[Call, F
         if key in values:
             raise ConfigError(f"{name}: the flag --{key} is given twice; keep one.")
         values[key] = parse_yaml(value, origin=f"{name} --{key}") if isinstance(value, str) else value
+    if family.file_flag in values:
+        file = str(values.pop(family.file_flag))
     return Call(name, values, file, processes), family
 
 

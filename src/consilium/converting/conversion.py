@@ -10,6 +10,7 @@ from typing import Any
 
 from consilium.converting.calls import read_call, script_of
 from consilium.converting.clip_experts import BIOMED, EXPERT, ROUTER, TRAIN_CLIP
+from consilium.converting.image_text import IMAGE_TEXT
 from consilium.converting.ret_clip import RET_CLIP
 from consilium.converting.rules import Family, Given, Outcome, as_name
 from consilium.core.config import build, read_tree
@@ -19,7 +20,7 @@ from consilium.core.explain import nearest, shown
 from consilium.core.reporter import Reporter, some
 from consilium.experiment import Experiment
 
-FAMILIES = (TRAIN_CLIP, ROUTER, EXPERT, BIOMED, RET_CLIP)
+FAMILIES = (TRAIN_CLIP, ROUTER, EXPERT, BIOMED, RET_CLIP, IMAGE_TEXT)
 USUAL_WARMUP = "10 %"  # in the place of one that is as long as the training
 _UNCHECKED = {
     "schedule.warmup": "not compared with the length of the training, which must be longer",
@@ -57,12 +58,12 @@ def convert(words: Sequence[str], *, reporter: Reporter) -> Conversion:
             )
         origin, values = words[0], read_tree(words[0])
         family = _family_of_file(values, origin)
-        given = Given(values)
+        given = Given(family.parameters(values))
     else:
         call, family = read_call(words, FAMILIES)
         origin = call.script if call.file is None else call.file
         values = ({} if call.file is None else read_tree(call.file)) | call.values
-        given = Given(values, call.processes)
+        given = Given(family.parameters(values), call.processes)
     _check_family(family, given, origin)
     lines = list(_lines(family, given, origin))
     tree: dict[str, Any] = {}
@@ -86,8 +87,12 @@ def _agreed(lines: Sequence[Line], origin: str) -> dict[str, Any]:
 
 def _family_of_file(values: Mapping[str, Any], origin: str) -> Family:
     """The script that a file is for: the one that knows most of its keys."""
-    family = max((one for one in FAMILIES if one.reads_file), key=lambda one: len(one.table.keys() & values.keys()))
-    if not family.table.keys() & values.keys():
+
+    def known(one: Family) -> int:
+        return len(one.table.keys() & one.parameters(values).keys())
+
+    family = max((one for one in FAMILIES if one.reads_file), key=known)
+    if not known(family):
         _refuse_ours(values, origin)
         raise ConfigError(
             f"{origin} is the config of no script that can be converted; its keys are "
@@ -97,7 +102,8 @@ def _family_of_file(values: Mapping[str, Any], origin: str) -> Family:
 
 
 def _refuse_ours(values: Mapping[str, Any], origin: str) -> None:
-    if {"task", "data"} & values.keys():
+    sections = {key.partition(".")[0] for key in values}
+    if "task" in sections or ("data" in sections and not {"training", "vision_model"} & sections):
         raise ConfigError(f"{origin} is a config of Consilium already; look at it with: consilium config show {origin}")
 
 

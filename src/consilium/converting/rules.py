@@ -47,7 +47,8 @@ class Family:
 
     ``needs``: of each tuple at least one parameter is given. ``ours`` are values by dotted key that hold whatever is
     given, ``usual`` the script's own values of what is left out. ``switches`` are flags that stand without a value.
-    ``reads_file``: it takes its parameters from a YAML or JSON file.
+    ``reads_file``: it takes its parameters from a YAML or JSON file, which ``file_flag`` names in a call. Parameters
+    with dots in their names lie in sections of it; ``sections`` gives other places of sections, and where they belong.
     """
 
     script: str
@@ -57,7 +58,21 @@ class Family:
     usual: Mapping[str, Any] = field(default_factory=dict)
     switches: frozenset[str] = frozenset()
     reads_file: bool = False
+    file_flag: str | None = None
+    sections: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # of what this version cannot do yet
+
+    def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a file by the names of parameters: those in sections with dots."""
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            dotted = self.sections.get(key, key)
+            inside = [name for name in self.table if name.startswith(f"{dotted}.")]
+            if inside and isinstance(value, Mapping):
+                found |= self.parameters({f"{dotted}.{name}": own for name, own in value.items()})
+            elif value is not None or not inside:
+                found[dotted] = value
+        return found
 
 
 def same(value: Any) -> Any:

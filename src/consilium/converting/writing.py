@@ -58,7 +58,7 @@ def _line(line: Line) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return ", ".join(f"{source['kind']} {source['path']}" for source in value)
-    return value if isinstance(value, str) else shown(value)
+    return value if isinstance(value, str) and "\n" not in value else shown(value)
 
 
 def _commands(found: Conversion, config: str) -> list[str]:
