@@ -17,6 +17,7 @@ from consilium.data.cases.load import studied_cases
 from consilium.data.store.prepare import prepare
 from consilium.data.store.store import Store
 from consilium.evaluation.config import AveragingConfig, EvaluationConfig
+from consilium.evaluation.labels.modalities import alone
 from consilium.experiment import Experiment
 from consilium.session.origin import with_start
 from consilium.tasks.family import family_of, studying
@@ -119,7 +120,8 @@ def entrant(name: str, experiment: Experiment, *, limit: int | None, reporter: R
         limit=limit,
     )
     evaluator = family_of(task).evaluator(task, studied.knowledge, evaluation=experiment.evaluation)
-    return Entrant(name, experiment, store, studied, tuple(evaluator.metric_names))
+    of_one = {alone(modality) for modality in task.reads}  # another config need not read it
+    return Entrant(name, experiment, store, studied, tuple(own for own in evaluator.metric_names if own not in of_one))
 
 
 # -- What must be the same ----------------------------------------------------------------------------------------
