@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from torch import nn
 
 import consilium
+from consilium.core.config import to_yaml
 from consilium.session import train
+from tests.models.texts import write_encoder
+from tests.session.test_loop import torchrun
 from tests.tasks.test_fuse_contract import experiment_of
-from tests.tiny import Recorder, Run, same
+from tests.tiny import Recorder, Run, assert_close, same
 
 # Three kinds of optimizer with floors of their own, a tower that begins late and block by block, and all that changes
 # from epoch to epoch; 54 cases in batches of 16, four steps an epoch.
@@ -59,6 +63,26 @@ def test_every_group_has_its_own_rate_and_floor(whole: Run) -> None:
         assert len(rates) == 12
         assert max(rates) == pytest.approx(rate)
         assert rates[-1] == pytest.approx(rate * floors[name], abs=1e-12)
+
+
+@pytest.mark.slow  # two processes that load everything
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Blocks that begin in turn, each with a momentum of its own, beside another kind of optimizer."""
+    encoder = write_encoder(tmp_path / "encoder", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    own = [
+        f"task.text={{name: {encoder}, context_length: 16}}",
+        "task.vision.freeze={unfreeze_every: 1}",
+        "optimizer={kind: adamw, learning_rate: 0.003, eps: 0.01, groups: {"
+        "image: {kind: sgd, learning_rate: 0.05, floor: 0.5}, text: {kind: sgd, learning_rate: 0.01}}}",
+        "schedule={kind: cosine}",
+        "trainer.max_epochs=3",
+    ]
+    one = train(experiment_of(tmp_path / "one", *own), reporter=Recorder())
+    assert one is not None
+    (config := tmp_path / "two.yaml").write_text(to_yaml(experiment_of(tmp_path / "two", *own)), encoding="utf-8")
+    two = torchrun(config, tmp_path / "two" / "runs", name="fused")
+    expected, weights = (load_file(folder / "model.safetensors") for folder in (one.folder, two))
+    assert_close(weights, expected)
 
 
 def last(folder: Path, *overrides: str) -> Any:
