@@ -51,3 +51,13 @@ def test_workers_have_the_environment_of_now(tmp_path: Path, monkeypatch: pytest
     found = list(loader.load(evaluation_requests(range(2), config=config)))
     assert [loaded.errors for loaded in found] == [[], []]
     assert [len(loaded.batch) for loaded in found if loaded.batch is not None] == [1, 1]
+
+
+def test_a_main_process_that_leaves_is_no_error_of_a_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C may come while it takes a batch: the thread that hands the batch over then finds nobody."""
+    for left in (EOFError(), ConnectionResetError(), BrokenPipeError()):
+        workers._report_unless_left(type(left), left, None)
+    assert capsys.readouterr().err == ""
+    fault = ValueError("its own")
+    workers._report_unless_left(ValueError, fault, None)
+    assert "ValueError: its own" in capsys.readouterr().err

@@ -124,6 +124,13 @@ def _prepare_worker() -> None:
     for number in (signal.SIGINT, *_GROUP_SIGNALS):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    sys.excepthook = _report_unless_left
+
+
+def _report_unless_left(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """What a thread of a worker did not handle; a main process that stops while it takes a batch is no error."""
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def why_not_shared(needed: int) -> str | None:
