@@ -10,8 +10,8 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,7 +24,7 @@ from consilium.core.files import atomic_file
 from consilium.core.places import facts, is_remote, join, local_path, matches
 from consilium.core.reporter import Reporter, counted, some
 from consilium.core.task import Task
-from consilium.data.batches.rows import FoundItems, Query
+from consilium.data.batches.rows import FoundItems, Item, Query
 from consilium.data.case import column_name, printable
 from consilium.data.sources.files import IMAGE_EXTENSIONS, counted_reasons, images_under
 from consilium.predictor import Predictor
@@ -95,10 +95,12 @@ def predict_files(
     batch_size: int,
     device: str,
     reporter: Reporter,
+    vectors: str | None = None,
 ) -> PredictionSummary:
     """Predict everything under ``paths``, or the one case that is ``asked`` about, into ``out``; None: JSON lines.
 
-    Every task writes .jsonl; answers that fit a table .csv; embeddings .npz, .parquet and .pt.
+    Every task writes .jsonl; answers that fit a table .csv; embeddings .npz, .parquet and .pt. ``vectors`` is a file of
+    vectors in the place of the texts, by the ids of rows or the paths of images.
     """
     if out is not None and out.suffix not in _ENDINGS:
         raise ConfigError(f"--out is {out}; expected a name that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}.")
@@ -107,12 +109,15 @@ def predict_files(
     task, coder = predictor.task, predictor.task.meta_coder()
     if asked is not None:
         asked.check(task)
+        if asked.text and vectors is not None:
+            raise ConfigError("--text and --vectors are both given; a text is a vector there, so leave --text out.")
     items.names, items.columns = task.views, () if coder is None else coder.names
     for note in items.notes(texts=task.text_coder() is not None):
         reporter.line(f"note: {note}")
+    found = items if vectors is None else _WithVectors(items, keys, take_vectors(task, vectors, keys))
     errors, unseen = 0, Counter[tuple[str, str]]()
     with _open_writer(out, task=task, looks=predictor.looks.looks) as writer:
-        for done, (key, record) in enumerate(zip(keys, predictor.stream(items), strict=True), start=1):
+        for done, (key, record) in enumerate(zip(keys, predictor.stream(found), strict=True), start=1):
             errors += "error" in record
             unseen.update(record.get("unseen", {}).items())
             asked_with = ("image", "text", "metadata")  # a case of a table or a store is told by its id
@@ -124,6 +129,39 @@ def predict_files(
         shown = some([f"{name} '{text}' ({counted(cases, 'case')})" for (name, text), cases in unseen.most_common()], 5)
         reporter.line(f"note: metadata that no training case had counts as 'another value': {shown}.")
     return PredictionSummary(len(items), errors, items.skipped)
+
+
+class _WithVectors(Sequence[Item]):
+    """What is asked about, with the key of each case in the place of its text, where that has a vector."""
+
+    def __init__(self, items: Sequence[Item], keys: Sequence[str], known: Container[str]) -> None:
+        self._items, self._keys, self._known = items, keys, known
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, number: Any) -> Any:
+        item, key = self._items[number], self._keys[number]
+        query = item if isinstance(item, Query) else Query(item)
+        return replace(query, text=key if key in self._known else None)
+
+
+def take_vectors(task: Task, place: str, ids: Sequence[str]) -> Container[str]:
+    """Let a task that reads vectors look those of a file up; the ids that it has.
+
+    A file without a vector of any of ``ids`` is a DataError, a task that reads none a ConfigError.
+    """
+    from consilium.core.vectors import read_vectors
+    from consilium.models.vectors import VectorCoder
+
+    coder = task.text_coder()
+    if not isinstance(coder, VectorCoder):
+        reads = "no texts" if coder is None else "texts themselves"
+        raise ConfigError(f"--vectors is {place}, but this bundle reads {reads}; leave it out.")
+    found = read_vectors(place)
+    found.refuse_strangers(ids)
+    coder.take(found)
+    return found.rows
 
 
 def find_images(paths: Sequence[str]) -> tuple[list[str], FoundItems]:

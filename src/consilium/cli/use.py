@@ -104,6 +104,10 @@ def predict(
             metavar="PATH",
         ),
     ] = None,
+    vectors: Annotated[
+        str | None,
+        typer.Option(help="Vectors in the place of texts, by the ids of rows: a .npz, .pt, .parquet or .csv file."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     device: Device = "auto",
 ) -> None:
@@ -119,7 +123,14 @@ def predict(
     asked = Asked(text, _metadata(meta or [])) if text or meta else None
     with Console() as console:
         summary = predict_files(
-            bundle, paths or [], asked=asked, out=out, batch_size=batch_size, device=device, reporter=console
+            bundle,
+            paths or [],
+            asked=asked,
+            vectors=vectors,
+            out=out,
+            batch_size=batch_size,
+            device=device,
+            reporter=console,
         )
     if summary.skipped:  # not where the answers may go
         typer.echo(f"skipped: {counted_reasons(summary.skipped)}", err=True)

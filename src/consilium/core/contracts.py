@@ -24,6 +24,7 @@ class Needs:
     label: Literal["one", "many", "may", "no"] = "no"  # many: any number, none too
     nested: bool = False  # labels are paths: a case also has the labels above its own
     meta: tuple[str, ...] = ()  # metadata columns that the task reads
+    vectors: str | None = None  # a file of vectors by the id of a case, which are read in the place of its texts
     views: tuple[str, ...] = ()  # of which a case has at least one, and each at most once; (): whatever it has
 
 

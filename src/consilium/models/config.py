@@ -176,16 +176,22 @@ class TextConfig(Config):
     """A text encoder: any Hugging Face encoder, the text tower of open_clip or of a bundle, or a BERT from scratch.
 
     ``tiny`` has 2 layers of 128 features, ``small`` 4 of 256. Their WordPiece vocabulary is learned from the training
-    texts; every other encoder brings its own tokenizer.
+    texts; every other encoder brings its own tokenizer. ``kind: vectors`` takes vectors that were computed elsewhere in
+    the place of an encoder.
     """
 
-    kind: Literal["hf", "open_clip", "bundle"] = Field(default="hf", description="What `name` names.")
+    kind: Literal["hf", "open_clip", "bundle", "vectors"] = Field(default="hf", description="What `name` names.")
     name: str = Field(
         default="microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
         description="hf: an encoder of Hugging Face, or a CLIP or SigLIP, by its name on the hub or as a folder here "
         f"or in a bucket; {', '.join(SHORT_TEXTS)} stand for one of them with its usual pooling and instruction; tiny "
         "and small are BERT encoders from scratch. open_clip: MODEL/TAG, or a folder or name on the hub. bundle: a "
-        "folder, archive or bucket.",
+        "folder, archive or bucket. vectors: a .npz, .pt, .parquet or .csv file, here or in a bucket, with the id of "
+        "each case and its vector.",
+    )
+    encoder: str | None = Field(
+        default=None,
+        description="vectors only: what must have computed them, where the file says it; null: any. pooling, likewise.",
     )
     pretrained: Annotated[bool | str, BeforeValidator(_truth)] = Field(
         default=True, description="true: the weights of `name`; false: random; or a weights file or folder."
@@ -248,6 +254,17 @@ class TextConfig(Config):
     def _terms_are_penalised(self) -> TextConfig:
         if self.flops and self.pooling not in ("splade", None):
             raise ValueError(f"flops is {self.flops:g}, but pooling is {self.pooling}, which gives no weights of terms")
+        return self
+
+    @model_validator(mode="after")
+    def _vectors_are_as_they_are(self) -> TextConfig:
+        if self.kind != "vectors":
+            if self.encoder is not None:
+                raise ValueError(f"encoder is for kind: vectors, and kind is {self.kind}; leave it out")
+            return self
+        for name, usual in type(self).model_fields.items():
+            if name not in ("kind", "name", "encoder", "pooling") and getattr(self, name) != usual.get_default():
+                raise ValueError(f"{name} is for encoders, and kind is vectors, which stay as they are; leave it out")
         return self
 
     @model_validator(mode="after")

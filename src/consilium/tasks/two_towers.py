@@ -12,6 +12,7 @@ from consilium.core.task import Task
 from consilium.models.config import TextConfig, VisionConfig
 from consilium.models.text import TextEncoder, TextTower
 from consilium.models.tokenizer import Tokenizer
+from consilium.models.vectors import VectorCoder, VectorTower
 from consilium.models.vision import ImageEncoder, VisionTower
 from consilium.models.weights import freeze_tower, train_unfrozen
 
@@ -31,12 +32,15 @@ class TowerConfigs(Protocol):
 
 
 class TwoTowers(Task):
-    """The abstract base of tasks with an image tower ``vision`` and a text tower ``text``, which have to be set."""
+    """The abstract base of tasks with an image tower ``vision`` and a text tower ``text``, which have to be set.
+
+    What makes tokens for the text tower is the ``tokenizer``.
+    """
 
     config: TowerConfigs
     vision: VisionTower
-    text: TextTower
-    tokenizer: Tokenizer
+    text: TextTower | VectorTower
+    tokenizer: Tokenizer | VectorCoder
 
     def view_features(self, batch: Batch) -> Tensor:
         """Features [N, F] of all views there are, case by case: those that the batch brings, or the tower's."""
@@ -73,14 +77,17 @@ class TwoTowers(Task):
         found: dict[str, Encoder] = {}
         if self.config.vision.freeze.kind == "tower":
             found["images"] = ImageEncoder(self.vision, self.config.vision, self.view_features)
-        if self.config.text.freeze.kind == "tower":
-            found["texts"] = TextEncoder(self.text, self.config.text, self.tokenizer, self.text_features)
+        text, tokenizer = self.text, self.tokenizer
+        if self.config.text.freeze.kind == "tower" and isinstance(text, TextTower) and isinstance(tokenizer, Tokenizer):
+            found["texts"] = TextEncoder(text, self.config.text, tokenizer, self.text_features)
         return found
 
     def tower_groups(self) -> list[ParameterGroup]:
-        """The parameters of each tower."""
-        towers: dict[str, VisionTower | TextTower] = {"image": self.vision, "text": self.text}
-        return [ParameterGroup(name, list(tower.parameters()), depths=tower.depths) for name, tower in towers.items()]
+        """The parameters of each tower that has some."""
+        found = [ParameterGroup("image", list(self.vision.parameters()), depths=self.vision.depths)]
+        if isinstance(self.text, TextTower):
+            found.append(ParameterGroup("text", list(self.text.parameters()), depths=self.text.depths))
+        return found
 
     def set_epoch(self, epoch: int) -> None:
         """Freeze what the config says for this epoch."""

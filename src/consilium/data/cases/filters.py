@@ -13,7 +13,9 @@ from consilium.core.contracts import Needs
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.labels import ROOT, with_ancestors
 from consilium.core.reporter import counted, some
+from consilium.core.vectors import read_vectors
 from consilium.data.batches.laterality import places_of
+from consilium.data.case import Text
 from consilium.data.config import FilterConfig
 from consilium.data.store.splits import position
 from consilium.data.store.store import CaseTable
@@ -41,15 +43,20 @@ class Filtered:
 def usable(table: CaseTable, *, needs: Needs, pseudo_labels: bool) -> Filtered:
     """The cases that a task can use.
 
-    Left out: the unlabelled split, cases without what the task must have (image, text, mask, label), pseudo-labels
-    (``is_gt: false``) outside train, and inside it unless ``pseudo_labels``.
+    Left out: the unlabelled split, cases without what the task must have (image, text, mask, label; of image and text
+    at least one), pseudo-labels (``is_gt: false``) outside train, and inside it unless ``pseudo_labels``. Where the
+    task reads vectors, the text of a case that has one is its id, and another has none.
     """
     splits = _splits(table)
     found = Filtered(table.select(np.flatnonzero(np.isin(splits, JUDGED))))
+    if needs.vectors is not None:
+        found = _with_vectors(found, needs.vectors)
+    has_image = np.zeros(len(found.table), dtype=bool)
+    has_image[found.table.view_column("name")[0]] = True
     if needs.image == "must":
-        has_image = np.zeros(len(found.table), dtype=bool)
-        has_image[found.table.view_column("name")[0]] = True
         found = found.keep(has_image, "left out: no image")
+    elif needs.text == "may":
+        found = found.keep(has_image | _filled(found.table.texts), "left out: neither an image nor a text")
     if needs.views:
         found = _with_views(found, needs.views)
     if needs.text == "must":
@@ -60,6 +67,16 @@ def usable(table: CaseTable, *, needs: Needs, pseudo_labels: bool) -> Filtered:
         found = found.keep(_filled(found.table.labels), "left out: no label")
     trusted = found.table.is_gt | (pseudo_labels & (_splits(found.table) == "train"))
     return found.keep(trusted, "left out: a pseudo-label")
+
+
+def _with_vectors(found: Filtered, place: str) -> Filtered:
+    """The cases with their ids in the place of texts, where the file has vectors; of none of them is a DataError."""
+    vectors, ids = read_vectors(place), found.table.ids
+    vectors.refuse_strangers(ids)
+    texts = [(Text(name),) if name in vectors.rows else () for name in ids]
+    missing = len(texts) - sum(map(bool, texts))
+    notes = [f"{counted(missing, 'case')} of {len(texts):,} without a vector in {place}: their text is missing."]
+    return Filtered(found.table.with_texts(texts), [*found.notes, *(notes if missing else [])])
 
 
 def _with_views(found: Filtered, names: tuple[str, ...]) -> Filtered:

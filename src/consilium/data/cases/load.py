@@ -85,11 +85,11 @@ def load_data(
         studied = study(fewer, known=studied.knowledge)
     used = studied.cases.used()
     _refuse_large(used, config.image.max_pixels)
-    findings = (
-        check(store, used, config, uses_text=uses_text, columns=needs.meta, images=limit is None, reporter=reporter)
-        if training
-        else look_up(store, used, config)
-    )
+    if training:
+        read, whole = _with_own_texts(used, store, needs=needs), limit is None
+        findings = check(store, read, config, uses_text=uses_text, columns=needs.meta, images=whole, reporter=reporter)
+    else:
+        findings = look_up(store, used, config)
     _refuse_leaks(findings, config=config, uses_text=uses_text)
     dropped = drop_leaks(used, findings.leaks if config.on_leak == "drop" else [])
     if not dropped.keep.all():
@@ -125,6 +125,14 @@ def studied_cases(
     studied = study(chosen, known=known)
     fewer = _limited(chosen, studied, filters=config.filters, limit=limit)
     return studied if fewer is chosen else study(fewer, known=studied.knowledge)
+
+
+def _with_own_texts(used: CaseTable, store: Store, *, needs: Needs) -> CaseTable:
+    """The cases with their texts, which somebody made vectors of, where the task reads vectors by their ids."""
+    if needs.vectors is None:
+        return used
+    texts = store.table.named_texts
+    return used.with_texts([texts[row] for row in used.store_rows.tolist()])
 
 
 def _limited(chosen: Cases, studied: Studied[KnowledgeT], *, filters: FilterConfig, limit: int | None) -> Cases:

@@ -167,6 +167,12 @@ class AlignConfig(TaskSection):
         return tuple(f"{space}{side}_embedding" for space in spaces for side in ("image", "text"))
 
     @model_validator(mode="after")
+    def _texts_have_a_tower(self) -> AlignConfig:
+        if self.text.kind == "vectors":
+            raise ValueError("text.kind is vectors, which is for task.kind: fuse; name an encoder")
+        return self
+
+    @model_validator(mode="after")
     def _one_says_what_the_towers_are(self) -> AlignConfig:
         if self.model is None:
             return self

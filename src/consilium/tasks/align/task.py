@@ -48,6 +48,8 @@ class Align(TwoTowers):
     """
 
     config: AlignConfig
+    text: TextTower
+    tokenizer: Tokenizer
     spaces: tuple[str, ...] = ("",)
 
     def __init__(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from consilium.losses.classification import build_loss
-from consilium.models.text import build_text
+from consilium.models.text import TextTower, build_text
 from consilium.models.tokenizer import Tokenizer
 from consilium.models.tuning import tune
+from consilium.models.vectors import VectorCoder, VectorTower
 from consilium.models.vision import build_vision
 from consilium.tasks.family import Member
 from consilium.tasks.fuse.config import FuseConfig
@@ -25,7 +26,6 @@ def build_fuse(
     weights: bool,
 ) -> Fuse:
     """The task of a section, calibrated. Without ``weights`` its parts are those that a bundle knows, and random."""
-    tokenizer = Tokenizer(knowledge.tokenizer)
     vision = build_vision(
         section.vision,
         image_size=image_size,
@@ -33,16 +33,9 @@ def build_fuse(
         layout=None if weights else knowledge.tower,
         source=borrowed_image(section.vision, members),
     )
-    text = build_text(
-        section.text,
-        tokenizer=tokenizer,
-        architecture=None if weights else knowledge.architecture,
-        pooling=knowledge.pooling,
-        source=borrowed_text(section.text, members),
-    )
     if weights:
         tune(vision, section.vision, key="task.vision")
-        tune(text, section.text, key="task.text")
+    text, tokenizer = _texts(section, knowledge, members=members, weights=weights)
     loss = build_loss(
         section.loss,
         labels=knowledge.tree,
@@ -61,3 +54,23 @@ def build_fuse(
     )
     task.calibrate(knowledge.calibration)
     return task
+
+
+def _texts(
+    section: FuseConfig, knowledge: FuseKnowledge, *, members: Mapping[str, Member], weights: bool
+) -> tuple[TextTower | VectorTower, Tokenizer | VectorCoder]:
+    """What makes features of texts, and what makes its tokens."""
+    if knowledge.vectors is not None:
+        coder = VectorCoder(section.text.name, knowledge.vectors)
+        return VectorTower(coder), coder
+    tokenizer = Tokenizer(knowledge.tokenizer)
+    text = build_text(
+        section.text,
+        tokenizer=tokenizer,
+        architecture=None if weights else knowledge.architecture,
+        pooling=knowledge.pooling,
+        source=borrowed_text(section.text, members),
+    )
+    if weights:
+        tune(text, section.text, key="task.text")
+    return text, tokenizer

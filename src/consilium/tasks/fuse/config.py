@@ -161,7 +161,8 @@ class FuseConfig(LabelSection):
         """Labels, and of image and text at least one."""
         label: Literal["one", "many"] = "many" if self.multi_label else "one"
         columns = () if self.metadata is None else tuple(self.metadata.columns)
-        return Needs(image="may", text="may", label=label, nested=self.tree.nested, meta=columns)
+        vectors = self.text.name if self.text.kind == "vectors" else None
+        return Needs(image="may", text="may", label=label, nested=self.tree.nested, meta=columns, vectors=vectors)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -171,13 +172,14 @@ class FuseConfig(LabelSection):
     @property
     def groups(self) -> tuple[str, ...]:
         """The towers, the projections, and the fusion with all heads."""
-        return ("image", "text", "projection", "fusion")
+        text = () if self.text.kind == "vectors" else ("text",)
+        return ("image", *text, "projection", "fusion")
 
     @property
     def pretrained_groups(self) -> tuple[str, ...]:
         """The towers that do not start from nothing."""
         towers = {"image": self.vision.pretrained, "text": self.text.pretrained}
-        return tuple(name for name, pretrained in towers.items() if pretrained is not False)
+        return tuple(name for name, pretrained in towers.items() if pretrained is not False and name in self.groups)
 
     @property
     def borrows(self) -> tuple[str, ...]:
@@ -186,9 +188,10 @@ class FuseConfig(LabelSection):
 
     @property
     def towers(self) -> dict[str, str]:
-        """The image and the text tower, and the columns of metadata."""
+        """The image and the text tower, or the file of vectors, and the columns of metadata."""
         columns = {} if self.metadata is None else {"Metadata": ", ".join(self.metadata.columns)}
-        return {"Image tower": self.vision.name, "Text tower": self.text.name, **columns}
+        text = "Vectors of texts" if self.text.kind == "vectors" else "Text tower"
+        return {"Image tower": self.vision.name, text: self.text.name, **columns}
 
     @property
     def gives(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import torch
 from consilium.core.config import merge
 from consilium.core.evaluation import Evaluator, Outputs
 from consilium.core.reporter import Reporter
+from consilium.core.vectors import VectorFacts, read_vectors
 from consilium.data.cases.cases import Cases, Studied
 from consilium.data.cases.metadata import odd_metadata, study_metadata
 from consilium.data.config import ImageConfig
@@ -49,17 +50,22 @@ class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
         """
         own = known if isinstance(known, FuseKnowledge) else None
         labels = study_answers(section, cases, known=own, learns=learns)
-        tokenizer = _tokenizer(section.text, cases, known)
+        vectors, tokenizer = None if own is None else own.vectors, None
+        if section.text.kind == "vectors":
+            vectors = vectors or _facts(section.text)
+        else:
+            tokenizer = _tokenizer(section.text, cases, known)
         cases, metadata, notes = labels.cases, None if own is None else own.metadata, list[str]()
         if section.metadata is not None:
             metadata = metadata or study_metadata(cases, section.metadata.columns, kinds=section.metadata.kinds)
             notes = odd_metadata(cases, metadata)
-        if learns:
+        if learns and tokenizer is not None:
             by_source = training_texts(cases)
             refuse_foreign_texts(by_source, tokenizer)
             notes += cut_texts(by_source, tokenizer)
         cases = replace(cases, notes=[*cases.notes, *notes])
-        knowledge = FuseKnowledge(**labels.knowledge.model_dump(), tokenizer=tokenizer.definition, metadata=metadata)
+        definition, known_labels = "" if tokenizer is None else tokenizer.definition, labels.knowledge.model_dump()
+        knowledge = FuseKnowledge(**known_labels, tokenizer=definition, vectors=vectors, metadata=metadata)
         return replace(labels, cases=cases, knowledge=knowledge)  # type: ignore[return-value]
 
     def build(
@@ -152,6 +158,14 @@ def _tokenizer(config: TextConfig, cases: Cases, known: FuseKnowledge | Borrowed
         return recut(known.tokenizer, context_length=config.context_length)
     texts = (text for row in cases.rows["train"].tolist() for text in cases.table.captions(row))
     return _built(config, tuple(texts) if config.from_scratch else ())
+
+
+def _facts(config: TextConfig) -> VectorFacts:
+    """What a file says of its vectors; others than the config wants are a DataError."""
+    found = read_vectors(config.name).facts
+    wanted = VectorFacts(width=found.width, encoder=config.encoder, pooling=config.pooling)
+    wanted.refuse_other(found, place=config.name, wanted_by="task.text asks for")
+    return found
 
 
 @lru_cache(maxsize=2)  # a training studies its cases more than once

@@ -31,6 +31,7 @@ from consilium.models.heads import build_head
 from consilium.models.metadata import MetadataEncoder
 from consilium.models.text import TextTower
 from consilium.models.tokenizer import Tokenizer
+from consilium.models.vectors import VectorCoder, VectorTower
 from consilium.models.vision import VisionTower, mean_of_views
 from consilium.tasks.answers.answering import Answering
 from consilium.tasks.fuse.config import FuseConfig
@@ -54,8 +55,8 @@ class Fuse(TwoTowers, Answering):
         *,
         labels: LabelTree,
         vision: VisionTower,
-        text: TextTower,
-        tokenizer: Tokenizer,
+        text: TextTower | VectorTower,
+        tokenizer: Tokenizer | VectorCoder,
         metadata: MetadataCode | None,
         loss: nn.Module,
     ) -> None:
@@ -86,7 +87,7 @@ class Fuse(TwoTowers, Answering):
         if images.features_BVF is not None:
             return images.features_BVF[images.there_BV]
         if not bool(images.there_BV.any()):
-            return _none(self.vision, self.vision.num_features)
+            return self._none(self.vision, self.vision.num_features)
         features_NF: Tensor = self.vision(images.pixels[images.there_BV])
         return features_NF
 
@@ -134,10 +135,15 @@ class Fuse(TwoTowers, Answering):
             there_BK = torch.zeros(len(batch), 1, dtype=torch.bool, device=self.temperatures_K.device)
             own = None
         if own is None or not bool(there_BK.any()):
-            features_NF = _none(self.text, self.text.num_features)
+            features_NF = self._none(self.text, self.text.num_features)
         else:
             features_NF = self.text_features(own)
         return mean_of_views(features_NF, there_BK), there_BK.any(1)
+
+    def _none(self, tower: nn.Module, width: int) -> Tensor:
+        """No features [0, F]; in training the tower has a part in them, so that its parameters have a gradient."""
+        touched = [parameter.flatten()[:1].sum() * 0.0 for parameter in tower.parameters() if parameter.requires_grad]
+        return self.temperatures_K.new_zeros(0, width) + (torch.stack(touched).sum() if touched else 0.0)
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores [B, K] of all that a case has."""
@@ -271,10 +277,3 @@ class Fuse(TwoTowers, Answering):
 def _of_classes(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What every task with labels predicts."""
     return {name: array for name, array in arrays.items() if name != "there" and not name.startswith("subset_")}
-
-
-def _none(tower: nn.Module, width: int) -> Tensor:
-    """No features [0, F]; in training the tower has a part in them, so that its parameters have a gradient."""
-    touched = [parameter.flatten()[:1].sum() * 0.0 for parameter in tower.parameters() if parameter.requires_grad]
-    first = next(tower.parameters())
-    return first.new_zeros(0, width) + (torch.stack(touched).sum() if touched else 0.0)
