@@ -113,6 +113,15 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
+    def _vectors_have_no_sentences(self) -> Experiment:
+        if self.data.strip_label_mentions and self.task.needs.vectors is not None:
+            raise ValueError(
+                "data.strip_label_mentions takes sentences out of texts, and task.text.kind is vectors, which were "
+                "computed of whole ones; leave it out, and compute vectors of texts without them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _what_is_fitted_at_once_stays_as_it_is(self) -> Experiment:
         names, trainer = self.data.augmentation.names, self.trainer
         odd = {

@@ -35,6 +35,7 @@ from consilium.data.batches.readers import (
 from consilium.data.batches.rows import Item, Items, is_one_item
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.cases.cases import Studied
+from consilium.data.cases.mentions import Mentions, WithoutMentions
 from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.data.store.store import CaseTable
 from consilium.evaluation.config import AveragingConfig
@@ -76,6 +77,7 @@ class Predictor:
         self.looks = looks or AveragingConfig()
         self._cached = cached or Readers()
         self._transform = DeviceTransform(image, augmentation=None, seed=0)
+        self._mentions = Mentions(knowledge.mentions) if knowledge.mentions else None
 
     def __repr__(self) -> str:
         name = "" if self.manifest is None else f" '{self.manifest.name}'"
@@ -184,8 +186,9 @@ class Predictor:
             return Readers(images=images)
         captions, meta = self._cached.captions, self.task.meta_coder()
         if captions is None:
-            numbers = numbered(map(texts.captions, range(len(texts)))) if isinstance(texts, CaseTable) else None
-            captions = CaptionReader(texts, coder, numbers=numbers)
+            read = texts if self._mentions is None else WithoutMentions(texts, self._mentions)
+            numbers = numbered(map(read.captions, range(len(texts)))) if isinstance(texts, CaseTable) else None
+            captions = CaptionReader(read, coder, numbers=numbers)
         return Readers(images=images, captions=captions, meta=None if meta is None else MetaReader(texts, meta))
 
     def _predict(self, batch: Batch) -> Prediction:

@@ -82,6 +82,10 @@ class TaskSection(Config):
 
 
 class Knowledge(Config):
-    """What the training cases taught beside the weights; a bundle keeps it as JSON."""
+    """What the training cases taught beside the weights; a bundle keeps it as JSON.
+
+    ``mentions`` are phrases that name a label: sentences with one are taken out of every text that is read.
+    """
 
     training_cases: int
+    mentions: tuple[str, ...] = ()

@@ -278,6 +278,11 @@ class DataConfig(Config):
         description="What to do about a group, file or near-duplicate image in several splits: tell, stop, or drop: "
         "leave it in test alone, else in val alone.",
     )
+    strip_label_mentions: bool = Field(
+        default=False,
+        description="Take the sentences out of texts that name a label, a part of one, or one of guards.synonyms; a "
+        "bundle does the same with the texts that it is asked about.",
+    )
     pseudo_labels: bool = Field(default=False, description="Let rows with is_gt: false into train.")
     mixture: MixtureConfig = MixtureConfig()
     image: ImageConfig = ImageConfig()
@@ -317,6 +322,16 @@ class DataConfig(Config):
             raise ValueError(
                 "mixture.sampling: source_balanced draws sources equally, the weights of sources say otherwise; take "
                 "the weights out, or choose class_balanced"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _texts_of_labels_keep_them(self) -> DataConfig:
+        written = [source.name for source in self.sources if source.captions.template]
+        if self.strip_label_mentions and written:
+            raise ValueError(
+                f"strip_label_mentions takes labels out of texts, and captions.template of the source {written[0]} "
+                "writes them into texts; leave one out"
             )
         return self
 

@@ -18,11 +18,15 @@ KnowledgeT = TypeVar("KnowledgeT")
 
 @dataclass(frozen=True)
 class Cases:
-    """Cases that a task can use: ``rows`` [n] of each split, and ``notes`` on what was left out and what is odd."""
+    """Cases that a task can use: ``rows`` [n] of each split, and ``notes`` on what was left out and what is odd.
+
+    ``mentions`` are the phrases whose sentences were taken out of their texts.
+    """
 
     table: CaseTable
     rows: Mapping[str, np.ndarray]
     notes: list[str] = field(default_factory=list)
+    mentions: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Cases: {', '.join(f'{split} {count}' for split, count in self.counts().items())}>"
@@ -30,7 +34,8 @@ class Cases:
     @classmethod
     def of(cls, found: Filtered) -> Cases:
         """The cases that are left after the filters."""
-        return cls(found.table, {split: found.table.rows(split) for split in SPLITS}, list(found.notes))
+        rows = {split: found.table.rows(split) for split in SPLITS}
+        return cls(found.table, rows, list(found.notes), found.mentions)
 
     def counts(self) -> dict[str, int]:
         """How many cases each split has."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,19 +25,22 @@ JUDGED = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Filtered:
-    """The cases that are left, and what each filter took away."""
+    """The cases that are left, and what each filter took away.
+
+    ``mentions`` are the phrases of which no text has a sentence any more; (): texts are as they were.
+    """
 
     table: CaseTable
     notes: list[str] = field(default_factory=list)
+    mentions: tuple[str, ...] = ()
 
     def keep(self, allowed: np.ndarray, why: str) -> Filtered:
         """The cases where ``allowed`` [N] is true; a note says how many are left out, and ``why``."""
         left_out = int((~allowed).sum())
         if not left_out:
             return self
-        return Filtered(
-            self.table.select(np.flatnonzero(allowed)), [*self.notes, f"{counted(left_out, 'case')} {why}."]
-        )
+        notes = [*self.notes, f"{counted(left_out, 'case')} {why}."]
+        return replace(self, table=self.table.select(np.flatnonzero(allowed)), notes=notes)
 
 
 def usable(table: CaseTable, *, needs: Needs, pseudo_labels: bool) -> Filtered:
@@ -51,22 +54,33 @@ def usable(table: CaseTable, *, needs: Needs, pseudo_labels: bool) -> Filtered:
     found = Filtered(table.select(np.flatnonzero(np.isin(splits, JUDGED))))
     if needs.vectors is not None:
         found = _with_vectors(found, needs.vectors)
-    has_image = np.zeros(len(found.table), dtype=bool)
-    has_image[found.table.view_column("name")[0]] = True
     if needs.image == "must":
-        found = found.keep(has_image, "left out: no image")
-    elif needs.text == "may":
-        found = found.keep(has_image | _filled(found.table.texts), "left out: neither an image nor a text")
+        found = found.keep(_has_image(found.table), "left out: no image")
     if needs.views:
         found = _with_views(found, needs.views)
-    if needs.text == "must":
-        found = found.keep(_filled(found.table.texts), "left out: no text")
+    found = with_text(found, needs=needs)
     if needs.mask == "must":
         found = found.keep(_filled(found.table.masks), "left out: no mask")
     if needs.label == "one":
         found = found.keep(_filled(found.table.labels), "left out: no label")
     trusted = found.table.is_gt | (pseudo_labels & (_splits(found.table) == "train"))
     return found.keep(trusted, "left out: a pseudo-label")
+
+
+def with_text(found: Filtered, *, needs: Needs) -> Filtered:
+    """The cases with a text, where a task must have one; with an image at least where it must have one of the two."""
+    if needs.text == "must":
+        return found.keep(_filled(found.table.texts), "left out: no text")
+    if needs.text == needs.image == "may":
+        filled = _has_image(found.table) | _filled(found.table.texts)
+        return found.keep(filled, "left out: neither an image nor a text")
+    return found
+
+
+def _has_image(table: CaseTable) -> np.ndarray:
+    there_N = np.zeros(len(table), dtype=bool)
+    there_N[table.view_column("name")[0]] = True
+    return there_N
 
 
 def _with_vectors(found: Filtered, place: str) -> Filtered:

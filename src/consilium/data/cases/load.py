@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol
+from typing import Any, Generic, Protocol
 
 import numpy as np
 
@@ -14,9 +14,10 @@ from consilium.core.reporter import Reporter, counted
 from consilium.data.batches import workers
 from consilium.data.case import MISSING_LABEL
 from consilium.data.cases.cases import Cases, KnowledgeT, Studied
-from consilium.data.cases.filters import Filtered, filtered, usable
+from consilium.data.cases.filters import Filtered, filtered, usable, with_text
 from consilium.data.cases.folds import resplit, seen_in_training
 from consilium.data.cases.groups import one_group
+from consilium.data.cases.mentions import without_mentions
 from consilium.data.config import DataConfig, FilterConfig, ImageConfig
 from consilium.data.guards.check import WHERE, Findings, check, look_up
 from consilium.data.guards.leaks import drop_leaks, find_leaks
@@ -96,7 +97,8 @@ def load_data(
         left = used.select(np.flatnonzero(dropped.keep))
         # Of a part of the cases, not every class needs to be in train.
         before = known if fewer is chosen else studied.knowledge
-        studied = study(Cases.of(Filtered(left, [*fewer.notes, *dropped.notes])), known=before)
+        kept = Filtered(left, [*fewer.notes, *dropped.notes], mentions=fewer.mentions)
+        studied = study(Cases.of(kept), known=before)
         findings = replace(findings, leaks=find_leaks(left))
     cases = studied.cases
     # What rows say of such a label, a training says of the classes that are left, and an evaluation does not.
@@ -107,8 +109,9 @@ def load_data(
     for note in cases.notes:
         reporter.line(f"note: {note}")
     _refuse_empty(cases, splits, config.sources)
-    image = measured(config.image, store, cases, reporter) if training else config.image
-    return LoadedData(store, studied, image)
+    if not training:
+        return LoadedData(store, studied, config.image)
+    return LoadedData(store, _with_mentions(studied), measured(config.image, store, cases, reporter))
 
 
 def studied_cases(
@@ -125,6 +128,14 @@ def studied_cases(
     studied = study(chosen, known=known)
     fewer = _limited(chosen, studied, filters=config.filters, limit=limit)
     return studied if fewer is chosen else study(fewer, known=studied.knowledge)
+
+
+def _with_mentions(studied: Studied[KnowledgeT]) -> Studied[KnowledgeT]:
+    """With what was taken out of texts among what is known, for the texts that a bundle is asked about."""
+    if not (mentions := studied.cases.mentions):
+        return studied
+    knowledge: Any = studied.knowledge
+    return replace(studied, knowledge=knowledge.model_copy(update={"mentions": mentions}))
 
 
 def _with_own_texts(used: CaseTable, store: Store, *, needs: Needs) -> CaseTable:
@@ -219,7 +230,11 @@ def used_cases(table: CaseTable, *, config: DataConfig, needs: Needs) -> Filtere
     found = filtered(found, config=config.filters, seed=config.split.seed)
     if config.split.anew and needs.label in ("one", "many"):
         found = seen_in_training(found, nested=needs.nested)
-    return Filtered(found.table, [*again.notes, *found.notes])
+    if config.strip_label_mentions and needs.text != "no":
+        found = without_mentions(found, synonyms=config.guards.synonyms)
+        wanted = replace(needs, text="must") if config.filters.has_text else needs
+        found = with_text(found, needs=wanted)
+    return replace(found, notes=[*again.notes, *found.notes])
 
 
 def _refuse_leaks(findings: Findings, *, config: DataConfig, uses_text: bool) -> None:

@@ -198,7 +198,9 @@ def _near_duplicates(
 
 
 _FINDINGS, _PAIRS = TypeAdapter(Findings), TypeAdapter(NearDuplicates)
-_READ = {"sources", "split", "rename_labels", "filters", "guards", "on_leak", "pseudo_labels"}
+_READ = {
+    "sources", "split", "rename_labels", "filters", "guards", "on_leak", "pseudo_labels", "strip_label_mentions"
+}  # fmt: skip
 
 
 @contextlib.contextmanager

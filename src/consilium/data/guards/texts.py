@@ -86,6 +86,12 @@ def naming(table: CaseTable, rows: Sequence[int], phrases: Mapping[str, Sequence
     return {name: len({row for term in terms for row in rows_with[term]}) for name, terms in terms_of.items()}
 
 
+def label_phrases(labels: Iterable[str], synonyms: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """All that names one of the labels or a branch above them, as in ``named_labels``; notes on unused synonyms."""
+    terms_of, notes = _terms(set(_nodes(labels)), synonyms)
+    return sorted({" ".join(term) for terms in terms_of.values() for term in terms}), notes
+
+
 def _nodes(labels: Iterable[str]) -> Iterable[str]:
     """The labels and all branches above them."""
     for label in labels:
@@ -114,28 +120,44 @@ def _words(text: str) -> Term:
     return tuple(_WORD.findall(_CAMEL.sub(" ", text).casefold()))
 
 
-def _rows_with(table: CaseTable, rows: Sequence[int], terms: set[Term]) -> dict[Term, list[int]]:
-    """The rows whose text has each term."""
-    terms_of: dict[Term, list[Term]] = defaultdict(list)  # by what is looked for: the plural stands for its term
-    for term in terms:
-        for last in _forms(term[-1]):
-            terms_of[(*term[:-1], last)].append(term)
-    lengths: dict[str, set[int]] = defaultdict(set)  # of what begins with a word
-    for form in terms_of:
-        lengths[form[0]].add(len(form))
-    rows_with: dict[Term, list[int]] = {term: [] for term in terms}
-    for row in rows:
-        text = "\n".join(table.captions(row)).casefold()
+class Finder:
+    """Finds terms in texts: whole words in any case, singular and simple plural, with and without a hyphen."""
+
+    def __init__(self, terms: Iterable[Term]) -> None:
+        self._terms_of: dict[Term, list[Term]] = {}  # by what is looked for: the plural stands for its term
+        for term in terms:
+            for last in _forms(term[-1]):
+                self._terms_of.setdefault((*term[:-1], last), []).append(term)
+        self._lengths: dict[str, set[int]] = {}  # of what begins with a word
+        for form in self._terms_of:
+            self._lengths.setdefault(form[0], set()).add(len(form))
+
+    @classmethod
+    def of_phrases(cls, phrases: Iterable[str]) -> Finder:
+        """Of terms that are written as texts."""
+        return cls({term for phrase in phrases if (term := _words(phrase))})
+
+    def of(self, text: str) -> set[Term]:
+        """The terms that a text has."""
+        text = text.casefold()
         words = _WORD.findall(text)
         if "-" in text:  # x-ray is also xray
             words += ["", *_WORD.findall(text.replace("-", ""))]
-        if lengths.keys().isdisjoint(words):
-            continue
         found: set[Term] = set()
+        if self._lengths.keys().isdisjoint(words):
+            return found
         for position, word in enumerate(words):
-            for length in lengths.get(word, ()):
-                found.update(terms_of.get(tuple(words[position : position + length]), ()))
-        for term in found:
+            for length in self._lengths.get(word, ()):
+                found.update(self._terms_of.get(tuple(words[position : position + length]), ()))
+        return found
+
+
+def _rows_with(table: CaseTable, rows: Sequence[int], terms: set[Term]) -> dict[Term, list[int]]:
+    """The rows whose text has each term."""
+    finder = Finder(terms)
+    rows_with: dict[Term, list[int]] = {term: [] for term in terms}
+    for row in rows:
+        for term in finder.of("\n".join(table.captions(row))):
             rows_with[term].append(row)
     return rows_with
 
@@ -162,7 +184,8 @@ def _named(
     message = (
         f"'{terms[0]}' is in {share:.0%} of the texts of '{node}' and in {elsewhere:.0%} of all others "
         f"({f'with {len(terms) - 1} more words: ' if len(terms) > 1 else ''}{by_split}; such as case "
-        f"{table.ids[naming[0]]}); mask it, or use a text that is written before the label is known."
+        f"{table.ids[naming[0]]}); take such sentences out (data.strip_label_mentions: true), or use a text that is "
+        "written before the label is known."
     )
     return NamedLabel(node, " ".join(first), share, elsewhere, terms, shares, table.ids[naming[0]], message)
 
