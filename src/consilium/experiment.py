@@ -113,6 +113,12 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
+    def _vectors_lie_with_the_dataset(self) -> Experiment:
+        """A bare name of a file of vectors is one of ``data.dataset``."""
+        task = self.task.with_vectors_in(self.data.in_dataset("embeddings"))
+        return self if task is self.task else self.model_copy(update={"task": task})
+
+    @model_validator(mode="after")
     def _vectors_have_no_sentences(self) -> Experiment:
         if self.data.strip_label_mentions and self.task.needs.vectors is not None:
             raise ValueError(

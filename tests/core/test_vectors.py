@@ -179,19 +179,19 @@ def test_vectors_of_another_encoder_are_refused(found: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize(
-    ("name", "dataset", "place"),
+    ("name", "folder", "place"),
     [
-        ("v.npz", "gs://bucket/ham", "gs://bucket/ham/embeddings/v.npz"),
+        ("v.npz", "gs://bucket/ham/embeddings", "gs://bucket/ham/embeddings/v.npz"),
         ("v.npz", None, "v.npz"),
         ("/there/v.npz", "data/ham", "/there/v.npz"),
         ("gs://other/v.npz", "data/ham", "gs://other/v.npz"),
     ],
 )
-def test_a_bare_name_lies_with_its_data_set(name: str, dataset: str | None, place: str) -> None:
-    assert vectors_place(name, dataset=dataset) == place
+def test_a_bare_name_lies_in_the_folder(name: str, folder: str | None, place: str) -> None:
+    assert vectors_place(name, folder=folder) == place
 
 
 def test_a_bare_name_of_a_file_at_hand_is_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     npz(tmp_path / "v.npz", ROWS)
-    assert vectors_place("v.npz", dataset="data/ham") == "v.npz"
+    assert vectors_place("v.npz", folder="data/ham") == "v.npz"

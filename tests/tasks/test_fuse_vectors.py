@@ -23,6 +23,7 @@ from consilium.predictions import predict_files
 from consilium.session import train
 from tests.models.texts import write_encoder
 from tests.tasks.test_fuse_contract import SHAPES, TREE, experiment_of, write
+from tests.tasks.test_fuse_metadata import METADATA, with_metadata
 from tests.tiny import Recorder, Run
 
 WIDTH = 6
@@ -246,3 +247,29 @@ def test_there_is_no_text_tower_to_tune() -> None:
     }
     with pytest.raises(ConfigError, match=r"the task has no group 'text'"):
         build(Experiment, tree, origin="t")
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        ({"root": "gs://bucket", "dataset": "ham_v1"}, "gs://bucket/ham_v1/embeddings/v.parquet"),
+        ({"sources": [{"kind": "jsonl", "name": "a", "path": "a.jsonl"}]}, "v.parquet"),
+    ],
+)
+def test_a_bare_name_is_a_file_of_the_dataset(data: dict[str, Any], place: str) -> None:
+    tree = TREE | {"task": {"kind": "fuse", "text": {"kind": "vectors", "name": "v.parquet"}}, "data": data}
+    experiment = build(Experiment, tree, origin="t")
+    assert experiment.task.needs.vectors == place
+    assert build(Experiment, experiment.model_dump(mode="json"), origin="t") == experiment
+
+
+def test_metadata_goes_with_vectors(tmp_path: Path) -> None:
+    rows = with_metadata(tmp_path)
+    place = save(tmp_path / "vectors.npz", vectors_of(rows))
+    result = train(on_vectors(tmp_path, *METADATA, "trainer.max_steps=1", vectors=place), reporter=Recorder())
+    assert result is not None
+    answers = ask(result.folder, tmp_path / "pairs" / "pairs.jsonl", place)
+    assert {tuple(answer["modalities"]) for answer in answers.values()} >= {
+        ("image", "text", "metadata"),
+        ("image", "metadata"),
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from consilium.core.config import Config
 from consilium.core.contracts import Needs
 
@@ -74,6 +76,10 @@ class TaskSection(Config):
             "Halve data.loader.batch_size and double trainer.accumulate (now {accumulate}): the gradient stays the "
             "same; or choose a smaller data.image.size or task.vision.name."
         )
+
+    def with_vectors_in(self, folder: str | None) -> Self:
+        """The section where files of vectors with bare names lie in ``folder``; None: where they are."""
+        return self
 
     @property
     def gives(self) -> tuple[str, ...]:

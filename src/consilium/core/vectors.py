@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import posixpath
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ from pydantic import Field
 
 from consilium.core.config import Config
 from consilium.core.errors import DataError, MissingExtraError
+from consilium.core.places import join
 from consilium.core.reporter import counted, some
 from consilium.core.transfer import fetch
 
@@ -65,10 +65,10 @@ class Vectors:
             )
 
 
-def vectors_place(name: str, *, dataset: str | None) -> str:
-    """Where the vectors lie that a config names: a bare file name in ``{dataset}/embeddings``, any other as it is."""
+def vectors_place(name: str, *, folder: str | None) -> str:
+    """Where the vectors lie that a config names: a bare file name in ``folder``, if there is one; others stay."""
     bare = "/" not in name and not Path(name).exists()
-    return posixpath.join(dataset, "embeddings", name) if dataset is not None and bare else name
+    return join(folder, name) if folder is not None and bare else name
 
 
 def read_vectors(place: str) -> Vectors:

@@ -187,7 +187,7 @@ class TextConfig(Config):
         f"or in a bucket; {', '.join(SHORT_TEXTS)} stand for one of them with its usual pooling and instruction; tiny "
         "and small are BERT encoders from scratch. open_clip: MODEL/TAG, or a folder or name on the hub. bundle: a "
         "folder, archive or bucket. vectors: a .npz, .pt, .parquet or .csv file, here or in a bucket, with the id of "
-        "each case and its vector.",
+        "each case and its vector; a bare name lies in the folder embeddings of data.dataset.",
     )
     encoder: str | None = Field(
         default=None,

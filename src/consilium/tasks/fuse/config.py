@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from consilium.core.config import Config
 from consilium.core.contracts import Needs
 from consilium.core.durations import NoOrMoreEpochs
+from consilium.core.vectors import vectors_place
 from consilium.models.config import (
     AttentionConfig,
     FusionConfig,
@@ -192,6 +193,12 @@ class FuseConfig(LabelSection):
         columns = {} if self.metadata is None else {"Metadata": ", ".join(self.metadata.columns)}
         text = "Vectors of texts" if self.text.kind == "vectors" else "Text tower"
         return {"Image tower": self.vision.name, text: self.text.name, **columns}
+
+    def with_vectors_in(self, folder: str | None) -> Self:
+        """The section where a file of vectors with a bare name lies in ``folder``."""
+        if self.text.kind != "vectors" or (place := vectors_place(self.text.name, folder=folder)) == self.text.name:
+            return self
+        return self.model_copy(update={"text": self.text.model_copy(update={"name": place})})
 
     @property
     def gives(self) -> tuple[str, ...]:
