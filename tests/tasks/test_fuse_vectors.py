@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import consilium
+from consilium.comparison.entrants import check_same, entrant
 from consilium.core.config import build
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.batches.rows import Query
@@ -273,3 +274,10 @@ def test_metadata_goes_with_vectors(tmp_path: Path) -> None:
         ("image", "text", "metadata"),
         ("image", "metadata"),
     }
+
+
+def test_vectors_compare_with_a_tower_on_the_same_cases(tmp_path: Path) -> None:
+    tower = entrant("tower", experiment_of(tmp_path), limit=None, reporter=Recorder())
+    vectors = entrant("vectors", on_vectors(tmp_path), limit=None, reporter=Recorder())
+    check_same(tower, vectors)
+    assert tower.cases("test").keys() == vectors.cases("test").keys()

@@ -50,7 +50,7 @@ class Entrant:
         asked: dict[str, Sequence[Any]] = {"group": table.groups}
         if needs.label in ("one", "many"):
             asked["label"] = table.labels
-        if needs.text != "no":
+        if needs.text != "no" and needs.vectors is None:  # vectors go by the id
             asked["text"] = [tuple(text.text for text in texts) for texts in table.named_texts]
         asked |= {f"metadata {name}": column for name, column in table.columns().items() if name in needs.meta}
         return {name: {what: asked[what][row] for what in asked} for row, name in enumerate(table.ids)}
