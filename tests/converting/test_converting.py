@@ -346,7 +346,8 @@ def test_the_example_of_the_image_and_text_workflow_has_every_parameter() -> Non
 def sections(folder: Path, **given: Any) -> Path:
     """A small file of the image + text workflow; ``__`` stands between sections and names."""
     optimizer = {part: {"name": "adamw", "learning_rate": 1e-3} for part in ("vision_model", "multimodal_classifier")}
-    tree = {"data": {"dataset": "dataset_v1"}, "vision_model": {"name": "vit_b_16"}, "optimizer": optimizer}
+    data, text = {"dataset": "dataset_v1"}, {"model_name": "pubmedbert"}
+    tree = {"data": data, "vision_model": {"name": "vit_b_16"}, "text_embedding": text, "optimizer": optimizer}
     for dotted, value in given.items():
         *above, key = dotted.split("__")
         place: dict[str, Any] = tree
@@ -396,6 +397,8 @@ RANDOM = {f"masking__random_mask__{name}": value for name, value in {"enabled": 
         ({**RANDOM, "masking__mask_complete": "text"}, {"task.masking": {"complete": "text"}}),
         ({"text_embedding__model_name": "SapBERT", "text_embedding__qwen_instr": "x"},
          {"task.text.name": "sapbert", "task.text.instruction": None}),
+        ({"text_embedding__embedding_filename": "a.parquet", "text_embedding__pooling_type": "cls"},
+         {"task.text": {"kind": "vectors", "name": "a.parquet", "pooling": "cls"}}),
         ({"optimizer__vision_model__name": "adam", "optimizer__vision_model__momentum": 0.9},
          {"optimizer.groups.image": {"kind": "adam", "learning_rate": 0.001}}),
         ({"checkpoint__load_from": "runs/a"}, {"trainer.init_from": "runs/a"}),

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -170,21 +172,26 @@ def test_the_call_of_ret_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert model.manifest.metrics["test"]["mean_recall"] is not None
 
 
-def test_the_image_and_text_workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole example, on a small dataset and small towers; its warm-up, masking and two optimizers stay."""
+@pytest.mark.parametrize("embeddings", ["texts.parquet", None])
+def test_the_image_and_text_workflow(embeddings: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole example on a small dataset and a small tower: vectors that are there, or an encoder."""
     rows = rows_of()
-    write_dataset(tmp_path / "root", rows)
+    folder = write_dataset(tmp_path / "root", rows)
+    vectors = {row["image_id"]: [float(number), 1.0] for number, row in enumerate(rows) if row["text_desc"]}
+    (folder / "embeddings").mkdir()
+    table = pa.table({"id": list(vectors), "vector": list(vectors.values())})
+    pq.write_table(table, folder / "embeddings" / "texts.parquet")
     monkeypatch.setenv("CONSILIUM_DATA", str(tmp_path / "root"))
     tree = yaml.safe_load((EXAMPLES / "image_text.yaml").read_text(encoding="utf-8"))
     tree["data"] |= {"datasets": ["isic", "derm1m"], "derm1m_sources": ["edu"], "min_samples_per_label": 4}
-    tree["text_embedding"]["model_name"] = str(write_encoder(tmp_path / "text"))
+    tree["text_embedding"] |= {"model_name": str(write_encoder(tmp_path / "text")), "embedding_filename": embeddings}
     tree["output"] |= {"save_dir": str(tmp_path / "runs"), "wandb_project": None}
-    tree["image"]["img_size"], tree["training"]["num_epochs"] = [32, 32], 4
+    tree["image"]["img_size"], tree["text_embedding"]["max_length"] = [32, 32], 32
     path = tmp_path / "theirs.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     small = ["task.vision={name: test_resnet, pretrained: false}", f"data.store.root={tmp_path / 'stores'}"]
-    found = converted("python", "main.py", "--config", str(path))
-    model = trained(found, tmp_path, *small, "task.text.context_length=32")
+    model = trained(converted("python", "main.py", "--config", str(path)), tmp_path, *small)
     assert model.task.labels.names == ("melanoma", "nevus")
-    (answer,) = model.predict([consilium.Query(text="Seen twice.")])
-    assert answer["modalities"] == ["text"]
+    assert model.manifest.task.text.kind == ("hf" if embeddings is None else "vectors")
+    (answer,) = model.predict([consilium.Query(str(folder / "imgs" / "1.png"))])
+    assert answer["modalities"] == ["image"]

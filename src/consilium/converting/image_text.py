@@ -206,12 +206,20 @@ def _mask(modality: str) -> Rule:
     return rule
 
 
-# -- Text --------------------------------------------------------------------------------------------------------------
+def _computed(rule: Rule) -> Rule:
+    """A rule of the text encoder, which is not there where its vectors are."""
+
+    def either(value: Any, given: Given) -> Outcome:
+        there = _value(given, "text_embedding.embedding_filename") is not None
+        return _says("embedding_filename has the vectors already") if there else rule(value, given)
+
+    return either
 
 
 def _encoder(value: Any, given: Given) -> Outcome:
-    name = text(value)
-    return Outcome(ours={"task.text.name": name.lower() if name.lower() in SHORT_TEXTS else name})
+    """An encoder that stays as it is, as always there."""
+    name = text(value).lower() if text(value).lower() in SHORT_TEXTS else text(value)
+    return Outcome(ours={"task.text.name": name, "task.text.freeze.kind": "tower"})
 
 
 def _instruction(value: Any, given: Given) -> Outcome:
@@ -221,6 +229,11 @@ def _instruction(value: Any, given: Given) -> Outcome:
     note = "in the form that Qwen3-Embedding was trained with"
     whole_words = words if words.startswith("Instruct:") else f"Instruct: {words}\nQuery:"
     return Outcome(ours={"task.text.instruction": whole_words}, note=note)
+
+
+def _vectors(value: Any, given: Given) -> Outcome:
+    ours = {"task.text.kind": "vectors", "task.text.name": text(value)}
+    return Outcome("changed", ours, "a table with id and vector of each case; a bare name lies in the dataset")
 
 
 # -- Training ----------------------------------------------------------------------------------------------------------
@@ -250,12 +263,6 @@ def _optimizer(part: str) -> dict[str, Rule]:
         "eps": _of_kind(part, "eps", *adam),
     }
     return {f"optimizer.{part}.{name}": rule for name, rule in rules.items()}
-
-
-def _annealing(value: Any, given: Given) -> Outcome:
-    if truth(value):
-        return Outcome(ours={"schedule.kind": "cosine"}, note="from step to step, from the first one on")
-    return Outcome(ours={"schedule.kind": "constant"})
 
 
 def _floor(part: str, key: str) -> Rule:
@@ -335,12 +342,12 @@ _MODEL: Mapping[str, Rule] = {
     "masking.random_mask.enabled": lambda value, given: _says("both chances are 0 where it is false"),
     "masking.random_mask.image_prob": _mask("image"),
     "masking.random_mask.text_prob": _mask("text"),
-    "text_embedding.model_name": _encoder,
+    "text_embedding.model_name": _computed(_encoder),
     "text_embedding.batch_size": to("data.loader.eval_batch_size", make=whole, note="at which a frozen tower runs"),
-    "text_embedding.max_length": to("task.text.context_length", make=whole),
+    "text_embedding.max_length": _computed(to("task.text.context_length", make=whole)),
     "text_embedding.pooling_type": one_of("task.text.pooling", _same("mean", "cls", "last_token")),
-    "text_embedding.qwen_instr": _instruction,
-    "text_embedding.embedding_filename": Needless("what `task.text` makes of each text is computed once and kept"),
+    "text_embedding.qwen_instr": _computed(_instruction),
+    "text_embedding.embedding_filename": _vectors,
 }
 _TRAINING: Mapping[str, Rule] = {
     "training.batch_size": to("data.loader.batch_size", make=whole),
@@ -354,7 +361,9 @@ _TRAINING: Mapping[str, Rule] = {
         ours={"data.image.statistics": "data" if truth(value) else "given"}
     ),
     "training.weighted_sampling": where_true({"data.mixture.sampling": "class_balanced"}),
-    "training.scheduler.use_cosine_annealing": _annealing,
+    "training.scheduler.use_cosine_annealing": lambda value, given: Outcome(
+        ours={"schedule.kind": "cosine" if truth(value) else "constant"}, note="from step to step"
+    ),
     "training.scheduler.vision_eta_min": _floor("vision_model", "optimizer.groups.image.floor"),
     "training.scheduler.multimodal_classifier_eta_min": _floor("multimodal_classifier", "schedule.floor"),
     **_optimizer("vision_model"),
@@ -372,9 +381,10 @@ IMAGE_TEXT = Family(
     needs=(
         ("data.dataset", "data.metadata_path"),
         ("vision_model.name",),
+        ("text_embedding.model_name", "text_embedding.embedding_filename"),
         *((f"optimizer.{part}.{key}",) for part in _GROUPS for key in ("name", "learning_rate")),
     ),
-    ours={"task.kind": "fuse", "task.text.freeze.kind": "tower", "trainer.monitor": "log_loss"},
+    ours={"task.kind": "fuse", "trainer.monitor": "log_loss"},
     usual={
         "training.scheduler.use_cosine_annealing": True,
         "vision_model.unfreeze_layers": 0,

@@ -55,6 +55,23 @@ def test_explicit_paths_win() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "data", "place"),
+    [
+        ("a.npz", {"dataset": "v1"}, "data/v1/embeddings/a.npz"),
+        ("a.npz", {"dataset": "v1", "root": "gs://clinic/skin"}, "gs://clinic/skin/v1/embeddings/a.npz"),
+        ("./a.npz", {"dataset": "v1"}, "./a.npz"),
+        ("gs://b/a.npz", {"dataset": "v1"}, "gs://b/a.npz"),
+        ("a.npz", {"sources": [{"kind": "harmonised", "name": "v1", "path": "a.csv"}]}, "a.npz"),
+    ],
+)
+def test_vectors_named_by_their_file_alone_lie_in_the_dataset(name: str, data: dict[str, Any], place: str) -> None:
+    tree = {"name": "a", "task": {"kind": "fuse", "text": {"kind": "vectors", "name": name}}, "data": data}
+    experiment = build(Experiment, tree, origin="test")
+    assert experiment.task.text.name == place
+    assert build(Experiment, experiment.model_dump(mode="json"), origin="test") == experiment
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({}, "`data.sources` is missing|sources"),
