@@ -69,7 +69,7 @@ class MaskingConfig(Config):
     image: Chance = Field(default=0.0, description="Chance that a training case is seen without its image.")
     text: Chance = Field(default=0.0, description="Chance that a training case is seen without its text.")
     metadata: Chance = Field(default=0.0, description="Chance that a training case is seen without its metadata.")
-    withheld: dict[Modality, Chance] = Field(
+    withheld: dict[str, Chance] = Field(
         default={}, description="Share of the training cases that lack a modality from the first epoch to the last."
     )
     ramp_epochs: NoOrMoreEpochs = Field(
@@ -87,12 +87,12 @@ class MaskingConfig(Config):
 
     def shares(self, modalities: Sequence[str]) -> list[float]:
         """Of each modality the share of the training cases from which it is withheld."""
-        return [self.withheld.get(name, 0.0) for name in modalities]  # type: ignore[call-overload]
+        return [self.withheld.get(name, 0.0) for name in modalities]
 
     def check(self, modalities: Sequence[str]) -> None:
         """Masking that leaves nothing of a case, or takes away what is left out anyway, is a ValueError."""
         left = [name for name in modalities if name not in self.left_out]
-        masked = [name for name in (*modalities, *self.withheld) if getattr(self, name) or self.withheld.get(name)]  # type: ignore[call-overload]
+        masked = [name for name in modalities if getattr(self, name) or self.withheld.get(name)]
         if not left:
             raise ValueError(f"masking.complete leaves out {_listed(modalities)}, so that nothing remains of any case")
         if self.left_out and masked and len(left) == 1:
