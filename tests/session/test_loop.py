@@ -39,7 +39,9 @@ from consilium.core.evaluation import Outputs
 from consilium.core.task import Task
 from consilium.data.batches.loader import Loader
 from consilium.data.cases.mixture import Mixture, build_mixture
+from consilium.experiment import Experiment
 from consilium.predictor import Predictor
+from consilium.session import train
 from consilium.session.train import Session
 from consilium.tasks.classify.task import Classify
 from consilium.training.config import CosineConfig, PlateauConfig, SGDConfig, TrainerConfig
@@ -691,6 +693,17 @@ def torchrun(config: Path, folder: Path, *options: str, name: str = "tiny") -> P
     (run,) = (folder / name).iterdir()  # one run folder, whatever the number of processes
     assert (run / "log.txt").read_text(encoding="utf-8").count("training ended") == 1
     return run
+
+
+def by_one_and_by_two(make: Callable[..., Experiment], folder: Path, *overrides: str) -> tuple[Path, Path]:
+    """The runs of an experiment by this process and by two, whose weights must be the same within rounding."""
+    one = train(make(folder / "one", *overrides), reporter=Recorder())
+    assert one is not None
+    experiment, config = make(folder / "two", *overrides), folder / "two.yaml"
+    config.write_text(to_yaml(experiment), encoding="utf-8")
+    two = torchrun(config, folder / "two" / "runs", name=experiment.name)
+    assert_close(*(load_file(run / "model.safetensors") for run in (two, one.folder)))
+    return one.folder, two
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import consilium
-from consilium.core.config import to_yaml
 from consilium.core.errors import ConfigError, TrainingError
 from consilium.experiment import Experiment
 from consilium.models.config import VisionConfig
@@ -23,7 +22,7 @@ from consilium.session import train
 from consilium.training.state import FROZEN, saved_weights
 from tests.models.texts import write_encoder
 from tests.policy.source import REPOSITORY
-from tests.session.test_loop import torchrun
+from tests.session.test_loop import by_one_and_by_two
 from tests.tasks.test_align_contract import experiment_of, square, train_pairs
 from tests.tiny import Recorder, Run, TrainTiny, assert_close, same
 
@@ -164,15 +163,10 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         "optimizer={kind: sgd, learning_rate: 0.05, momentum: 0.9}",
         "trainer.clip_norm=1.0",
     ]
-    one = train(experiment_of(tmp_path / "one", *own), reporter=Recorder())
-    assert one is not None
-    (config := tmp_path / "two.yaml").write_text(to_yaml(experiment_of(tmp_path / "two", *own)), encoding="utf-8")
-    two = torchrun(config, tmp_path / "two" / "runs", name="pairs")
-    expected, weights = (load_file(folder / "model.safetensors") for folder in (one.folder, two))
-    assert_close(weights, expected)
+    one, two = by_one_and_by_two(experiment_of, tmp_path, *own)
     for tower in ("vision", "text"):
         file = Path("adapters") / tower / "adapter_model.safetensors"
-        assert_close(load_file(two / file), load_file(one.folder / file))
+        assert_close(load_file(two / file), load_file(one / file))
 
 
 def two_steps(folder: Path, *, image_size: int, **towers: str) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import consilium
-from consilium.core.config import apply_overrides, build, to_yaml
+from consilium.core.config import apply_overrides, build
 from consilium.core.contracts import Batch, StepOutput
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.batches.rows import Query
@@ -38,8 +39,8 @@ from consilium.training.hooks import read_history
 from tests.contracts.family import FamilyContract
 from tests.data.samples import case_table
 from tests.models.texts import write_encoder
-from tests.session.test_loop import torchrun
-from tests.tiny import Recorder, Run, assert_close
+from tests.session.test_loop import by_one_and_by_two
+from tests.tiny import Recorder, Run
 
 Captions = str | list[str]
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210), "yellow": (210, 200, 40)}
@@ -415,15 +416,8 @@ def test_two_processes_train_as_one(tmp_path: Path, size: int) -> None:
         "trainer.clip_norm=1.0",
     ]
     texts = {name: [f"A {name} square", f"This is {name}", "A square"] for name in COLOURS} if size == 7 else None
-    one = train(experiment_of(tmp_path / "one", *own, texts=texts), reporter=Recorder())
-    assert one is not None
-    (config := tmp_path / "two.yaml").write_text(
-        to_yaml(experiment_of(tmp_path / "two", *own, texts=texts)), encoding="utf-8"
-    )
-    two = torchrun(config, tmp_path / "two" / "runs", name="pairs")
-    expected, weights = (load_file(folder / "model.safetensors") for folder in (one.folder, two))
-    assert_close(weights, expected)
-    rows = [read_history(folder / "history.csv") for folder in (one.folder, two)]
+    one, two = by_one_and_by_two(partial(experiment_of, texts=texts), tmp_path, *own)
+    rows = [read_history(folder / "history.csv") for folder in (one, two)]
     assert len(rows[0]) == len(rows[1])
     for left, right in zip(*rows, strict=True):
         for name in ("step", "cases", "learning_rate_image"):

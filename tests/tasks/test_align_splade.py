@@ -9,18 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import consilium
-from consilium.core.config import to_yaml
 from consilium.data.batches.rows import Query
-from consilium.session import train
 from consilium.tasks.align.task import Align
 from consilium.training.hooks import read_history
 from tests.models.texts import write_encoder
-from tests.session.test_loop import torchrun
+from tests.session.test_loop import by_one_and_by_two
 from tests.tasks.test_align_contract import experiment_of, square, train_pairs
-from tests.tiny import Recorder, assert_close
 
 TEXT = "A square that is red, as number 1 of its kind"
 
@@ -121,8 +117,4 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         "optimizer={kind: sgd, learning_rate: 0.05}",
         "task.text.flops=1.0",
     )
-    one = train(experiment_of(tmp_path / "one", *overrides), reporter=Recorder())
-    assert one is not None
-    (config := tmp_path / "two.yaml").write_text(to_yaml(experiment_of(tmp_path / "two", *overrides)), encoding="utf-8")
-    two = torchrun(config, tmp_path / "two" / "runs", name="pairs")
-    assert_close(load_file(two / "model.safetensors"), load_file(one.folder / "model.safetensors"))
+    by_one_and_by_two(experiment_of, tmp_path, *overrides)

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
 
 import consilium
-from consilium.core.config import apply_overrides, build, to_yaml
+from consilium.core.config import apply_overrides, build
 from consilium.core.errors import ConfigError, DataError, ExportError, ImageError
 from consilium.data.batches.rows import Query
 from consilium.experiment import Experiment
@@ -25,7 +24,7 @@ from consilium.session import train
 from consilium.training.hooks import read_history
 from tests.contracts.family import FamilyContract
 from tests.models.texts import write_encoder
-from tests.session.test_loop import torchrun
+from tests.session.test_loop import by_one_and_by_two
 from tests.tasks.test_align_contract import COLOURS, TREE, square
 from tests.tiny import Recorder, Run, assert_close
 
@@ -261,12 +260,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         "data.loader={batch_size: 7, workers: 0, drop_last: false}",
         "optimizer={kind: sgd, learning_rate: 0.05, momentum: 0.9}",
     ]
-    one = train(experiment_of(tmp_path / "one", *own), reporter=Recorder())
-    assert one is not None
-    (config := tmp_path / "two.yaml").write_text(to_yaml(experiment_of(tmp_path / "two", *own)), encoding="utf-8")
-    two = torchrun(config, tmp_path / "two" / "runs", name="eyes")
-    weights, expected = (load_file(folder / "model.safetensors") for folder in (two, one.folder))
-    assert_close(weights, expected)
-    for left, right in zip(*(read_history(folder / "history.csv") for folder in (two, one.folder)), strict=True):
+    one, two = by_one_and_by_two(experiment_of, tmp_path, *own)
+    for left, right in zip(*(read_history(folder / "history.csv") for folder in (two, one)), strict=True):
         for name in ("train_loss", "val_mean_recall", "val_log_loss"):
             assert float(left[name] or 0) == pytest.approx(float(right[name] or 0), rel=1e-4)

@@ -12,11 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 import consilium
 from consilium.core.answers import Calibration
-from consilium.core.config import build, to_yaml
+from consilium.core.config import build
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.evaluation import Outputs
 from consilium.core.labels import LabelTree
@@ -33,7 +32,7 @@ from consilium.tasks.fuse.config import FuseConfig
 from consilium.tasks.fuse.masking import kept
 from tests.contracts.family import FamilyContract
 from tests.models.texts import write_encoder
-from tests.session.test_loop import torchrun
+from tests.session.test_loop import by_one_and_by_two
 from tests.tasks.test_fuse import DRAWS, FUSIONS
 from tests.tasks.test_fuse_contract import COLOURS, experiment_of, write
 from tests.tiny import Recorder, Run, assert_close
@@ -292,12 +291,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         "data.loader={batch_size: 7, workers: 0, drop_last: false}",
         "optimizer={kind: sgd, learning_rate: 0.05, momentum: 0.9}",
     ]
-    one = train(experiment_with(tmp_path / "one", *own), reporter=Recorder())
-    assert one is not None
-    (config := tmp_path / "two.yaml").write_text(to_yaml(experiment_with(tmp_path / "two", *own)), encoding="utf-8")
-    two = torchrun(config, tmp_path / "two" / "runs", name="fused")
-    weights, expected = (load_file(folder / "model.safetensors") for folder in (two, one.bundle))
-    assert_close(weights, expected)
+    by_one_and_by_two(experiment_with, tmp_path, *own)
 
 
 # -- Asking on the command line ----------------------------------------------------------------------------------------

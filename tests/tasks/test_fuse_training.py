@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 from torch import nn
 
 import consilium
-from consilium.core.config import to_yaml
 from consilium.session import train
 from tests.models.texts import write_encoder
-from tests.session.test_loop import torchrun
+from tests.session.test_loop import by_one_and_by_two
 from tests.tasks.test_fuse_contract import experiment_of
-from tests.tiny import Recorder, Run, assert_close, same
+from tests.tiny import Recorder, Run, same
 
 # Three kinds of optimizer with floors of their own, a tower that begins late and block by block, and all that changes
 # from epoch to epoch; 54 cases in batches of 16, four steps an epoch.
@@ -77,12 +75,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         "schedule={kind: cosine}",
         "trainer.max_epochs=3",
     ]
-    one = train(experiment_of(tmp_path / "one", *own), reporter=Recorder())
-    assert one is not None
-    (config := tmp_path / "two.yaml").write_text(to_yaml(experiment_of(tmp_path / "two", *own)), encoding="utf-8")
-    two = torchrun(config, tmp_path / "two" / "runs", name="fused")
-    expected, weights = (load_file(folder / "model.safetensors") for folder in (one.folder, two))
-    assert_close(weights, expected)
+    by_one_and_by_two(experiment_of, tmp_path, *own)
 
 
 def last(folder: Path, *overrides: str) -> Any:
