@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from consilium.comparison import CompareResult, compare
     from consilium.core.errors import ConsiliumError
+    from consilium.council import Council, build_council, load
     from consilium.crossval import CrossvalResult, cross_validate
     from consilium.data.batches.rows import Query
     from consilium.evaluating import evaluate
     from consilium.experiment import Experiment
-    from consilium.predictor import Predictor, load
+    from consilium.predictor import Predictor
     from consilium.search import Index
     from consilium.session import TrainResult, train
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CompareResult",
     "ConsiliumError",
+    "Council",
     "CrossvalResult",
     "Experiment",
     "Index",
@@ -31,6 +33,7 @@ __all__ = [
     "Query",
     "TrainResult",
     "__version__",
+    "build_council",
     "compare",
     "cross_validate",
     "evaluate",
@@ -41,16 +44,18 @@ __all__ = [
 _HOMES = {
     "CompareResult": "consilium.comparison",
     "ConsiliumError": "consilium.core.errors",
+    "Council": "consilium.council",
     "CrossvalResult": "consilium.crossval",
     "Experiment": "consilium.experiment",
     "Index": "consilium.search",
     "Predictor": "consilium.predictor",
     "Query": "consilium.data.batches.rows",
     "TrainResult": "consilium.session",
+    "build_council": "consilium.council",
     "compare": "consilium.comparison",
     "cross_validate": "consilium.crossval",
     "evaluate": "consilium.evaluating",
-    "load": "consilium.predictor",
+    "load": "consilium.council",
     "train": "consilium.session",
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from consilium.core.licenses import recorded
 from consilium.core.moved import up_to_date
 from consilium.core.section import Knowledge
 from consilium.core.task import Task
-from consilium.manifest import MANIFEST, WEIGHTS, Manifest, read_manifest, refuse_links
+from consilium.manifest import MANIFEST, OTHERS, WEIGHTS, Header, Manifest, read_manifest, refuse_links
 from consilium.models.weights import load_state, load_strict, save_state
 from consilium.tasks.family import Known, Member, family_of
 
@@ -37,17 +38,9 @@ def save_bundle(folder: Path, *, manifest: Manifest, task: Task, members: Iterab
 
 def load_member(folder: Path, manifest: Manifest) -> Member:
     """The task of a bundle with its weights, and of those inside it; whatever is wrong is a BundleError."""
-    inside = {f"{name}/{MANIFEST}": digest for name, digest in manifest.members.items()}
-    refuse_links(folder, [*manifest.files, *inside])
     if not manifest.members and WEIGHTS not in manifest.files:
         raise BundleError(f"{folder / MANIFEST} is damaged: it names no {WEIGHTS}. Copy the bundle again.")
-    for name, digest in {**manifest.files, **inside}.items():
-        if not (folder / name).is_file():
-            raise BundleError(f"{folder / name} is missing, without which the bundle is nothing. Copy it again.")
-        if sha256_of(folder / name) != digest:
-            raise BundleError(
-                f"{folder / name} is not the file that {MANIFEST} names (its checksum differs). Copy the bundle again."
-            )
+    check_files(folder, {**manifest.files, **manifests(manifest)})
     members = {name: load_member(folder / name, read_manifest(folder / name)) for name in manifest.members}
     known = read_known(folder, manifest)
     try:
@@ -60,6 +53,36 @@ def load_member(folder: Path, manifest: Manifest) -> Member:
         raise BundleError(f"bundle {folder} cannot be loaded: {error}") from error
     task.licenses = tuple(recorded(manifest.licenses, source=manifest.name))
     return Member(known.section, known.knowledge, known.image, known.looks, task)
+
+
+def manifests(manifest: Header) -> dict[str, str]:
+    """The checksum of the manifest of each bundle inside, by its place."""
+    return {f"{name}/{MANIFEST}": digest for name, digest in manifest.members.items()}
+
+
+def check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """A file of a bundle that is missing, a link out of it, or not the one with this SHA-256 is a BundleError."""
+    refuse_links(folder, digests)
+    for name, digest in digests.items():
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder / name} is missing, without which the bundle is nothing. Copy it again.")
+        if sha256_of(folder / name) != digest:
+            raise BundleError(
+                f"{folder / name} is not the file that {MANIFEST} names (its checksum differs). Copy the bundle again."
+            )
+
+
+def copy_bundle(folder: Path, target: Path) -> None:
+    """Copy what a bundle is made of, and the bundles inside, without reports and checkpoints; each file is checked."""
+    manifest = read_manifest(folder)
+    check_files(folder, {**manifest.files, **manifests(manifest)})
+    target.mkdir(parents=True)
+    for name in (MANIFEST, *OTHERS, *manifest.files):
+        if (folder / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, target / name)
+    for member in manifest.members:
+        copy_bundle(folder / member, target / member)
 
 
 def read_known(folder: Path, manifest: Manifest) -> Known:

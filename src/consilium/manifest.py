@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from consilium.core.archives import is_archive, unpack_once
 from consilium.core.config import Config
@@ -32,8 +32,8 @@ _PLACE = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 OTHERS = ("config.yaml", "history.csv")  # that are read beside what the manifest names
 
 
-class Manifest(Config):
-    """``bundle.json``: a header that every reader knows, and ``knowledge``, which the family of the task reads.
+class Header(Config):
+    """``bundle.json``, as far as it is the same of every bundle, whatever answers.
 
     ``files`` and ``members`` are named by their place in the folder of the bundle.
     """
@@ -42,18 +42,10 @@ class Manifest(Config):
     consilium_version: str
     created: str
     name: str
-    task: TaskConfig
-    image: ImageConfig
-    looks: AveragingConfig = AveragingConfig()
-    knowledge: dict[str, Any]
     reads: list[str] = Field(description="Fields of a case: image, text, metadata.")
     gives: list[str] = Field(description="Keys of an answer.")
-    seed: int
-    data_fingerprint: str
-    metrics: dict[str, dict[str, float | None]]
-    alpha: float | None = Field(default=None, description="trainer.wise_ft: share of what was learned in the weights.")
     licenses: list[License] | None = Field(default=None, description="Of the starting weights; null: not recorded.")
-    files: dict[str, str] = Field(default={}, description="SHA-256 of weights and tokenizer.")
+    files: dict[str, str] = Field(default={}, description="SHA-256 of weights, tokenizer and indexes.")
     members: dict[str, str] = Field(default={}, description="SHA-256 of the manifest of each bundle inside.")
 
     @field_validator("files", "members")
@@ -64,8 +56,51 @@ class Manifest(Config):
                 raise ValueError(f"'{place}' is no place inside a bundle")
         return named
 
+
+class Manifest(Header):
+    """The manifest of a trained task. ``knowledge`` is what its family reads."""
+
+    task: TaskConfig
+    image: ImageConfig
+    looks: AveragingConfig = AveragingConfig()
+    knowledge: dict[str, Any]
+    seed: int
+    data_fingerprint: str
+    metrics: dict[str, dict[str, float | None]]
+    alpha: float | None = Field(default=None, description="trainer.wise_ft: share of what was learned in the weights.")
+
     def __repr__(self) -> str:
         return f"<Manifest of '{self.name}', {self.created}: {self.task.kind}>"
+
+    __str__ = __repr__
+
+
+class CouncilSection(Config):
+    """Who sits in a council; bundles and indexes are named by their folders inside it."""
+
+    router: str
+    experts: dict[str, str] = Field(description="The expert of each node of the router's tree that has one.")
+    default: str | None = Field(default=None, description="Who answers what no expert is asked about.")
+    generalist: str | None = Field(default=None, description="Who is always asked, too.")
+    indexes: dict[str, str] = Field(default={}, description="The index of each expert that has one.")
+    top_k: int = Field(default=1, ge=1, description="How many experts are asked about a case.")
+
+
+class CouncilManifest(Header):
+    """The manifest of a council."""
+
+    council: CouncilSection
+
+    @model_validator(mode="after")
+    def _those_who_sit_there_are_members(self) -> CouncilManifest:
+        seats = self.council
+        for folder in (seats.router, *seats.experts.values(), seats.default, seats.generalist, *seats.indexes):
+            if folder is not None and folder not in self.members:
+                raise ValueError(f"'{folder}' is none of the members")
+        return self
+
+    def __repr__(self) -> str:
+        return f"<CouncilManifest of '{self.name}', {self.created}: {counted(len(self.council.experts), 'expert')}>"
 
     __str__ = __repr__
 
@@ -162,7 +197,7 @@ def _fetch_whole(bundle: str | Path, path: Path) -> Path:
     while level:
         inside = []
         for here in level:
-            manifest = read_manifest(path / here)
+            manifest = read_header(path / here)
             names += [f"{here}{name}" for name in manifest.files]
             inside += [f"{here}{member}/" for member in manifest.members]
         names += [f"{member}{name}" for member in inside for name in (MANIFEST, *OTHERS)]
@@ -176,7 +211,7 @@ def weights_file(origin: str) -> Path:
     if is_archive(origin) or (Path(origin).is_dir() if not is_remote(origin) else not exists(origin)):
         folder = local_bundle(origin)
         refuse_links(folder)
-        if (folder / MANIFEST).is_file() and (members := read_manifest(folder).members):
+        if (folder / MANIFEST).is_file() and (members := read_header(folder).members):
             raise BundleError(
                 f"{origin} holds {counted(len(members), 'bundle')} and no weights of its own; give one of them, "
                 f"{folder / next(iter(members))} for instance."
@@ -213,7 +248,18 @@ def _no_bundle(folder: Path) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The checked manifest of a bundle; anything wrong is a BundleError."""
+    """The checked manifest of a trained task; anything wrong, and a council, is a BundleError."""
+    found = read_header(folder)
+    if isinstance(found, CouncilManifest):
+        raise BundleError(
+            f"{folder} is a council of {counted(len(found.members), 'bundle')}, but one trained bundle is expected "
+            f"here; give one of them, {folder / found.council.router} for instance."
+        )
+    return found
+
+
+def read_header(folder: Path) -> Manifest | CouncilManifest:
+    """The checked manifest of any bundle; anything wrong is a BundleError."""
     refuse_links(folder)
     path = folder / MANIFEST
     if not path.is_file():
@@ -237,6 +283,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"know; it knows {', '.join(kinds())}. Update Consilium."
         )
     try:
+        if "council" in tree:
+            return CouncilManifest.model_validate(tree)
         return Manifest.model_validate(_upgraded(tree))
     except ValidationError as error:
         first = error.errors()[0]

@@ -5,29 +5,26 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
-import glob
 import json
-import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from consilium.core.errors import ConfigError, DataError, MissingExtraError
+from consilium.core.errors import ConfigError, MissingExtraError
 from consilium.core.evaluation import Outputs
 from consilium.core.explain import nearest
 from consilium.core.files import atomic_file
-from consilium.core.places import facts, is_remote, join, local_path, matches
 from consilium.core.reporter import Reporter, counted, some
 from consilium.core.task import Task
+from consilium.council import load
 from consilium.data.batches.rows import FoundItems, Item, Query
-from consilium.data.case import column_name, printable
-from consilium.data.sources.files import IMAGE_EXTENSIONS, counted_reasons, images_under
-from consilium.predictor import Predictor
+from consilium.data.case import printable
+from consilium.inputs import find_images
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,52 @@ class PredictionSummary:
     skipped: Mapping[str, int] = field(default_factory=dict)
 
 
-_GLOB = "*?["
-_TABLES: Mapping[str, Literal["csv", "jsonl", "parquet"]] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 _EMBEDDINGS = (".npz", ".parquet", ".pt")
 _ENDINGS = (".jsonl", ".csv", *_EMBEDDINGS)
 _ROWS = 4096  # answers that a parquet file takes at once
+
+
+class Answerer(Protocol):
+    """A bundle that is asked about files: one of a trained task, or a council."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The names of the views of a case that it tells apart; (): it takes them as they come."""
+        ...
+
+    @property
+    def meta_columns(self) -> tuple[str, ...]:
+        """The metadata columns that it reads."""
+        ...
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it reads texts."""
+        ...
+
+    def check_metadata(self, metadata: Mapping[str, str]) -> None:
+        """A value that it cannot read is a DataError."""
+        ...
+
+    def take_vectors(self, place: str, ids: Sequence[str]) -> Container[str]:
+        """Let the vectors of a file take the place of texts; the ids that it has. What reads none is a ConfigError."""
+        ...
+
+    def stream(self, items: Iterable[Item] | Item) -> Iterator[dict[str, Any]]:
+        """A record for every item, in order."""
+        ...
+
+    def columns(self) -> list[str]:
+        """The columns of a table of answers, beside those of the case and of an error; [] where none fits a table."""
+        ...
+
+    def row(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A record as a row of that table."""
+        ...
+
+    def vectors(self) -> dict[str, int]:
+        """The vectors that a record may hold, and their lengths; {} where it holds none."""
+        ...
 
 
 class _Writer(Protocol):
@@ -73,17 +111,15 @@ class Asked:
         found.add([Query(image, self.text, self.metadata)])
         return keys or ["case"], found
 
-    def check(self, task: Task) -> None:
-        """What the task does not read is a ConfigError, a value that it cannot read a DataError."""
-        coder = task.meta_coder()
-        if self.text and task.text_coder() is None:
+    def check(self, model: Answerer) -> None:
+        """What the bundle does not read is a ConfigError, a value that it cannot read a DataError."""
+        if self.text and not model.reads_text:
             raise ConfigError("--text is given, but this bundle reads no text; leave it out.")
-        names = () if coder is None else coder.names
+        names = model.meta_columns
         if unknown := [name for name in self.metadata if name not in names]:
             known = nearest(unknown[0], names, there="it reads") if names else "; it reads none. Leave --meta out."
             raise ConfigError(f"--meta names '{unknown[0]}', which this bundle does not read{known}")
-        if coder is not None:
-            coder.encode(self.metadata)
+        model.check_metadata(self.metadata)
 
 
 def predict_files(
@@ -94,30 +130,31 @@ def predict_files(
     out: Path | None,
     batch_size: int,
     device: str,
+    resident: int | None = None,
     reporter: Reporter,
     vectors: str | None = None,
 ) -> PredictionSummary:
     """Predict everything under ``paths``, or the one case that is ``asked`` about, into ``out``; None: JSON lines.
 
-    Every task writes .jsonl; answers that fit a table .csv; embeddings .npz, .parquet and .pt. ``vectors`` is a file of
-    vectors in the place of the texts, by the ids of rows or the paths of images.
+    Every task writes .jsonl; answers that fit a table .csv; embeddings .npz, .parquet and .pt. ``resident``: of a
+    council, how many experts stay in memory at most. ``vectors`` is a file of vectors in the place of the texts, by the
+    ids of rows or the paths of images.
     """
     if out is not None and out.suffix not in _ENDINGS:
         raise ConfigError(f"--out is {out}; expected a name that ends in {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]}.")
     keys, items = find_images(paths) if asked is None else asked.find(paths)
-    predictor = Predictor.load(bundle, device=device, batch_size=batch_size)
-    task, coder = predictor.task, predictor.task.meta_coder()
+    model: Answerer = load(bundle, device=device, batch_size=batch_size, resident=resident)
     if asked is not None:
-        asked.check(task)
+        asked.check(model)
         if asked.text and vectors is not None:
             raise ConfigError("--text and --vectors are both given; a text is a vector there, so leave --text out.")
-    items.names, items.columns = task.views, () if coder is None else coder.names
-    for note in items.notes(texts=task.text_coder() is not None):
+    items.names, items.columns = model.views, model.meta_columns
+    for note in items.notes(texts=model.reads_text):
         reporter.line(f"note: {note}")
-    found = items if vectors is None else _WithVectors(items, keys, take_vectors(task, vectors, keys))
+    found = items if vectors is None else _WithVectors(items, keys, model.take_vectors(vectors, keys))
     errors, unseen = 0, Counter[tuple[str, str]]()
-    with _open_writer(out, task=task, looks=predictor.looks.looks) as writer:
-        for done, (key, record) in enumerate(zip(keys, predictor.stream(found), strict=True), start=1):
+    with _open_writer(out, model=model) as writer:
+        for done, (key, record) in enumerate(zip(keys, model.stream(found), strict=True), start=1):
             errors += "error" in record
             unseen.update(record.get("unseen", {}).items())
             asked_with = ("image", "text", "metadata")  # a case of a table or a store is told by its id
@@ -146,119 +183,12 @@ class _WithVectors(Sequence[Item]):
         return replace(query, text=key if key in self._known else None)
 
 
-def take_vectors(task: Task, place: str, ids: Sequence[str]) -> Container[str]:
-    """Let a task that reads vectors look those of a file up; the ids that it has.
-
-    A file without a vector of any of ``ids`` is a DataError, a task that reads none a ConfigError.
-    """
-    from consilium.core.vectors import read_vectors
-    from consilium.models.vectors import VectorCoder
-
-    coder = task.text_coder()
-    if not isinstance(coder, VectorCoder):
-        reads = "no texts" if coder is None else "texts themselves"
-        raise ConfigError(f"--vectors is {place}, but this bundle reads {reads}; leave it out.")
-    found = read_vectors(place)
-    found.refuse_strangers(ids)
-    coder.take(found)
-    return found.rows
-
-
-def find_images(paths: Sequence[str]) -> tuple[list[str], FoundItems]:
-    """Names and items of all images under files, folders (whole trees), globs and stores, in a stable order.
-
-    The rows of a table (.csv, .jsonl, .parquet) are asked about with the texts and the metadata that they have.
-    """
-    names: list[str] = []
-    items = FoundItems()
-    for given in paths:
-        path = os.path.expanduser(local_path(given))
-        if not is_remote(path) and (Path(path) / "store.json").is_file():
-            from consilium.data.store.store import Store
-
-            table = Store.open(Path(path)).table
-            names += table.ids
-            items.add((table, row) for row in range(len(table)))
-            continue
-        if (kind := _TABLES.get(Path(path).suffix.lower())) is not None:
-            asked = list(_rows_of(path, kind))
-            names += [name for name, _ in asked]
-            items.add(query for _, query in asked)
-            continue
-        before = items.skipped.copy()
-        try:
-            found = _in_bucket(path, items.skipped) if is_remote(path) else _here(path, items.skipped)
-        except OSError as error:
-            raise DataError(f"{error}.") from error
-        if not found:
-            raise DataError(_nothing(given, path, items.skipped - before))
-        names += found
-        items.add(found)
-    return names, items
-
-
-def _rows_of(path: str, kind: Literal["csv", "jsonl", "parquet"]) -> Iterator[tuple[str, Query]]:
-    """The id and the images, text and metadata of every row of a table; a row that cannot be used is a DataError."""
-    from consilium.data.case import BadRow
-    from consilium.data.sources.config import JsonlSource, TableSource
-    from consilium.data.sources.reading import read_source
-
-    source = JsonlSource(name="row", path=path) if kind == "jsonl" else TableSource(kind=kind, name="row", path=path)
-    for row in read_source(source):
-        if isinstance(row, BadRow):
-            raise DataError(f"{row.file}, line {row.line}: {row.reason}")
-        metadata = {column_name(key): text for key, text in row.meta.items()}
-        yield row.id, Query([view.image for view in row.views] or None, row.text, metadata)
-
-
-def _nothing(given: str, path: str, skipped: Counter[str]) -> str:
-    """What to say where a folder or a glob gives no image."""
-    if skipped:
-        held = f"there is only {counted_reasons(skipped)}"
-    else:
-        held = "the folder is empty" if os.path.isdir(path) else f"nothing matches (looked from {os.getcwd()})"
-    endings = ", ".join(sorted(IMAGE_EXTENSIONS))
-    return f"no image under {given}: {held}. Expected image files ({endings}), a folder that holds some, or a glob."
-
-
-def _here(path: str, skipped: Counter[str]) -> list[str]:
-    if os.path.isdir(path):
-        return _under(path, skipped)
-    if any(sign in path for sign in _GLOB) and not os.path.lexists(path):
-        matched = sorted(glob.glob(_pattern(path), recursive=True))
-        skipped.update("folder" for match in matched if os.path.isdir(match))
-        return [match for match in matched if not os.path.isdir(match)]
-    return [path]  # a missing file gets its error entry, the rest goes on
-
-
-def _under(folder: str, skipped: Counter[str]) -> list[str]:
-    inputs = images_under(folder)
-    skipped.update(inputs.skipped)
-    return sorted(join(folder, file.name) for file in inputs.files)
-
-
-def _pattern(path: str) -> str:
-    """A glob in which the folders that exist by these very names stand for themselves: ``scans [1]/*.png``."""
-    parts = path.split("/")
-    whole = len(parts)
-    while whole and not os.path.lexists("/".join(parts[:whole]) or "/"):
-        whole -= 1
-    return "/".join([*map(glob.escape, parts[:whole]), *parts[whole:]])
-
-
-def _in_bucket(path: str, skipped: Counter[str]) -> list[str]:
-    known = facts(path)
-    if known is not None and not known.is_file:
-        return _under(path, skipped)
-    return matches(path) if known is None and any(sign in path for sign in _GLOB) else [path]
-
-
 @contextlib.contextmanager
-def _open_writer(out: Path | None, *, task: Task, looks: int) -> Iterator[_Writer]:
+def _open_writer(out: Path | None, *, model: Answerer) -> Iterator[_Writer]:
     if out is None:
         yield _JsonLines(sys.stdout)
         return
-    fitting = [".jsonl", *([".csv"] if task.columns() else []), *(_EMBEDDINGS if task.vectors() else [])]
+    fitting = [".jsonl", *([".csv"] if model.columns() else []), *(_EMBEDDINGS if model.vectors() else [])]
     if out.suffix not in fitting:
         raise ConfigError(
             f"--out is {out}, which does not fit the answers of this bundle; it writes {', '.join(fitting)}."
@@ -267,9 +197,9 @@ def _open_writer(out: Path | None, *, task: Task, looks: int) -> Iterator[_Write
         writer: _Writer
         if out.suffix in (".jsonl", ".csv"):
             file = opened.enter_context(temporary.open("w", encoding="utf-8", errors="backslashreplace", newline=""))
-            writer = _JsonLines(file) if out.suffix == ".jsonl" else _Csv(file, task=task, looks=looks)
+            writer = _JsonLines(file) if out.suffix == ".jsonl" else _Csv(file, model=model)
         else:
-            writer = _vectors_writer(temporary, ending=out.suffix, task=task)
+            writer = _vectors_writer(temporary, ending=out.suffix, lengths=model.vectors())
         yield writer
         writer.close()
 
@@ -288,17 +218,17 @@ def write_embeddings(out: Path, outputs: Outputs, *, task: Task) -> None:
     arrays = {name: np.asarray(array) for name, array in given.items() if array is not None}
     first = {name: array if array.ndim == 2 else array[:, 0] for name, array in arrays.items()}
     with atomic_file(out) as temporary:
-        writer = _vectors_writer(temporary, ending=out.suffix, task=task)
+        writer = _vectors_writer(temporary, ending=out.suffix, lengths=task.vectors())
         for n, case in enumerate(outputs.ids):
             own = {name: array[n] for name, array in first.items() if array[n].any()}  # what is missing is zeros
             writer.write({"image": case, **own})
         writer.close()
 
 
-def _vectors_writer(path: Path, *, ending: str, task: Task) -> _Writer:
+def _vectors_writer(path: Path, *, ending: str, lengths: Mapping[str, int]) -> _Writer:
     if ending == ".parquet":
-        return _Parquet(path, task=task)
-    return _Arrays(path, task=task, save=_save_npz if ending == ".npz" else _save_pt)
+        return _Parquet(path, lengths=lengths)
+    return _Arrays(path, lengths=lengths, save=_save_npz if ending == ".npz" else _save_pt)
 
 
 class _JsonLines:
@@ -314,18 +244,18 @@ class _JsonLines:
 
 
 class _Csv:
-    """Columns image and error, and those of the task."""
+    """Columns image and error, and those of the model."""
 
-    def __init__(self, file: Any, *, task: Task, looks: int) -> None:
-        self._task = task
-        columns = task.columns(looks=looks)
+    def __init__(self, file: Any, *, model: Answerer) -> None:
+        self._model = model
+        columns = model.columns()
         answer, rest = columns[:2], columns[2:]
         self._writer = csv.DictWriter(file, ["image", *answer, "error", *rest], restval="", lineterminator="\n")
         self._writer.writeheader()
 
     def write(self, record: dict[str, Any]) -> None:
         place = {"image": record["image"], "error": record.get("error", "")}
-        self._writer.writerow({**place, **self._task.row(record)})
+        self._writer.writerow({**place, **self._model.row(record)})
 
     def close(self) -> None:
         """The file is closed by who opened it."""
@@ -334,12 +264,14 @@ class _Csv:
 class _Arrays:
     """Arrays: ``image`` and ``error`` str [N], and every vector of the task float32 [N, F], NaN where there is none."""
 
-    def __init__(self, path: Path, *, task: Task, save: Callable[[Path, dict[str, np.ndarray]], None]) -> None:
+    def __init__(
+        self, path: Path, *, lengths: Mapping[str, int], save: Callable[[Path, dict[str, np.ndarray]], None]
+    ) -> None:
         self._path = path
         self._save = save
         self._names: list[str] = []
         self._errors: list[str] = []
-        self._blank = {name: np.full(length, np.nan, dtype=np.float32) for name, length in task.vectors().items()}
+        self._blank = {name: np.full(length, np.nan, dtype=np.float32) for name, length in lengths.items()}
         self._vectors: dict[str, list[np.ndarray]] = {name: [] for name in self._blank}
 
     def write(self, record: dict[str, Any]) -> None:
@@ -370,13 +302,13 @@ def _save_pt(path: Path, arrays: dict[str, np.ndarray]) -> None:
 class _Parquet:
     """Columns ``image``, ``error`` (null for none), and every vector of the task as a list of float32."""
 
-    def __init__(self, path: Path, *, task: Task) -> None:
+    def __init__(self, path: Path, *, lengths: Mapping[str, int]) -> None:
         try:
             import pyarrow
             import pyarrow.parquet
         except ImportError as error:
             raise MissingExtraError("a parquet file", "train") from error
-        vectors = [(name, pyarrow.list_(pyarrow.float32(), length)) for name, length in task.vectors().items()]
+        vectors = [(name, pyarrow.list_(pyarrow.float32(), length)) for name, length in lengths.items()]
         schema = pyarrow.schema([("image", pyarrow.string()), ("error", pyarrow.string()), *vectors])
         self._writer = pyarrow.parquet.ParquetWriter(path, schema)
         self._batch = pyarrow.RecordBatch.from_pylist

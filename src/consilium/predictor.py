@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from consilium.bundle import load_member
 from consilium.core.config import build
 from consilium.core.contracts import Batch, Prediction, TextCoder, Views
 from consilium.core.devices import choose_device
-from consilium.core.errors import ConsiliumError, ImageError
+from consilium.core.errors import ConfigError, ConsiliumError, ImageError
 from consilium.core.evaluation import Outputs
 from consilium.core.section import Knowledge
 from consilium.core.task import Task
@@ -112,6 +112,56 @@ class Predictor:
             looks=manifest.looks,
         )
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The names of the views of a case that it tells apart; (): it takes them as they come."""
+        return self.task.views
+
+    @property
+    def meta_columns(self) -> tuple[str, ...]:
+        """The metadata columns that it reads."""
+        coder = self.task.meta_coder()
+        return () if coder is None else coder.names
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it reads texts."""
+        return self.task.text_coder() is not None
+
+    def check_metadata(self, metadata: Mapping[str, str]) -> None:
+        """A value that cannot be read is a DataError."""
+        if (coder := self.task.meta_coder()) is not None:
+            coder.encode(metadata)
+
+    def take_vectors(self, place: str, ids: Sequence[str]) -> Container[str]:
+        """Let a task that reads vectors in the place of texts look those of a file up; the ids that it has.
+
+        A file without a vector of any of ``ids`` is a DataError, a task that reads none a ConfigError.
+        """
+        from consilium.core.vectors import read_vectors
+        from consilium.models.vectors import VectorCoder
+
+        coder = self.task.text_coder()
+        if not isinstance(coder, VectorCoder):
+            reads = "no texts" if coder is None else "texts themselves"
+            raise ConfigError(f"--vectors is {place}, but this bundle reads {reads}; leave it out.")
+        found = read_vectors(place)
+        found.refuse_strangers(ids)
+        coder.take(found)
+        return found.rows
+
+    def columns(self) -> list[str]:
+        """The columns of a table of answers, beside those of the case and of an error; [] where none fits a table."""
+        return self.task.columns(looks=self.looks.looks)
+
+    def row(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A record as a row of that table."""
+        return self.task.row(record)
+
+    def vectors(self) -> dict[str, int]:
+        """The vectors that a record may hold, and their lengths; {} where it holds none."""
+        return self.task.vectors()
+
     def predict(self, images: Iterable[Item] | Item) -> list[dict[str, Any]]:
         """A record for every item, in order: its answer, or ``{"image": ..., "error": ...}``.
 
@@ -135,7 +185,7 @@ class Predictor:
 
     def _records(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
         coder = self.task.meta_coder()
-        source = Items(items, names=self.task.views, columns=() if coder is None else coder.names)
+        source = Items(items, names=self.views, columns=self.meta_columns)
         for row, answer in self._answers(source, range(len(items)), here=source.in_memory()):
             key = source.key(row)
             if isinstance(answer, ConsiliumError):
@@ -266,8 +316,3 @@ def case_outputs(
         unread=unread,
         labels=list(table.labels),
     )
-
-
-def load(bundle: str | Path, *, device: str | torch.device = "auto", batch_size: int = 32) -> Predictor:
-    """Load a bundle: ``consilium.load("runs/router/...").predict(["a.png"])``."""
-    return Predictor.load(bundle, device=device, batch_size=batch_size)

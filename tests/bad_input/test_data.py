@@ -155,7 +155,7 @@ def test_predictions_go_on_past_images_that_cannot_be_read(
     answer = cli("predict", tiny_run.folder, images, images / "none.jpg", "--out", out)
     assert answer.code == 1
     broken = {str(images / name): reason for name, _, reason in DAMAGE.values()}
-    assert f"{len(broken) + 1} of 50 images could not be read; see their `error`." in answer.err
+    assert f"{len(broken) + 1} of 50 cases have no answer; see their `error`." in answer.err
     records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert len(records) == 50
     errors = {record["image"]: record["error"] for record in records if "error" in record}

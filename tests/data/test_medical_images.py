@@ -32,7 +32,7 @@ from consilium.data.batches.rows import Items
 from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.data.images.reading import alone, decode, load_view, probe, read_bytes, resize_once
 from consilium.data.store.prepare import prepare
-from consilium.predictions import find_images
+from consilium.inputs import find_images
 from tests.data.medical_samples import dicom_bytes, dicom_dataset, nifti_bytes, packed_bytes
 from tests.data.samples import data_config, read
 

@@ -13,6 +13,7 @@ from tests.policy.source import MODULES, Module, public
 NAMES = [
     "CompareResult",
     "ConsiliumError",
+    "Council",
     "CrossvalResult",
     "Experiment",
     "Index",
@@ -20,6 +21,7 @@ NAMES = [
     "Query",
     "TrainResult",
     "__version__",
+    "build_council",
     "compare",
     "cross_validate",
     "evaluate",

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from consilium.cli.configs import config_app
+from consilium.cli.council import council_app
 from consilium.cli.data import data_app
 from consilium.cli.export import export
 from consilium.cli.models import models_app
@@ -32,6 +33,7 @@ for command in (train, crossval, compare, evaluate, forgetting, predict, index, 
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 app.add_typer(models_app, name="models")
+app.add_typer(council_app, name="council")
 
 
 def _version(show: bool) -> None:

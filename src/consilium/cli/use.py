@@ -109,6 +109,9 @@ def predict(
         typer.Option(help="Vectors in the place of texts, by the ids of rows: a .npz, .pt, .parquet or .csv file."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    resident: Annotated[
+        int | None, typer.Option(min=1, help="Of a council: how many experts stay in memory; default: all.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Predict images, or cases with texts and metadata; an unreadable image gets an error entry and the exit code 1."""
@@ -130,12 +133,13 @@ def predict(
             out=out,
             batch_size=batch_size,
             device=device,
+            resident=resident,
             reporter=console,
         )
     if summary.skipped:  # not where the answers may go
         typer.echo(f"skipped: {counted_reasons(summary.skipped)}", err=True)
     if summary.errors:
-        say(f"{summary.errors} of {summary.cases} images could not be read; see their `error`.")
+        say(f"{summary.errors} of {summary.cases} cases have no answer; see their `error`.")
         raise typer.Exit(1)
 
 

@@ -17,6 +17,7 @@ from consilium.core.places import absolute
 from consilium.core.reporter import Reporter, counted, some
 from consilium.data.batches.rows import Query
 from consilium.data.sources.single import name_of
+from consilium.manifest import Manifest as BundleManifest
 from consilium.predictor import Predictor
 from consilium.search.collection import Entry, Views, collect
 from consilium.search.faiss_index import check_factory
@@ -63,12 +64,11 @@ class Built:
         return f"index {self.folder}: {holds}; {new}" + (f", removed {self.removed:,}" if self.removed else "")
 
 
-def checksum(predictor: Predictor) -> dict[str, str]:
-    """The name and the checksum of the weights of the bundle that a predictor was loaded from."""
-    manifest = predictor.manifest
-    if manifest is None:
+def checksum(bundle: BundleManifest | None) -> dict[str, str]:
+    """The name of a bundle and the checksum of its weights, by its manifest."""
+    if bundle is None:
         raise SearchError("an index is of a trained bundle; load one with consilium.load.")
-    return {"name": manifest.name, "checksum": fingerprint([manifest.files, manifest.members])}
+    return {"name": bundle.name, "checksum": fingerprint([bundle.files, bundle.members])}
 
 
 def width_of(predictor: Predictor) -> int:
@@ -82,9 +82,9 @@ def width_of(predictor: Predictor) -> int:
     return width
 
 
-def check_bundle(folder: Path, manifest: Manifest, predictor: Predictor) -> None:
+def check_bundle(folder: Path, manifest: Manifest, bundle: BundleManifest | None) -> None:
     """An index of another bundle is a SearchError: its embeddings lie in another space."""
-    own = checksum(predictor)
+    own = checksum(bundle)
     if manifest.bundle["checksum"] != own["checksum"]:
         theirs = manifest.bundle["name"]
         other = f"bundle '{theirs}'" if theirs != own["name"] else f"another training of '{theirs}'"
@@ -112,18 +112,18 @@ def build_index(
 
 def default_folder(predictor: Predictor, place: str, *, root: Path) -> Path:
     """Where the index of a place lies if nobody says: one for each place and bundle."""
-    key = fingerprint([absolute(place), checksum(predictor)["checksum"]])
+    key = fingerprint([absolute(place), checksum(predictor.manifest)["checksum"]])
     return root / f"{name_of(place)}-{key[:8]}"
 
 
 def _build(
     predictor: Predictor, places: Sequence[str], *, out: Path, faiss: str | None, width: int, reporter: Reporter
 ) -> Built:
-    bundle = checksum(predictor)
+    bundle = checksum(predictor.manifest)
     earlier, content = None, None
     if (out / MANIFEST).is_file():
         earlier = read_manifest(out)
-        check_bundle(out, earlier, predictor)
+        check_bundle(out, earlier, predictor.manifest)
         content = read_content(out, earlier)
         faiss = faiss or earlier.faiss
         places = places or earlier.places

@@ -17,7 +17,7 @@ from consilium.core.reporter import Reporter
 from consilium.data.batches.rows import views_of
 from consilium.data.config import DataConfig
 from consilium.data.sources.single import kind_of, single_source
-from consilium.predictions import find_images
+from consilium.inputs import find_images
 
 if TYPE_CHECKING:
     from consilium.data.store.store import CaseTable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +47,12 @@ class Hit:
     text: str | None = None
     cases: int = 1
     terms: Mapping[str, float] = field(default_factory=dict)
+
+    def tree(self) -> dict[str, Any]:
+        """The result as JSON has it: its rank and the facts of the case, without what there is none of."""
+        found = asdict(self)
+        none = ["row", *(["text", "cases"] if self.text is None else []), *([] if self.terms else ["terms"])]
+        return {name: value for name, value in found.items() if name not in none}
 
 
 class Index:
@@ -96,7 +102,7 @@ class Index:
         width_of(model)
         folder = Path(folder).expanduser()
         manifest = read_manifest(folder)
-        check_bundle(folder, manifest, model)
+        check_bundle(folder, manifest, model.manifest)
         return cls(folder, manifest, read_content(folder, manifest), model)
 
     def search(
@@ -120,11 +126,7 @@ class Index:
         if k < 1:
             raise ConfigError(f"k is {k}; expected 1 or more results.")
         chosen_N = self._chosen(source, label)
-        filtered = source is not None or label is not None
-        if among == "images":
-            rows, vectors = np.flatnonzero(chosen_N & self._has_image_N), self._content.images_ND
-        else:
-            rows, vectors = self._texts_of(chosen_N), self._content.texts_TD
+        rows = np.flatnonzero(chosen_N & self._has_image_N) if among == "images" else self._texts_of(chosen_N)
         if not chosen_N.any():
             raise ConfigError(f"no case of the index is of the source '{source}' and has the label '{label}'.")
         if not len(rows):
@@ -132,10 +134,30 @@ class Index:
             raise ConfigError(f"none of {counted(int(chosen_N.sum()), 'case')} has {what} to search among.")
         if among == "terms":
             return self._by_terms(answer, rows, chosen_N, k=k)
-        query_D = np.array(answer[f"{'image' if text is None else 'text'}_embedding"], dtype=np.float32)
-        if among == "images" and self.manifest.faiss is not None and not filtered:
+        vector = answer[f"{'image' if text is None else 'text'}_embedding"]
+        return self._nearest(vector, rows, chosen_N, k=k, among=among, all_images=source is None and label is None)
+
+    def nearest(self, answer: Mapping[str, Any], *, k: int) -> list[Hit]:
+        """The ``k`` nearest cases to what the model answered of an image, or where it had none of a text.
+
+        Images are searched; where the index has none, texts. An answer without an embedding has no near cases.
+        """
+        vector = answer.get("image_embedding", answer.get("text_embedding"))
+        if vector is None:
+            return []
+        among: Among = "images" if self.manifest.images else "texts"
+        rows = np.flatnonzero(self._has_image_N) if among == "images" else np.arange(len(self._content.texts))
+        return self._nearest(vector, rows, np.ones(len(self), dtype=bool), k=k, among=among, all_images=True)
+
+    def _nearest(
+        self, vector: Sequence[float], rows: np.ndarray, chosen_N: np.ndarray, *, k: int, among: Among, all_images: bool
+    ) -> list[Hit]:
+        """The rows, of images or of texts, whose embeddings are nearest; ``all_images``: where faiss may search."""
+        query_D = np.array(vector, dtype=np.float32)
+        if among == "images" and self.manifest.faiss is not None and all_images:
             places_K, similarity_K = self._faiss.nearest(query_D, count=k)
         else:
+            vectors = self._content.images_ND if among == "images" else self._content.texts_TD
             gallery = vectors if len(rows) == len(vectors) else vectors[rows]
             (places_K,), (similarity_K,) = nearest(query_D[None], gallery, count=k)
         found = zip(rows[places_K].tolist(), similarity_K.tolist(), strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +87,9 @@ class Results:
 
     def tree(self) -> dict[str, Any]:
         """All of it, to be written as JSON."""
-        hits = [asdict(hit) for hit in self.hits]
-        for hit in hits:
-            del hit["row"]
-            if self.among == "images":
-                del hit["text"], hit["cases"]
-            if self.among != "terms":
-                del hit["terms"]
         asked = {"text": self.query.text} if self.query.text else {"image": str(self.query.image)}
         about = {"index": str(self.index.folder), "bundle": dict(self.index.manifest.bundle), "among": self.among}
-        return {"query": asked, **about, "filters": self.filters, "hits": hits}
+        return {"query": asked, **about, "filters": self.filters, "hits": [hit.tree() for hit in self.hits]}
 
     def page(self, *, images: bool) -> str:
         """One HTML file that needs no other; without ``images`` it has no picture."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from consilium.core.answers import Calibration
 from consilium.core.evaluation import Evaluation, Evaluator, Outputs
+from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter
 from consilium.core.section import Knowledge, TaskSection
 from consilium.data.batches.readers import Images
@@ -71,6 +73,16 @@ class Member(Known):
     """A bundle inside another, or one that a config names, with its weights."""
 
     task: Task
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What the answers of a task with labels are made of; ``threshold``: the least probability of one of several."""
+
+    labels: LabelTree
+    multi_label: bool
+    calibration: Calibration
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -207,6 +219,10 @@ class Family(Protocol[SectionT_contra, KnowledgeT, TaskT]):
     def added(self, task: TaskT, cases: Cases, split: str, *, report: ReportConfig) -> list[AddedTable]:
         """Tables for the report that the task makes of the judged cases once more."""
         return []
+
+    def labelled(self, section: SectionT_contra, knowledge: KnowledgeT) -> Labelled | None:
+        """The labels of the task's answers; None: they have none."""
+        return None
 
     def trained(self, task: TaskT) -> Trained | None:
         """What a trained task is made of, for other libraries; None: it is no single model."""

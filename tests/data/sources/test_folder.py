@@ -10,7 +10,7 @@ import pytest
 
 from consilium.core.errors import ConfigError, DataError
 from consilium.data.sources.files import list_inputs
-from consilium.predictions import find_images
+from consilium.inputs import find_images
 from tests.data.medical_samples import dicom_bytes, dicom_dataset
 from tests.data.samples import data_config, read, write_images, write_jsonl
 

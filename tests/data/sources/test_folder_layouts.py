@@ -13,7 +13,7 @@ from consilium.core.errors import ConfigError, DataError
 from consilium.data.sources.files import list_inputs
 from consilium.data.sources.layout import layout_notes, layout_of
 from consilium.data.store.prepare import prepare
-from consilium.predictions import find_images
+from consilium.inputs import find_images
 from tests.data.medical_samples import dicom_bytes, dicom_dataset
 from tests.data.samples import data_config, image_bytes, read, write_images
 

@@ -18,7 +18,7 @@ from consilium.data.batches.rows import Query
 from consilium.data.case import Mask, Text
 from consilium.data.store.prepare import prepare
 from consilium.data.store.store import CaseTable, Store
-from consilium.predictions import find_images
+from consilium.inputs import find_images
 from tests.data.samples import data_config, write_images, write_jsonl
 
 

@@ -22,7 +22,7 @@ from consilium.evaluation.report.parts import ReportParts
 from consilium.tasks.answers.config import LabelSection
 from consilium.tasks.answers.pool import pool
 from consilium.tasks.answers.targets import LabelKnowledge, study_labels
-from consilium.tasks.family import Ask, Family, Pooled
+from consilium.tasks.family import Ask, Family, Labelled, Pooled
 
 if TYPE_CHECKING:
     from consilium.tasks.answers.answering import Answering
@@ -71,6 +71,10 @@ class LabelFamily(Family[SectionT_contra, KnowledgeT, TaskT]):
             order=section.tree.order,
             seen=knowledge.seen,
         )
+
+    def labelled(self, section: SectionT_contra, knowledge: KnowledgeT) -> Labelled:
+        """The classes, and how validation settled their answers."""
+        return Labelled(knowledge.tree, section.multi_label, knowledge.calibration, section.answers.threshold)
 
     def report(self, section: SectionT_contra, knowledge: KnowledgeT) -> ReportParts:
         """The leaves, from the lowest to the highest grade where they are grades."""
