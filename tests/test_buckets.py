@@ -317,6 +317,19 @@ def test_a_cascade_in_the_bucket_brings_its_networks(bucket: str, tmp_path: Path
             consilium.load(f"{bucket}/{node}/{file}")
 
 
+def test_a_council_in_the_bucket_brings_its_members(
+    bucket: str, tiny_run: Run, tiny_images: Path, tmp_path: Path
+) -> None:
+    folder = consilium.build_council(
+        router=tiny_run.folder, experts={"ct": tiny_run.folder}, out=tmp_path / "council", quiet=True
+    )
+    upload(folder, f"{bucket}/council")
+    images = sorted(map(str, (tiny_images / "test").rglob("*.jpg")))
+    assert consilium.load(f"{bucket}/council").predict(images) == consilium.load(folder).predict(images)
+    places.filesystem(bucket).put_file(shutil.make_archive(str(folder), "zip", folder), f"{bucket}/council.zip")
+    assert consilium.load(f"{bucket}/council.zip").predict(images) == consilium.load(folder).predict(images)
+
+
 def test_a_damaged_or_missing_bundle_in_the_bucket(bucket: str, tiny_run: Run, tmp_path: Path) -> None:
     upload_bundle = [tiny_run.folder / name for name in ("bundle.json", "model.safetensors", "config.yaml")]
     for path in upload_bundle:

@@ -24,6 +24,7 @@ GUIDES = (
     "crossval",
     "compare",
     "predicting",
+    "council",
     "export",
     "from_multimeditron",
     "from_ret_clip",

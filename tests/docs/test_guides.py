@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -182,6 +183,17 @@ def test_fusion_guide_runs(world: Path, warm: Path) -> None:
     printed = follow("fusion", world, warm)
     assert re.search(r"^image alone,.*,image,[-0-9.e]+,$", printed, re.MULTILINE)
     assert re.search(r"^text alone,.*,text,,[-0-9.e]+$", printed, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_council_guide_runs(tmp_path: Path, warm: Path) -> None:
+    printed = follow("council", tmp_path, warm)
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {"dermoscopy", "fundus", "unknown"} == {answer["expert"] for answer in answers}
+    nearest = [json.loads(line) for line in (tmp_path / "nearest.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {len(one["answer"]["nearest"]) for one in nearest if one["expert"] == "fundus"} == {5}
+    assert (tmp_path / "eyes.csv").read_text(encoding="utf-8").startswith("image,route,route_probability,error,expert,")
+    assert printed.splitlines()[-1].startswith("dermoscopy dermoscopy {")
 
 
 @pytest.mark.slow
