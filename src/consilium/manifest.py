@@ -92,11 +92,14 @@ class CouncilManifest(Header):
     council: CouncilSection
 
     @model_validator(mode="after")
-    def _those_who_sit_there_are_members(self) -> CouncilManifest:
+    def _what_it_names_is_inside(self) -> CouncilManifest:
         seats = self.council
-        for folder in (seats.router, *seats.experts.values(), seats.default, seats.generalist, *seats.indexes):
+        for folder in (seats.router, *seats.experts.values(), seats.default, seats.generalist):
             if folder is not None and folder not in self.members:
                 raise ValueError(f"'{folder}' is none of the members")
+        for folder in seats.indexes.values():
+            if not any(file.startswith(f"{folder}/") for file in self.files):
+                raise ValueError(f"'{folder}' is none of the indexes")
         return self
 
     def __repr__(self) -> str:

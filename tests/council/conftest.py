@@ -32,7 +32,7 @@ def classifier(folder: Path, labels: list[str], *overrides: str) -> Path:
     """A classifier of coloured images of these labels, its images beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = coloured_rows(folder, labels, {"train": 6, "val": 3, "test": 4})
-    own = ["optimizer.learning_rate=0.01", "trainer.max_epochs=8", "trainer.max_steps=null"]
+    own = ["optimizer.learning_rate=0.01", "trainer.max_epochs=4", "trainer.max_steps=null"]
     return train_tiny(
         folder, folder / "runs", write_table(folder, rows), f"name={folder.name}", *own, *overrides
     ).folder
@@ -50,6 +50,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     return {
         "sure": router,
         "router": with_thresholds(router, home / "thresholds", [0.6, 0.6]),
+        "flat": classifier(home / "flat", LABELS, "trainer.max_epochs=1"),
         "chest": classifier(home / "chest", CHEST),
         "hand": classifier(home / "hand", ["xray.hand.fracture", "xray.hand.normal"]),
         "general": classifier(home / "general", [*CHEST, "other"]),

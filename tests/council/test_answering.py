@@ -14,6 +14,7 @@ import consilium
 from consilium.core.errors import BundleError, ConfigError
 from consilium.council import Council
 from consilium.data.batches.rows import Query
+from consilium.data.store.store import Store
 from consilium.predictor import Predictor
 from tests.cli.conftest import Cli
 from tests.council.conftest import Bundles, with_thresholds
@@ -272,6 +273,13 @@ def test_the_command_predicts_files_and_writes_tables(
     assert head == "image,route,route_probability,error,expert,label,probability"
     assert [row.split(",")[1] for row in rows][:2] == ["fundus", "skin"]
     assert "without a name" in rows[0]
+    (store,) = (bundles["skin"].parents[2] / "stores").glob("pairs-*")
+    whole = cli("predict", folder, store, "--out", tmp_path / "store.jsonl", "--batch-size", 8, "--device", "cpu")
+    lines = [json.loads(line) for line in (tmp_path / "store.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["image"] for line in lines] == Store.open(store).table.ids
+    texts = [line for line in lines if line.get("expert") == "skin" and "text" in line["answer"].get("modalities", [])]
+    assert len(texts) > 5
+    assert whole.code == 1, "some have no image, which the router needs"
     refused = cli("predict", folder, images[0], "--out", tmp_path / "a.npz")
     assert refused.code == 2
     assert "it writes .jsonl, .csv." in refused.err
@@ -302,6 +310,10 @@ def test_a_member_that_changed_is_refused(build: Build, images: list[str]) -> No
     manifest = folder / "members/skin/bundle.json"
     manifest.write_text(manifest.read_text(encoding="utf-8").replace('"seed": 0', '"seed": 1'), encoding="utf-8")
     with pytest.raises(BundleError, match=r"members/skin/bundle\.json is not the file .* \(its checksum differs\)"):
+        consilium.load(folder)
+    (folder / "members/xray/model.safetensors").unlink()
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"seed": 1', '"seed": 0'), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"members/xray/model\.safetensors is missing, without which"):
         consilium.load(folder)
     shutil.rmtree(folder / "members/skin")
     with pytest.raises(BundleError, match="is missing, without which the bundle is nothing"):

@@ -99,6 +99,11 @@ def newer(tree: dict[str, Any]) -> None:
         ({"experts": {"fundus": "no/such"}}, BundleError, r"the expert of 'fundus': no/such does not exist; give the"),
         ({"experts": {"fundsu": "fundus"}}, ConfigError, r"at 'fundsu', .* 'router'; did you mean `fundus`\?"),
         ({"experts": {"brain": "fundus"}}, ConfigError, r"no node .*; its nodes are: fundus, skin, xray, xray\.chest"),
+        (
+            {"router": "flat", "experts": {"xray": "skin"}},
+            ConfigError,
+            r"at 'xray', .*: it is flat.* Give an expert of xray\.chest, xray\.hand, or .* joint",
+        ),
         ({"experts": {}}, ConfigError, "there is no expert; give one for a node of the router: fundus, skin"),
         ({"experts": {"default": "skin"}}, ConfigError, "at 'default', a name that is taken"),
         ({"router": "fundus"}, ConfigError, "the router 'pairs' answers with image_embedding, text_embedding"),
@@ -173,13 +178,15 @@ def test_a_damaged_manifest_of_a_council_is_refused(build: Build) -> None:
     whole = (folder / "bundle.json").read_text(encoding="utf-8")
     for change, message in (
         (lambda tree: tree["council"].update(router="members/none"), "'members/none' is none of the members"),
-        (lambda tree: tree["council"].update(router="members/skin", experts={}, default=None), None),
+        (
+            lambda tree: tree["council"].update(indexes={"skin": "../elsewhere"}),
+            "'../elsewhere' is none of the indexes",
+        ),
         (lambda tree: tree["members"].update({"../skin": "0"}), "is no place inside a bundle"),
         (lambda tree: tree.update(council=3), "council: Input should be"),
     ):
         tree = json.loads(whole)
         change(tree)
         (folder / "bundle.json").write_text(json.dumps(tree), encoding="utf-8")
-        if message is not None:
-            with pytest.raises(BundleError, match=message):
-                consilium.load(folder)
+        with pytest.raises(BundleError, match=message):
+            consilium.load(folder)

@@ -99,15 +99,18 @@ class Council:
             read_seat(name, folder / place, folder=place)
             for name, place in {ROUTER: section.router, **seat_folders(manifest)}.items()
         ]
+        for file in (folder / seat.folder / name for seat in seats for name in seat.manifest.files):
+            if not file.is_file():
+                raise BundleError(f"{file} is missing, without which the bundle is nothing. Copy it again.")
         labelled = seats[0].labelled
         if labelled is None or labelled.multi_label:
             raise BundleError(f"{folder} is damaged: its router does not answer with one label. Build it again.")
         open_one = partial(Predictor.load, device=choose_device(device), batch_size=batch_size, workers=workers)
 
         def load(place: str) -> Resident:
-            predictor = open_one(folder / place)
-            index = section.indexes.get(place)
-            return Resident(predictor, None if index is None else Index.load(folder / index, predictor))
+            predictor, own = open_one(folder / place), [seat.name for seat in seats if seat.folder == place]
+            places = {name: folder / index for name, index in section.indexes.items() if name in own}
+            return Resident(predictor, {name: Index.load(index, predictor) for name, index in places.items()})
 
         return cls(
             manifest,
@@ -215,10 +218,10 @@ class Council:
         """The records of an expert, with the nearest cases of its index."""
         resident = self._residents.get(seat.folder)
         records = self._ask(resident.predictor, seat, items, rows)
-        if resident.index is not None:
+        if (index := resident.indexes.get(seat.name)) is not None:
             for record in records:
                 if "error" not in record:
-                    record["nearest"] = [hit.tree() for hit in resident.index.nearest(record, k=NEAREST)]
+                    record["nearest"] = [hit.tree() for hit in index.nearest(record, k=NEAREST)]
         return records
 
     def _ask(

@@ -25,6 +25,7 @@ from consilium.council.routing import DEFAULT, GENERALIST, Routing
 from consilium.council.seats import ROUTER, Seat, read_seat
 from consilium.manifest import MANIFEST, CouncilManifest, CouncilSection, local_bundle, read_header
 from consilium.search.building import check_bundle
+from consilium.search.folder import MANIFEST as INDEX
 from consilium.search.folder import read_content
 from consilium.search.folder import read_manifest as read_index
 from consilium.tasks.family import Labelled
@@ -132,6 +133,11 @@ def _tree(router: Seat, experts: Mapping[str, str | Path]) -> LabelTree:
     for node in experts:
         if node not in labelled.labels.names:
             near = nearest(node, labelled.labels.names, there="its nodes are")
+            if below := [label for label in labelled.labels.names if label.startswith(f"{node}.")]:
+                near = (
+                    f": it is flat, so its labels have no nodes above them. Give an expert of {some(below, 5)}, or train "
+                    "the router with task.tree.head: joint."
+                )
             raise ConfigError(f"an expert is to sit at '{node}', which is no node of the router '{name}'{near}")
     return labelled.labels
 
@@ -160,8 +166,8 @@ def _are(experts: int) -> str:
     return f"is {counted(experts, 'expert')}" if experts == 1 else f"are {counted(experts, 'expert')}"
 
 
-def _index(name: str, place: str | Path, seats: Mapping[str, Seat]) -> Path:
-    """The folder of an index; one of nobody is a ConfigError, one of another bundle a SearchError."""
+def _index(name: str, place: str | Path, seats: Mapping[str, Seat]) -> list[Path]:
+    """The files of an index; one of nobody is a ConfigError, one of another bundle a SearchError."""
     known = [seat for seat in seats if seat != ROUTER]
     if name not in known:
         raise ConfigError(f"an index is given for '{name}', who is no expert of the council{nearest(name, known)}")
@@ -176,28 +182,37 @@ def _index(name: str, place: str | Path, seats: Mapping[str, Seat]) -> Path:
         read_content(folder, index)
     except SearchError as error:
         raise SearchError(f"the index of {_who(name)}: {error}") from error
-    return folder
+    return [folder / file for file in (INDEX, *index.files)]
 
 
 def _write(
-    folder: Path, places: Mapping[str, Path], seats: Mapping[str, Seat], *, indexes: Mapping[str, Path], top_k: int
+    folder: Path,
+    places: Mapping[str, Path],
+    seats: Mapping[str, Seat],
+    *,
+    indexes: Mapping[str, list[Path]],
+    top_k: int,
 ) -> CouncilManifest:
     """Copy bundles and indexes into a new folder, and write the manifest that makes it a bundle."""
     own: dict[str, str] = {}  # the folder of each; a bundle that sits twice is copied once
     members: dict[str, str] = {}
     with atomic_folder(folder) as temporary:
-        for name, place in places.items():
-            digest = sha256_of(place / MANIFEST)
+        for name, bundle in places.items():
+            digest = sha256_of(bundle / MANIFEST)
             twin = next((member for member, known in members.items() if known == digest), None)
             own[name] = twin or seats[name].folder
             if twin is None:
                 with _naming(name):
-                    copy_bundle(place, temporary / own[name])
+                    copy_bundle(bundle, temporary / own[name])
                 members[own[name]] = digest
-        searched = {own[name]: f"indexes/{folder_name(name)}" for name in indexes}
-        for name, index in indexes.items():
-            shutil.copytree(index, temporary / searched[own[name]], dirs_exist_ok=True)
-        files = [path for path in (temporary / "indexes").rglob("*") if path.is_file()]
+        searched = {name: f"indexes/{folder_name(name)}" for name in indexes}
+        files: dict[str, str] = {}
+        for name, given in indexes.items():
+            (temporary / searched[name]).mkdir(parents=True)
+            for file in given:
+                place = f"{searched[name]}/{file.name}"
+                shutil.copyfile(file, temporary / place)
+                files[place] = sha256_of(temporary / place)
         manifest = CouncilManifest(
             consilium_version=version("consilium"),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -205,7 +220,7 @@ def _write(
             reads=[field for field in READS if any(field in seat.manifest.reads for seat in seats.values())],
             gives=["route", "expert", "answer"],
             licenses=_licenses(seats),
-            files={str(path.relative_to(temporary)): sha256_of(path) for path in sorted(files)},
+            files=files,
             members=members,
             council=CouncilSection(
                 router=own[ROUTER],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +15,10 @@ from consilium.search import Index
 
 @dataclass(frozen=True)
 class Resident:
-    """An expert with its weights, and its index if it has one."""
+    """A bundle with its weights, and the indexes of those who sit with it, by name."""
 
     predictor: Predictor
-    index: Index | None
+    indexes: Mapping[str, Index]
 
 
 class Residents:
