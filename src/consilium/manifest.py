@@ -76,12 +76,12 @@ class Manifest(Header):
 
 
 class CouncilSection(Config):
-    """Who sits in a council; bundles and indexes are named by their folders inside it."""
+    """The seats of a council; bundles and indexes are named by their folders inside it."""
 
     router: str
     experts: dict[str, str] = Field(description="The expert of each node of the router's tree that has one.")
-    default: str | None = Field(default=None, description="Who answers what no expert is asked about.")
-    generalist: str | None = Field(default=None, description="Who is always asked, too.")
+    default: str | None = Field(default=None, description="The bundle for cases that no expert is asked about.")
+    generalist: str | None = Field(default=None, description="The bundle that is always asked, too.")
     indexes: dict[str, str] = Field(default={}, description="The index of each expert that has one.")
     top_k: int = Field(default=1, ge=1, description="How many experts are asked about a case.")
 

@@ -97,7 +97,7 @@ def test_an_unreadable_image_gets_an_error_entry_and_the_rest_goes_on(cli: Cli, 
     given = [truncated, images / "a.jpg", images / "none.jpg", empty, images / "notes.txt", images / "deep" / "b.jpg"]
     answer = cli("predict", bundle, *given)
     assert answer.code == 1
-    assert "4 of 6 images could not be read" in answer.err
+    assert "4 of 6 cases have no answer" in answer.err
     assert "Traceback" not in answer.err
     assert [record["image"] for record in answer.records] == [str(path) for path in given]
     assert ["error" in record for record in answer.records] == [True, False, True, True, True, False]

@@ -114,8 +114,8 @@ def newer(tree: dict[str, Any]) -> None:
             r"has no thresholds .*wanted_accuracy.*, as expert of fundus, xray\.chest, xray\.hand",
         ),
         ({"top_k": 2}, ConfigError, "top_k is 2, but there is 1 expert; expected 1 to 1"),
-        ({"indexes": {"skn": "x"}}, ConfigError, "for 'skn', who is no expert of the council; did you mean `skin`"),
-        ({"indexes": {"skin": "x"}}, ConfigError, "the bundle 'fused', which has no embeddings to search by"),
+        ({"indexes": {"skn": "x"}}, ConfigError, "for 'skn', which is no expert of the council; did you mean `skin`"),
+        ({"indexes": {"skin": "x"}}, ConfigError, "the bundle 'fused' has no embeddings to search by"),
         (
             {"experts": {"fundus": "fundus"}, "indexes": {"fundus": "none"}},
             SearchError,

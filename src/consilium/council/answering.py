@@ -90,18 +90,8 @@ class Council:
         manifest = read_header(folder)
         if not isinstance(manifest, CouncilManifest):
             raise BundleError(f"{folder} is one bundle and no council; load it with consilium.load.")
-        section, own = (
-            manifest.council,
-            {name: digest for name, digest in manifest.files.items() if name.endswith(INDEX)},
-        )
-        check_files(folder, {**manifests(manifest), **own})
-        seats = [
-            read_seat(name, folder / place, folder=place)
-            for name, place in {ROUTER: section.router, **seat_folders(manifest)}.items()
-        ]
-        for file in (folder / seat.folder / name for seat in seats for name in seat.manifest.files):
-            if not file.is_file():
-                raise BundleError(f"{file} is missing, without which the bundle is nothing. Copy it again.")
+        section = manifest.council
+        seats = _checked_seats(folder, manifest)
         labelled = seats[0].labelled
         if labelled is None or labelled.multi_label:
             raise BundleError(f"{folder} is damaged: its router does not answer with one label. Build it again.")
@@ -127,23 +117,23 @@ class Council:
 
     @property
     def meta_columns(self) -> tuple[str, ...]:
-        """The metadata columns that somebody in the council reads."""
+        """The metadata columns that at least one member reads."""
         return tuple(dict.fromkeys(name for seat in self.seats.values() for name in seat.columns))
 
     @property
     def reads_text(self) -> bool:
-        """Whether somebody in the council reads texts."""
+        """Whether at least one member reads texts."""
         return any(seat.reads_text for seat in self.seats.values())
 
     def check_metadata(self, metadata: Mapping[str, str]) -> None:
-        """Each expert says in its answer what it cannot read."""
+        """Nothing is refused: the answer of each expert names the values that it cannot read."""
 
     def take_vectors(self, place: str, ids: Sequence[str]) -> Container[str]:
         """A council takes no vectors in the place of texts: a ConfigError."""
         raise ConfigError(f"--vectors is {place}, but a council reads texts themselves; ask the expert's own bundle.")
 
     def columns(self) -> list[str]:
-        """The route, who answered, and a label; what else an answer holds fits no table."""
+        """The route, the expert, and its label; what else an answer holds fits no table."""
         return ["route", "route_probability", "expert", "label", "probability"]
 
     def row(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,9 +155,9 @@ class Council:
         """A record for every item, in order; items are those of ``Predictor.predict``.
 
         ``route`` is the record of the router. ``expert`` is the node whose expert answers, or ``default``,
-        ``generalist`` or ``unknown``, and ``answer`` its record, None of nobody; ``nearest`` in it are cases of the
-        index of the expert. Where several were asked, ``asked`` lists the answer and the weight of each, and
-        ``combined`` says whether ``answer`` is their mixture. Where nobody could answer, ``error`` says why.
+        ``generalist`` or ``unknown``, and ``answer`` its record, None for ``unknown``; ``nearest`` in it are cases of
+        the index of the expert. Where several were asked, ``asked`` lists the answer and the weight of each, and
+        ``combined`` says whether ``answer`` is their mixture. Where none of them could answer, ``error`` says why.
         """
         whole = is_one_item(images) or isinstance(images, Sequence)
         return list(self.stream(images if whole else list(images)))  # type: ignore[arg-type]
@@ -263,6 +253,22 @@ class Council:
             if own.weight is not None and own.seat.labelled is not None
         ]
         return None if tree is None or len(weighted) < len(answers) else combined(weighted, tree)
+
+
+def _checked_seats(folder: Path, manifest: CouncilManifest) -> list[Seat]:
+    """The router and the other members; a file that is missing, and a manifest that changed, are BundleErrors.
+
+    Weights are compared with their checksums when they are loaded.
+    """
+    indexes = {f"{place}/{INDEX}" for place in manifest.council.indexes.values()}
+    own = {name: digest for name, digest in manifest.files.items() if name in indexes}
+    check_files(folder, {**manifests(manifest), **own})
+    places = {ROUTER: manifest.council.router, **seat_folders(manifest)}
+    seats = [read_seat(name, folder / place, folder=place) for name, place in places.items()]
+    for file in (folder / seat.folder / name for seat in seats for name in seat.manifest.files):
+        if not file.is_file():
+            raise BundleError(f"{file} is missing, without which the bundle is nothing. Copy it again.")
+    return seats
 
 
 def _unknown_metadata(items: Items, number: int) -> str | None:

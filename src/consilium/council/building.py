@@ -84,17 +84,17 @@ def _new_folder(out: str | Path) -> Path:
     return folder
 
 
-def _who(name: str) -> str:
+def _titled(name: str) -> str:
     return f"the {name}" if name in RESERVED else f"the expert of '{name}'"
 
 
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """A BundleError within it says of whom it is."""
+    """A BundleError within it names the seat that the bundle is for."""
     try:
         yield
     except BundleError as error:
-        raise BundleError(f"{_who(name)}: {error}") from error
+        raise BundleError(f"{_titled(name)}: {error}") from error
 
 
 def _bundle(name: str, place: str | Path) -> Path:
@@ -135,8 +135,8 @@ def _tree(router: Seat, experts: Mapping[str, str | Path]) -> LabelTree:
             near = nearest(node, labelled.labels.names, there="its nodes are")
             if below := [label for label in labelled.labels.names if label.startswith(f"{node}.")]:
                 near = (
-                    f": it is flat, so its labels have no nodes above them. Give an expert of {some(below, 5)}, or train "
-                    "the router with task.tree.head: joint."
+                    f": it is flat, so nothing is above its labels. Give an expert of {some(below, 5)}, or train the "
+                    "router with task.tree.head: joint."
                 )
             raise ConfigError(f"an expert is to sit at '{node}', which is no node of the router '{name}'{near}")
     return labelled.labels
@@ -167,21 +167,22 @@ def _are(experts: int) -> str:
 
 
 def _index(name: str, place: str | Path, seats: Mapping[str, Seat]) -> list[Path]:
-    """The files of an index; one of nobody is a ConfigError, one of another bundle a SearchError."""
+    """The files of an index; one for no expert of the council is a ConfigError, one of another bundle a SearchError."""
     known = [seat for seat in seats if seat != ROUTER]
     if name not in known:
-        raise ConfigError(f"an index is given for '{name}', who is no expert of the council{nearest(name, known)}")
+        raise ConfigError(f"an index is given for '{name}', which is no expert of the council{nearest(name, known)}")
     folder, manifest = Path(place).expanduser(), seats[name].manifest
     if "image_embedding" not in manifest.gives:
         raise ConfigError(
-            f"an index is given for {_who(name)}, the bundle '{manifest.name}', which has no embeddings to search by."
+            f"an index is given for {_titled(name)}, but the bundle '{manifest.name}' has no embeddings to search "
+            "by. Give one of an expert that was trained with task.kind: align."
         )
     try:
         index = read_index(folder)
         check_bundle(folder, index, manifest)
         read_content(folder, index)
     except SearchError as error:
-        raise SearchError(f"the index of {_who(name)}: {error}") from error
+        raise SearchError(f"the index of {_titled(name)}: {error}") from error
     return [folder / file for file in (INDEX, *index.files)]
 
 
@@ -245,7 +246,7 @@ def _lines(manifest: CouncilManifest, seats: Mapping[str, Seat], routing: Routin
     """What a person should know of a new council."""
     rows = [
         {
-            "who": name,
+            "seat": name,
             "bundle": seat.manifest.name,
             "reads": ", ".join(seat.manifest.reads),
             "answers": some(seat.labelled.labels.leaves, 5) if seat.labelled else ", ".join(seat.manifest.gives),

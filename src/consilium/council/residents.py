@@ -1,4 +1,4 @@
-"""The experts that are in memory: each is loaded when it is first asked, and the one asked longest ago makes room."""
+"""The experts in memory: each is loaded when it is first asked; at the limit the least recently used is unloaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from consilium.search import Index
 
 @dataclass(frozen=True)
 class Resident:
-    """A bundle with its weights, and the indexes of those who sit with it, by name."""
+    """A bundle with its weights, and the indexes of the seats that it has, by their names."""
 
     predictor: Predictor
     indexes: Mapping[str, Index]

@@ -13,9 +13,9 @@ DEFAULT, GENERALIST = "default", "generalist"  # experts that sit at no node
 
 @dataclass(frozen=True)
 class Chosen:
-    """An expert, by the node where it sits, and the router's probability that the case is one for it.
+    """An expert, by the node where it sits, and its weight: the probability of the router that the case is its own.
 
-    Its weight is None where the router is not sure enough, or no expert sits at what it answered.
+    The weight is None where the router is not sure enough, or where no expert sits at what it answered.
     """
 
     expert: str
@@ -24,7 +24,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Routing:
-    """Where experts sit in the tree of a router, and who answers for the other cases."""
+    """Where experts sit in the tree of a router, and whether a default answers the other cases."""
 
     tree: LabelTree
     experts: Collection[str]
@@ -36,7 +36,7 @@ class Routing:
 
         Of several on that path it is the deepest. The weight of an expert is the probability of its node without those
         below it where another chosen expert sits. Further experts are the likeliest by the probability that is theirs
-        alone. Where no expert sits on the path, and where there is no answer, it is the default; or nobody.
+        alone. Where no expert sits on the path, and where there is no answer, it is the default, or none.
         """
         label = route.get("label")
         above = [] if label not in self.tree.names else self._path(label)

@@ -1,4 +1,4 @@
-"""Who sits in a council, by what manifests say, and what of a question each of them reads."""
+"""The members of a council as their manifests describe them, and the part of a question that each reads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from consilium.bundle import read_known
+from consilium.council.routing import DEFAULT, GENERALIST
 from consilium.data.batches.rows import Item, Query
 from consilium.manifest import CouncilManifest, Manifest, read_manifest
 from consilium.tasks.family import Labelled, family_of
@@ -51,9 +52,9 @@ def read_seat(name: str, bundle: Path, *, folder: str) -> Seat:
 
 
 def seat_folders(manifest: CouncilManifest) -> dict[str, str]:
-    """The folder of everybody in a council but the router, by name."""
+    """The folders of all members but the router, by the names of their seats."""
     section = manifest.council
-    others = {"default": section.default, "generalist": section.generalist}
+    others = {DEFAULT: section.default, GENERALIST: section.generalist}
     return {**section.experts, **{name: folder for name, folder in others.items() if folder is not None}}
 
 
