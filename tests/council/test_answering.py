@@ -283,6 +283,8 @@ def test_the_command_predicts_files_and_writes_tables(
     refused = cli("predict", folder, images[0], "--out", tmp_path / "a.npz")
     assert refused.code == 2
     assert "it writes .jsonl, .csv." in refused.err
+    vectors = cli("predict", folder, images[0], "--vectors", "notes.npz")
+    assert (vectors.code, "a council reads texts themselves" in vectors.err) == (2, True)
     assert "no council" in cli("predict", bundles["skin"], images[0], "--resident", 2).err
     assert "reads no text" in cli("predict", build(experts={"skin": "chest"}, out="b"), images[0], "--text", "a").err
 
