@@ -25,10 +25,14 @@ from consilium.core.surroundings import Screen
 
 
 class Console:
-    """Shows lines and bars; a context manager, so that the terminal is left clean."""
+    """Shows lines and bars; a context manager, so that the terminal is left clean.
 
-    def __init__(self) -> None:
-        self._console = RichConsole(highlight=False, soft_wrap=True, file=cast("IO[str]", Screen(sys.stdout)))
+    ``beside_answers``: on stderr, since stdout holds answers that another program may read.
+    """
+
+    def __init__(self, *, beside_answers: bool = False) -> None:
+        stream = sys.stderr if beside_answers else sys.stdout
+        self._console = RichConsole(highlight=False, soft_wrap=True, file=cast("IO[str]", Screen(stream)))
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
             TextColumn("{task.description:<12}"),

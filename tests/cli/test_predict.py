@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import consilium
+from consilium.core.reporter import Reporter
 from consilium.data.store.store import Store
+from consilium.predictions import PredictionSummary
 from tests.cli.conftest import Cli
 from tests.tiny import Run
 
@@ -42,6 +44,22 @@ def test_records_are_those_of_python(cli: Cli, bundle: Path, images: Path) -> No
     for record in answer.records:
         assert record["label"] == max(record["probabilities"], key=record["probabilities"].get)
         assert sum(record["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_notes_are_beside_the_answers(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is printed is JSON, line by line, whatever there is to say of the cases."""
+
+    def answered(*_: object, reporter: Reporter, **__: object) -> PredictionSummary:
+        reporter.line("note: of what the cases lack")
+        print(json.dumps({"image": "a"}))  # noqa: T201
+        return PredictionSummary(1, 0)
+
+    monkeypatch.setattr("consilium.predictions.predict_files", answered)
+    printed = cli("predict", tmp_path, "a.png")
+    assert (printed.records, printed.err.strip()) == ([{"image": "a"}], "note: of what the cases lack")
+    written = cli("predict", tmp_path, "a.png", "--out", tmp_path / "a.csv")
+    assert "note: of what the cases lack" in written.out
+    assert written.err == ""
 
 
 def test_folders_and_globs(cli: Cli, bundle: Path, images: Path) -> None:

@@ -124,7 +124,7 @@ def predict(
             "there is nothing to predict; give images, a table, a store, or one case by --text or --meta."
         )
     asked = Asked(text, _metadata(meta or [])) if text or meta else None
-    with Console() as console:
+    with Console(beside_answers=out is None) as console:
         summary = predict_files(
             bundle,
             paths or [],
