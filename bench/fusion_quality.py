@@ -41,7 +41,7 @@ from bench._machine import describe_machine
 from bench._minilm import minilm
 from bench._pairs import FOLDS, Case, read_cases
 from bench._retrieval import interval
-from consilium.core.config import build, merge
+from consilium.core.config import build
 from consilium.core.evaluation import Outputs
 from consilium.core.files import fingerprint
 from consilium.core.reporter import Silent, format_table
@@ -124,33 +124,7 @@ class Trainer:
         """Macro F1 on validation, and the answers to the test cases by what is seen of them."""
         parts = _pairs.split(read_cases(name), fold=fold)
         write_cases(folder / "cases.jsonl", parts)
-        frozen = {"freeze": {"kind": "tower"}}
-        tree = {
-            "name": "bench",
-            "seed": seed,
-            "task": {
-                "kind": "fuse",
-                "vision": {"name": MODEL, "pretrained": str(self.weights), **frozen},
-                "text": {
-                    "name": str(minilm()), "pooling": "mean", "context_length": _pairs.SETS[name].context, **frozen,
-                },
-                **change,
-            },
-            "data": {
-                "sources": [{"kind": "jsonl", "name": "cases", "path": str(folder / "cases.jsonl")}],
-                "store": {"root": str(self.out / "stores"), "check_images": "header"},
-                "guards": GUARDS_OFF,
-                "image": {"size": [224, 224], "statistics": "model"},
-                "loader": {"batch_size": 32, "workers": 0},
-            },
-            "optimizer": {"kind": "adamw", "learning_rate": rate, "weight_decay": 0.05},
-            "schedule": {"kind": "cosine", "warmup": 0.1},
-            "trainer": {"max_epochs": EPOCHS, "clip_norm": 1.0, "precision": "fp32", "threads": 1, "device": "cpu"},
-            "evaluation": {"bootstrap_samples": 0},
-            "report": {"images": False},
-            "output": {"root": str(folder / "runs")},
-        }  # fmt: skip
-        experiment = build(Experiment, merge(tree, {}), origin="bench")
+        experiment = self.experiment(name, change, rate, seed, cases=folder / "cases.jsonl", runs=folder / "runs")
         result = train(experiment, quiet=True)
         assert result is not None
         predictor = Predictor.load(result.bundle, device="cpu", batch_size=64, workers=0)
@@ -167,6 +141,38 @@ class Trainer:
             for split in ("val", "test")
         }
         return macro_f1(said["val"]["both"], parts["val"]), said["test"]
+
+    def experiment(
+        self, name: str, change: dict[str, Any], rate: float, seed: int, *, cases: Path, runs: Path
+    ) -> Experiment:
+        """The training of a set with a change of the task and a rate."""
+        frozen = {"freeze": {"kind": "tower"}}
+        tree = {
+            "name": "bench",
+            "seed": seed,
+            "task": {
+                "kind": "fuse",
+                "vision": {"name": MODEL, "pretrained": str(self.weights), **frozen},
+                "text": {
+                    "name": str(minilm()), "pooling": "mean", "context_length": _pairs.SETS[name].context, **frozen,
+                },
+                **change,
+            },
+            "data": {
+                "sources": [{"kind": "jsonl", "name": "cases", "path": str(cases)}],
+                "store": {"root": str(self.out / "stores"), "check_images": "header"},
+                "guards": GUARDS_OFF,
+                "image": {"size": [224, 224], "statistics": "model"},
+                "loader": {"batch_size": 32, "workers": 0},
+            },
+            "optimizer": {"kind": "adamw", "learning_rate": rate, "weight_decay": 0.05},
+            "schedule": {"kind": "cosine", "warmup": 0.1},
+            "trainer": {"max_epochs": EPOCHS, "clip_norm": 1.0, "precision": "fp32", "threads": 1, "device": "cpu"},
+            "evaluation": {"bootstrap_samples": 0},
+            "report": {"images": False},
+            "output": {"root": str(runs)},
+        }  # fmt: skip
+        return build(Experiment, tree, origin="bench")
 
 
 def answered(outputs: Outputs, labels: tuple[str, ...], cases: list[Case]) -> dict[str, list[str]]:

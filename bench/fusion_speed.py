@@ -19,6 +19,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import argparse
+import json
 import multiprocessing
 import statistics
 import tempfile
@@ -30,16 +31,19 @@ import torch
 from torch import nn
 
 from bench import fusion_quality
+from bench._fusion import write_cases
 from bench._machine import describe_machine
+from bench._pairs import read_cases, split
 from consilium.core.contracts import Batch, Texts, Views
 from consilium.core.labels import LabelTree
 from consilium.models.config import FreezeConfig, TextConfig, VisionConfig
+from consilium.session import train
 from consilium.tasks.fuse.config import AuxiliaryConfig, FuseConfig, MaskingConfig
 from consilium.tasks.fuse.task import Fuse
 from consilium.training.config import AdamConfig
 from consilium.training.optim import build_optimizer
 
-FEATURES, CLASSES, STEPS, SETTINGS = 768, 7, 30, 20
+SET, FEATURES, CLASSES, STEPS, SETTINGS = "ham10000 notes", 768, 7, 30, 20
 MASKED = {"masking": MaskingConfig(image=0.2, text=0.3), "auxiliary": AuxiliaryConfig(image=0.3, text=0.3)}
 PLAIN = {"masking": MaskingConfig(), "auxiliary": AuxiliaryConfig()}
 
@@ -123,6 +127,7 @@ class Step:
 def sweep(out: Path) -> None:
     """All settings, by two processes; the features are computed before the clock starts."""
     out.mkdir(parents=True, exist_ok=True)
+    write_cases(out / "cases.jsonl", split(read_cases(SET), fold=0))
     swept(out, [1e-3])
     rates = np.geomspace(1e-4, 1e-2, SETTINGS).tolist()
     start = time.perf_counter()
@@ -136,12 +141,16 @@ def sweep(out: Path) -> None:
 def swept(out: Path, rates: list[float]) -> list[tuple[float, float]]:
     """Macro F1 on validation of each rate."""
     torch.set_num_threads(1)
-    trainer = fusion_quality.Trainer(out)
-    change, found = fusion_quality.ROWS["gated"], []
+    trainer, found = fusion_quality.Trainer(out), []
     for rate in rates:
         with tempfile.TemporaryDirectory(dir=out) as folder:
-            validation, _ = trainer.trained("ham10000 notes", change, 0, rate, 0, Path(folder))
-        found.append((validation, rate))
+            experiment = trainer.experiment(
+                SET, fusion_quality.ROWS["gated"], rate, 0, cases=out / "cases.jsonl", runs=Path(folder)
+            )
+            result = train(experiment, quiet=True)
+            assert result is not None
+            judged = json.loads((result.folder / "metrics.json").read_text(encoding="utf-8"))
+        found.append((judged["val"]["metrics"]["macro_f1"], rate))
     return found
 
 
