@@ -31,6 +31,11 @@ class Answered:
     seconds: float
 
 
+def autogluon_file(out: Path, name: str, *, fold: int) -> Path:
+    """Where AutoGluon's answers to a fold of a set are kept."""
+    return out / name.replace(" ", "_") / f"autogluon-{fold}-0.json"
+
+
 def kept(file: Path) -> Answered | None:
     """What a finished training left."""
     return Answered(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None

@@ -24,7 +24,7 @@ import timm
 import torch
 
 from bench import _pairs
-from bench._fusion import Answered, keep, kept, losing_half, macro_f1
+from bench._fusion import Answered, autogluon_file, keep, kept, losing_half, macro_f1
 from bench._imagenet import MODEL, imagenet_weights
 from bench._machine import describe_machine
 from bench._minilm import minilm
@@ -46,7 +46,7 @@ def main() -> None:
         return
     print(describe_machine())
     for fold in range(FOLDS):
-        file = arguments.out / SET.replace(" ", "_") / f"autogluon-{fold}-0.json"
+        file = autogluon_file(arguments.out, SET, fold=fold)
         if kept(file) is None:
             start = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from bench import _fusion, _pairs
-from bench._fusion import Answered, figures, keep, kept, losing_half, macro_f1, write_cases
+from bench._fusion import Answered, autogluon_file, figures, keep, kept, losing_half, macro_f1, write_cases
 from bench._imagenet import MODEL, imagenet_weights
 from bench._machine import describe_machine
 from bench._minilm import minilm
@@ -189,7 +189,7 @@ def answered(outputs: Outputs, labels: tuple[str, ...], cases: list[Case]) -> di
 
 def autogluon(out: Path, name: str) -> list[Answered] | None:
     """The answers of AutoGluon to every fold, where they are all there."""
-    found = [kept(out / name.replace(" ", "_") / f"autogluon-{fold}-0.json") for fold in range(FOLDS)]
+    found = [kept(autogluon_file(out, name, fold=fold)) for fold in range(FOLDS)]
     return None if None in found else [own for own in found if own is not None]
 
 

@@ -211,9 +211,9 @@ def test_training_straight_from_the_bucket_is_training_on_the_same_files(
 
 def test_a_dataset_of_a_bucket_is_the_same_dataset_on_a_disk(bucket: str, tmp_path: Path) -> None:
     """``data.root`` and ``data.dataset`` train a fusion end to end, with cases that lack the text."""
-    upload(write_dataset(tmp_path / "root", rows_of()), f"{bucket}/root/dataset_v1")
+    upload(write_dataset(tmp_path / "skin", rows_of()), f"{bucket}/skin/dataset_v1")
     weights = []
-    for place in (str(tmp_path / "root"), f"{bucket}/root"):
+    for place in (str(tmp_path / "skin"), f"{bucket}/skin"):
         data = {**TREE["data"], "root": place, "dataset": "dataset_v1", "store": {"root": str(tmp_path / "stores")}}
         data["filters"] = {"origins": {"derm1m": ["edu"]}}
         output = {"root": str(tmp_path / "runs"), "variation": place.partition(":")[0].strip("/").replace("/", "_")}
@@ -224,10 +224,10 @@ def test_a_dataset_of_a_bucket_is_the_same_dataset_on_a_disk(bucket: str, tmp_pa
         weights.append(load_file(result.folder / "model.safetensors"))
     assert same(*weights)
     (answer,) = consilium.load(result.folder).predict(
-        [consilium.Query(f"{bucket}/root/dataset_v1/imgs/1.png", "Seen once.")]
+        [consilium.Query(f"{bucket}/skin/dataset_v1/imgs/1.png", "Seen once.")]
     )
     assert answer["modalities"] == ["image", "text"]
-    with pytest.raises(DataError, match=rf"{bucket}/root/dataset_v9/metadata_all_harmonized\.csv does not exist"):
+    with pytest.raises(DataError, match=rf"{bucket}/skin/dataset_v9/metadata_all_harmonized\.csv does not exist"):
         prepare(build(DataConfig, {**data, "dataset": "dataset_v9"}, origin="test"))
 
 

@@ -64,12 +64,17 @@ def check_files(folder: Path, digests: Mapping[str, str]) -> None:
     """A file of a bundle that is missing, a link out of it, or not the one with this SHA-256 is a BundleError."""
     refuse_links(folder, digests)
     for name, digest in digests.items():
-        if not (folder / name).is_file():
-            raise BundleError(f"{folder / name} is missing, without which the bundle is nothing. Copy it again.")
+        check_there(folder / name)
         if sha256_of(folder / name) != digest:
             raise BundleError(
                 f"{folder / name} is not the file that {MANIFEST} names (its checksum differs). Copy the bundle again."
             )
+
+
+def check_there(file: Path) -> None:
+    """A file of a bundle that is missing is a BundleError."""
+    if not file.is_file():
+        raise BundleError(f"{file} is missing, without which the bundle is nothing. Copy it again.")
 
 
 def copy_bundle(folder: Path, target: Path) -> None:

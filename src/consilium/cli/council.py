@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from consilium.cli.options import on_disk
-from consilium.core.errors import ConfigError
+from consilium.cli.options import by_name, on_disk
 
 council_app = typer.Typer(help="A router and its experts as one bundle.", no_args_is_help=True)
 
@@ -54,12 +53,5 @@ def build(
 
 def _by_node(given: list[str], *, option: str, what: str) -> dict[str, str]:
     """NODE=PLACE as a mapping; each node once."""
-    found: dict[str, str] = {}
-    for item in given:
-        node, _, place = item.partition("=")
-        if not (node and place):
-            raise ConfigError(f"{option} is '{item}'; expected NODE={what}, such as xray.chest=runs/chest/default-1.")
-        if node in found:
-            raise ConfigError(f"{option} gives '{node}' twice: {found[node]} and {place}; a node has one expert.")
-        found[node] = place
-    return found
+    form = f"NODE={what}, such as xray.chest=runs/chest/default-1"
+    return by_name(given, option=option, form=form, once="a node has one expert")

@@ -41,6 +41,19 @@ def refuse_unread(cases: int) -> None:
         raise typer.Exit(1)
 
 
+def by_name(given: list[str], *, option: str, form: str, once: str, empty: bool = False) -> dict[str, str]:
+    """NAME=VALUE as a mapping, each name once; ``form`` says what is expected, ``once`` why a name comes once."""
+    found: dict[str, str] = {}
+    for item in given:
+        name, mark, value = item.partition("=")
+        if not (name and mark and (value or empty)):
+            raise ConfigError(f"{option} is '{item}'; expected {form}.")
+        if name in found:
+            raise ConfigError(f"{option} gives '{name}' twice: {found[name]} and {value}; {once}.")
+        found[name] = value
+    return found
+
+
 def load_experiment(path: str, overrides: list[str] | None) -> Any:
     """The experiment of a YAML file, with overrides."""
     from consilium.experiment import Experiment

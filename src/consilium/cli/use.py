@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from consilium.cli.options import BundlePath, Device, JudgedPath, on_disk, refuse_unread
+from consilium.cli.options import BundlePath, Device, JudgedPath, by_name, on_disk, refuse_unread
 from consilium.core.errors import ConfigError
 from consilium.core.surroundings import say
 
@@ -144,13 +144,5 @@ def predict(
 
 
 def _metadata(given: list[str]) -> dict[str, str]:
-    """COLUMN=VALUE as a mapping; each column once."""
-    found: dict[str, str] = {}
-    for item in given:
-        name, mark, value = item.partition("=")
-        if not (name and mark):
-            raise ConfigError(f"--meta is '{item}'; expected COLUMN=VALUE, such as age=70.")
-        if name in found:
-            raise ConfigError(f"--meta gives '{name}' twice: {found[name]} and {value}; give it once.")
-        found[name] = value
-    return found
+    """COLUMN=VALUE as a mapping; a value may be empty."""
+    return by_name(given, option="--meta", form="COLUMN=VALUE, such as age=70", once="give it once", empty=True)

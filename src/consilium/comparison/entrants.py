@@ -17,7 +17,7 @@ from consilium.data.cases.load import studied_cases
 from consilium.data.store.prepare import prepare
 from consilium.data.store.store import Store
 from consilium.evaluation.config import AveragingConfig, EvaluationConfig
-from consilium.evaluation.labels.modalities import alone
+from consilium.evaluation.report.words import alone
 from consilium.experiment import Experiment
 from consilium.session.origin import with_start
 from consilium.tasks.family import family_of, studying

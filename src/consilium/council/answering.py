@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from consilium.bundle import check_files, manifests
+from consilium.bundle import check_files, check_there, manifests
 from consilium.core.answers import UNKNOWN
 from consilium.core.devices import choose_device
 from consilium.core.errors import BundleError, ConfigError, ImageError
@@ -266,8 +266,7 @@ def _checked_seats(folder: Path, manifest: CouncilManifest) -> list[Seat]:
     places = {ROUTER: manifest.council.router, **seat_folders(manifest)}
     seats = [read_seat(name, folder / place, folder=place) for name, place in places.items()]
     for file in (folder / seat.folder / name for seat in seats for name in seat.manifest.files):
-        if not file.is_file():
-            raise BundleError(f"{file} is missing, without which the bundle is nothing. Copy it again.")
+        check_there(file)
     return seats
 
 

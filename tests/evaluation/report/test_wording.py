@@ -10,10 +10,9 @@ from consilium.core.evaluation import Evaluation, Interval
 from consilium.evaluation.config import EvaluationConfig
 from consilium.evaluation.labels import wording as label_wording
 from consilium.evaluation.labels.classification import _MULTI, _SINGLE
-from consilium.evaluation.labels.modalities import alone
 from consilium.evaluation.labels.tree import ANSWERED, AURC, HIERARCHICAL
 from consilium.evaluation.report import wording
-from consilium.evaluation.report.words import WORDS
+from consilium.evaluation.report.words import WORDS, alone
 from consilium.evaluation.retrieval.evaluator import RetrievalEvaluator
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from consilium.core.evaluation import Evaluation, Evaluator, Outputs
 from consilium.core.labels import LabelTree
+from consilium.evaluation.report.words import alone
 
 MISSING = (0.25, 0.5, 0.75, 1.0)  # shares of the cases that lose a modality
 FIGURES = ("accuracy", "exact_match", "macro_f1", "macro_auroc", "coverage", "answered_accuracy")
@@ -147,11 +148,6 @@ class ModalityEvaluator(Evaluator):
                 | {f"{name} adds": added[place] for place, name in enumerate(self._modalities)}
             )
         return rows
-
-
-def alone(modality: str) -> str:
-    """What the macro F1 of a modality alone is called."""
-    return f"macro_f1_{modality}_only"
 
 
 def under(outputs: Outputs, left_NM: np.ndarray) -> Outputs:

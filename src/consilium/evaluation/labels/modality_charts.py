@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from consilium.evaluation.labels.modalities import alone
 from consilium.evaluation.report import svg
 from consilium.evaluation.report.charts import Series, line_chart
 from consilium.evaluation.report.comparison import ComparedRun
+from consilium.evaluation.report.words import alone
 
 _TONES = ("a", "b", "c")  # of the modalities, of which there are at most three
 _CELL, _TALL = 58, 30  # of the map

@@ -82,9 +82,14 @@ def _of_retrieval() -> Iterator[tuple[str, Word]]:
             )
 
 
+def alone(modality: str) -> str:
+    """What the macro F1 of a modality alone is called."""
+    return f"macro_f1_{modality}_only"
+
+
 WORDS |= _of_retrieval()
 WORDS |= {
-    f"macro_f1_{modality}_only": replace(WORDS["macro_f1"], name=f"Macro F1, {modality} only")
+    alone(modality): replace(WORDS["macro_f1"], name=f"Macro F1, {modality} only")
     for modality in ("image", "text", "metadata")
 }
 _PARTS_OF_TABLES = {
