@@ -81,7 +81,7 @@ def copy_bundle(folder: Path, target: Path) -> None:
     """Copy what a bundle is made of, and the bundles inside, without reports and checkpoints; each file is checked."""
     manifest = read_manifest(folder)
     check_files(folder, {**manifest.files, **manifests(manifest)})
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     for name in (MANIFEST, *OTHERS, *manifest.files):
         if (folder / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ GUIDES = (
     "compare",
     "predicting",
     "council",
+    "another_site",
     "export",
     "from_multimeditron",
     "from_ret_clip",

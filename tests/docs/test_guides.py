@@ -204,6 +204,14 @@ def test_crossval_guide_runs(world: Path) -> None:
 
 
 @pytest.mark.slow
+def test_another_site_guide_runs(world: Path, warm: Path) -> None:
+    printed = follow("another_site", world, warm)
+    assert "hospital: 84 cases" in printed
+    assert (world / "atlas_at_hospital" / "calibration.html").is_file()
+    assert (world / "as_it_was" / "bundle.json").is_file()
+
+
+@pytest.mark.slow
 def test_compare_guide_runs(world: Path) -> None:
     printed = follow("compare", world)
     assert len(list(world.glob("runs/towers/compare-*/*-seed-*/report.html"))) == 2 * 2 + 2 * 3 + 2 * 2

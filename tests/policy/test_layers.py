@@ -27,7 +27,7 @@ LAYERS = (
     ("judge",),
     ("experiment",),
     ("session",),
-    ("series", "evaluating"),
+    ("series", "evaluating", "calibrating", "ensembling"),
     ("crossval", "comparison", "converting", "labelling", "launch", "serving", "demo"),
     ("cli",),
 )

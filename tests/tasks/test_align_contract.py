@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import consilium
+from consilium.calibrating import calibrate
 from consilium.core.config import apply_overrides, build
 from consilium.core.contracts import Batch, StepOutput
 from consilium.core.errors import ConfigError, DataError
@@ -132,6 +133,10 @@ class TestAlign(FamilyContract):
             assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-5)
         (nothing,) = model.predict([Query()])
         assert "neither an image nor a text" in nothing["error"]
+
+    def test_there_is_nothing_to_calibrate(self, run: Run, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"answers with image_embedding, text_embedding, which no temperature"):
+            calibrate(run.folder, data=tmp_path, out=tmp_path / "new", device="cpu", quiet=True)
 
     @pytest.mark.parametrize("ending", ["npz", "parquet", "jsonl", "pt"])
     def test_embeddings_of_a_store_and_of_what_cannot_be_read(self, run: Run, tmp_path: Path, ending: str) -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+import consilium
+from consilium.calibrating import calibrate
 from consilium.core.config import apply_overrides, build
 from consilium.data.batches.rows import Query
 from consilium.experiment import Experiment
 from tests.contracts.family import FamilyContract
+from tests.tiny import Run
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210)}
 SHAPES = ("round", "flat")
@@ -77,3 +81,14 @@ class TestFuse(FamilyContract):
     def queries(cls, experiment: Experiment) -> list[Any]:
         red = np.full((32, 32, 3), COLOURS["red"], dtype=np.uint8)
         return [Query(red, "it is round"), Query(red), Query(text="it is flat")]
+
+    def test_a_site_calibrates_it_with_cases_that_lack_a_modality(self, run: Run, tmp_path: Path) -> None:
+        found = calibrate(run.folder, data=write(tmp_path / "site"), out=tmp_path / "new", device="cpu", quiet=True)
+        asked = self.queries(Experiment.load(run.folder / "config.yaml"))
+        before, after = (consilium.load(own, device="cpu").predict(asked) for own in (run.folder, found.bundle))
+        for old, new in zip(before, after, strict=True):
+            assert (new["label"], new["modalities"]) == (old["label"], old["modalities"])
+            assert new["probabilities"] != old["probabilities"]
+        (texts,) = [row for row in found.drift if row["what"] == "share of cases with a text"]
+        assert texts["site"] == pytest.approx(77 / 90, abs=1e-6)
+        assert not texts["far"]

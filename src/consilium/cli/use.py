@@ -1,4 +1,4 @@
-"""The commands that use a bundle: evaluate, forgetting, predict."""
+"""The commands that use a bundle: evaluate, calibrate, forgetting, predict."""
 
 from __future__ import annotations
 
@@ -48,6 +48,58 @@ def evaluate(
             out=out,
             on_bad_row=on_bad_row,
             embeddings=embeddings,
+            device=device,
+            reporter=console,
+        )
+    refuse_unread(done.unread)
+
+
+def calibrate(
+    bundle: BundlePath,
+    out: Annotated[Path, typer.Option(help="A new folder for the calibrated bundle.", parser=on_disk, metavar="PATH")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Labelled cases of the site: as `consilium evaluate` takes data."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="val, test or all; default: test, or all of a folder or table.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What the calibration is called; default: as the data is.")] = None,
+    wanted_accuracy: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=0.999, help="Of answers; below it, unknown. Default: that of the bundle."),
+    ] = None,
+    restore: Annotated[
+        str | None,
+        typer.Option(help="In the place of --data: go back to this calibration of the bundle (training: the first)."),
+    ] = None,
+    on_bad_row: Annotated[
+        Literal["stop", "quarantine"] | None,
+        typer.Option(help="Stop at rows and images that cannot be used, or leave them out; default: as in training."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Choose temperatures and thresholds anew on a site's own labelled cases, into a new bundle with a report."""
+    from consilium import calibrating
+    from consilium.console import Console
+
+    if (data is None) == (restore is None):
+        raise ConfigError(
+            "calibrate needs the labelled cases of a site (--data) or a calibration to go back to (--restore NAME); "
+            "give one of them."
+        )
+    if restore is not None:
+        typer.echo(f"bundle: {calibrating.restore(bundle, name=restore, out=out)}")
+        return
+    with Console() as console:
+        done = calibrating.calibrate(
+            bundle,
+            data=str(data),
+            out=out,
+            name=name,
+            split=split,
+            wanted_accuracy=wanted_accuracy,
+            on_bad_row=on_bad_row,
             device=device,
             reporter=console,
         )

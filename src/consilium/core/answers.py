@@ -26,6 +26,9 @@ class Calibration(Config):
     it before their softmax (temperature scaling: Guo et al., 2017, arXiv:1706.04599). ``thresholds``: the least
     probability of a path at each level, from the top, that is given as an answer; None: that level is never given.
     ``distances``: the largest distance to a node at each level with which it is given; []: distance does not matter.
+    With any number of labels a case all scores are divided by the temperature of ``root``, the ``offsets`` of labels
+    are added to that (Platt, 1999), and the only threshold is the probability from which on a label is given; []: that
+    of ``task.answers.threshold``.
     """
 
     temperatures: dict[str, Annotated[float, Field(gt=0.0)]] = Field(
@@ -33,6 +36,7 @@ class Calibration(Config):
     )
     thresholds: list[float | None] = Field(default=[], description="Least probability of an answer at each level.")
     wanted_accuracy: float | None = Field(default=None, description="What the thresholds were chosen for.")
+    offsets: dict[str, float] = Field(default={}, description="Added to the scaled score of each label.")
     distances: list[float] = Field(default=[], description="Largest distance of an answer at each level.")
 
     def answers(
@@ -46,6 +50,17 @@ class Calibration(Config):
             distances_NM=distances_NM,
             limits=self.distances,
         )
+
+
+class NamedCalibration(Config):
+    """A calibration that a bundle knows: its name, and the cases that it was chosen on."""
+
+    name: str = Field(description="training, or what the cases of a site are called.")
+    data: str = Field(description="What was given as data.")
+    cases: int = Field(ge=0, description="That it was chosen on.")
+    groups: int = Field(ge=0, description="Patients or other groups among them.")
+    created: str = Field(description="Date and time.")
+    calibration: Calibration
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Self
 
 from consilium.core.config import Config
 from consilium.core.contracts import Needs
+from consilium.core.inputs import InputStatistics
 
 
 class TaskSection(Config):
@@ -90,8 +91,10 @@ class TaskSection(Config):
 class Knowledge(Config):
     """What the training cases taught beside the weights; a bundle keeps it as JSON.
 
-    ``mentions`` are phrases that name a label: sentences with one are taken out of every text that is read.
+    ``mentions`` are phrases that name a label: sentences with one are taken out of every text that is read. ``inputs``
+    say what the training cases are like; None: a bundle of an earlier version, or one that was not trained.
     """
 
     training_cases: int
     mentions: tuple[str, ...] = ()
+    inputs: InputStatistics | None = None

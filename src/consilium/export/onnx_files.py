@@ -42,7 +42,7 @@ class _Images(nn.Module):
         found_BK = self.rest(self.tower(pixel_values))
         if isinstance(self._model, DualEncoder):
             return found_BK
-        return found_BK / self._model.temperatures_K, self._model.probabilities(found_BK)
+        return self._model.scaled(found_BK), self._model.probabilities(found_BK)
 
 
 class _Texts(nn.Module):
@@ -90,7 +90,7 @@ def check_onnx(model: Trained, folder: Path, *, image: ImageConfig) -> list[str]
         with torch.no_grad():
             if isinstance(model, ImageClassifier):
                 logits_BK = model.logits(pixels_BCHW)
-                own = {"logits": logits_BK / model.temperatures_K, "probabilities": model.probabilities(logits_BK)}
+                own = {"logits": model.scaled(logits_BK), "probabilities": model.probabilities(logits_BK)}
                 theirs = dict(zip(own, found, strict=True))
             else:
                 padded = model.tokenizer.pad(

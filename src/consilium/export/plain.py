@@ -48,6 +48,8 @@ def write_plain(model: Trained, folder: Path, *, image: ImageConfig) -> None:
         described["head"] = _layers(model.head)
         described["answers"] = answers(model)
         tensors["temperatures"] = model.temperatures_K
+        if bool(model.offsets_K.any()):  # of a calibration on a site's cases, added to the scores over temperatures
+            tensors["offsets"] = model.offsets_K
     save_state(tensors, folder / WEIGHTS)
     write_json(folder / DESCRIPTION, described)
 

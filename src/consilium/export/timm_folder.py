@@ -76,4 +76,4 @@ def tower_outputs(model: Trained, probe: Probe) -> dict[str, Tensor]:
     """Calibrated scores of a classifier, features of the image tower of an expert."""
     if isinstance(model, DualEncoder):
         return {"features": model.vision(probe.images_BCHW)}
-    return {"features": model.logits(probe.images_BCHW) / model.temperatures_K}
+    return {"features": model.scaled(model.logits(probe.images_BCHW))}

@@ -93,16 +93,21 @@ class ImageClassifier:
     calibration: Calibration
     threshold: float
     temperatures_K: Tensor
+    offsets_K: Tensor
     probabilities: Callable[[Tensor], Tensor]
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """Scores [B, K] before calibration."""
         return self.head(self.vision(images_BCHW))  # type: ignore[no-any-return]
 
+    def scaled(self, logits_BK: Tensor) -> Tensor:
+        """Scores [B, K] as calibration has them."""
+        return logits_BK / self.temperatures_K + self.offsets_K
+
     def last_layer(self) -> tuple[Tensor, Tensor]:
-        """Weight [K, F] and bias [K] of the last layer, divided by the temperatures of calibration."""
+        """Weight [K, F] and bias [K] of the last layer, as calibration has its scores."""
         last = Layers.of(self.head).linear[-1]
-        return last.weight.detach() / self.temperatures_K[:, None], last.bias.detach() / self.temperatures_K
+        return last.weight.detach() / self.temperatures_K[:, None], self.scaled(last.bias.detach())
 
 
 Trained = DualEncoder | ImageClassifier

@@ -10,7 +10,9 @@ from typing import Any
 from consilium.bundle import save_bundle
 from consilium.core.config import to_yaml
 from consilium.core.reporter import Reporter, some
+from consilium.core.section import Knowledge
 from consilium.data.cases.load import LoadedData
+from consilium.data.look.inputs import input_statistics
 from consilium.evaluation.report.page import main_split
 from consilium.evaluation.report.parts import AddedTable
 from consilium.experiment import Experiment
@@ -41,7 +43,7 @@ def finish(
     """Judge on validation and test, once, and write report and bundle; ``members`` are the bundles inside it."""
     section, family = experiment.task, family_of(experiment.task)
     splits = [split for split in ("val", "test") if len(data.cases.rows[split])]
-    knowledge = look_back(predictor, section, data.studied, evaluation=experiment.evaluation, reporter=reporter)
+    knowledge = _taught(predictor, experiment, data, reporter=reporter)
     outputs = predict_splits(predictor, data.studied, splits, reporter=reporter)
     readable = set_aside(data.studied, outputs, reporter=reporter)
     studied, warnings = readable.studied, [*facts.warnings, *readable.warnings, *_unsolved(facts), *_untested(splits)]
@@ -86,6 +88,13 @@ def finish(
     )
     save_bundle(folder, manifest=manifest, task=predictor.task, members=members)
     return RunResult(folder, manifest.metrics, unread=sum(len(own.unread) for own in settled.outputs.values()))
+
+
+def _taught(predictor: Predictor, experiment: Experiment, data: LoadedData[Any], *, reporter: Reporter) -> Knowledge:
+    """What the training cases teach once the task has learned, and what they are like."""
+    found = look_back(predictor, experiment.task, data.studied, evaluation=experiment.evaluation, reporter=reporter)
+    inputs = input_statistics(data.cases.table.select(data.cases.rows["train"]), image=predictor.image)
+    return found.model_copy(update={"inputs": inputs})
 
 
 def _solution(facts: RunFacts) -> list[AddedTable]:

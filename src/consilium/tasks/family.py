@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from consilium.core.answers import Calibration
+from consilium.core.errors import ConfigError
 from consilium.core.evaluation import Evaluation, Evaluator, Outputs
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import Reporter
@@ -17,6 +18,7 @@ from consilium.data.cases.cases import Cases, Studied
 from consilium.data.cases.load import Study
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import AveragingConfig, EvaluationConfig, ReportConfig
+from consilium.evaluation.labels.recalibration import SiteCalibration
 from consilium.evaluation.labels.saliency import SaliencyMap
 from consilium.evaluation.report.parts import AddedTable, ReportParts
 
@@ -48,6 +50,23 @@ class Settled(Generic[KnowledgeT]):
 
     knowledge: KnowledgeT
     outputs: Mapping[str, Outputs]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Whose cases a calibration is chosen on, what was given as data, and the accuracy wanted; None: as before."""
+
+    name: str
+    data: str
+    wanted_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Recalibrated(Generic[KnowledgeT]):
+    """What a bundle knows with a calibration of a site's cases, and what that is worth."""
+
+    knowledge: KnowledgeT
+    found: SiteCalibration
 
 
 @dataclass(frozen=True)
@@ -223,6 +242,23 @@ class Family(Protocol[SectionT_contra, KnowledgeT, TaskT]):
     def labelled(self, section: SectionT_contra, knowledge: KnowledgeT) -> Labelled | None:
         """The labels of the task's answers; None: they have none."""
         return None
+
+    def recalibrated(
+        self,
+        section: SectionT_contra,
+        task: TaskT,
+        knowledge: KnowledgeT,
+        outputs: Outputs,
+        *,
+        site: Site,
+        evaluation: EvaluationConfig,
+    ) -> Recalibrated[KnowledgeT]:
+        """Temperatures and thresholds chosen anew on the cases of a site; asked where answers have probabilities."""
+        raise ConfigError("these answers have no probabilities, so that there is nothing to calibrate.")
+
+    def restored(self, knowledge: KnowledgeT, name: str) -> KnowledgeT:
+        """What a bundle knows with the calibration of that name again, one of those that it keeps."""
+        raise ConfigError(f"this bundle keeps no calibrations, and so none that is called '{name}'.")
 
     def trained(self, task: TaskT) -> Trained | None:
         """What a trained task is made of, for other libraries; None: it is no single model."""

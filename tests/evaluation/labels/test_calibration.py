@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from consilium.core.answers import FAR, answer
 from consilium.core.labels import LabelTree
-from consilium.evaluation.labels.calibration import choose_distances, choose_thresholds, fit_temperatures
+from consilium.evaluation.labels.calibration import (
+    choose_distances,
+    choose_label_threshold,
+    choose_thresholds,
+    fit_labels,
+    fit_temperatures,
+)
 from consilium.evaluation.metrics import calibration_error
 
 FLAT = LabelTree(["a", "b", "c", "d"])
@@ -250,3 +256,53 @@ def test_rounding_in_another_batch_changes_no_answer(cases: list[tuple[int, bool
     if found is not None:
         moved_N = (sure_N * (1 + np.random.default_rng(seed).uniform(-9e-5, 9e-5, len(sure_N)))).astype(np.float32)
         assert ((moved_N >= found) == (sure_N.astype(np.float32) >= found)).all()
+
+
+# -- Any number of labels a case ----------------------------------------------------------------------------------
+
+
+def test_a_known_temperature_and_known_offsets_are_found() -> None:
+    rng = np.random.default_rng(5)
+    scores_NK, offsets_K = rng.normal(0, 3, (4000, 3)), np.array([-1.5, 0.0, 2.0])
+    truth_NK = rng.random((4000, 3)) < 1 / (1 + np.exp(-(scores_NK / 2.5 + offsets_K)))
+    temperature, found_K = fit_labels(scores_NK, truth_NK)
+    assert temperature == pytest.approx(2.5, rel=0.1)
+    assert found_K == pytest.approx(offsets_K, abs=0.2)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12), st.sampled_from([0.1, 1.0, 30.0]))
+def test_nothing_near_what_is_found_is_better(seed: int, cases: int, scale: float) -> None:
+    """Also where a label is in all cases or in none, and where scores say nothing of labels."""
+    rng = np.random.default_rng(seed)
+    scores_NK = rng.normal(0, scale, (cases, 2))
+    truth_NK = rng.random((cases, 2)) < rng.choice([0.0, 0.5, 1.0])
+    temperature, offsets_K = fit_labels(scores_NK, truth_NK)
+
+    def cost(log_t: float, b_K: np.ndarray) -> float:
+        total_NK = scores_NK / math.exp(log_t) + b_K
+        loss = np.logaddexp(0, np.where(truth_NK, -total_NK, total_NK)).sum()
+        return float(loss + log_t**2 / (2 * 0.5**2) + (b_K**2).sum() / 8)
+
+    best = cost(math.log(temperature), np.array(offsets_K))
+    for step in (-0.05, 0.05):
+        assert best <= cost(math.log(temperature) + step, np.array(offsets_K)) + 1e-4
+        for move_K in np.eye(2) * step:
+            assert best <= cost(math.log(temperature), np.array(offsets_K) + move_K) + 1e-4
+
+
+@given(st.integers(0, 10_000), st.integers(1, 10))
+def test_no_threshold_gives_labels_with_a_higher_f1(seed: int, cases: int) -> None:
+    rng = np.random.default_rng(seed)
+    sure_NK = rng.choice([0.05, 0.2, 0.35, 0.5, 0.8, 0.99], (cases, 3)).astype(np.float32)
+    truth_NK = rng.random((cases, 3)) < 0.4
+    found = choose_label_threshold(sure_NK, truth_NK)
+
+    def f1(threshold: float) -> float:
+        given_NK = sure_NK >= threshold
+        return float(2 * (given_NK & truth_NK).sum() / max(1, given_NK.sum() + truth_NK.sum()))
+
+    if not truth_NK.any():
+        assert found is None
+    else:
+        assert found is not None
+        assert f1(found) == pytest.approx(max(f1(threshold) for threshold in np.linspace(0, 1.01, 203)))

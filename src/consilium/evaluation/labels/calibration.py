@@ -15,6 +15,7 @@ from consilium.core.labels import LabelTree
 from consilium.evaluation.labels.hierarchy import judge_paths
 
 _SPREAD = 0.5  # deviation of log temperature that is expected before any case is seen
+_OFFSETS = 2.0  # and of offsets of labels: odds seven times as high or low
 _RANGE = (math.log(0.05), math.log(20.0))
 _MARGIN = 1e-4  # of a probability or distance: as much as another batch or another machine may change it
 
@@ -78,6 +79,47 @@ def choose_thresholds(
         said_N, sure_N = judged.said_NL[:, level], answers.probabilities_NL[:, level]
         thresholds.append(_lowest(sure_N[said_N], judged.right_NL[said_N, level], wanted_accuracy))
     return thresholds
+
+
+def fit_labels(logits_NK: np.ndarray, truth_NK: np.ndarray) -> tuple[float, list[float]]:
+    """The temperature of all labels of cases that have any number of them, and the offset of each label.
+
+    The probability of a label is the sigmoid of its score over the temperature plus its offset (Platt, "Probabilistic
+    outputs for support vector machines", 1999): a site where a label is rarer or more frequent needs the offset.
+    ``logits_NK`` are raw scores, ``truth_NK`` which labels a case has. Minimised is the sum of the negative
+    log-likelihoods of all labels plus the prior of ``fit_temperatures`` and ``b^2 / (2 * 2^2)`` of each offset.
+    """
+    from scipy.optimize import minimize
+
+    scores_NK, truth_NK = logits_NK.astype(np.float64), truth_NK.astype(np.float64)
+
+    def cost(values: np.ndarray) -> tuple[float, np.ndarray]:
+        scaled_NK = scores_NK * math.exp(-values[0])
+        total_NK = scaled_NK + values[1:]
+        wrong_NK = 0.5 * (1 + np.tanh(total_NK / 2)) - truth_NK  # the sigmoid, which cannot overflow
+        loss = (np.logaddexp(0.0, total_NK) - truth_NK * total_NK).sum()
+        loss += values[0] ** 2 / (2 * _SPREAD**2) + (values[1:] ** 2).sum() / (2 * _OFFSETS**2)
+        slope = values[0] / _SPREAD**2 - (wrong_NK * scaled_NK).sum()
+        return float(loss), np.array([slope, *(wrong_NK.sum(axis=0) + values[1:] / _OFFSETS**2)])
+
+    start = np.zeros(1 + scores_NK.shape[1])
+    bounds = [_RANGE, *[(-20.0, 20.0)] * scores_NK.shape[1]]
+    found = minimize(cost, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    return round(math.exp(found[0]), 4), [round(float(value), 4) for value in found[1:]]
+
+
+def choose_label_threshold(probabilities_NK: np.ndarray, truth_NK: np.ndarray) -> float | None:
+    """The probability from which on a label is given with the highest micro F1; None where no case has a label.
+
+    It lies half way between the least probability that it gives and the next one.
+    """
+    order = np.argsort(-probabilities_NK.ravel(), kind="stable")
+    sure_D, right_D = probabilities_NK.ravel()[order].astype(np.float64), np.cumsum(truth_NK.ravel()[order])
+    below_D = np.append(sure_D[1:], 0.0)
+    f1_D = 2 * right_D / (np.arange(1, len(order) + 1) + truth_NK.sum())
+    f1_D[below_D >= sure_D] = 0.0  # equal probabilities are given together
+    best = int(f1_D.argmax())
+    return float((sure_D[best] + below_D[best]) / 2) if f1_D[best] > 0 else None
 
 
 def choose_distances(

@@ -27,19 +27,27 @@ class Answering(Task):
     """
 
     temperatures_K: Tensor
+    offsets_K: Tensor
     paths_KK: Tensor | None
 
     def __init__(self, labels: LabelTree, *, multi_label: bool, threshold: float = 0.5) -> None:
         """``threshold``: with ``multi_label``, the probability from which on a label is given."""
         super().__init__()
         self.labels = labels
-        self.threshold = threshold
+        self._threshold = threshold
         self.multi_label = multi_label
         self.calibration = Calibration()
         # Not saved: they belong to the bundle's manifest. Flat, every path is its own label.
         self.register_buffer("temperatures_K", torch.ones(len(labels)), persistent=False)
+        self.register_buffer("offsets_K", torch.zeros(len(labels)), persistent=False)
         paths_KK = torch.from_numpy(labels.ancestry_MM).float() if labels.nested else None
         self.register_buffer("paths_KK", paths_KK, persistent=False)
+
+    @property
+    def threshold(self) -> float:
+        """With ``multi_label``, the probability from which on a label is given: that of the calibration, if any."""
+        chosen = self.calibration.thresholds[0] if self.multi_label and self.calibration.thresholds else None
+        return self._threshold if chosen is None else chosen
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores [B, K] before softmax among siblings (single label) or sigmoid (multi-label)."""
@@ -52,7 +60,10 @@ class Answering(Task):
             calibration.temperatures.get(self.labels.name_of(self.labels.parent(node)), 1.0)
             for node in range(len(self.labels))
         ]
-        self.temperatures_K = torch.tensor(temperatures, device=self.temperatures_K.device)
+        device = self.temperatures_K.device
+        self.temperatures_K = torch.tensor(temperatures, device=device)
+        offsets = [calibration.offsets.get(name, 0.0) for name in self.labels.names]
+        self.offsets_K = torch.tensor(offsets, device=device)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
@@ -84,7 +95,8 @@ class Answering(Task):
     def prediction(self, logits_BK: Tensor) -> Prediction:
         """What scores [B, K] say, by the calibration."""
         if self.multi_label:
-            return Prediction({"logits": logits_BK, "probabilities": logits_BK.sigmoid()})
+            probabilities_BK = (logits_BK / self.temperatures_K + self.offsets_K).sigmoid()
+            return Prediction({"logits": logits_BK, "probabilities": probabilities_BK})
         log_shares_BK = self._log_shares(logits_BK / self.temperatures_K)
         arrays = {"conditionals": log_shares_BK.exp(), "probabilities": self._log_paths(log_shares_BK).exp()}
         return Prediction({"logits": logits_BK, **arrays})

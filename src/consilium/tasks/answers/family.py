@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from consilium.core.answers import UNKNOWN
-from consilium.core.errors import DataError
+from consilium.core.answers import UNKNOWN, NamedCalibration
+from consilium.core.config import nearest
+from consilium.core.errors import ConfigError, DataError
 from consilium.core.evaluation import Evaluation, Evaluator, Outputs
-from consilium.core.labels import class_order, reading_order
+from consilium.core.labels import LabelTree, class_order, reading_order
 from consilium.core.reporter import Reporter
 from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import ImageConfig
-from consilium.evaluation.config import EvaluationConfig, ReportConfig
+from consilium.evaluation.config import AnswersConfig, EvaluationConfig, ReportConfig
 from consilium.evaluation.labels.classification import ClassificationEvaluator
 from consilium.evaluation.labels.report import label_parts
 from consilium.evaluation.labels.saliency import SaliencyMap
@@ -22,7 +24,7 @@ from consilium.evaluation.report.parts import ReportParts
 from consilium.tasks.answers.config import LabelSection
 from consilium.tasks.answers.pool import pool
 from consilium.tasks.answers.targets import LabelKnowledge, study_labels
-from consilium.tasks.family import Ask, Family, Labelled, Pooled
+from consilium.tasks.family import Ask, Family, Labelled, Pooled, Recalibrated, Site
 
 if TYPE_CHECKING:
     from consilium.tasks.answers.answering import Answering
@@ -46,6 +48,20 @@ def study_answers(
     )
 
 
+def _answers(section: LabelSection, knowledge: LabelKnowledge) -> AnswersConfig:
+    """How answers are given and judged; of any number of labels by the threshold of the calibration, if any."""
+    thresholds = knowledge.calibration.thresholds if section.multi_label else []
+    return section.answers.model_copy(update={"threshold": thresholds[0]}) if thresholds else section.answers
+
+
+def _refuse_unknown(labels: LabelTree, *, key: str) -> None:
+    if UNKNOWN in labels.names:
+        raise DataError(
+            f"a label is '{UNKNOWN}', which is also what task.answers.{key} answers where the model is "
+            f"not sure. Give the label another name (data.rename_labels: {{{UNKNOWN}: other}})."
+        )
+
+
 class LabelFamily(Family[SectionT_contra, KnowledgeT, TaskT]):
     """A family whose tasks are ``Answering``."""
 
@@ -54,15 +70,11 @@ class LabelFamily(Family[SectionT_contra, KnowledgeT, TaskT]):
 
         Where answers may be "unknown", a label of that name is a DataError.
         """
-        labels, answers = knowledge.tree, section.answers
+        labels, answers = knowledge.tree, _answers(section, knowledge)
         if section.multi_label:
             return ClassificationEvaluator(labels, multi_label=True, config=evaluation, answers=answers)
-        if UNKNOWN in labels.names and (answers.wanted_accuracy is not None or answers.distance is not None):
-            key = "distance" if answers.wanted_accuracy is None else "wanted_accuracy"
-            raise DataError(
-                f"a label is '{UNKNOWN}', which is also what task.answers.{key} answers where the model is "
-                f"not sure. Give the label another name (data.rename_labels: {{{UNKNOWN}: other}})."
-            )
+        if answers.wanted_accuracy is not None or answers.distance is not None:
+            _refuse_unknown(labels, key="distance" if answers.wanted_accuracy is None else "wanted_accuracy")
         return TreeEvaluator(
             labels,
             config=evaluation,
@@ -74,7 +86,8 @@ class LabelFamily(Family[SectionT_contra, KnowledgeT, TaskT]):
 
     def labelled(self, section: SectionT_contra, knowledge: KnowledgeT) -> Labelled:
         """The classes, and how validation settled their answers."""
-        return Labelled(knowledge.tree, section.multi_label, knowledge.calibration, section.answers.threshold)
+        threshold = _answers(section, knowledge).threshold
+        return Labelled(knowledge.tree, section.multi_label, knowledge.calibration, threshold)
 
     def report(self, section: SectionT_contra, knowledge: KnowledgeT) -> ReportParts:
         """The leaves, from the lowest to the highest grade where they are grades."""
@@ -126,3 +139,52 @@ class LabelFamily(Family[SectionT_contra, KnowledgeT, TaskT]):
     def doubts(self, section: SectionT_contra, validation: Evaluation) -> list[str]:
         """Thresholds that validation could not give, or gave from few answers."""
         return [] if section.answers.wanted_accuracy is None else rough_thresholds(validation)
+
+    def recalibrated(
+        self,
+        section: SectionT_contra,
+        task: TaskT,
+        knowledge: KnowledgeT,
+        outputs: Outputs,
+        *,
+        site: Site,
+        evaluation: EvaluationConfig,
+    ) -> Recalibrated[KnowledgeT]:
+        """The calibration of the site, beside those that the bundle knew before."""
+        from consilium.tasks.answers.site import calibrate_on_site
+
+        if section.multi_label and site.wanted_accuracy is not None:
+            raise ConfigError(
+                f"--wanted-accuracy is {site.wanted_accuracy:g}, but this bundle gives any number of labels a case, "
+                "each from a threshold on, and leaves nothing unanswered; leave it out."
+            )
+        if site.wanted_accuracy is not None:
+            _refuse_unknown(knowledge.tree, key="wanted_accuracy")
+        kept = knowledge.calibrations or [
+            NamedCalibration(name="training", data="", cases=0, groups=0, created="", calibration=knowledge.calibration)
+        ]
+        if site.name in (names := [own.name for own in kept]):
+            raise ConfigError(
+                f"the bundle already has a calibration called '{site.name}' (it has {', '.join(names)}); give this one "
+                "another --name."
+            )
+        config = section.answers.model_copy(update={"wanted_accuracy": site.wanted_accuracy})
+        found = calibrate_on_site(task, knowledge, outputs, config=config, evaluation=evaluation)
+        new = NamedCalibration(
+            name=site.name,
+            data=site.data,
+            cases=found.cases,
+            groups=found.groups,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            calibration=found.calibration,
+        )
+        known = {"calibration": found.calibration, "calibrations": [*kept, new]}
+        return Recalibrated(knowledge.model_copy(update=known), found)
+
+    def restored(self, knowledge: KnowledgeT, name: str) -> KnowledgeT:
+        """With one of the calibrations that it keeps."""
+        names = [own.name for own in knowledge.calibrations]
+        if name not in names:
+            has = "no calibration but that of its training" if not names else ", ".join(names)
+            raise ConfigError(f"the bundle has {has}, and none called '{name}'{nearest(name, names) if names else ''}")
+        return knowledge.model_copy(update={"calibration": knowledge.calibrations[names.index(name)].calibration})

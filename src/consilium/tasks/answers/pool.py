@@ -25,7 +25,13 @@ def pool(tested: Sequence[tuple[KnowledgeT, Outputs]], *, multi_label: bool) -> 
         own = outputs.known_targets
         targets.append(_spread(own, places, len(labels)) if multi_label else places[own])
     columns = sorted({name for _, outputs in tested for name in outputs.columns})
-    unknown = {"class_counts": [0] * len(labels), "training_cases": 0, "calibration": Calibration(), "seen": {}}
+    unknown = {
+        "class_counts": [0] * len(labels),
+        "training_cases": 0,
+        "calibration": Calibration(),
+        "calibrations": [],
+        "seen": {},
+    }
     together = tested[0][0].model_copy(update={"labels": list(labels.names), **unknown})
     return together, Outputs(
         arrays={"probabilities": np.concatenate(probabilities)},

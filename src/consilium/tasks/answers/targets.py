@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from pydantic import Field
 
-from consilium.core.answers import Calibration
+from consilium.core.answers import Calibration, NamedCalibration
 from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree, reading_order
 from consilium.core.reporter import some
@@ -26,13 +26,15 @@ class LabelKnowledge(Knowledge):
     ``class_counts`` are the training cases of every class; of a node of a tree also those below it. ``tower`` says what
     the image tower is made of, where its config does not, and ``embedding`` what projects its features into the space
     of texts, where the head has a prior there. ``seen`` are the values that training cases have in columns by which
-    figures are given, such as the source.
+    figures are given, such as the source. ``calibrations`` are those that ``consilium calibrate`` keeps, the first that
+    of the training; [] where it was not asked.
     """
 
     labels: list[str]
     nested: bool = False
     class_counts: list[int]
     calibration: Calibration = Calibration()
+    calibrations: list[NamedCalibration] = Field(default=[], description="From the oldest to the newest.")
     tower: ImageLayout | None = None
     embedding: ProjectionLayout | None = None
     seen: dict[str, list[str]] = Field(default={}, description="Values by column.")
@@ -83,6 +85,7 @@ def study_labels(
         class_counts=counts if learns or known is None else known.class_counts,
         training_cases=len(cases.rows["train"]) if learns or known is None else known.training_cases,
         calibration=Calibration() if known is None else known.calibration,
+        calibrations=[] if known is None or learns else known.calibrations,
     )
     if learns:
         odd = [*missing_values(labels.names), *rare_class_warnings(cases, labels=labels, targets=targets)]

@@ -143,6 +143,7 @@ class ClassifyFamily(LabelFamily[ClassifyConfig, LabelKnowledge, "Answering"]):
             calibration=task.calibration,
             threshold=task.threshold,
             temperatures_K=task.temperatures_K,
+            offsets_K=task.offsets_K,
             probabilities=lambda logits_BK: task.prediction(logits_BK).arrays["probabilities"],
         )
 
