@@ -44,9 +44,11 @@ def load_member(folder: Path, manifest: Manifest) -> Member:
     members = {name: load_member(folder / name, read_manifest(folder / name)) for name in manifest.members}
     known = read_known(folder, manifest)
     try:
-        task = family_of(known.section).build(
-            known.section, known.knowledge, image=known.image, members=members, weights=False
-        )
+        family = family_of(known.section)
+        if manifest.ensemble:
+            task = family.ensemble(known.section, known.knowledge, members=members)
+        else:
+            task = family.build(known.section, known.knowledge, image=known.image, members=members, weights=False)
         if WEIGHTS in manifest.files:
             load_strict(task, load_state(folder / WEIGHTS), origin=str(folder))
     except (OSError, ConfigError, DataError, WeightsError) as error:
@@ -113,3 +115,12 @@ def bundle_config(folder: Path) -> dict[str, Any]:
         if not isinstance(tree.get(section), dict):
             raise BundleError(f"{path} is damaged: it has no `{section}` section. Copy the bundle again.")
     return tree
+
+
+def learned_apart(folder: Path) -> bool:
+    """Whether the members of an ensemble learned from different cases, so that none of their data is new to all."""
+    manifest = read_manifest(folder)
+    if not manifest.ensemble:
+        return False
+    data = [bundle_config(folder / member)["data"] for member in manifest.members]
+    return any(own.get(name) != data[0].get(name) for own in data for name in ("sources", "split", "filters"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from consilium.bundle import bundle_config, copy_bundle, read_known
+from consilium.bundle import bundle_config, copy_bundle, learned_apart, read_known
 from consilium.console import reporting
 from consilium.core.config import build
 from consilium.core.errors import ConfigError
@@ -123,7 +123,7 @@ def _judging(
         )
     own = build(DataConfig, tree["data"], origin=str(folder / "config.yaml"))
     given = given_to_judge(path, split=split, own=own, probes=None, on_bad_row=on_bad_row)
-    if given.data.sources == own.sources and given.split in ("train", "all"):
+    if given.data.sources == own.sources and (given.split in ("train", "all") or learned_apart(folder)):
         raise ConfigError(
             f"the split {given.split} of these data taught the bundle its weights: it is surer there than of any new "
             "case. Calibrate on cases that it has not learned from (--split test, or data of the site)."

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from consilium.bundle import bundle_config
+from consilium.bundle import bundle_config, learned_apart
 from consilium.console import reporting
 from consilium.core.config import build
+from consilium.core.errors import ConfigError
 from consilium.core.evaluation import Evaluation
 from consilium.core.reporter import Reporter
 from consilium.data.cases.given import YAML
@@ -85,6 +86,11 @@ def _evaluate_bundle(
     """``evaluate`` for a trained bundle."""
     folder = local_bundle(bundle)
     tree = bundle_config(folder)
+    if data is None and learned_apart(folder):
+        raise ConfigError(
+            f"{folder} is an ensemble whose members learned from different cases of their data (folds): each case "
+            "taught some of them. Give cases that none of them has seen (--data)."
+        )
     own = build(DataConfig, tree["data"], origin=str(folder / "config.yaml"))
     probes = None if data is not None else given_probes(tree, origin=str(folder))
     path = None if data is None else str(data)

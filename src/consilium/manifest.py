@@ -67,6 +67,7 @@ class Manifest(Header):
     seed: int
     data_fingerprint: str
     metrics: dict[str, dict[str, float | None]]
+    ensemble: bool = Field(default=False, description="The members answer together, by the mean of probabilities.")
     alpha: float | None = Field(default=None, description="trainer.wise_ft: share of what was learned in the weights.")
 
     def __repr__(self) -> str:

@@ -14,9 +14,12 @@ import consilium
 from consilium.calibrating import calibrate
 from consilium.core.config import apply_overrides, build
 from consilium.data.batches.rows import Query
+from consilium.ensembling import ensemble
+from consilium.evaluating import evaluate
 from consilium.experiment import Experiment
+from consilium.session import train
 from tests.contracts.family import FamilyContract
-from tests.tiny import Run
+from tests.tiny import Recorder, Run
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210)}
 SHAPES = ("round", "flat")
@@ -92,3 +95,20 @@ class TestFuse(FamilyContract):
         (texts,) = [row for row in found.drift if row["what"] == "share of cases with a text"]
         assert texts["site"] == pytest.approx(77 / 90, abs=1e-6)
         assert not texts["far"]
+
+    def test_two_seeds_answer_as_one_also_without_a_modality(self, run: Run, home: Path, tmp_path: Path) -> None:
+        result = train(self.experiment(home, "seed=1", "output.variation=other"), reporter=Recorder())
+        assert result is not None
+        both = ensemble([run.folder, result.bundle], out=tmp_path / "both", quiet=True)
+        asked = self.queries(Experiment.load(run.folder / "config.yaml"))
+        one, two, together = (
+            consilium.load(own, device="cpu").predict(asked) for own in (run.folder, result.bundle, both)
+        )
+        for first, second, record in zip(one, two, together, strict=True):
+            assert record["modalities"] == first["modalities"]
+            assert record["disagreement"] >= 0
+            for label, probability in record["probabilities"].items():
+                mean = (first["probabilities"][label] + second["probabilities"][label]) / 2
+                assert probability == pytest.approx(mean, abs=2e-6)
+        judged = evaluate(both, out=tmp_path / "judged", device="cpu", quiet=True)
+        assert "modalities" in judged.tables

@@ -16,7 +16,7 @@ from consilium.cli.export import export
 from consilium.cli.models import models_app
 from consilium.cli.search import index, search
 from consilium.cli.training import compare, crossval, demo, train
-from consilium.cli.use import calibrate, evaluate, forgetting, predict
+from consilium.cli.use import calibrate, ensemble, evaluate, forgetting, predict
 from consilium.core.errors import ConsiliumError
 from consilium.core.surroundings import end_without_reader, say, signals_as_ctrl_c, use_utf8
 
@@ -28,7 +28,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, crossval, compare, evaluate, calibrate, forgetting, predict, index, search, export, demo):
+for command in (
+    train,
+    crossval,
+    compare,
+    evaluate,
+    calibrate,
+    ensemble,
+    forgetting,
+    predict,
+    index,
+    search,
+    export,
+    demo,
+):
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")

@@ -1,4 +1,4 @@
-"""The commands that use a bundle: evaluate, calibrate, forgetting, predict."""
+"""The commands that use a bundle: evaluate, calibrate, ensemble, forgetting, predict."""
 
 from __future__ import annotations
 
@@ -104,6 +104,21 @@ def calibrate(
             reporter=console,
         )
     refuse_unread(done.unread)
+
+
+def ensemble(
+    runs: Annotated[
+        list[str], typer.Argument(help="The folders of two trained bundles or more: seeds, folds.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder for the ensemble.", parser=on_disk, metavar="PATH")],
+    name: Annotated[str | None, typer.Option(help="What the ensemble is called; default: NAME-ensemble.")] = None,
+) -> None:
+    """Make one bundle of several with the same labels: the mean of their probabilities, and how far they disagree."""
+    from consilium.console import Console
+    from consilium.ensembling import ensemble as run
+
+    with Console() as console:
+        run(runs, out=out, name=name, reporter=console)
 
 
 def forgetting(

@@ -195,6 +195,17 @@ class Family(Protocol[SectionT_contra, KnowledgeT, TaskT]):
         """The runs that the training is made of, whose bundles become the members of its own; (): it is one run."""
         return ()
 
+    def together(self, members: Mapping[str, Member]) -> Known:
+        """What an ensemble of bundles says of itself; members that do not go together are a DataError."""
+        raise ConfigError(
+            "an ensemble averages probabilities of labels, and these bundles answer with none; give bundles of a task "
+            "that answers with labels."
+        )
+
+    def ensemble(self, section: SectionT_contra, knowledge: KnowledgeT, *, members: Mapping[str, Member]) -> Task:
+        """The members of an ensemble as one task."""
+        raise ConfigError("bundles of this kind have no probabilities to average.")
+
     def image(self, members: Mapping[str, Member]) -> ImageConfig:
         """The images that the members of a bundle take together."""
         return next(iter(members.values())).image

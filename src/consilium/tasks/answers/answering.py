@@ -26,6 +26,7 @@ class Answering(Task):
     looks it also has ``disagreement`` [B]. A task that measures distances adds ``distances`` [B, K] to the nodes.
     """
 
+    disagrees = False  # whether every answer has a ``disagreement``, also to a single look
     temperatures_K: Tensor
     offsets_K: Tensor
     paths_KK: Tensor | None
@@ -34,7 +35,7 @@ class Answering(Task):
         """``threshold``: with ``multi_label``, the probability from which on a label is given."""
         super().__init__()
         self.labels = labels
-        self._threshold = threshold
+        self.threshold = self._given_threshold = threshold
         self.multi_label = multi_label
         self.calibration = Calibration()
         # Not saved: they belong to the bundle's manifest. Flat, every path is its own label.
@@ -42,12 +43,6 @@ class Answering(Task):
         self.register_buffer("offsets_K", torch.zeros(len(labels)), persistent=False)
         paths_KK = torch.from_numpy(labels.ancestry_MM).float() if labels.nested else None
         self.register_buffer("paths_KK", paths_KK, persistent=False)
-
-    @property
-    def threshold(self) -> float:
-        """With ``multi_label``, the probability from which on a label is given: that of the calibration, if any."""
-        chosen = self.calibration.thresholds[0] if self.multi_label and self.calibration.thresholds else None
-        return self._threshold if chosen is None else chosen
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores [B, K] before softmax among siblings (single label) or sigmoid (multi-label)."""
@@ -64,6 +59,8 @@ class Answering(Task):
         self.temperatures_K = torch.tensor(temperatures, device=device)
         offsets = [calibration.offsets.get(name, 0.0) for name in self.labels.names]
         self.offsets_K = torch.tensor(offsets, device=device)
+        chosen = calibration.thresholds[0] if self.multi_label and calibration.thresholds else None
+        self.threshold = self._given_threshold if chosen is None else chosen
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:
@@ -81,23 +78,32 @@ class Answering(Task):
         seen = [prediction.arrays for _, prediction in looks]
         if self.multi_label:
             return Prediction({name: torch.stack([arrays[name] for arrays in seen]).mean(0) for name in seen[0]})
-        log_paths_SBK = torch.stack([self._log_paths(self._log_shares(arrays["logits"])) for arrays in seen])
-        mean_BK = log_paths_SBK.logsumexp(0) - math.log(len(looks))
+        together = self.mixed([self.log_paths(arrays["logits"]) for arrays in seen]).arrays
+        distances = [arrays["distances"] for arrays in seen if "distances" in arrays]
+        return Prediction({**together, **({"distances": torch.stack(distances).mean(0)} if distances else {})})
+
+    def mixed(self, log_paths: Sequence[Tensor]) -> Prediction:
+        """The mean of probabilities of paths, given as logarithms [..., K] each, and their ``disagreement`` [...]."""
+        log_paths_SBK = torch.stack(list(log_paths))
+        mean_BK = log_paths_SBK.logsumexp(0) - math.log(len(log_paths_SBK))
         leaves = list(self.labels.leaf_ids)
-        disagreement_B = _entropy(mean_BK[:, leaves]) - _entropy(log_paths_SBK[..., leaves]).mean(0)
+        disagreement_B = _entropy(mean_BK[..., leaves]) - _entropy(log_paths_SBK[..., leaves]).mean(0)
         # The softmax among siblings divides the mean of a path by that of its parent.
-        together = self.prediction(mean_BK).arrays
-        further = {"disagreement": disagreement_B.clamp_min(0.0)}
-        if "distances" in seen[0]:
-            further["distances"] = torch.stack([arrays["distances"] for arrays in seen]).mean(0)
-        return Prediction({**together, **further})
+        return Prediction({**self.prediction(mean_BK).arrays, "disagreement": disagreement_B.clamp_min(0.0)})
+
+    def scaled(self, logits_BK: Tensor) -> Tensor:
+        """Scores [..., K] as the calibration has them."""
+        return logits_BK / self.temperatures_K + self.offsets_K
+
+    def log_paths(self, logits_BK: Tensor) -> Tensor:
+        """The logarithm of the probability of every path by scores [..., K]."""
+        return self._log_paths(self._log_shares(logits_BK))
 
     def prediction(self, logits_BK: Tensor) -> Prediction:
         """What scores [B, K] say, by the calibration."""
         if self.multi_label:
-            probabilities_BK = (logits_BK / self.temperatures_K + self.offsets_K).sigmoid()
-            return Prediction({"logits": logits_BK, "probabilities": probabilities_BK})
-        log_shares_BK = self._log_shares(logits_BK / self.temperatures_K)
+            return Prediction({"logits": logits_BK, "probabilities": self.scaled(logits_BK).sigmoid()})
+        log_shares_BK = self._log_shares(self.scaled(logits_BK))
         arrays = {"conditionals": log_shares_BK.exp(), "probabilities": self._log_paths(log_shares_BK).exp()}
         return Prediction({"logits": logits_BK, **arrays})
 
@@ -106,7 +112,7 @@ class Answering(Task):
         log_shares_BK = torch.empty_like(logits_BK)
         for group in self.labels.siblings:
             ids = list(group.ids)
-            log_shares_BK[:, ids] = logits_BK[:, ids].log_softmax(1)
+            log_shares_BK[..., ids] = logits_BK[..., ids].log_softmax(-1)
         return log_shares_BK
 
     def _log_paths(self, log_shares_BK: Tensor) -> Tensor:
@@ -124,12 +130,15 @@ class Answering(Task):
         rows = [[round(value, 6) for value in row] for row in probabilities_BK.tolist()]
         named = [dict(zip(self.labels.names, row, strict=True)) for row in rows]
         if self.multi_label:
-            return [
+            several = [
                 {"labels": [label for label, p in own.items() if p >= self.threshold], "probabilities": own}
                 for own in named
             ]
+            doubts = self._doubts(prediction)
+            return [{**own, **doubt} for own, doubt in zip(several, doubts, strict=True)] if doubts else several
         distances = prediction.arrays.get("distances")
         distances_BK = None if distances is None else distances.cpu().numpy()
+        doubts = self._doubts(prediction)
         answers = self.calibration.answers(probabilities_BK, labels=self.labels, distances_NM=distances_BK)
         records: list[dict[str, Any]] = []
         for own, path, node in zip(named, answers.paths_NL.tolist(), answers.nodes_N.tolist(), strict=True):
@@ -142,10 +151,16 @@ class Answering(Task):
                 far = [_told(distances_BK[len(records), step]) for step in way]
                 steps = [{**step, "distance": own_far} for step, own_far in zip(steps, far, strict=True)]
                 further["distance"] = far[-1]
-            if "disagreement" in prediction.arrays:
-                further["disagreement"] = round(float(prediction.arrays["disagreement"][len(records)]), 6)
+            if doubts:
+                further |= doubts[len(records)]
             records.append({"label": label, "probability": sure, **further, "path": steps, "probabilities": own})
         return records
+
+    def _doubts(self, prediction: Prediction) -> list[dict[str, float]]:
+        """How much the looks or members disagree about each case; [] where there is one."""
+        if (disagreement := prediction.arrays.get("disagreement")) is None:
+            return []
+        return [{"disagreement": round(value, 6)} for value in disagreement.tolist()]
 
     def about(self) -> str:
         """The labels."""
@@ -154,7 +169,7 @@ class Answering(Task):
     def columns(self, *, looks: int = 1) -> list[str]:
         """The answer, its probability, further signs of doubt, and the probability of every class."""
         further = ["distance"] if self.calibration.distances else []
-        if looks > 1 and not self.multi_label:
+        if self.disagrees or (looks > 1 and not self.multi_label):
             further.append("disagreement")
         return ["label", "probability", *further, *(f"p_{label}" for label in self.labels.names)]
 

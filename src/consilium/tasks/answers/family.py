@@ -22,9 +22,10 @@ from consilium.evaluation.labels.tree import TreeEvaluator
 from consilium.evaluation.labels.wording import rough_thresholds
 from consilium.evaluation.report.parts import ReportParts
 from consilium.tasks.answers.config import LabelSection
+from consilium.tasks.answers.images import common_image
 from consilium.tasks.answers.pool import pool
 from consilium.tasks.answers.targets import LabelKnowledge, study_labels
-from consilium.tasks.family import Ask, Family, Labelled, Pooled, Recalibrated, Site
+from consilium.tasks.family import Ask, Family, Known, Labelled, Member, Pooled, Recalibrated, Site
 
 if TYPE_CHECKING:
     from consilium.tasks.answers.answering import Answering
@@ -188,3 +189,18 @@ class LabelFamily(Family[SectionT_contra, KnowledgeT, TaskT]):
             has = "no calibration but that of its training" if not names else ", ".join(names)
             raise ConfigError(f"the bundle has {has}, and none called '{name}'{nearest(name, names) if names else ''}")
         return knowledge.model_copy(update={"calibration": knowledge.calibrations[names.index(name)].calibration})
+
+    def together(self, members: Mapping[str, Member]) -> Known:
+        """The section and the looks of the first, images that all take, and what all know of the same labels."""
+        from consilium.tasks.answers.shared import refuse_different, shared_knowledge
+
+        refuse_different(members)
+        first = next(iter(members.values()))
+        image = common_image({name: member.image for name, member in members.items()})
+        return Known(first.section, shared_knowledge(members), image, first.looks)
+
+    def ensemble(self, section: SectionT_contra, knowledge: KnowledgeT, *, members: Mapping[str, Member]) -> Answering:
+        """The mean of their probabilities."""
+        from consilium.tasks.answers.ensemble import Ensemble, built
+
+        return built(Ensemble, section, knowledge, members)

@@ -1,13 +1,12 @@
 """The cascade: one flat network for every inner node of a label tree, asked one after another.
 
-Axes in names: B case in a batch, V view, C channel, H height, W width, K class (node of the tree), G network.
+Axes in names: B case in a batch, K class (node of the tree).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,10 @@ from consilium.core.errors import DataError
 from consilium.core.labels import LabelTree
 from consilium.data.config import ImageConfig
 from consilium.tasks.answers.answering import Answering
+from consilium.tasks.answers.images import common_image
+from consilium.tasks.answers.members import OwnNormalisation
 from consilium.tasks.answers.targets import LabelKnowledge
-from consilium.tasks.classify.nodes import choices, common_image, node_folder
+from consilium.tasks.classify.nodes import choices, node_folder
 from consilium.tasks.classify.task import Classify
 from consilium.tasks.family import Member
 
@@ -33,9 +34,6 @@ class Cascade(Answering):
     scores; elsewhere its scores are 0, so that the children share equally what little probability there is. That is
     decided case by case: an answer does not depend on the batch.
     """
-
-    scales_GC: Tensor
-    shifts_GC: Tensor
 
     def __init__(
         self, labels: LabelTree, *, networks: Mapping[str, Classify], images: Mapping[str, ImageConfig]
@@ -54,11 +52,7 @@ class Cascade(Answering):
         self.image = common_image(images)
         self.names = tuple(networks)
         self.networks = nn.ModuleList(networks.values())
-        mean_GC = torch.tensor([images[name].mean for name in self.names])
-        std_GC = torch.tensor([images[name].std for name in self.names])
-        # Not saved: they belong to the bundles of the networks.
-        self.register_buffer("scales_GC", 1 / std_GC, persistent=False)
-        self.register_buffer("shifts_GC", -mean_GC / std_GC, persistent=False)
+        self.normalised = OwnNormalisation([images[name] for name in self.names])
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores [B, K], those of siblings from the network of their parent."""
@@ -86,10 +80,8 @@ class Cascade(Answering):
 
     def _scores(self, name: str, batch: Batch) -> Tensor:
         number = self.names.index(name)
-        scale_C11, shift_C11 = self.scales_GC[number][:, None, None], self.shifts_GC[number][:, None, None]
         network: Classify = self.networks[number]  # type: ignore[assignment]
-        pixels_BVCHW = batch.views.pixels * scale_C11 + shift_C11
-        return network.logits(replace(batch, images=replace(batch.views, pixels_BVCHW=pixels_BVCHW))).float()
+        return network.logits(self.normalised(number, batch)).float()
 
 
 def build_cascade(knowledge: LabelKnowledge, members: Mapping[str, Member]) -> Cascade:

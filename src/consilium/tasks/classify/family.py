@@ -12,10 +12,10 @@ from consilium.data.cases.cases import Cases, Studied
 from consilium.data.config import ImageConfig
 from consilium.evaluation.config import EvaluationConfig
 from consilium.tasks.answers.family import LabelFamily, study_answers
+from consilium.tasks.answers.images import common_image
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.config import ClassifyConfig, LogisticHeadConfig
 from consilium.tasks.classify.growth import adopted, check_growth
-from consilium.tasks.classify.nodes import common_image
 from consilium.tasks.classify.stages import check_nodes, node_stages
 from consilium.tasks.family import Adopted, Brought, Known, Member, Settled, Stage
 from consilium.tasks.towers import borrowed_image, vision_settings

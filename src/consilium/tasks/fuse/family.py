@@ -33,6 +33,7 @@ from consilium.tasks.towers import text_settings, vision_settings
 
 if TYPE_CHECKING:
     from consilium.models.tokenizer import Tokenizer
+    from consilium.tasks.fuse.answers import FuseAnswers
     from consilium.tasks.fuse.task import Fuse
 
 
@@ -89,6 +90,15 @@ class FuseFamily(LabelFamily[FuseConfig, FuseKnowledge, "Fuse"]):
             return Brought(settings)
         known: Any = borrowed[section.text.name].knowledge
         return Brought(settings, BorrowedText(training_cases=0, tokenizer=known.tokenizer))
+
+    def ensemble(self, section: FuseConfig, knowledge: FuseKnowledge, *, members: Mapping[str, Member]) -> FuseAnswers:
+        """The mean of their probabilities, also of every subset of the modalities."""
+        from consilium.tasks.answers.ensemble import built
+        from consilium.tasks.fuse.answers import FuseEnsemble
+
+        ensemble = built(FuseEnsemble, section, knowledge, members)
+        ensemble.config = section
+        return ensemble
 
     def evaluator(self, section: FuseConfig, knowledge: FuseKnowledge, *, evaluation: EvaluationConfig) -> Evaluator:
         """What judges labels, and what is left of the figures without a modality."""

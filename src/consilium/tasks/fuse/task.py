@@ -6,16 +6,12 @@ S subset of modalities (bit m of its number: modality m is in it).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from consilium.core.contracts import (
     Batch,
-    Look,
     Meta,
     MetaCoder,
     ParameterGroup,
@@ -25,7 +21,6 @@ from consilium.core.contracts import (
 )
 from consilium.core.labels import LabelTree
 from consilium.data.cases.metadata import MetadataCode
-from consilium.evaluation.labels.modalities import shapley
 from consilium.models.fusion import build_fusion
 from consilium.models.heads import build_head
 from consilium.models.metadata import MetadataEncoder
@@ -33,13 +28,13 @@ from consilium.models.text import TextTower
 from consilium.models.tokenizer import Tokenizer
 from consilium.models.vectors import VectorCoder, VectorTower
 from consilium.models.vision import VisionTower, mean_of_views
-from consilium.tasks.answers.answering import Answering
+from consilium.tasks.fuse.answers import FuseAnswers
 from consilium.tasks.fuse.config import FuseConfig
 from consilium.tasks.fuse.masking import WITHHELD, kept, subsets
 from consilium.tasks.two_towers import TwoTowers
 
 
-class Fuse(TwoTowers, Answering):
+class Fuse(TwoTowers, FuseAnswers):
     """An encoder and a projection for each modality, and what fuses them; views and texts are averaged as features.
 
     A prediction also says what the answer would be with every subset of the modalities: ``subset_logits`` and
@@ -208,55 +203,6 @@ class Fuse(TwoTowers, Answering):
         further = {"subset_logits": logits_BSK, "there": there_BM.float()}
         return Prediction({**prediction.arrays, **further, **self.of_subsets(logits_BSK)})
 
-    def of_subsets(self, logits_BSK: Tensor) -> dict[str, Tensor]:
-        """The probabilities [B, S, K] of scores for every subset, by the calibration."""
-        arrays = self.prediction(logits_BSK.flatten(0, 1)).arrays
-        names = ("probabilities",) if self.multi_label else ("probabilities", "conditionals")
-        return {f"subset_{name}": arrays[name].reshape(logits_BSK.shape) for name in names}
-
-    def combine(self, looks: Sequence[tuple[Look, Prediction]]) -> Prediction:
-        """The mean of the probabilities; of every subset the mean of its scores."""
-        together = super().combine([(look, Prediction(_of_classes(seen.arrays))) for look, seen in looks])
-        logits_BSK = torch.stack([seen.arrays["subset_logits"] for _, seen in looks]).mean(0)
-        further = {"subset_logits": logits_BSK, "there": looks[0][1].arrays["there"]}
-        return Prediction({**together.arrays, **further, **self.of_subsets(logits_BSK)})
-
-    def records(self, prediction: Prediction) -> list[dict[str, Any]]:
-        """As of every such task; and per case which ``modalities`` it had, what each ``counted``, and ``without`` each.
-
-        ``counted`` are Shapley values of the probability of what is answered (of several labels: of the likeliest
-        one), the players being the modalities of the case. ``without`` has the likeliest label and its probability.
-        """
-        arrays = {name: array.cpu().numpy() for name, array in prediction.arrays.items()}
-        leaves = [*range(len(self.labels))] if self.multi_label else list(self.labels.leaf_ids)
-        rows, names = super().records(Prediction(_of_classes(prediction.arrays))), self.config.modalities
-        for case, record in enumerate(rows):
-            own = [place for place, there in enumerate(arrays["there"][case]) if there]
-            seen_SK = arrays["subset_probabilities"][case]
-            whole = sum(1 << place for place in own)
-            answered = leaves[int(seen_SK[whole, leaves].argmax())]
-            counted = shapley(seen_SK[:, answered], own)
-            record["modalities"] = [names[place] for place in own]
-            record["counted"] = {names[place]: round(float(value), 6) for place, value in counted.items()}
-            record["without"] = {}
-            for place in own if len(own) > 1 else ():
-                other_K = seen_SK[whole - (1 << place)]
-                best = leaves[int(other_K[leaves].argmax())]
-                record["without"][names[place]] = {
-                    "label": self.labels.names[best],
-                    "probability": round(float(other_K[best]), 6),
-                }
-        return rows
-
-    def columns(self, *, looks: int = 1) -> list[str]:
-        """As of every such task, and what each modality counted."""
-        return [*super().columns(looks=looks), "modalities", *(f"counted_{name}" for name in self.config.modalities)]
-
-    def row(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Modalities are joined by semicolons."""
-        counted = {f"counted_{name}": value for name, value in record.get("counted", {}).items()}
-        return {**super().row(record), "modalities": ";".join(record.get("modalities", [])), **counted}
-
     def parameter_groups(self) -> list[ParameterGroup]:
         """The towers, the projections (with the encoder of metadata), and the fusion with all heads."""
         projections = [*self.image_projection.parameters(), *self.text_projection.parameters()]
@@ -272,8 +218,3 @@ class Fuse(TwoTowers, Answering):
         """Freeze what the config says for this epoch, and mask as it says."""
         self.epoch = epoch
         super().set_epoch(epoch)
-
-
-def _of_classes(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What every task with labels predicts."""
-    return {name: array for name, array in arrays.items() if name != "there" and not name.startswith("subset_")}
