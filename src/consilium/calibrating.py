@@ -82,7 +82,7 @@ def calibrate(
             knows_training=predictor.knowledge.inputs is not None,
             confidence=judging.evaluation.confidence,
             warnings=[*studied.cases.notes, *readable.warnings, *found.notes],
-            command=f"consilium calibrate {folder} --data {path} --split {judging.split} --out {target}",
+            command=_command(folder, site, split=judging.split, target=target),
         )
         with atomic_folder(target) as work:
             figures = {site.name: {row["figure"]: row["after"] for row in found.judged.rows}}
@@ -91,6 +91,11 @@ def calibrate(
         for line in [*content.lines(), f"bundle: {target}", f"report: {target / PAGE}"]:
             shown.line(line)
         return CalibrateResult(target, found.judged.rows, list(content.drift), len(own.unread))
+
+
+def _command(folder: Path, site: Site, *, split: str, target: Path) -> str:
+    wanted = "" if site.wanted_accuracy is None else f" --wanted-accuracy {site.wanted_accuracy:g}"
+    return f"consilium calibrate {folder} --data {site.data} --split {split} --name {site.name}{wanted} --out {target}"
 
 
 def restore(bundle: str | Path, *, name: str, out: str | Path) -> Path:
