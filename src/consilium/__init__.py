@@ -9,11 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from consilium.calibrating import CalibrateResult, calibrate
     from consilium.comparison import CompareResult, compare
     from consilium.core.errors import ConsiliumError
     from consilium.council import Council, build_council, load
     from consilium.crossval import CrossvalResult, cross_validate
     from consilium.data.batches.rows import Query
+    from consilium.ensembling import ensemble
     from consilium.evaluating import evaluate
     from consilium.experiment import Experiment
     from consilium.predictor import Predictor
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "CalibrateResult",
     "CompareResult",
     "ConsiliumError",
     "Council",
@@ -34,14 +37,17 @@ __all__ = [
     "TrainResult",
     "__version__",
     "build_council",
+    "calibrate",
     "compare",
     "cross_validate",
+    "ensemble",
     "evaluate",
     "load",
     "train",
 ]
 
 _HOMES = {
+    "CalibrateResult": "consilium.calibrating",
     "CompareResult": "consilium.comparison",
     "ConsiliumError": "consilium.core.errors",
     "Council": "consilium.council",
@@ -52,8 +58,10 @@ _HOMES = {
     "Query": "consilium.data.batches.rows",
     "TrainResult": "consilium.session",
     "build_council": "consilium.council",
+    "calibrate": "consilium.calibrating",
     "compare": "consilium.comparison",
     "cross_validate": "consilium.crossval",
+    "ensemble": "consilium.ensembling",
     "evaluate": "consilium.evaluating",
     "load": "consilium.council",
     "train": "consilium.session",

@@ -29,7 +29,7 @@ from consilium.evaluation.probes.config import OneProbes, ProbesConfig
 from consilium.evaluation.probes.report import probe_tables, together, with_probes
 from consilium.evaluation.report.page import ReportContent, add_table, write_report
 from consilium.evaluation.report.parts import AddedTable, ReportParts
-from consilium.evaluation.report.wording import number
+from consilium.evaluation.report.wording import number, unread_sentence
 from consilium.manifest import Manifest
 from consilium.predictions import check_embeddings, write_embeddings
 from consilium.predictor import Predictor, case_outputs
@@ -133,15 +133,9 @@ def look_back(
 
 def set_aside(studied: Studied[Any], outputs: Mapping[str, Outputs], *, reporter: Reporter) -> Judgeable:
     """The cases that have outputs, and a warning for each split in which images could not be read."""
-    warnings = []
-    for split, own in outputs.items():
-        if own.unread:
-            name, reason = next(iter(own.unread.items()))
-            warnings.append(
-                f"{counted(len(own.unread), 'case')} of {split} could not be read and count in no figure (listed in "
-                f"tables/{split}_unread.csv); the first is {name}: {reason}"
-            )
-            reporter.line(f"warning: {warnings[-1]}")
+    warnings = [unread_sentence(own.unread, split=split) for split, own in outputs.items() if own.unread]
+    for text in warnings:
+        reporter.line(f"warning: {text}")
     return Judgeable(studied.without({name for own in outputs.values() for name in own.unread}), warnings)
 
 
@@ -154,11 +148,16 @@ def judge(
         found = evaluator.evaluate(own, split=split)
         unread = [{"id": name, "reason": reason} for name, reason in own.unread.items()]
         evaluations[split] = replace(found, tables={**found.tables, "unread": unread}) if unread else found
-        rows = [row for row in headline(evaluations[split]) if not parts.screen or row["metric"] in parts.screen]
-        reporter.line(format_table(rows, title=f"{split}: {len(own.ids)} cases"))
-        for text in parts.console(evaluations[split]):
-            reporter.line(text)
+        tell(evaluations[split], parts, reporter=reporter)
     return evaluations
+
+
+def tell(evaluation: Evaluation, parts: ReportParts, *, reporter: Reporter) -> None:
+    """Print the headline, and what else the task says of its figures."""
+    rows = [row for row in headline(evaluation) if not parts.screen or row["metric"] in parts.screen]
+    reporter.line(format_table(rows, title=f"{evaluation.split}: {evaluation.cases} cases"))
+    for text in parts.console(evaluation):
+        reporter.line(text)
 
 
 def headline(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -135,13 +135,13 @@ def test_of_several_experts_only_those_that_are_likeliest_run(
     experts = {"xray.chest": "chest", "xray.hand": "hand", "fundus": "fundus", "skin": "skin"}
     council = loaded(build(experts=experts, top_k=2))
     asked: list[tuple[str, str]] = []
-    ask = Council._ask_expert
+    ask = Council.ask
 
     def noted(self: Council, seat: Any, items: Any, rows: Any) -> Any:
         asked.extend((seat.name, items[row]) for row in rows)
         return ask(self, seat, items, rows)
 
-    monkeypatch.setattr(Council, "_ask_expert", noted)
+    monkeypatch.setattr(Council, "ask", noted)
     found = council.predict(images)
     mixed = 0
     for record in found:
@@ -291,7 +291,10 @@ def test_the_command_predicts_files_and_writes_tables(
 
 def test_other_commands_say_that_a_council_is_none_of_theirs(cli: Cli, build: Build, tmp_path: Path) -> None:
     folder = build(experts=EXPERTS)
-    for words in (("evaluate", folder), ("export", folder, "--to", "timm", "--out", tmp_path / "o")):
+    for words in (
+        ("forgetting", folder, "--data", "a.yaml"),
+        ("export", folder, "--to", "timm", "--out", tmp_path / "o"),
+    ):
         answer = cli(*words)
         assert answer.code == 2
         assert "is a council of 5 bundles, but one trained bundle is expected here" in answer.err

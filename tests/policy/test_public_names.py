@@ -11,6 +11,7 @@ import consilium
 from tests.policy.source import MODULES, Module, public
 
 NAMES = [
+    "CalibrateResult",
     "CompareResult",
     "ConsiliumError",
     "Council",
@@ -22,8 +23,10 @@ NAMES = [
     "TrainResult",
     "__version__",
     "build_council",
+    "calibrate",
     "compare",
     "cross_validate",
+    "ensemble",
     "evaluate",
     "load",
     "train",

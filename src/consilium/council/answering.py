@@ -180,23 +180,30 @@ class Council:
         keys = [given.key(number) for number in range(len(rows))]
         errors = {row: error for number, row in enumerate(rows) if (error := _unknown_metadata(given, number))}
         sound = [row for row in rows if row not in errors]
-        routes = dict(zip(sound, self._ask(self.router, self.seats[ROUTER], items, sound), strict=True))
-        chosen = {row: self._chosen(route) for row, route in routes.items()}
+        routes = dict(zip(sound, self.routes(items, sound), strict=True))
+        chosen = {row: self.chosen(route) for row, route in routes.items()}
         answers: dict[int, dict[str, dict[str, Any]]] = {row: {} for row in sound}
         needed = {choice.expert for choices in chosen.values() for choice in choices}
-        for seat in sorted(self.seats.values(), key=lambda seat: seat.folder not in self._residents):
+        for seat in self.loaded_first():
             if seat.name in needed:
                 own = [row for row in sound if any(choice.expert == seat.name for choice in chosen[row])]
-                for row, record in zip(own, self._ask_expert(seat, items, own), strict=True):
+                for row, record in zip(own, self.ask(seat, items, own), strict=True):
                     answers[row][seat.name] = record
         for key, row in zip(keys, rows, strict=True):
             if row in errors:
                 yield {**key, "error": errors[row]}
                 continue
-            asked = [Answered(self.seats[one.expert], one.weight, answers[row][one.expert]) for one in chosen[row]]
-            yield {**key, **self._answer(routes[row], asked)}
+            yield {**key, **self.answer(routes[row], chosen[row], answers[row])}
 
-    def _chosen(self, route: Mapping[str, Any]) -> list[Chosen]:
+    def loaded_first(self) -> list[Seat]:
+        """The seats, those first whose bundle is in memory."""
+        return sorted(self.seats.values(), key=lambda seat: seat.folder not in self._residents)
+
+    def routes(self, items: Sequence[Item], rows: Sequence[int]) -> list[dict[str, Any]]:
+        """What the router says of some rows."""
+        return self._ask(self.router, self.seats[ROUTER], items, rows)
+
+    def chosen(self, route: Mapping[str, Any]) -> list[Chosen]:
         """The experts for a case, and the generalist with the probability that is left."""
         chosen = self.routing.choose(route)
         if GENERALIST not in self.seats:
@@ -204,9 +211,13 @@ class Council:
         weights = [choice.weight for choice in chosen if choice.weight is not None]
         return [*chosen, Chosen(GENERALIST, max(0.0, 1 - sum(weights)) if weights else None)]
 
-    def _ask_expert(self, seat: Seat, items: Sequence[Item], rows: Sequence[int]) -> list[dict[str, Any]]:
+    def ready(self, seat: Seat) -> Resident:
+        """The bundle of a seat in memory; it is loaded if it is not there."""
+        return self._residents.get(seat.folder)
+
+    def ask(self, seat: Seat, items: Sequence[Item], rows: Sequence[int]) -> list[dict[str, Any]]:
         """The records of an expert, with the nearest cases of its index."""
-        resident = self._residents.get(seat.folder)
+        resident = self.ready(seat)
         records = self._ask(resident.predictor, seat, items, rows)
         if (index := resident.indexes.get(seat.name)) is not None:
             for record in records:
@@ -225,8 +236,11 @@ class Council:
             {name: value for name, value in record.items() if name not in _ASKED} for record in predictor.stream(asked)
         ]
 
-    def _answer(self, route: Mapping[str, Any], asked: Sequence[Answered]) -> dict[str, Any]:
-        """What the council says of a case."""
+    def answer(
+        self, route: Mapping[str, Any], chosen: Sequence[Chosen], answers: Mapping[str, dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What the council says of a case: the route, and the ``answers`` of the ``chosen`` experts as one."""
+        asked = [Answered(self.seats[one.expert], one.weight, answers[one.expert]) for one in chosen]
         if not asked:
             return dict(route) if "error" in route else {"route": route, "expert": UNKNOWN, "answer": None}
         able = [own for own in asked if not own.failed]

@@ -39,19 +39,22 @@ class Routing:
         alone. Where no expert sits on the path, and where there is no answer, it is the default, or none.
         """
         label = route.get("label")
-        above = [] if label not in self.tree.names else self._path(label)
-        seats = [name for name in above if name in self.experts]
-        if not seats:
+        first = None if label not in self.tree.names else self.seat_of(label)
+        if first is None:
             return [Chosen(DEFAULT, None)] if self.default else []
-        first, probabilities = seats[-1], route["probabilities"]
+        probabilities = route["probabilities"]
         own = {name: self._alone(name, self.experts, probabilities) for name in self.experts if name != first}
         others = sorted((name for name in own if own[name] > 0), key=lambda name: -own[name])[: self.top_k - 1]
         chosen = [first, *others]
         return [Chosen(name, self._alone(name, chosen, probabilities)) for name in chosen]
 
+    def seat_of(self, label: str) -> str | None:
+        """The deepest node on the path of a label where an expert sits; None: at none of them."""
+        return next((name for name in reversed(self._path(label)) if name in self.experts), None)
+
     def uncovered(self) -> list[str]:
         """The leaves that no expert sits at or above."""
-        return [leaf for leaf in self.tree.leaves if not any(name in self.experts for name in self._path(leaf))]
+        return [leaf for leaf in self.tree.leaves if self.seat_of(leaf) is None]
 
     def _path(self, label: str) -> list[str]:
         return [self.tree.names[node] for node in self.tree.path(self.tree.index(label))]

@@ -89,6 +89,11 @@ class SourceBase(Config):
     split: Literal["train", "val", "test", "unlabelled"] | None = Field(
         default=None, description="The split of every row that names none; null: what data.split decides."
     )
+    route: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Judging a council: the true route of every case, whose labels are then the expert's truth.",
+    )
     captions: CaptionConfig = CaptionConfig()
 
 
@@ -159,6 +164,11 @@ class Columns(Config):
         description="Text of the case, or a list of texts; several columns: several texts, named after them.",
     )
     label: str | None = Field(default="label", description="Label; a dot separates the levels of one, as in a.b.")
+    answer: str | None = Field(
+        default=None,
+        description="Judging a council: truth of the expert's answer, beside a label that is the route; it is kept as "
+        "metadata.",
+    )
     split: str | None = Field(default="split", description="train, val, test or unlabelled, in any usual spelling.")
     group: str | None = Field(default="group_id", description="What stays on one side of the splits: the patient.")
     id: str | None = Field(default="id", description="Id, unique in the source; none: the source's name and the line.")
@@ -178,6 +188,17 @@ class Columns(Config):
     )
     meta: list[str] | None = Field(default=None, description="Columns kept as metadata; null keeps all others.")
 
+    @model_validator(mode="after")
+    def _one_truth_a_column(self) -> Columns:
+        taken = [key for key in ("label", "text", "image", "group", "id", "split") if self.answer in self.names(key)]
+        if self.answer is not None and taken:
+            raise ValueError(
+                f"columns.answer and columns.{taken[0]} both name '{self.answer}'; name the column of the route in "
+                "columns.label, or leave columns.answer out and give the source one `route`: its labels are then the "
+                "answers"
+            )
+        return self
+
     def names(self, key: str) -> list[str]:
         """All columns that a key names, such as both of ``image: [left, right]``."""
 
@@ -192,9 +213,10 @@ class Columns(Config):
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without ``findings`` where there are none: stores are called after their config, and it came later."""
+        """Without ``findings`` and ``answer`` where there are none: stores are called after their config, and these
+        came later."""
         tree: dict[str, Any] = write(self)
-        return {key: value for key, value in tree.items() if key != "findings" or value is not None}
+        return {key: value for key, value in tree.items() if key not in ("findings", "answer") or value is not None}
 
 
 class RowSource(SourceBase):

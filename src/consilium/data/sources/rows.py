@@ -95,6 +95,7 @@ class RowReader:
         given = [key for key in (*_OPTIONAL, "image") if getattr(self.columns, key) != getattr(default, key)]
         named = [(key, name) for key in given for name in self.columns.names(key)]
         named += [("meta", name) for name in self.columns.meta or []]
+        named += [("answer", name) for name in self.columns.names("answer")]
         keys = [(f"columns.{key} is", name) for key, name in named]
         keys += [("image_template names", match["column"]) for match in self._places() if match["column"]]
         for key, name in keys:
@@ -281,7 +282,7 @@ class RowReader:
     def _wanted(self, row: Mapping[str, Any]) -> Iterable[str]:
         """The columns that are kept as metadata."""
         if self.columns.meta is not None:
-            return self.columns.meta
+            return dict.fromkeys([*self.columns.meta, *self.columns.names("answer")])
         findings = {} if self.findings is None else self.findings.columns(list(row))
         return (key for key in row if key not in self.used and key not in findings)
 

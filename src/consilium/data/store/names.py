@@ -80,7 +80,7 @@ def relevant(config: DataConfig) -> dict[str, Any]:
         gently = {"delay": True, "retries": True}  # how rows come says nothing about them
         fields = type(source).model_fields
         new = {key: True for key in source.later if getattr(source, key) == fields[key].default}
-        used = {"weight": True, "captions": True}  # when cases are used, not when they are prepared
+        used = {"weight": True, "captions": True, "route": True}  # when cases are used, not when they are prepared
         tree = source.model_dump(mode="json", exclude={**used, **gently, "images": gently, **new})
         keys = ("image_root",) if isinstance(source, HubSource) else ("path", "image_root", "texts")
         paths = {key: absolute(tree[key]) for key in keys if tree.get(key)}

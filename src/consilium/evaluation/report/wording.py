@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from consilium.core.evaluation import Evaluation, Interval
+from consilium.core.reporter import counted
 from consilium.evaluation.report.words import is_rank, is_share
 
 FEW_CASES = 10
@@ -100,6 +101,15 @@ def on_the_split(evaluation: Evaluation) -> list[str]:
     if evaluation.groups is not None and evaluation.groups < FEW_GROUPS:
         found.append(f"Only {evaluation.groups} independent groups were judged: the intervals are rough.")
     return found
+
+
+def unread_sentence(unread: Mapping[str, str], *, split: str) -> str:
+    """What a reader must know of cases of a split that could not be read, by their ids with the reason."""
+    name, reason = next(iter(unread.items()))
+    return (
+        f"{counted(len(unread), 'case')} of {split} could not be read and count in no figure (listed in "
+        f"tables/{split}_unread.csv); the first is {name}: {reason}"
+    )
 
 
 def notes(evaluation: Evaluation) -> list[str]:

@@ -48,6 +48,14 @@ WORDS: dict[str, Word] = {
         "mean share of wrong answers when only the surest are given; 0 is best",
         higher_is_better=False,
     ),
+    "end_to_end": Word("Right expert, right answer", "share of cases; where no expert sits: none asked", share=True),
+    "oracle_end_to_end": Word("With the true route", "the same, had the router made no mistake", share=True),
+    "router_cost": Word(
+        "Cost of the router", "how much the router's mistakes take away", share=True, higher_is_better=False
+    ),
+    "route_accuracy": Word("Routed right", "share of cases sent to the right expert, or rightly to none", share=True),
+    "answers_given": Word("Answers given", "share of cases that an expert answers whole", share=True),
+    "right_when_given": Word("Right when given", "share of these answers that are right", share=True),
     "mean_recall": Word("Mean recall", "mean of R@1, R@5 and R@10 in both directions", share=True),
 }
 
