@@ -172,4 +172,5 @@ def _check_answers(found: Sequence[Truth], council: Council) -> list[str]:
 
 
 def seat_of(council: Council, route: str) -> str | None:
+    """The seat of the expert on a route; None: none sits there, or the router does not know the route."""
     return council.routing.seat_of(route) if route in council.routing.tree.names else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consilium.core.answers import UNKNOWN
+from consilium.core.errors import DataError
 from consilium.council.answering import WINDOW, Council
 from consilium.council.cases import SEPARATOR, Truth, seat_of
 from consilium.council.routing import DEFAULT, GENERALIST, Chosen
@@ -66,7 +67,7 @@ def hear(
 ) -> Heard:
     """Ask the council about cases, and the expert of the true route where it was not asked.
 
-    ``columns`` hold a value for each row of the table, which go with the cases.
+    ``columns`` hold a value for each row of the table, which go with the cases. That none can be read is a DataError.
     """
     items = FoundItems()
     items.columns = council.meta_columns
@@ -76,6 +77,8 @@ def hear(
         numbers = list(range(start, min(start + WINDOW, len(truths))))
         _hear_some(council, table, items, truths, numbers, heard=heard, columns=columns)
         progress(numbers[-1] + 1, len(truths))
+    if not heard.cases:
+        raise DataError(f"none of the {len(truths)} cases could be read: {next(iter(heard.unread.values()))}")
     return heard
 
 

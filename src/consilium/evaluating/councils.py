@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from consilium.core.config import build
-from consilium.core.errors import ConfigError, DataError
+from consilium.core.errors import ConfigError
 from consilium.core.evaluation import Evaluation
 from consilium.core.licenses import license_warnings
 from consilium.core.reporter import Reporter
 from consilium.council import Council
 from consilium.council.cases import load_cases, own_data
-from consilium.council.judging import hear
+from consilium.council.judging import Heard, hear
 from consilium.council.seats import ROUTER
+from consilium.data.cases.cases import Cases
 from consilium.data.cases.given import given_tree
 from consilium.data.cases.shown import thumbnails
 from consilium.evaluation.config import EvaluationConfig, ReportConfig
@@ -26,7 +27,6 @@ from consilium.evaluation.council.report import council_parts
 from consilium.evaluation.report.page import ReportContent, write_report
 from consilium.evaluation.report.wording import unread_sentence
 from consilium.judge import given_to_judge, tell
-from consilium.tasks.answers.targets import LabelKnowledge
 
 
 def evaluate_council(
@@ -61,51 +61,62 @@ def evaluate_council(
         columns=cases.table.columns(),
         progress=partial(reporter.progress, f"judge {given.split}"),
     )
-    if not heard.cases:
-        raise DataError(f"none of the {len(truths.cases)} cases could be read: {next(iter(heard.unread.values()))}")
+    if heard.unread:
+        reporter.line(f"warning: {unread_sentence(heard.unread, split=given.split)}")
     sections = given_tree(data)
     config = build(EvaluationConfig, sections.get("evaluation", {}), origin=data)
+    labelled = council.seats[ROUTER].labelled
     evaluation = figures_of(
         heard.cases,
         split=given.split,
         config=config,
-        seen=_seen(council),
+        seen={} if labelled is None else labelled.seen,
         stages=heard.stages.rows(),
         unread=heard.unread,
         notes=truths.notes,
     )
-    parts = council_parts(list(council.routing.experts))
-    tell(evaluation, parts, reporter=reporter)
-    warnings = [unread_sentence(heard.unread, split=given.split)] if heard.unread else []
-    for text in warnings:
-        reporter.line(f"warning: {text}")
-    report = build(ReportConfig, sections.get("report", {}), origin=data)
-    target = out or beside / f"evaluation-{given.name}"
-    path = write_report(
-        target,
-        ReportContent(
-            title=f"{council.manifest.name}: {parts.about}",
-            name=council.manifest.name,
-            parts=parts,
-            evaluations={given.split: evaluation},
-            config=report,
-            confidence=config.confidence,
-            facts=_facts(council),
-            data=_routes(heard.cases, split=given.split),
-            warnings=[*cases.notes, *warnings, *license_warnings(council.manifest.licenses or ())],
-            licenses=council.manifest.licenses or (),
-            command=f"consilium evaluate {folder} --split {given.split} --data {data}",
-            thumbnail=thumbnails(cases, size=report.thumbnail_size, window=council.router.image.window),
-        ),
+    content = _content(
+        council,
+        evaluation,
+        heard,
+        cases,
+        report=build(ReportConfig, sections.get("report", {}), origin=data),
+        confidence=config.confidence,
+        command=f"consilium evaluate {folder} --split {given.split} --data {data}",
     )
+    tell(evaluation, content.parts, reporter=reporter)
+    path = write_report(out or beside / f"evaluation-{given.name}", content)
     reporter.line(f"report: {path}")
     return evaluation
 
 
-def _seen(council: Council) -> dict[str, list[str]]:
-    """The values that the router's training cases have in some columns, as far as it keeps them."""
-    knowledge = council.router.knowledge
-    return knowledge.seen if isinstance(knowledge, LabelKnowledge) else {}
+def _content(
+    council: Council,
+    evaluation: Evaluation,
+    heard: Heard,
+    cases: Cases,
+    *,
+    report: ReportConfig,
+    confidence: float,
+    command: str,
+) -> ReportContent:
+    """What the report says."""
+    split, manifest, parts = evaluation.split, council.manifest, council_parts(list(council.routing.experts))
+    warnings = [unread_sentence(heard.unread, split=split)] if heard.unread else []
+    return ReportContent(
+        title=f"{manifest.name}: {parts.about}",
+        name=manifest.name,
+        parts=parts,
+        evaluations={split: evaluation},
+        config=report,
+        confidence=confidence,
+        facts=_facts(council),
+        data=_routes(heard.cases, split=split),
+        warnings=[*cases.notes, *warnings, *license_warnings(manifest.licenses or ())],
+        licenses=manifest.licenses or (),
+        command=command,
+        thumbnail=thumbnails(cases, size=report.thumbnail_size, window=council.router.image.window),
+    )
 
 
 def _routes(cases: Sequence[CouncilCase], *, split: str) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -96,12 +96,16 @@ class Member(Known):
 
 @dataclass(frozen=True)
 class Labelled:
-    """What the answers of a task with labels are made of; ``threshold``: the least probability of one of several."""
+    """What the answers of a task with labels are made of.
+
+    ``threshold``: the least probability of one of several. ``seen``: values that training cases have in some columns.
+    """
 
     labels: LabelTree
     multi_label: bool
     calibration: Calibration
     threshold: float
+    seen: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class LabelFamily(Family[SectionT_contra, KnowledgeT, TaskT]):
     def labelled(self, section: SectionT_contra, knowledge: KnowledgeT) -> Labelled:
         """The classes, and how validation settled their answers."""
         threshold = _answers(section, knowledge).threshold
-        return Labelled(knowledge.tree, section.multi_label, knowledge.calibration, threshold)
+        return Labelled(knowledge.tree, section.multi_label, knowledge.calibration, threshold, knowledge.seen)
 
     def report(self, section: SectionT_contra, knowledge: KnowledgeT) -> ReportParts:
         """The leaves, from the lowest to the highest grade where they are grades."""
