@@ -194,6 +194,9 @@ def test_council_guide_runs(tmp_path: Path, warm: Path) -> None:
     assert {len(one["answer"]["nearest"]) for one in nearest if one["expert"] == "fundus"} == {5}
     assert (tmp_path / "eyes.csv").read_text(encoding="utf-8").startswith("image,route,route_probability,error,expert,")
     assert printed.splitlines()[-1].startswith("dermoscopy dermoscopy {")
+    assert "oracle_end_to_end" in printed
+    assert "routes without an expert" in printed
+    assert (tmp_path / "council_there" / "calibration" / "router" / "calibration.html").is_file()
 
 
 @pytest.mark.slow
