@@ -21,13 +21,13 @@ from consilium.core.labels import LabelTree
 from consilium.core.reporter import Silent
 from consilium.data.cases.cases import Studied
 from consilium.data.config import DataConfig, ImageConfig, LoaderConfig
+from consilium.data.images.covered import PLACES
 from consilium.evaluation.config import AveragingConfig, ReportConfig
 from consilium.evaluation.labels.saliency import SaliencyMap
 from consilium.experiment import Experiment
 from consilium.judge import pictures
 from consilium.predictor import Predictor, case_outputs
 from consilium.tasks.answers.answering import Answering
-from consilium.tasks.answers.occlusion import PLACES
 from consilium.tasks.answers.targets import LabelKnowledge
 from consilium.tasks.classify.config import ClassifyConfig
 from tests.labelled import load_labelled

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from consilium.ensembling import ensemble
     from consilium.evaluating import evaluate
     from consilium.experiment import Experiment
+    from consilium.explaining import explain
     from consilium.predictor import Predictor
     from consilium.search import Index
     from consilium.session import TrainResult, train
@@ -42,6 +43,7 @@ __all__ = [
     "cross_validate",
     "ensemble",
     "evaluate",
+    "explain",
     "load",
     "train",
 ]
@@ -63,6 +65,7 @@ _HOMES = {
     "cross_validate": "consilium.crossval",
     "ensemble": "consilium.ensembling",
     "evaluate": "consilium.evaluating",
+    "explain": "consilium.explaining",
     "load": "consilium.council",
     "train": "consilium.session",
 }

@@ -367,9 +367,7 @@ def pictures(
     reporter: Reporter,
 ) -> list[SaliencyMap]:
     """What the family shows of its answers; images are read and seen once, whatever the predictor does else."""
-    plain = Predictor(
-        predictor.task, predictor.knowledge, image=predictor.image, loader=predictor.loader, device=predictor.device
-    )
+    plain = predictor.once
 
     def ask(source: Images, rows: np.ndarray, *, progress: Callable[[int, int], None]) -> Mapping[str, np.ndarray]:
         return plain.arrays(source, rows, progress=progress).by_name

@@ -113,6 +113,11 @@ class Predictor:
         )
 
     @property
+    def once(self) -> Predictor:
+        """The same task, which reads each image and sees it once, whatever the predictor does else."""
+        return Predictor(self.task, self.knowledge, image=self.image, loader=self.loader, device=self.device)
+
+    @property
     def views(self) -> tuple[str, ...]:
         """The names of the views of a case that it tells apart; (): it takes them as they come."""
         return self.task.views

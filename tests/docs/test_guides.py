@@ -193,6 +193,11 @@ def test_council_guide_runs(tmp_path: Path, warm: Path) -> None:
     nearest = [json.loads(line) for line in (tmp_path / "nearest.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {len(one["answer"]["nearest"]) for one in nearest if one["expert"] == "fundus"} == {5}
     assert (tmp_path / "eyes.csv").read_text(encoding="utf-8").startswith("image,route,route_probability,error,expert,")
+    assert "The bundle eye was asked: it sits at fundus, which is what the router says." in printed
+    assert (tmp_path / "explanation/explanation.html").read_text(encoding="utf-8").count('alt="Case ') == 5
+    assert "What the image and the text count for" in (tmp_path / "why_skin/explanation.html").read_text(
+        encoding="utf-8"
+    )
     assert printed.splitlines()[-1].startswith("dermoscopy dermoscopy {")
     assert "oracle_end_to_end" in printed
     assert "routes without an expert" in printed

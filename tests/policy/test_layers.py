@@ -27,7 +27,7 @@ LAYERS = (
     ("judge",),
     ("experiment",),
     ("session",),
-    ("series", "evaluating", "calibrating", "ensembling"),
+    ("series", "evaluating", "calibrating", "ensembling", "explaining"),
     ("crossval", "comparison", "converting", "labelling", "launch", "serving", "demo"),
     ("cli",),
 )

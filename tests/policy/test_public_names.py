@@ -28,6 +28,7 @@ NAMES = [
     "cross_validate",
     "ensemble",
     "evaluate",
+    "explain",
     "load",
     "train",
 ]

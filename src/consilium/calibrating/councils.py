@@ -88,7 +88,7 @@ def _calibrated(
     for seat in (seat for seat in council.seats.values() if seat.labelled is not None):
         if (own_cases := _own_cases(council, seat, found)) is None:
             continue
-        predictor = council.router if seat.name == ROUTER else council.ready(seat).predictor
+        predictor = council.member(seat.name).predictor
         place = folder / seat.folder
         reporter.line(f"{_titled(seat.name)}: {counted(len(own_cases.table), 'case')}")
         try:

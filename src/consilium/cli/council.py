@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from consilium.cli.options import by_name, on_disk
+from consilium.cli.options import Device, by_name, metadata_of, on_disk
 
 council_app = typer.Typer(help="A router and its experts as one bundle.", no_args_is_help=True)
 
 
 @council_app.callback()
 def council() -> None:
-    """Build a council; `consilium predict` asks it as any bundle."""
+    """Build a council, and explain what it answers; `consilium predict` asks it as any bundle."""
 
 
 @council_app.command("build")
@@ -49,6 +49,29 @@ def build(
         indexes=_by_node(index or [], option="--index", what="FOLDER"),
         top_k=top_k,
     )
+
+
+@council_app.command("explain")
+def explain(
+    council: Annotated[str, typer.Argument(help="The folder of a council, here or in a bucket, or a zip.")],
+    image: Annotated[str, typer.Argument(help="The image of the case.")],
+    text: Annotated[str | None, typer.Option(help="The text of the case.")] = None,
+    meta: Annotated[
+        list[str] | None, typer.Option(help="Metadata of the case, as age=70; repeatable.", metavar="COLUMN=VALUE")
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="The folder of the page; an earlier page in it is replaced.", parser=on_disk, metavar="PATH"),
+    ] = Path("explanation"),
+    device: Device = "auto",
+) -> None:
+    """Say why a case is answered as it is, on a page: the route, who was asked, what the answers depend on."""
+    from consilium.console import Console
+    from consilium.data.batches.rows import Query
+    from consilium.explaining import explain as run
+
+    with Console() as console:
+        run(council, Query(image, text, metadata_of(meta or []) or None), out=out, device=device, reporter=console)
 
 
 def _by_node(given: list[str], *, option: str, what: str) -> dict[str, str]:

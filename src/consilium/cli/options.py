@@ -54,6 +54,11 @@ def by_name(given: list[str], *, option: str, form: str, once: str, empty: bool 
     return found
 
 
+def metadata_of(given: list[str]) -> dict[str, str]:
+    """COLUMN=VALUE as a mapping; a value may be empty."""
+    return by_name(given, option="--meta", form="COLUMN=VALUE, such as age=70", once="give it once", empty=True)
+
+
 def load_experiment(path: str, overrides: list[str] | None) -> Any:
     """The experiment of a YAML file, with overrides."""
     from consilium.experiment import Experiment

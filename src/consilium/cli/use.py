@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from consilium.cli.options import BundlePath, Device, JudgedPath, by_name, on_disk, refuse_unread
+from consilium.cli.options import BundlePath, Device, JudgedPath, metadata_of, on_disk, refuse_unread
 from consilium.core.errors import ConfigError
 from consilium.core.surroundings import say
 
@@ -190,7 +190,7 @@ def predict(
         raise ConfigError(
             "there is nothing to predict; give images, a table, a store, or one case by --text or --meta."
         )
-    asked = Asked(text, _metadata(meta or [])) if text or meta else None
+    asked = Asked(text, metadata_of(meta or [])) if text or meta else None
     with Console(beside_answers=out is None) as console:
         summary = predict_files(
             bundle,
@@ -208,8 +208,3 @@ def predict(
     if summary.errors:
         say(f"{summary.errors} of {summary.cases} cases have no answer; see their `error`.")
         raise typer.Exit(1)
-
-
-def _metadata(given: list[str]) -> dict[str, str]:
-    """COLUMN=VALUE as a mapping; a value may be empty."""
-    return by_name(given, option="--meta", form="COLUMN=VALUE, such as age=70", once="give it once", empty=True)

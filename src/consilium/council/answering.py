@@ -211,13 +211,13 @@ class Council:
         weights = [choice.weight for choice in chosen if choice.weight is not None]
         return [*chosen, Chosen(GENERALIST, max(0.0, 1 - sum(weights)) if weights else None)]
 
-    def ready(self, seat: Seat) -> Resident:
-        """The bundle of a seat in memory; it is loaded if it is not there."""
-        return self._residents.get(seat.folder)
+    def member(self, seat: str) -> Resident:
+        """The bundle of a seat with its weights, and its indexes; it is loaded where it is not there yet."""
+        return Resident(self.router, {}) if seat == ROUTER else self._residents.get(self.seats[seat].folder)
 
     def ask(self, seat: Seat, items: Sequence[Item], rows: Sequence[int]) -> list[dict[str, Any]]:
         """The records of an expert, with the nearest cases of its index."""
-        resident = self.ready(seat)
+        resident = self.member(seat.name)
         records = self._ask(resident.predictor, seat, items, rows)
         if (index := resident.indexes.get(seat.name)) is not None:
             for record in records:

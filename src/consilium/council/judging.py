@@ -105,7 +105,7 @@ def _hear_some(
         if not (asked or told):
             continue
         begun = time.perf_counter()
-        council.ready(seat)
+        council.member(seat.name)
         loaded = time.perf_counter()
         records = council.ask(seat, items, asked)
         if asked:

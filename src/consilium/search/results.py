@@ -93,22 +93,21 @@ class Results:
 
     def page(self, *, images: bool) -> str:
         """One HTML file that needs no other; without ``images`` it has no picture."""
-        window = self.index.window
-        pictures = [_picture(self.index, hit, window) if images else None for hit in self.hits]
+        pictures = [picture(self.index, hit) if images else None for hit in self.hits]
         query = None
         if images and self.query.image is not None:
-            query = _data_url(thumbnail(str(self.query.image), size=PICTURE, window=window))
+            query = _data_url(thumbnail(str(self.query.image), size=PICTURE, window=self.index.window))
         template = environment(escape_html=True, package="consilium.search").get_template("search.html.j2")
         return template.render(results=self, pictures=pictures, query=query, images=images, shown_terms=SHOWN_TERMS)
 
 
-def _picture(index: Index, hit: Hit, window: tuple[float, float] | None) -> str | None:
+def picture(index: Index, hit: Hit) -> str | None:
     """The first view of a result as a data URL; None where it has none, or it cannot be read any more."""
     try:
         views = index.views(hit)
     except ConsiliumError:  # the store is gone
         return None
-    return _data_url(thumbnail(views[0], size=PICTURE, window=window)) if views else None
+    return _data_url(thumbnail(views[0], size=PICTURE, window=index.window)) if views else None
 
 
 def _data_url(jpeg: bytes | None) -> str | None:

@@ -1,11 +1,12 @@
 """Which answers a report explains, and their maps as pictures.
 
-Axes in names: N case, M node of the tree, H height, W width, C channel (RGB), P place along a side.
+Axes in names: N case, M node of the tree, H height, W width, C channel (RGB), P place along a side, L look.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -31,17 +32,14 @@ class Said:
 
 
 @dataclass(frozen=True)
-class SaliencyMap:
+class OcclusionMap:
     """By how much covering each place of an image lowers the probability of a label.
 
     ``drops_PP`` goes over equal cells of the image, row by row from the top; below 0 covering raises the probability.
     ``image_HWC`` is uint8 in [0, 255] as the model sees it, ``probability`` that of the label with nothing covered.
     """
 
-    id: str
-    truth: str
     label: str
-    right: bool
     probability: float
     drops_PP: np.ndarray
     image_HWC: np.ndarray
@@ -96,6 +94,21 @@ class SaliencyMap:
         height, width = self.image_HWC.shape[:2]
         zoom = size / max(height, width)
         return max(1, round(width * zoom)), max(1, round(height * zoom))
+
+
+@dataclass(frozen=True)
+class SaliencyMap(OcclusionMap):
+    """The map of a label that was given to a case whose true labels are known."""
+
+    id: str
+    truth: str
+    right: bool
+
+
+def drops(probabilities_L: np.ndarray) -> np.ndarray:
+    """The falls [P, P] of a probability by that of the whole image, then of every place covered, row by row."""
+    side = math.isqrt(len(probabilities_L) - 1)
+    return np.asarray(probabilities_L[0] - probabilities_L[1:].astype(float)).reshape(side, side)
 
 
 def _png(pixels_HWC: np.ndarray, size: tuple[int, int]) -> bytes:

@@ -18,7 +18,7 @@ from consilium.core.files import write_json, write_text
 from consilium.core.labels import reading_order
 from consilium.core.licenses import License
 from consilium.evaluation.config import ReportConfig
-from consilium.evaluation.labels.saliency import SaliencyMap
+from consilium.evaluation.labels.saliency import OcclusionMap, SaliencyMap
 from consilium.evaluation.report import charts, wording, words
 from consilium.evaluation.report.advice import advised
 from consilium.evaluation.report.parts import ReportParts
@@ -301,15 +301,13 @@ def _maps(content: ReportContent) -> list[dict[str, Any]]:
     """Every map with its two pictures."""
     if not content.config.images:
         return []
-    size = content.config.thumbnail_size
-    return [
-        {
-            "map": own,
-            "picture": _data_url(own.image(size=size), size=size),
-            "heat": _data_url(own.heat(size=size), size=size),
-        }
-        for own in content.maps
-    ]
+    return [drawn(own, size=content.config.thumbnail_size) for own in content.maps]
+
+
+def drawn(own: OcclusionMap, *, size: int) -> dict[str, Any]:
+    """A map with its two pictures as data URLs, ``size`` pixels on their longer side."""
+    pictures = {"picture": own.image(size=size), "heat": own.heat(size=size)}
+    return {"map": own, **{name: _data_url(image, size=size) for name, image in pictures.items()}}
 
 
 def _data_url(image: bytes, *, size: int) -> str | None:

@@ -1,13 +1,13 @@
 """Which places of an image an answer depends on: parts of it are covered one after another.
 
-Axes in names: H height, W width, C channel (RGB), P place along a side, S case shown, M node of the tree.
+Axes in names: S case shown, L look at it, M node of the tree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,12 @@ from consilium.core.evaluation import Outputs
 from consilium.core.reporter import Reporter
 from consilium.data.cases.cases import Studied
 from consilium.data.config import ImageConfig
-from consilium.data.images.pillow import lossless
-from consilium.data.images.reading import load_view, read_bytes
+from consilium.data.images.covered import LOOKS, Covered
 from consilium.evaluation.config import ReportConfig
-from consilium.evaluation.labels.saliency import Said, SaliencyMap, choose
+from consilium.evaluation.labels.saliency import Said, SaliencyMap, choose, drops
 from consilium.evaluation.report.page import main_split
 from consilium.tasks.answers.answering import Answering
 from consilium.tasks.family import Ask
-
-PLACES = 6  # along each side
-BLUR = 2  # deviation of the blur, in places
 
 
 def saliency_maps(
@@ -41,8 +37,8 @@ def saliency_maps(
 ) -> list[SaliencyMap]:
     """Occlusion sensitivity (Zeiler & Fergus, 2014, arXiv:1311.2901) of a few answers in the split told at length.
 
-    A soft patch covers one of ``PLACES`` x ``PLACES`` places of the case's first image, and the map holds by how much
-    the probability of the label falls. Images that cannot be read are reported and left out.
+    A soft patch covers one place after another of the case's first image, and the map holds by how much the probability
+    of the label falls. Images that cannot be read are reported and left out.
     """
     cases = studied.cases
     if not report.images:
@@ -63,81 +59,48 @@ def saliency_maps(
         if not (views := cases.table.images(row)):
             continue
         try:
-            covered.append(_covered(views, image=image))
+            covered.append(_Case.read(views, image=image))
             shown.append((said, row))
         except (ImageError, MissingExtraError) as error:
             reporter.line(f"note: the report has no map of case {cases.table.ids[row]}: {error}")
     if not shown:
         return []
-    looks = 1 + PLACES**2
-    arrays = ask(_Looks(covered), np.arange(len(covered) * looks), progress=partial(reporter.progress, "saliency"))
-    probabilities_SLM = arrays["probabilities"].reshape(len(covered), looks, -1)
+    arrays = ask(_Looks(covered), np.arange(len(covered) * LOOKS), progress=partial(reporter.progress, "saliency"))
+    probabilities_SLM = arrays["probabilities"].reshape(len(covered), LOOKS, -1)
     maps = []
     for (said, row), own, probabilities_LM in zip(shown, covered, probabilities_SLM, strict=True):
-        whole, *others = probabilities_LM[:, said.label].tolist()
         found = SaliencyMap(
+            label=task.labels.names[said.label],
+            probability=float(probabilities_LM[0, said.label]),
+            drops_PP=drops(probabilities_LM[:, said.label]),
+            image_HWC=own.first.image_HWC,
             id=cases.table.ids[row],
             truth=", ".join(cases.table.labels[row]),
-            label=task.labels.names[said.label],
             right=said.right,
-            probability=whole,
-            drops_PP=whole - np.array(others).reshape(PLACES, PLACES),
-            image_HWC=own.image_HWC,
         )
         maps.append(found)
     return maps
 
 
 @dataclass(frozen=True)
-class _Covered:
-    """The first view of a case as the model sees it, with what covers it; the other views are never covered.
+class _Case:
+    """The first view of a case, and the other ones, which are never covered; each is decoded once."""
 
-    The cover is the image itself, blurred until no detail is left: a patch of one colour would be a shape of its own,
-    above all on the black background of a scan.
-    """
-
-    image_HWC: np.ndarray
+    first: Covered
     others: Sequence[bytes]
 
-    @cached_property
-    def blurred_HWC(self) -> np.ndarray:
-        from PIL import Image, ImageFilter
-
-        height, width = self.image_HWC.shape[:2]
-        radius = (BLUR * width / PLACES, BLUR * height / PLACES)
-        return np.asarray(Image.fromarray(self.image_HWC).filter(ImageFilter.GaussianBlur(radius)))
-
-    def views(self, place: int | None) -> list[bytes]:
-        """The views as files, with a place of the first one covered; None: nothing is."""
-        if place is None:
-            return [lossless(self.image_HWC, compressed=False), *self.others]
-        height, width = self.image_HWC.shape[:2]
-        cover_HW = np.outer(patch(height)[place // PLACES], patch(width)[place % PLACES])
-        pixels_HWC = self.image_HWC + cover_HW[..., None] * (self.blurred_HWC.astype(float) - self.image_HWC)
-        return [lossless(np.rint(pixels_HWC).astype(np.uint8), compressed=False), *self.others]
+    @classmethod
+    def read(cls, views: Sequence[str | bytes], *, image: ImageConfig) -> _Case:
+        first, *others = (Covered.read(view, image=image) for view in views)
+        return cls(first, [other.file() for other in others])
 
 
 @dataclass(frozen=True)
 class _Looks:
     """Rows of images: of each case the whole image, then every place covered."""
 
-    cases: Sequence[_Covered]
+    cases: Sequence[_Case]
 
     def images(self, row: int) -> list[bytes]:
-        case, look = divmod(row, 1 + PLACES**2)
-        return self.cases[case].views(look - 1 if look else None)
-
-
-def patch(size: int) -> np.ndarray:
-    """How much each place covers along a side of ``size`` pixels, [P, size]: its cell wholly, fading out beside it."""
-    distance = np.abs((np.arange(size) + 0.5) / size * PLACES - 0.5 - np.arange(PLACES)[:, None])
-    return np.asarray(np.clip(2 - 2 * distance, 0, 1))
-
-
-def _covered(images: Sequence[str | bytes], *, image: ImageConfig) -> _Covered:
-    """The views of a case at the size that the model sees, each decoded once."""
-    views = []
-    for view in images:
-        name = view if isinstance(view, str) else "embedded image"
-        views.append(load_view(read_bytes(view), name=name, image=image, box=None))
-    return _Covered(views[0], [lossless(view, compressed=False) for view in views[1:]])
+        case, look = divmod(row, LOOKS)
+        return [self.cases[case].first.file(look), *self.cases[case].others]
