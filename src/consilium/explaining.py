@@ -168,7 +168,7 @@ def _answer(
         record=record,
         weight=weight,
         nearest=_nearest(resident, name, record),
-        notes=_notes(record),
+        notes=_notes(record, resident.predictor),
     )
     labelled = seat.labelled
     if "error" in record or labelled is None:
@@ -220,16 +220,17 @@ def _nearest(resident: Resident, name: str, record: Mapping[str, Any]) -> Sequen
     return [NearCase(hit.tree(), picture(index, hit)) for hit in hits]
 
 
-def _notes(record: Mapping[str, Any]) -> list[str]:
-    """What else a record says of how far an answer can be believed."""
-    unseen = [
+def _notes(record: Mapping[str, Any], predictor: Predictor) -> list[str]:
+    """What else there is to know of an answer before it is believed."""
+    notes = [
         f"No training case had the {name} '{value}': it counts as 'another value'."
         for name, value in record.get("unseen", {}).items()
     ]
-    if "disagreement" not in record:
-        return unseen
-    disagreement = f"Its members or looks disagree by {record['disagreement']:.3f} nats (0: all say the same)."
-    return [*unseen, disagreement]
+    if "disagreement" in record:
+        notes.append(f"Its members or looks disagree by {record['disagreement']:.3f} nats (0: all say the same).")
+    if predictor.looks.looks > 1 and "probabilities" in record:
+        notes.append(f"The answer is the mean over {predictor.looks.looks} looks at the image, the map is of one look.")
+    return notes
 
 
 def _why(council: Council, record: Mapping[str, Any]) -> Iterator[str]:

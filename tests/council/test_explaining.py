@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -18,11 +19,12 @@ import consilium
 from consilium.core.errors import BundleError, ConfigError, ImageError
 from consilium.council import Council
 from consilium.data.batches.rows import Item, Query
-from consilium.data.images.covered import LOOKS, PLACES
+from consilium.data.images.covered import LOOKS, PLACES, Covered
+from consilium.ensembling import ensemble
 from consilium.explaining import explain
 from consilium.predictor import Predictor
 from tests.cli.conftest import Cli
-from tests.council.conftest import Bundles, changed, with_thresholds
+from tests.council.conftest import CHEST, Bundles, changed, classifier, with_thresholds
 from tests.tiny import Recorder
 
 Build = Callable[..., Path]
@@ -77,29 +79,27 @@ def test_the_page_tells_the_route_the_second_and_what_the_answer_depends_on(
     assert html.count('src="data:image/jpeg;base64,') == 5  # the image, and two maps with what the models see
 
 
-def test_a_map_is_that_of_the_member_asked_about_covered_images(
-    images: list[str], build: Build, bundles: Bundles, tmp_path: Path
+def test_a_map_is_what_the_member_itself_says_of_covered_images_with_the_same_text(
+    bundles: Bundles, images: list[str], build: Build, tmp_path: Path
 ) -> None:
-    """An image of one colour is the same covered, so nothing can depend on any place of it."""
-    council = loaded(build(experts={"xray": "chest"}))
-    image, record = answered(council, images, "xray")
+    council = loaded(build(experts={"skin": "skin"}))
+    image, _ = answered(council, images, "skin")
     reporter = Recorder()
-    explain(council, image, out=tmp_path / "out", reporter=reporter)
+    explain(council, Query(image, "it is round"), out=tmp_path / "out", reporter=reporter)
     assert {(name, total) for name, _, total in reporter.bars} == {
         ("cover places (router)", LOOKS),
-        ("cover places (xray)", LOOKS),
+        ("cover places (skin)", LOOKS),
     }
-    found = json.loads((tmp_path / "out/explanation.json").read_text(encoding="utf-8"))
-    drops_PP = np.array(found["experts"][0]["map"]["drops"])
-    assert drops_PP.shape == (PLACES, PLACES)
-    assert found["experts"][0]["map"]["label"] == record["answer"]["label"]
-    with Image.open(image) as opened:
-        flat = Image.new("RGB", opened.size, (90, 120, 60))
-    flat.save(tmp_path / "flat.png")
-    explain(council, str(tmp_path / "flat.png"), out=tmp_path / "flat", reporter=Recorder())
-    even = json.loads((tmp_path / "flat/explanation.json").read_text(encoding="utf-8"))
-    assert np.abs(even["router"]["map"]["drops"]).max() == 0  # a blurred patch of one colour changes nothing
-    assert np.abs(drops_PP).max() > 0
+    found = json.loads((tmp_path / "out/explanation.json").read_text(encoding="utf-8"))["experts"][0]
+    model, label = Predictor.load(bundles["skin"], device="cpu"), found["answer"]["label"]
+    assert found["map"]["label"] == label
+    covered = Covered.read(image, image=model.image)
+    records = model.predict([Query(covered.file(look), "it is round") for look in range(LOOKS)])
+    whole, *others = (record["probabilities"][label] for record in records)
+    assert whole == pytest.approx(found["answer"]["probability"], abs=1e-5)
+    expected_PP = (whole - np.array(others)).reshape(PLACES, PLACES)
+    np.testing.assert_allclose(found["map"]["drops"], expected_PP, atol=2e-6)
+    assert np.abs(expected_PP).max() > 1e-4, "the map is not flat"
 
 
 def test_where_the_router_is_not_sure_the_page_says_so_with_figures(
@@ -198,6 +198,34 @@ def test_a_fusion_says_what_each_modality_counts_for(
     assert "this question has the image alone" in text
 
 
+def test_a_router_that_reads_text_says_what_that_counts_for(bundles: Bundles, build: Build, tmp_path: Path) -> None:
+    nodes = list(Predictor.load(bundles["skin"], device="cpu").task.labels.names)  # type: ignore[attr-defined]
+    council = loaded(build(router="skin", experts=dict.fromkeys(nodes, "chest")))
+    image = str(next((bundles["skin"].parents[2] / "pairs").glob("*.png")))
+    text, found = explained(council, Query(image, "it is round"), tmp_path / "out")
+    assert text.index("What the image and the text count for") < text.index("What the expert at")
+    assert list(found["router"]["answer"]["without"]) == ["image", "text"]
+    assert found["router"]["map"]["label"] == found["router"]["answer"]["label"]
+
+
+def test_several_looks_and_an_ensemble_are_told(
+    bundles: Bundles, images: list[str], build: Build, tmp_path: Path
+) -> None:
+    def mirror(tree: dict[str, Any]) -> None:
+        tree["looks"]["mirror"] = True
+
+    second = classifier(tmp_path / "chest", CHEST, "seed=1", "trainer.max_epochs=1")
+    both = ensemble([bundles["chest"], second], out=tmp_path / "both", quiet=True)
+    router = changed(bundles["sure"], tmp_path / "mirrored", mirror)
+    council = consilium.build_council(router=router, experts={"xray": both}, out=tmp_path / "council", quiet=True)
+    image, record = answered(loaded(council), images, "xray")
+    text, found = explained(council, image, tmp_path / "out")
+    assert "The answer is the mean over 2 looks at the image, the map is of one look." in text
+    disagreement = record["answer"]["disagreement"]
+    assert f"Its members or looks disagree by {disagreement:.3f} nats (0: all say the same)." in text
+    assert found["router"]["answer"] == record["route"]
+
+
 def test_labels_from_a_threshold_on(images: list[str], build: Build, tmp_path: Path) -> None:
     council = loaded(build(experts={"xray": "findings"}))
     image, record = answered(council, images, "xray")
@@ -228,6 +256,20 @@ def test_an_expert_that_lacks_what_it_needs_says_so_and_the_rest_goes_on(
     assert "The router has no answer" in words
     assert "There is no map: the question has no image that the generalist reads." in words
     assert found["expert"] == "generalist"
+
+
+def test_pixels_bytes_and_odd_names_are_cases_too(images: list[str], build: Build, tmp_path: Path) -> None:
+    council = loaded(build(experts={"xray.chest": "chest"}))
+    image, record = answered(council, images, "xray.chest")
+    odd = os.fsencode(tmp_path) + b"/odd \xff <b>.png"
+    shutil.copy(image, odd)
+    with Image.open(image) as opened:
+        items = [Path(image).read_bytes(), opened.convert("RGB"), os.fsdecode(odd), Path(image)]
+    for number, item in enumerate(items):
+        text, found = explained(council, item, tmp_path / str(number))
+        assert found["experts"][0]["answer"] == record["answer"]
+        assert "Watched is the probability of" in text
+    assert "odd \\udcff <b>.png" in explained(council, items[2], tmp_path / "2")[0]
 
 
 def test_what_cannot_be_explained_is_refused(
