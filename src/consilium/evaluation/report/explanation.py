@@ -112,7 +112,7 @@ class NearCase:
     def named(self) -> str:
         """Its id, and its labels where it has some."""
         labels = ", ".join(self.facts["labels"])
-        return f"{self.facts['id']}" + (f" ({labels})" if labels else "")
+        return f"{self.facts['id']}" + (f" (label {labels})" if labels else "")
 
 
 @dataclass(frozen=True)
