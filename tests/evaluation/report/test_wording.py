@@ -8,6 +8,7 @@ import pytest
 
 from consilium.core.evaluation import Evaluation, Interval
 from consilium.evaluation.config import EvaluationConfig
+from consilium.evaluation.council.figures import FIGURES as COUNCIL
 from consilium.evaluation.labels import wording as label_wording
 from consilium.evaluation.labels.classification import _MULTI, _SINGLE
 from consilium.evaluation.labels.tree import ANSWERED, AURC, HIERARCHICAL
@@ -208,7 +209,7 @@ def test_labels_above_the_leaves_are_told_apart_in_the_summary() -> None:
 def test_every_figure_has_words() -> None:
     retrieval = RetrievalEvaluator(config=EvaluationConfig()).metric_names
     modalities = {alone(name) for name in ("image", "text", "metadata")}
-    names = {*_SINGLE, *_MULTI, *HIERARCHICAL, *ANSWERED, AURC, *retrieval, *modalities}
+    names = {*_SINGLE, *_MULTI, *HIERARCHICAL, *ANSWERED, AURC, *retrieval, *modalities, *COUNCIL}
     assert set(WORDS) == names
 
 

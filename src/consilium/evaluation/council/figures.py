@@ -31,6 +31,7 @@ OUTCOMES = (RIGHT, PASSED, WRONG, SHORT, ELSEWHERE, SILENT, NOT_JUDGED)
 
 END_TO_END, ORACLE, COST = "end_to_end", "oracle_end_to_end", "router_cost"
 ROUTED, ANSWERED, RIGHT_WHEN_ANSWERED = "route_accuracy", "answers_given", "right_when_given"
+FIGURES = (END_TO_END, ORACLE, COST, ROUTED, ANSWERED, RIGHT_WHEN_ANSWERED, AURC)  # the most important first
 
 
 def is_expert(asked: str) -> bool:
@@ -141,8 +142,7 @@ def evaluate_council(
     arrays, groups = _Arrays.of(cases), [case.group for case in cases]
     every_N = np.ones(len(cases), dtype=bool)
     estimates = _estimate(arrays, every_N, groups, config=config)
-    told = [END_TO_END, ORACLE, COST, ROUTED, ANSWERED, RIGHT_WHEN_ANSWERED, AURC]
-    intervals = {name: estimates.interval(name) for name in told if not np.isnan(estimates.values[name])}
+    intervals = {name: estimates.interval(name) for name in FIGURES if not np.isnan(estimates.values[name])}
     own_notes = [*notes, *_notes(cases)]
     given = np.flatnonzero(arrays.given_N)
     tables = {
@@ -166,7 +166,7 @@ def evaluate_council(
     return Evaluation(
         split=split,
         cases=len(cases),
-        metrics={name: defined(estimates.values[name]) for name in told},
+        metrics={name: defined(estimates.values[name]) for name in FIGURES},
         intervals=intervals,
         tables=tables,
         groups=len(set(groups)),

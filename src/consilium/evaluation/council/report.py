@@ -8,20 +8,18 @@ from typing import Any
 from consilium.core.evaluation import Evaluation
 from consilium.core.reporter import counted, format_table
 from consilium.evaluation.council.figures import (
-    ANSWERED,
     COST,
     ELSEWHERE,
     END_TO_END,
+    FIGURES,
     NOT_JUDGED,
     ORACLE,
     PASSED,
     RIGHT,
-    RIGHT_WHEN_ANSWERED,
     ROUTED,
     SILENT,
 )
 from consilium.evaluation.labels import charts
-from consilium.evaluation.labels.doubt import AURC
 from consilium.evaluation.report import wording
 from consilium.evaluation.report.parts import ReportParts
 
@@ -35,7 +33,7 @@ def council_parts(experts: Sequence[str]) -> ReportParts:
         intended_use=f"A router and {counted(len(experts), 'expert')} ({wording.listed(list(experts), _FEW)}), for "
         "research on medical images that look like their training data.",
         pipeline_tag="image-classification",
-        headlines=(END_TO_END, ORACLE, COST, ROUTED, ANSWERED, RIGHT_WHEN_ANSWERED, AURC),
+        headlines=FIGURES,
         curves=(),
         summary=_summary,
         console=_console,
