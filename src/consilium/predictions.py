@@ -156,7 +156,7 @@ def predict_files(
     with _open_writer(out, model=model) as writer:
         for done, (key, record) in enumerate(zip(keys, model.stream(found), strict=True), start=1):
             errors += "error" in record
-            unseen.update(record.get("unseen", {}).items())
+            unseen.update(_unseen(record))
             asked_with = ("image", "text", "metadata")  # a case of a table or a store is told by its id
             answer = {name: value for name, value in record.items() if name not in asked_with}
             writer.write({"image": key, **answer})
@@ -166,6 +166,13 @@ def predict_files(
         shown = some([f"{name} '{text}' ({counted(cases, 'case')})" for (name, text), cases in unseen.most_common()], 5)
         reporter.line(f"note: metadata that no training case had counts as 'another value': {shown}.")
     return PredictionSummary(len(items), errors, items.skipped)
+
+
+def _unseen(record: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """The values of metadata that a bundle had not met, each once; of a council those of all that were asked."""
+    asked = [one["answer"] for one in record.get("asked", [])]
+    said = [own for own in (record, record.get("route"), record.get("answer"), *asked) if own is not None]
+    return {pair for own in said for pair in own.get("unseen", {}).items()}
 
 
 class _WithVectors(Sequence[Item]):

@@ -266,6 +266,8 @@ def test_the_command_predicts_files_and_writes_tables(
     assert shown.code == 0, shown.err
     assert shown.records[0]["expert"] == "skin"
     assert shown.records[0]["answer"]["modalities"] == ["image", "text", "metadata"]
+    elsewhere = cli("predict", folder, images[1], "--meta", "site=moon", "--out", tmp_path / "a.jsonl")
+    assert "another value': site 'moon' (1 case)" in elsewhere.out
     written = cli("predict", folder, *images[:4], "--out", tmp_path / "a.csv", "--device", "cpu")
     assert written.code == 1
     assert "1 of 4 cases have no answer" in written.err

@@ -93,6 +93,10 @@ def newer(tree: dict[str, Any]) -> None:
     tree["format_version"], tree["consilium_version"] = 9, "9.0"
 
 
+def of_vectors(tree: dict[str, Any]) -> None:
+    tree["task"]["text"] = {"kind": "vectors", "name": "notes.npz"}
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -146,6 +150,9 @@ def test_members_of_another_kind_or_version_are_refused(build: Build, bundles: B
     (broken / "model.safetensors").write_bytes(b"other")
     with pytest.raises(BundleError, match=r"expert of 'skin': .*model\.safetensors is not the file that"):
         build(experts={"skin": broken})
+    vectors = changed(bundles["skin"], tmp_path / "vectors", of_vectors)
+    with pytest.raises(BundleError, match=r"expert of 'skin': .* reads vectors in the place of texts \(notes\.npz\)"):
+        build(experts={"skin": vectors})
     assert not (tmp_path / "council").exists(), "nothing is left of it"
 
 

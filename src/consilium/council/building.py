@@ -110,7 +110,7 @@ def _bundle(name: str, place: str | Path) -> Path:
 
 
 def _seat(name: str, folder: Path) -> Seat:
-    """What the manifest of a bundle says; a cascade that is no router is a BundleError."""
+    """What the manifest of a bundle says; a cascade that is no router, or one that reads no texts, is a BundleError."""
     with _naming(name):
         seat = read_seat(name, folder, folder=f"members/{folder_name(name)}")
         if name != ROUTER and seat.manifest.task.staged:
@@ -118,6 +118,11 @@ def _seat(name: str, folder: Path) -> Seat:
                 f"{folder} is a cascade of {counted(len(seat.manifest.members), 'network')}, which only routes; an "
                 "expert is one network. Train it with task.tree.head: joint, or give one of the networks: "
                 f"{folder / next(iter(seat.manifest.members))}."
+            )
+        if seat.manifest.task.needs.vectors is not None:
+            raise BundleError(
+                f"{folder} reads vectors in the place of texts ({seat.manifest.task.needs.vectors}), which a question to "
+                "a council does not bring. Train it with a text tower (task.text: {kind: hf, name: ...})."
             )
     return seat
 
