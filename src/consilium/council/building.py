@@ -119,10 +119,10 @@ def _seat(name: str, folder: Path) -> Seat:
                 "expert is one network. Train it with task.tree.head: joint, or give one of the networks: "
                 f"{folder / next(iter(seat.manifest.members))}."
             )
-        if seat.manifest.task.needs.vectors is not None:
+        if (vectors := seat.manifest.task.needs.vectors) is not None:
             raise BundleError(
-                f"{folder} reads vectors in the place of texts ({seat.manifest.task.needs.vectors}), which a question to "
-                "a council does not bring. Train it with a text tower (task.text: {kind: hf, name: ...})."
+                f"{folder} reads vectors in the place of texts ({vectors}), which a question to a council does not "
+                "bring. Train it with a text tower (task.text: {kind: hf, name: ...})."
             )
     return seat
 
