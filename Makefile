@@ -24,7 +24,7 @@ $(STAMP): $(LOCK) pyproject.toml tools/setup
 
 setup: $(STAMP)  ## make .venv with the locked versions
 
-demo: $(STAMP)  ## train, judge and use the modality router on the embedded demo data
+demo: $(STAMP)  ## train, ask and judge a council on the embedded demo data
 	@$(BIN)/consilium demo
 
 test: $(STAMP)  ## the fast tests

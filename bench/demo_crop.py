@@ -32,7 +32,7 @@ from consilium.core.files import write_text
 from consilium.core.reporter import format_table
 from consilium.data.cases.renames import new_name
 from consilium.demo import demo_data_path
-from consilium.demo.run import UNSEEN
+from consilium.demo.unseen import UNSEEN
 from consilium.experiment import Experiment
 from consilium.predictor import Predictor
 from consilium.session import train

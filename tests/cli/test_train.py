@@ -1,4 +1,4 @@
-"""``train`` and ``demo``: what they print, leave and return."""
+"""``train``: what it prints, leaves and returns."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-import consilium.demo.run
+import consilium
 from consilium.data.batches.readers import ImageReader
 from consilium.data.store.store import CaseTable
-from consilium.experiment import Experiment
 from consilium.manifest import read_manifest
-from consilium.session import train
 from consilium.tasks.classify.task import Classify
 from consilium.training.dryrun import Trial
 from tests.cli.conftest import Cli
@@ -165,31 +163,6 @@ def test_a_missing_file_is_named(cli: Cli, tmp_path: Path) -> None:
     answer = cli("train", tmp_path / "none.yaml")
     assert answer.code == 2
     assert f"config file {tmp_path / 'none.yaml'} does not exist" in answer.err
-
-
-def test_the_demo_ends_with_predictions_and_the_report(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The whole command on a part of its data."""
-
-    def short(experiment: Experiment, **options: Any) -> Any:
-        trainer = experiment.trainer.model_copy(update={"max_epochs": 1, "precision": "fp32"})
-        return train(experiment.model_copy(update={"trainer": trainer}), limit=26, **options)
-
-    monkeypatch.setattr(consilium.demo.run, "train", short)
-    answer = cli("demo", "--out", tmp_path / "runs")
-    assert answer.code == 0
-    (report,) = (tmp_path / "runs" / "demo_router").rglob("report.html")
-    assert answer.out.splitlines()[-1] == f"report: {report}"
-    assert "test: the label tree" in answer.out
-    answers, unseen = answer.out.split("a few held-out images")[1].split("sources that the router has never seen")
-    assert answers.count(".jpg") >= 6
-    assert "held-out images are not answered whole" in answers
-    page = report.read_text(encoding="utf-8").split("Sources that the router has never seen")[1].split("</section>")[0]
-    for source in ("chase", "scanpy", "vqa_rad", "dsb2018"):
-        assert source in unseen
-        assert source in page
-    assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
 def test_version_and_help(cli: Cli) -> None:

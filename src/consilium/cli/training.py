@@ -85,10 +85,10 @@ def compare(
 
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Where the demo's store and run go.", parser=on_disk, metavar="PATH")
+        Path, typer.Option(help="Where the demo's stores, runs and council go.", parser=on_disk, metavar="PATH")
     ] = Path("runs"),
 ) -> None:
-    """Train, judge and use the modality router on the embedded demo data."""
+    """Train a router and two experts on the embedded demo data, ask the council of them, and judge it."""
     from consilium.console import Console
     from consilium.demo.run import run_demo
 
