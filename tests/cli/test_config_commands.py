@@ -15,7 +15,7 @@ from tests.cli.conftest import Cli
 from tests.cli.json_schema import problems
 from tests.policy.source import REPOSITORY, SOURCE
 
-RECIPES = sorted([*(REPOSITORY / "recipes").glob("*.yaml"), SOURCE / "consilium" / "demo" / "router.yaml"])
+RECIPES = sorted([*(REPOSITORY / "recipes").glob("*.yaml"), *(SOURCE / "consilium" / "demo").glob("*.yaml")])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

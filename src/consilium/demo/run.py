@@ -35,7 +35,7 @@ def run_demo(out: Path, *, reporter: Reporter) -> Evaluation:
         router=router,
         experts={SKIN: skin, EYE: eye},
         indexes={EYE: _index(eye, folder / "index", reporter=reporter)},
-        out=folder / "council",
+        out=folder / "demo_council",
         reporter=reporter,
     )
     _show_answers(council, reporter=reporter)
