@@ -98,7 +98,7 @@ def _judge(council: Path, folder: Path, out: Path, *, reporter: Reporter) -> Eva
         for own in (evaluation.intervals[name] for name in ("end_to_end", "oracle_end_to_end", "router_cost"))
     )
     reporter.line(
-        f"end to end {found} of the held-out images got the right answer of the right expert, or rightly none;\n"
+        f"end to end {found} of the images whose answer is known got it from the right expert, or rightly none;\n"
         f"told the true route of each it would be {oracle}: the router costs {cost}"
     )
     return evaluation
