@@ -273,6 +273,8 @@ def given_to_judge(
     """
     if split is None:
         split = "test" if path is None or Path(path).suffix in YAML else "all"
+    if split not in (*SPLITS, "all"):
+        raise ConfigError(f"split is '{split}'; expected {', '.join(SPLITS)} or all.")
     data, name = own, split
     if path is not None:
         tree = given_tree(path)
@@ -292,8 +294,6 @@ def given_probes(tree: Mapping[str, Any], *, origin: str) -> ProbesConfig | None
 def cases_to_judge(judging: Judging, *, known: Knowledge | None, fingerprint: str, reporter: Reporter) -> Studied[Any]:
     """The cases to judge; of the model's own data it is noted when they changed since the training."""
     section, split = judging.section, judging.split
-    if split not in (*SPLITS, "all"):
-        raise ConfigError(f"split is '{split}'; expected {', '.join(SPLITS)} or all.")
     needs = section.needs
     if judging.probes is not None:  # which ask for labels, and do without a text
         needs = replace(needs, label="may", text="may" if needs.text == "must" else needs.text)

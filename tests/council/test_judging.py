@@ -252,6 +252,7 @@ def test_the_command(cli: Cli, build: Build, bundles: Bundles, tmp_path: Path) -
     table = bundles["sure"].parents[2] / "table.csv"
     for given, message in (
         ((), "which has no data of its own"),
+        (("--data", table, "--split", "tests"), "split is 'tests'; expected train, val, test or all."),
         (("--data", table), "cases that taught the council's router its weights"),
         (("--data", table, "--embeddings", tmp_path / "e.npz"), "spaces of their own"),
     ):
