@@ -74,18 +74,29 @@ def main() -> None:
             name: [kept(name, size, rate, arguments.out) for rate in (RATES[:1] if name == "frozen towers" else RATES)]
             for name in arguments.rows
         }
-        print(format_table([row(name, own) for name, own in found.items()], title=f"{size} pairs"), flush=True)
+        best = {name: best_of(own) for name, own in found.items()}
+        first = drawn(next(iter(best.values())))
+        print(format_table([row(name, own, first) for name, own in best.items()], title=f"{size} pairs"), flush=True)
 
 
-def row(name: str, trainings: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of the training that is best on validation."""
-    best = max(trainings, key=lambda found: mean(np.array(found["val"]["label mAP"], float)))
-    drawn = resampled(np.array([best["test"]["label mAP"]], float), best["groups"])
+def best_of(trainings: list[dict[str, Any]]) -> dict[str, Any]:
+    """The training that is best on validation."""
+    return max(trainings, key=lambda found: mean(np.array(found["val"]["label mAP"], float)))
+
+
+def drawn(training: dict[str, Any]) -> Floats:
+    """Label mAP in resamples of groups, the same for all trainings."""
+    return resampled(np.array([training["test"]["label mAP"]], float), training["groups"])
+
+
+def row(name: str, best: dict[str, Any], first: Floats) -> dict[str, Any]:
+    """The figures of a training, and how far it is from the first row."""
     return {
         "row": name,
         "rate": f"{best['rate']:g}",
         **{figure: mean(np.array(values, float)) for figure, values in best["test"].items()},
-        "interval of label mAP": interval(drawn),
+        "interval of label mAP": interval(drawn(best)),
+        "beyond the first row": interval(drawn(best) - first),
         "processor s": round(best["seconds"]),
     }
 
