@@ -84,6 +84,8 @@ def shown(row: dict[str, Any], side: str) -> str:
 def verdict(row: dict[str, Any]) -> str:
     """Whether the interval of a difference leaves out that there is none."""
     low, high = row["difference_low"], row["difference_high"]
+    if row["difference"] and (low is None or high is None):
+        return "It differs, but these cases give no interval."
     if low is None or high is None or low <= 0 <= high:
         return "These cases do not show a difference."
     better = (row["difference"] > 0) == higher_is_better(row["figure"])
