@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from consilium.console import reporting
-from consilium.core.answers import UNKNOWN
+from consilium.core.answers import DEFAULT, GENERALIST, UNKNOWN
 from consilium.core.errors import BundleError, ConfigError, ImageError
 from consilium.core.reporter import Reporter
 from consilium.council import Council
 from consilium.council.residents import Resident
-from consilium.council.routing import DEFAULT, GENERALIST
 from consilium.council.seats import ROUTER, questions
 from consilium.data.batches.rows import Item, Items, Query
 from consilium.data.images.covered import LOOKS, Covered

@@ -12,14 +12,14 @@ import numpy as np
 
 from consilium.bundle import bundle_config
 from consilium.calibrating.bundles import Calibrated, CalibrateResult, calibrated_on, command_of, restore_bundle
+from consilium.core.answers import DEFAULT, GENERALIST
 from consilium.core.config import build
 from consilium.core.errors import ConfigError, DataError
 from consilium.core.files import folder_name
 from consilium.core.reporter import Reporter, counted
 from consilium.council import Council, build_council
 from consilium.council.cases import CouncilCases, load_cases, own_data, seat_of
-from consilium.council.routing import DEFAULT, GENERALIST
-from consilium.council.seats import ROUTER, Seat, seat_folders
+from consilium.council.seats import ROUTER, Seat, seat_folders, titled
 from consilium.data.cases.cases import SPLITS, Cases
 from consilium.data.cases.filters import usable
 from consilium.evaluation.config import EvaluationConfig
@@ -63,12 +63,12 @@ def calibrate_council(
         for seat_name, place in places.items():
             member = folder / council.seats[seat_name].folder
             done[seat_name].write(place, member, read_manifest(member))
-        _rebuild(folder, target, places, reporter=reporter)
+        _rebuild(folder, council.manifest, target, places, reporter=reporter)
     for seat_name, calibrated in done.items():
         place = target / PAGES / folder_name(seat_name)
         place.mkdir(parents=True)
         write_calibration(place, calibrated.content)
-        for line in [f"{_titled(seat_name)}:", *calibrated.content.lines(), f"report: {place / PAGE}"]:
+        for line in [f"{titled(seat_name)}:", *calibrated.content.lines(), f"report: {place / PAGE}"]:
             reporter.line(line)
     reporter.line(f"council: {target}")
     return CalibrateResult(
@@ -90,7 +90,7 @@ def _calibrated(
             continue
         predictor = council.member(seat.name).predictor
         place = folder / seat.folder
-        reporter.line(f"{_titled(seat.name)}: {counted(len(own_cases.table), 'case')}")
+        reporter.line(f"{titled(seat.name)}: {counted(len(own_cases.table), 'case')}")
         try:
             done[seat.name] = calibrated_on(
                 predictor,
@@ -104,7 +104,7 @@ def _calibrated(
                 reporter=reporter,
             )
         except DataError as error:
-            kept.append(f"{_titled(seat.name)} stays as it was: {error}")
+            kept.append(f"{titled(seat.name)} stays as it was: {error}")
             reporter.line(f"warning: {kept[-1]}")
     if not done:
         why = kept or ["no case has a route that the router knows, or an answer of an expert with labels."]
@@ -119,7 +119,7 @@ def restore_council(folder: Path, target: Path, *, name: str) -> None:
     known: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         places: dict[str, Path] = {}
-        for number, (seat, place) in enumerate(_folders(header).items()):
+        for number, (seat, place) in enumerate(seat_folders(header).items()):
             manifest = read_manifest(folder / place)
             kept = [own["name"] for own in manifest.knowledge.get("calibrations", [])]
             known += kept
@@ -129,7 +129,7 @@ def restore_council(folder: Path, target: Path, *, name: str) -> None:
         if not places:
             has = ", ".join(dict.fromkeys(known)) or "no calibration but those of their trainings"
             raise ConfigError(f"the bundles of the council have {has}, and none called '{name}'.")
-        _rebuild(folder, target, places, reporter=None)
+        _rebuild(folder, header, target, places, reporter=None)
 
 
 def _own_cases(council: Council, seat: Seat, found: CouncilCases) -> Cases | None:
@@ -163,26 +163,18 @@ def _site_of(site: Site, seat: Seat) -> Site:
     return replace(site, wanted_accuracy=None) if several else site
 
 
-def _titled(seat: str) -> str:
-    return f"the {seat}" if seat in (ROUTER, DEFAULT, GENERALIST) else f"the expert of '{seat}'"
-
-
-def _folders(header: CouncilManifest) -> dict[str, str]:
-    return {ROUTER: header.council.router, **seat_folders(header)}
-
-
-def _rebuild(folder: Path, target: Path, changed: Mapping[str, Path], *, reporter: Reporter | None) -> None:
+def _rebuild(
+    folder: Path, manifest: CouncilManifest, target: Path, changed: Mapping[str, Path], *, reporter: Reporter | None
+) -> None:
     """The council in ``folder`` again, some of its bundles in the place of others, into ``target``."""
-    header = read_header(folder)
-    assert isinstance(header, CouncilManifest)
-    places = {seat: changed.get(seat, folder / place) for seat, place in _folders(header).items()}
+    places = {seat: changed.get(seat, folder / place) for seat, place in seat_folders(manifest).items()}
     build_council(
         router=places[ROUTER],
-        experts={node: places[node] for node in header.council.experts},
+        experts={node: places[node] for node in manifest.council.experts},
         default=places.get(DEFAULT),
         generalist=places.get(GENERALIST),
-        indexes={name: folder / place for name, place in header.council.indexes.items()},
-        top_k=header.council.top_k,
+        indexes={name: folder / place for name, place in manifest.council.indexes.items()},
+        top_k=manifest.council.top_k,
         out=target,
         quiet=True,
         reporter=reporter,

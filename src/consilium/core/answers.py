@@ -17,6 +17,7 @@ from consilium.core.labels import LabelTree
 
 FAR = 2.0**30  # the distance to a node of which no training case is: a number like others, but of no feature
 UNKNOWN = "unknown"  # the answer of a case whose first level is not sure enough
+DEFAULT, GENERALIST = "default", "generalist"  # who answers in a council without sitting at a node
 
 
 class Calibration(Config):

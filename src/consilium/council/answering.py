@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from consilium.bundle import check_files, check_there, manifests
-from consilium.core.answers import UNKNOWN
+from consilium.core.answers import GENERALIST, UNKNOWN
 from consilium.core.devices import choose_device
 from consilium.core.errors import BundleError, ConfigError, ImageError
 from consilium.core.labels import LabelTree
 from consilium.core.reporter import counted, some
 from consilium.council.combining import Weighted, combined, common_tree
 from consilium.council.residents import Resident, Residents
-from consilium.council.routing import GENERALIST, Chosen, Routing
+from consilium.council.routing import Chosen, Routing
 from consilium.council.seats import ROUTER, Seat, questions, read_seat, seat_folders
 from consilium.data.batches.rows import Item, Items, is_one_item
 from consilium.manifest import CouncilManifest, local_bundle, read_header
@@ -277,8 +277,7 @@ def _checked_seats(folder: Path, manifest: CouncilManifest) -> list[Seat]:
     indexes = {f"{place}/{INDEX}" for place in manifest.council.indexes.values()}
     own = {name: digest for name, digest in manifest.files.items() if name in indexes}
     check_files(folder, {**manifests(manifest), **own})
-    places = {ROUTER: manifest.council.router, **seat_folders(manifest)}
-    seats = [read_seat(name, folder / place, folder=place) for name, place in places.items()]
+    seats = [read_seat(name, folder / place, folder=place) for name, place in seat_folders(manifest).items()]
     for file in (folder / seat.folder / name for seat in seats for name in seat.manifest.files):
         check_there(file)
     return seats

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from consilium.bundle import copy_bundle
 from consilium.console import reporting
-from consilium.core.answers import UNKNOWN
+from consilium.core.answers import DEFAULT, GENERALIST, UNKNOWN
 from consilium.core.errors import BundleError, ConfigError, SearchError
 from consilium.core.explain import nearest
 from consilium.core.files import atomic_folder, folder_name, sha256_of, write_json
@@ -21,8 +21,8 @@ from consilium.core.licenses import License, license_warnings, recorded
 from consilium.core.places import is_remote
 from consilium.core.reporter import Reporter, counted, format_table, some
 from consilium.council.combining import common_tree
-from consilium.council.routing import DEFAULT, GENERALIST, Routing
-from consilium.council.seats import ROUTER, Seat, read_seat
+from consilium.council.routing import Routing
+from consilium.council.seats import ROUTER, Seat, read_seat, titled
 from consilium.manifest import MANIFEST, CouncilManifest, CouncilSection, local_bundle, read_header
 from consilium.search.building import check_bundle
 from consilium.search.folder import MANIFEST as INDEX
@@ -84,17 +84,13 @@ def _new_folder(out: str | Path) -> Path:
     return folder
 
 
-def _titled(name: str) -> str:
-    return f"the {name}" if name in RESERVED else f"the expert of '{name}'"
-
-
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
     """A BundleError within it names the seat that the bundle is for."""
     try:
         yield
     except BundleError as error:
-        raise BundleError(f"{_titled(name)}: {error}") from error
+        raise BundleError(f"{titled(name)}: {error}") from error
 
 
 def _bundle(name: str, place: str | Path) -> Path:
@@ -179,7 +175,7 @@ def _index(name: str, place: str | Path, seats: Mapping[str, Seat]) -> list[Path
     folder, manifest = Path(place).expanduser(), seats[name].manifest
     if "image_embedding" not in manifest.gives:
         raise ConfigError(
-            f"an index is given for {_titled(name)}, but the bundle '{manifest.name}' has no embeddings to search "
+            f"an index is given for {titled(name)}, but the bundle '{manifest.name}' has no embeddings to search "
             "by. Give one of an expert that was trained with task.kind: align."
         )
     try:
@@ -187,7 +183,7 @@ def _index(name: str, place: str | Path, seats: Mapping[str, Seat]) -> list[Path
         check_bundle(folder, index, manifest)
         read_content(folder, index)
     except SearchError as error:
-        raise SearchError(f"the index of {_titled(name)}: {error}") from error
+        raise SearchError(f"the index of {titled(name)}: {error}") from error
     return [folder / file for file in (INDEX, *index.files)]
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from consilium.core.answers import UNKNOWN
+from consilium.core.answers import DEFAULT, GENERALIST, UNKNOWN
 from consilium.core.errors import DataError
 from consilium.council.answering import WINDOW, Council
 from consilium.council.cases import SEPARATOR, Truth, seat_of
-from consilium.council.routing import DEFAULT, GENERALIST, Chosen
+from consilium.council.routing import Chosen
 from consilium.council.seats import ROUTER, Seat
 from consilium.data.batches.rows import FoundItems
 from consilium.data.store.store import CaseTable
@@ -101,7 +101,8 @@ def _hear_some(
     answers: dict[int, dict[str, dict[str, Any]]] = {number: {} for number in chosen}
     for seat in council.loaded_first():
         asked = [number for number in chosen if any(one.expert == seat.name for one in chosen[number])]
-        told = [number for number in chosen if number not in asked and seat.name in oracle[number]]
+        known = set(asked)
+        told = [number for number in chosen if oracle[number] == seat.name and number not in known]
         if not (asked or told):
             continue
         begun = time.perf_counter()
@@ -122,11 +123,10 @@ def _hear_some(
         )
 
 
-def _by_oracle(council: Council, route: str) -> tuple[str, ...]:
+def _by_oracle(council: Council, route: str) -> str | None:
     """Who answers when the true route is known: its expert; elsewhere the default, else the generalist, else nobody."""
-    seat = seat_of(council, route)
-    others = [name for name in (DEFAULT, GENERALIST) if name in council.seats]
-    return (seat,) if seat is not None else tuple(others[:1])
+    others = (name for name in (DEFAULT, GENERALIST) if name in council.seats)
+    return seat_of(council, route) or next(others, None)
 
 
 def _case(
@@ -144,7 +144,7 @@ def _case(
     expected, by_oracle = seat_of(council, truth.route), _by_oracle(council, truth.route)
     record = said["answer"] or {}
     answered, right, answer = _compared(record, truth, council.seats.get(said["expert"]))
-    oracle_right = _compared(answers[by_oracle[0]], truth, council.seats[by_oracle[0]])[1] if by_oracle else None
+    oracle_right = _compared(answers[by_oracle], truth, council.seats[by_oracle])[1] if by_oracle else None
     if expected is None:
         right, oracle_right = right is not False, oracle_right is not False  # nothing but a known answer can be missed
         route_right = sent not in council.routing.experts

@@ -6,9 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from consilium.core.answers import DEFAULT
 from consilium.core.labels import LabelTree
-
-DEFAULT, GENERALIST = "default", "generalist"  # experts that sit at no node
 
 
 @dataclass(frozen=True)

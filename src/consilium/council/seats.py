@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from consilium.bundle import read_known
-from consilium.council.routing import DEFAULT, GENERALIST
+from consilium.core.answers import DEFAULT, GENERALIST
 from consilium.data.batches.rows import Item, Query
 from consilium.manifest import CouncilManifest, Manifest, read_manifest
 from consilium.tasks.family import Labelled, family_of
@@ -51,11 +51,20 @@ def read_seat(name: str, bundle: Path, *, folder: str) -> Seat:
     return Seat(name, folder, manifest, family_of(known.section).labelled(known.section, known.knowledge))
 
 
+def titled(seat: str) -> str:
+    """What messages call the member at a seat."""
+    return f"the {seat}" if seat in (ROUTER, DEFAULT, GENERALIST) else f"the expert of '{seat}'"
+
+
 def seat_folders(manifest: CouncilManifest) -> dict[str, str]:
-    """The folders of all members but the router, by the names of their seats."""
+    """The folders of all members by the names of their seats, the router first."""
     section = manifest.council
     others = {DEFAULT: section.default, GENERALIST: section.generalist}
-    return {**section.experts, **{name: folder for name, folder in others.items() if folder is not None}}
+    return {
+        ROUTER: section.router,
+        **section.experts,
+        **{name: folder for name, folder in others.items() if folder is not None},
+    }
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from consilium.data.batches.rows import Query
 from consilium.demo.setting import demo_captions, demo_experiment, demo_images
 from consilium.demo.unseen import judge_unseen
 from consilium.evaluating import evaluate
+from consilium.evaluation.council.figures import judged
 from consilium.evaluation.report.page import REPORT
 from consilium.evaluation.report.wording import with_interval
 from consilium.predictor import Predictor
@@ -94,13 +95,13 @@ def _judge(council: Path, folder: Path, out: Path, *, reporter: Reporter) -> Eva
     data = folder / "data.yaml"
     write_text(data, to_yaml(demo_experiment("council", out)))
     evaluation = evaluate(council, data=data, out=folder / "report", reporter=reporter)
-    judged = sum(row["judged"] for row in evaluation.tables["per_expert"])
     found, oracle, cost = (
         with_interval(name, evaluation.intervals[name], confidence=0.95)
         for name in ("end_to_end", "oracle_end_to_end", "router_cost")
     )
     reporter.line(
-        f"end to end: of {judged} held-out images {found} got the right answer of the right expert, or rightly none;\n"
+        f"end to end: of {judged(evaluation)} held-out images {found} got the right answer of the right expert, "
+        "or rightly none;\n"
         f"told the true route of each it would be {oracle}: the router costs {cost}"
     )
     return evaluation

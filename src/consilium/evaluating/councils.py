@@ -15,7 +15,7 @@ from consilium.core.licenses import license_warnings
 from consilium.core.reporter import Reporter
 from consilium.council import Council
 from consilium.council.cases import load_cases, own_data
-from consilium.council.judging import Heard, hear
+from consilium.council.judging import hear
 from consilium.council.seats import ROUTER
 from consilium.data.cases.cases import Cases
 from consilium.data.cases.given import given_tree
@@ -61,8 +61,9 @@ def evaluate_council(
         columns=cases.table.columns(),
         progress=partial(reporter.progress, f"judge {given.split}"),
     )
-    if heard.unread:
-        reporter.line(f"warning: {unread_sentence(heard.unread, split=given.split)}")
+    warnings = [unread_sentence(heard.unread, split=given.split)] if heard.unread else []
+    for text in warnings:
+        reporter.line(f"warning: {text}")
     sections = given_tree(data)
     config = build(EvaluationConfig, sections.get("evaluation", {}), origin=data)
     labelled = council.seats[ROUTER].labelled
@@ -78,31 +79,31 @@ def evaluate_council(
     content = _content(
         council,
         evaluation,
-        heard,
+        heard.cases,
         cases,
+        warnings=warnings,
         report=build(ReportConfig, sections.get("report", {}), origin=data),
         confidence=config.confidence,
         command=f"consilium evaluate {folder} --split {given.split} --data {data}",
     )
     tell(evaluation, content.parts, reporter=reporter)
-    path = write_report(out or beside / f"evaluation-{given.name}", content)
-    reporter.line(f"report: {path}")
+    reporter.line(f"report: {write_report(out or beside / f'evaluation-{given.name}', content)}")
     return evaluation
 
 
 def _content(
     council: Council,
     evaluation: Evaluation,
-    heard: Heard,
+    judged: Sequence[CouncilCase],
     cases: Cases,
     *,
+    warnings: Sequence[str],
     report: ReportConfig,
     confidence: float,
     command: str,
 ) -> ReportContent:
     """What the report says."""
     split, manifest, parts = evaluation.split, council.manifest, council_parts(list(council.routing.experts))
-    warnings = [unread_sentence(heard.unread, split=split)] if heard.unread else []
     return ReportContent(
         title=f"{manifest.name}: {parts.about}",
         name=manifest.name,
@@ -111,7 +112,7 @@ def _content(
         config=report,
         confidence=confidence,
         facts=_facts(council),
-        data=_routes(heard.cases, split=split),
+        data=_routes(judged, split=split),
         warnings=[*cases.notes, *warnings, *license_warnings(manifest.licenses or ())],
         licenses=manifest.licenses or (),
         command=command,

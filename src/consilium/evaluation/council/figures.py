@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from consilium.core.answers import UNKNOWN
+from consilium.core.answers import DEFAULT, GENERALIST, UNKNOWN
 from consilium.core.evaluation import Evaluation
 from consilium.core.reporter import counted
 from consilium.evaluation.config import EvaluationConfig
@@ -36,7 +36,7 @@ FIGURES = (END_TO_END, ORACLE, COST, ROUTED, ANSWERED, RIGHT_WHEN_ANSWERED, AURC
 
 def is_expert(asked: str) -> bool:
     """Whether somebody who was asked is an expert at a node."""
-    return asked not in (UNKNOWN, "default", "generalist")
+    return asked not in (UNKNOWN, DEFAULT, GENERALIST)
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,7 @@ def evaluate_council(
     latencies, ``unread`` the cases that could not be read, and why.
     """
     arrays, groups = _Arrays.of(cases), [case.group for case in cases]
-    every_N = np.ones(len(cases), dtype=bool)
-    estimates = _estimate(arrays, every_N, groups, config=config)
+    estimates = _estimate(arrays, groups, config=config)
     intervals = {name: estimates.interval(name) for name in FIGURES if not np.isnan(estimates.values[name])}
     own_notes = [*notes, *_notes(cases)]
     given = np.flatnonzero(arrays.given_N)
@@ -173,9 +172,10 @@ def evaluate_council(
     )
 
 
-def _estimate(arrays: _Arrays, among_N: Bools, groups: list[str], *, config: EvaluationConfig) -> Estimates:
-    shares = arrays.shares(among_N)
-    given_N = arrays.given_N & among_N
+def _estimate(arrays: _Arrays, groups: list[str], *, config: EvaluationConfig) -> Estimates:
+    """The figures of all cases."""
+    given_N = arrays.given_N
+    shares = arrays.shares(np.ones_like(given_N))
 
     def cost(weights: Floats | None) -> Floats:
         return np.asarray(shares[ORACLE].value(weights) - shares[END_TO_END].value(weights))
@@ -237,9 +237,11 @@ def _per_column(
 
 def _figures(arrays: _Arrays, own_N: Bools, groups: list[str], *, config: EvaluationConfig) -> dict[str, Any]:
     """The figures of some of the cases, as cells of a table."""
-    found = _estimate(arrays, own_N, groups, config=config)
+    shares = arrays.shares(own_N)
+    shown = {figure: shares[figure] for figure in (END_TO_END, ORACLE, ROUTED)}
+    found = estimate(shown, groups, config=config)
     row: dict[str, Any] = {"n": int(own_N.sum()), "groups": len({groups[n] for n in np.flatnonzero(own_N).tolist()})}
-    for figure in (END_TO_END, ORACLE, ROUTED):
+    for figure in shown:
         row |= found.cells(figure, figure)
     return row
 
@@ -268,6 +270,11 @@ def _curve(arrays: _Arrays, given: np.ndarray) -> list[dict[str, Any]]:
     share = len(given) / int(arrays.judged_N.sum())
     rows = curve_rows(arrays.sure_N[given], ~arrays.right_N[given])
     return [{**row, "coverage": row["coverage"] * share} for row in rows]
+
+
+def judged(evaluation: Evaluation) -> int:
+    """How many cases have an answer to compare with, or rightly none."""
+    return sum(row["judged"] for row in evaluation.tables["per_expert"])
 
 
 def _notes(cases: Sequence[CouncilCase]) -> list[str]:

@@ -18,6 +18,7 @@ from consilium.evaluation.council.figures import (
     RIGHT,
     ROUTED,
     SILENT,
+    judged,
 )
 from consilium.evaluation.labels import charts
 from consilium.evaluation.report import wording
@@ -55,8 +56,8 @@ def _summary(evaluation: Evaluation, confidence: float) -> list[str]:
     cost = intervals[COST]
     spread = wording.difference_spread(COST, cost.low, cost.high)
     lost = f"{100 * cost.value:.1f} points" + (f" ({wording.plain(confidence)} interval {spread})" if spread else "")
-    judged, every = sum(row["judged"] for row in evaluation.tables["per_expert"]), wording.cases_phrase(evaluation)
-    of = every if judged == evaluation.cases else f"the {wording.number(judged)} whose answer is known, of {every}"
+    known, every = judged(evaluation), wording.cases_phrase(evaluation)
+    of = every if known == evaluation.cases else f"the {wording.number(known)} whose answer is known, of {every}"
     return [
         f"Of {of}, {end} got the right answer of the right expert, or rightly none.",
         f"With the true route of every case it would be {oracle}: the router costs {lost}.",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from consilium.core.answers import Calibration
+from consilium.core.answers import DEFAULT, GENERALIST, Calibration
 from consilium.core.files import write_json, write_text
 from consilium.core.labels import LabelTree
 from consilium.core.licenses import License, license_warnings
@@ -20,7 +20,7 @@ PAGE, FIGURES = "explanation.html", "explanation.json"
 
 _BARS = 8  # labels whose probabilities are drawn
 _SIDE = 420  # pixels of the longer side of a map
-_PLAIN = ("router", "default", "generalist")  # members that sit at no node
+_PLAIN = ("router", DEFAULT, GENERALIST)  # members that sit at no node
 
 
 @dataclass(frozen=True)
