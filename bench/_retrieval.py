@@ -29,7 +29,7 @@ def judge(
     similarity_NN = unit(images_NF) @ unit(texts_NF).T
     text_N = np.array([texts.index(text) for text in texts])
     different_M = np.unique(text_N)  # a case of each
-    labelled = np.flatnonzero([label is not None for label in labels])
+    labelled = [row for row, label in enumerate(labels) if label is not None]
     label_L = np.array([str(labels[row]) for row in labelled])
     ways = (
         (similarity_NN[:, different_M], text_N[:, None] == different_M),

@@ -85,11 +85,11 @@ class Clock:
 
     def steps(self, parts: Mapping[str, float] | None = None) -> Steps:
         """The times between the marks; the first step of a round, in which a training also sets up, is left out."""
-        spans = [
+        processor, clock = (
             [later - earlier for earlier, later in itertools.pairwise(kind)]
             for kind in zip(*self.marks[1:], strict=True)
-        ]
-        return Steps(*spans, parts=dict(parts or {}))
+        )
+        return Steps(processor, clock, parts=dict(parts or {}))
 
 
 def prepare(case: Case, folder: Path, *, count: int) -> None:

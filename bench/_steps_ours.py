@@ -15,7 +15,7 @@ from bench._steps import DECAY, MEAN, RATE, SIZE, WIDTH, Case, Clock, Round, Ste
 from consilium.core.contracts import Batch, Progress, StepLog, Texts, Views
 from consilium.data.batches.config import AugmentationConfig
 from consilium.data.batches.loader import Loader, Request
-from consilium.data.batches.readers import ImageReader, Readers, TextReader
+from consilium.data.batches.readers import DrawnTexts, ImageReader, Readers, TextReader
 from consilium.data.batches.transforms import DeviceTransform
 from consilium.data.config import ImageConfig, LoaderConfig
 from consilium.models.config import LinearProjectionConfig, MLPProjectionConfig, TextConfig, VisionConfig
@@ -36,7 +36,10 @@ from consilium.training.processes import build_accelerator
 def our_task(case: Case, folder: Path) -> Align:
     """The align task of these towers, with random weights."""
     tokenizer = Tokenizer.load(folder / "encoder")
-    projections = {"linear": LinearProjectionConfig(), "mlp": MLPProjectionConfig()}
+    projections: dict[str, LinearProjectionConfig | MLPProjectionConfig] = {
+        "linear": LinearProjectionConfig(),
+        "mlp": MLPProjectionConfig(),
+    }
     section = AlignConfig(
         kind="align",
         vision=VisionConfig(name=case.vision, pretrained=False),
@@ -93,7 +96,7 @@ def ours(case: Case, folder: Path) -> Round:
     def run(steps: int) -> Steps:
         clock = Clock()
         given = read(steps) if read is not None else iter(list(our_tensors(case, steps)))
-        plan = Plan((steps + 1,), (steps + 1,), steps + 1, frozenset({steps + 1}), frozenset({steps + 1}))
+        plan = Plan((steps + 1,), (steps + 1,), steps + 1, frozenset({steps + 1}), frozenset({steps + 1}), steps + 1)
         schedule = Schedule(
             CosineConfig(), optimizer=optimizer, total_steps=steps + 1, steps_per_epoch=steps + 1, floors={}
         )
@@ -174,7 +177,7 @@ def our_reader(case: Case, folder: Path) -> Callable[[int], Iterator[Batch]]:
     """Batches of the files by our loader."""
     table = Table(folder)
     images = ImageReader(table, image=IMAGE, augmentation=AUGMENTATION)
-    readers = Readers(images=images, texts=TextReader(table, Tokenizer.load(folder / "encoder")))
+    readers = Readers(images=images, texts=TextReader(DrawnTexts(table), Tokenizer.load(folder / "encoder")))
     loader = Loader(readers, config=LoaderConfig(workers=0, batch_size=case.batch))
 
     def read(steps: int) -> Iterator[Batch]:
@@ -197,9 +200,12 @@ class Table:
         """The one view of a row."""
         return [self.paths[row]]
 
-    def text(self, row: int) -> str:
-        """The text of a row."""
-        return str(self.texts[row])
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def drawn(self, row: int) -> list[str]:
+        """The one text of a row."""
+        return [self.texts[row]]
 
 
 def our_loader(case: Case, folder: Path) -> Round:

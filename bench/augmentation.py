@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def costs(size: int, *, rounds: int) -> dict[str, float]:
         for name, part in chosen.items()
     }
     actions: dict[str, Callable[[], Any]] = {
-        name: lambda transform=transform: transform(batch, train=True) for name, transform in transforms.items()
+        name: partial(transform, batch, train=True) for name, transform in transforms.items()
     }
     actions["compression"] = lambda: [recompressed(image, quality=70) for image in images_BVHWC[:, 0]]
     ready = transforms["normalisation"](batch, train=False).views.pixels[:, 0]

@@ -22,7 +22,8 @@ from consilium.data.config import ImageConfig
 from consilium.models.config import TextConfig, VisionConfig
 from consilium.models.tokenizer import train_tokenizer
 from consilium.tasks.align.config import AlignConfig
-from consilium.tasks.align.family import FAMILY, AlignKnowledge
+from consilium.tasks.align.family import FAMILY
+from consilium.tasks.align.knowledge import AlignKnowledge
 from consilium.tasks.align.task import Align
 
 SIZE, TOKENS = 224, 64

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -24,7 +25,10 @@ from bench._machine import describe_machine, peak
 from consilium.losses.config import SigmoidContrastiveConfig, SoftmaxContrastiveConfig
 from consilium.losses.contrastive import build_contrastive
 
-CONFIGS = {"softmax": SoftmaxContrastiveConfig(), "sigmoid": SigmoidContrastiveConfig()}
+CONFIGS: dict[str, SoftmaxContrastiveConfig | SigmoidContrastiveConfig] = {
+    "softmax": SoftmaxContrastiveConfig(),
+    "sigmoid": SigmoidContrastiveConfig(),
+}
 
 
 def main() -> None:
@@ -63,7 +67,7 @@ def one(side: str, kind: str, *, batch: int, width: int) -> tuple[float, float]:
     return (peak() - before - gradients) / 1e6, seconds
 
 
-def plain(images: Tensor, texts: Tensor, loss: torch.nn.Module) -> Tensor:
+def plain(images: Tensor, texts: Tensor, loss: Any) -> Tensor:
     """The loss by its definition."""
     logits = loss.log_scale.exp() * images @ texts.T
     if hasattr(loss, "bias"):

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import timm
@@ -96,7 +97,7 @@ def read(folder: Path) -> Images:
         rows = list(csv.DictReader(file))
     with TemporaryDirectory() as temporary:
         state = load_state(imagenet_weights(Path(temporary)))
-    tower = timm.create_model(MODEL, num_classes=0).eval()
+    tower: Any = timm.create_model(MODEL, num_classes=0).eval()
     tower.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("classifier.")})
     image = ImageConfig(size=(224, 224), mean=tower.pretrained_cfg["mean"], std=tower.pretrained_cfg["std"])
     reader = ImageReader(Items([str(folder / row["path"]) for row in rows]), image=image)

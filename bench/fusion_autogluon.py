@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -92,7 +93,7 @@ def write_table(path: Path, cases: list[Case], *, without: frozenset[str] | set[
 def image_tower(folder: Path) -> Path:
     """The image tower as a folder that AutoGluon reads."""
     folder.mkdir()
-    model = timm.create_model(MODEL, num_classes=0)
+    model: Any = timm.create_model(MODEL, num_classes=0)
     model.load_state_dict(load_state(imagenet_weights(folder)), strict=False)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     about = {

@@ -135,9 +135,9 @@ class Trainer:
             splits=("train", "val", "test"),
             reporter=Silent(),
         )
-        labels = predictor.knowledge.labels
+        knowledge: Any = predictor.knowledge
         said = {
-            split: answered(case_outputs(predictor, loaded.studied, split), labels, parts[split])
+            split: answered(case_outputs(predictor, loaded.studied, split), knowledge.labels, parts[split])
             for split in ("val", "test")
         }
         return macro_f1(said["val"]["both"], parts["val"]), said["test"]
@@ -205,7 +205,8 @@ def show(name: str, found: dict[str, list[list[Answered]]]) -> None:
             seen: np.array([[answer for fold in seed for answer in fold.answers[seen]] for seed in seeds])
             for seen in (SEEN if row != "autogluon" else ("both", "half"))
         }
-        by_SN.setdefault("half", np.where(lost_N, by_SN.get("image"), by_SN["both"]))
+        if "half" not in by_SN:
+            by_SN["half"] = np.where(lost_N, by_SN["image"], by_SN["both"])
         shown: dict[str, object] = {"row": row, "seeds": len(seeds)}
         for seen, answers_SN in by_SN.items():
             judged = figures(answers_SN, truth_N, groups)

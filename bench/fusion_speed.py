@@ -24,7 +24,9 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,14 +46,18 @@ from consilium.training.config import AdamConfig
 from consilium.training.optim import build_optimizer
 
 SET, FEATURES, CLASSES, STEPS, SETTINGS = "ham10000 notes", 768, 7, 30, 20
-MASKED = {"masking": MaskingConfig(image=0.2, text=0.3), "auxiliary": AuxiliaryConfig(image=0.3, text=0.3)}
-PLAIN = {"masking": MaskingConfig(), "auxiliary": AuxiliaryConfig()}
+MASKED: dict[str, Any] = {
+    "masking": MaskingConfig(image=0.2, text=0.3),
+    "auxiliary": AuxiliaryConfig(image=0.3, text=0.3),
+}
+PLAIN: dict[str, Any] = {"masking": MaskingConfig(), "auxiliary": AuxiliaryConfig()}
 
 
 class Nothing(nn.Module):
     """A frozen tower that is not asked, since its features are there."""
 
-    num_features, licenses, depths = FEATURES, (), {}
+    num_features, licenses = FEATURES, ()
+    depths: Mapping[str, int] = {}
 
 
 def main() -> None:
@@ -84,7 +90,7 @@ def main() -> None:
 class Step:
     """Steps of one batch over and over."""
 
-    def __init__(self, *, width: int, batch: int, settings: dict[str, MaskingConfig | AuxiliaryConfig]) -> None:
+    def __init__(self, *, width: int, batch: int, settings: dict[str, Any]) -> None:
         torch.manual_seed(0)
         frozen = FreezeConfig(kind="tower")
         config = FuseConfig(
@@ -92,13 +98,19 @@ class Step:
             width=width,
             vision=VisionConfig(freeze=frozen),
             text=TextConfig(freeze=frozen),
-            **settings,  # type: ignore[arg-type]
+            **settings,
         )
         labels = LabelTree([f"class{number}" for number in range(CLASSES)])
-        tower: nn.Module = Nothing()
+        nothing: Any = Nothing()
         self.task = Fuse(
-            config, labels=labels, vision=tower, text=tower, tokenizer=None, metadata=None, loss=nn.CrossEntropyLoss()
-        )  # type: ignore[arg-type]
+            config,
+            labels=labels,
+            vision=nothing,
+            text=nothing,
+            tokenizer=nothing,
+            metadata=None,
+            loss=nn.CrossEntropyLoss(),
+        )
         self.optimizer = build_optimizer(AdamConfig(kind="adamw"), groups=self.task.parameter_groups())
         rows_B, all_B = torch.arange(batch), torch.ones(batch, dtype=torch.bool)
         self.batch = Batch(

@@ -18,6 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -52,11 +53,11 @@ def main() -> None:
         print("| what | rows a second | of CPU time | goal |\n|---|---|---|---|")
         stores: list[Store] = []
         direct = [folder / f"direct{number}.lmdb" for number in range(REPEATS)]
-        runs = [timed(lambda out=out: export_tsv(str(folder / "eyes.tsv"), out)) for out in direct]
+        runs = [timed(partial(export_tsv, str(folder / "eyes.tsv"), out)) for out in direct]
         row(f"TSV and JSONL to LMDB, best of {REPEATS}", rows, min(runs), goal="10,000")
         row("TSV and JSONL to a store", rows, timed(lambda: stores.append(prepare(config(folder)).store)))
         outs = [folder / f"{number}.lmdb" for number in range(REPEATS)]
-        runs = [timed(lambda out=out: export(stores[0], out, form="ret_clip_lmdb")) for out in outs]
+        runs = [timed(partial(export, stores[0], out, form="ret_clip_lmdb")) for out in outs]
         row(f"store to LMDB, best of {REPEATS}", rows, min(runs), goal="10,000")
         row("the same again", rows, timed(lambda: export(stores[0], outs[0], form="ret_clip_lmdb")))
         order = np.random.default_rng(1).integers(0, rows, arguments.reads).tolist()

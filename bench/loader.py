@@ -231,8 +231,12 @@ def three_ways(path: Path, box: Box | None, side: int) -> tuple[np.ndarray, np.n
     scaled = load_view(data, name=path.name, image=IMAGE, box=box)
     full = load_view(lossless.getvalue(), name=path.name, image=IMAGE, box=box)
     crop = box or Box(0.0, 0.0, 1.0, 1.0)
-    edges = [round(x * side) for x in (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)]
-    theirs = Image.open(path).convert("RGB").crop(edges).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    left, top, right, bottom = (
+        round(x * side) for x in (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    )
+    theirs = (
+        Image.open(path).convert("RGB").crop((left, top, right, bottom)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    )
     return scaled.astype(np.int16), full.astype(np.int16), np.asarray(theirs).astype(np.int16)
 
 

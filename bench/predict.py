@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does
 
@@ -133,6 +134,7 @@ def write_bundle(folder: Path, case: Case) -> Path:
 def measurements(bundle: Path, paths: list[str], *, device: str) -> dict[str, Callable[[], Cost]]:
     """What a round runs, by name."""
     predictor = Predictor.load(bundle, device=device, batch_size=BATCH)
+    task: Any = predictor.task
     size = predictor.image.size
     images = torch.randn(BATCH, 3, *size).to(predictor.device, memory_format=torch.channels_last)
     rows, mask = torch.arange(BATCH), torch.ones(BATCH, 1, dtype=torch.bool, device=predictor.device)
@@ -147,7 +149,7 @@ def measurements(bundle: Path, paths: list[str], *, device: str) -> dict[str, Ca
     def forward() -> None:
         with torch.inference_mode():
             for _ in range(-(-len(paths) // BATCH)):
-                scores = predictor.task.logits(batch)
+                scores = task.logits(batch)
             scores.cpu()  # waits for the device
 
     def predict() -> None:

@@ -291,8 +291,9 @@ def answered(bundle: Path, experiment: Experiment, studied: Studied[Any]) -> lis
         loaded.task, loaded.knowledge, image=loaded.image, loader=config.loader, device=loaded.device, cached=readers
     )
     probabilities_NK = case_outputs(predictor, studied, "test").arrays["probabilities"]
-    leaves = predictor.task.labels.leaves
-    places = [predictor.task.labels.index(leaf) for leaf in leaves]
+    task: Any = predictor.task
+    leaves: tuple[str, ...] = task.labels.leaves
+    places = [task.labels.index(leaf) for leaf in leaves]
     return [leaves[place] for place in probabilities_NK[:, places].argmax(1).tolist()]
 
 
@@ -346,7 +347,8 @@ def resampled(cells: dict[tuple[str, str], float]) -> np.ndarray:
     drawn_RS = rng.multinomial(len(sources), [1 / len(sources)] * len(sources), size=RESAMPLES)
     counts_RC = drawn_RS @ there_SC
     sums_RC = drawn_RS @ np.nan_to_num(recall_SC)
-    return np.nanmean(np.where(counts_RC > 0, sums_RC / np.maximum(counts_RC, 1), np.nan), axis=1)
+    recall_R: np.ndarray = np.nanmean(np.where(counts_RC > 0, sums_RC / np.maximum(counts_RC, 1), np.nan), axis=1)
+    return recall_R
 
 
 def interval(values_R: np.ndarray) -> str:
