@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from consilium.models.checkpoints.find import find_model, find_text
 from consilium.models.checkpoints.open_clip_text import bert_of
 from consilium.models.config import TextConfig
 from consilium.models.tokenizer import Tokenizer
-from tests.models.checkpoints.writers import biomed_open, clip_hf, clip_open, clipa_open, dual_clip_hf, write_tokenizer
+from tests.models.checkpoints.writers import (
+    biomed_open,
+    clip_hf,
+    clip_open,
+    clipa_open,
+    dual_clip_hf,
+    siglip_hf,
+    write_tokenizer,
+)
 from tests.models.texts import CAPTIONS, caption_tokenizer, write_encoder
 
 TEXTS = [
@@ -132,6 +141,44 @@ def test_texts_of_siglip_are_cleaned_as_its_reference_does() -> None:
     plain, cleaned = Library.from_str(definition), Library.from_str(canonical(definition))
     for text in TEXTS:
         assert cleaned.encode(text).ids == plain.encode(canonicalize_text(text)).ids
+
+
+def write_sentence_pieces(folder: Path) -> Path:
+    """A ``spiece.model`` with the special pieces of SigLIP's, in a folder without another tokenizer."""
+    import sentencepiece
+
+    for file in folder.glob("token*.json"):
+        file.unlink()
+    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS * 20), model_prefix=str(folder / "spiece"), vocab_size=60, **special,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return folder / "spiece.model"
+
+
+def test_siglip_may_bring_its_sentence_pieces_alone(tmp_path: Path) -> None:
+    folder = siglip_hf(tmp_path / "model").folder
+    theirs = transformers.SiglipTokenizer(vocab_file=str(write_sentence_pieces(folder)))
+    definition, pad_id = find_model(str(folder)).tokenizer()
+    ours = Library.from_str(definition)
+    assert ours.get_vocab_size() == theirs.vocab_size > 30
+    assert pad_id == 0
+    for text in TEXTS:
+        assert ours.encode(text).ids == theirs(text.lower())["input_ids"]
+
+
+def test_sentence_pieces_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = siglip_hf(tmp_path / "model").folder
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(WeightsError, match=r"neither tokenizer\.json nor spiece\.model"):
+        find_model(str(folder)).tokenizer()
+    (folder / "spiece.model").write_bytes(b"not a model")
+    with pytest.raises(WeightsError, match=r"spiece\.model is no SentencePiece model .*Copy it again"):
+        find_model(str(folder)).tokenizer()
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(ConfigError, match=r"pip install 'consilium\[clip\]'"):
+        find_model(str(folder)).tokenizer()
 
 
 def test_files_with_the_names_of_transformers_4_are_read(tmp_path: Path) -> None:

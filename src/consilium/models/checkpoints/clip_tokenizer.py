@@ -1,13 +1,17 @@
-"""Tokenizers that come without a file: the byte pairs of CLIP, and the cleaning that SigLIP does before its own."""
+"""Tokenizers of models that bring no ``tokenizer.json``, of CLIP and SigLIP, and what SigLIP does to texts before."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import string
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from consilium.core.errors import ConfigError
+from consilium.core.errors import ConfigError, WeightsError
 
 _START, _END = "<start_of_text>", "<end_of_text>"
 _MERGES = 49152 - 256 - 2  # of which the vocabulary has each, beside bytes at the end and inside of a word, and marks
@@ -45,6 +49,31 @@ def clip_tokenizer() -> str:
     ends = [(mark, vocabulary[mark]) for mark in (_START, _END)]
     library.post_processor = processors.TemplateProcessing(single=f"{_START} $A {_END}", special_tokens=ends)
     text: str = library.to_str()
+    return text
+
+
+def sentence_pieces(file: Path) -> str:
+    """The text of a ``tokenizer.json`` with the vocabulary of a SentencePiece file, as T5 and SigLIP read it.
+
+    It takes the packages sentencepiece and protobuf; a file that they cannot read is a WeightsError.
+    """
+    try:
+        for needed in ("sentencepiece", "google.protobuf"):
+            import_module(needed)
+    except ImportError as error:
+        raise ConfigError(
+            f"the tokenizer is {file.name}, which takes the packages sentencepiece and protobuf. Install them: "
+            "pip install 'consilium[clip]'; or put a tokenizer.json beside it."
+        ) from error
+    from transformers import T5TokenizerFast
+
+    with TemporaryDirectory() as folder:  # of its own, for what lies beside the file is meant for another class
+        shutil.copy(file, folder)
+        try:
+            found = T5TokenizerFast.from_pretrained(folder, extra_ids=0, pad_token="</s>")
+        except Exception as error:  # neither library has an error of its own for a damaged file
+            raise WeightsError(f"{file} is no SentencePiece model ({error}). Copy it again.") from error
+    text: str = found.backend_tokenizer.to_str()
     return text
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.reporter import some
-from consilium.models.checkpoints.clip_tokenizer import canonical
+from consilium.models.checkpoints.clip_tokenizer import canonical, sentence_pieces
 from consilium.models.checkpoints.layout import (
     CLIP,
     HALF,
@@ -85,13 +85,15 @@ class HubModel:
         """The tokenizer of its folder; SigLIP's cleans its texts first."""
         if self.kind != "siglip":
             return self._hub.tokenizer()
-        file = self._place.descriptions("tokenizer") / "tokenizer.json"
-        if not file.is_file():
+        folder = self._place.descriptions("tokenizer")
+        file, pieces = folder / "tokenizer.json", folder / "spiece.model"
+        if not file.is_file() and not pieces.is_file():
             raise WeightsError(
-                f"{self.name} brings no tokenizer.json. Make one where the package sentencepiece is installed: "
-                "transformers.T5TokenizerFast(vocab_file='spiece.model', extra_ids=0).save_pretrained(FOLDER)."
+                f"{self.name} brings no tokenizer: there is neither tokenizer.json nor spiece.model. Copy one of them "
+                "from where the weights are from."
             )
-        return canonical(file.read_text(encoding="utf-8")), int(self._hub.any_config.text_config.pad_token_id)
+        definition = file.read_text(encoding="utf-8") if file.is_file() else sentence_pieces(pieces)
+        return canonical(definition), int(self._hub.any_config.text_config.pad_token_id)
 
     def image(self, *, image_size: tuple[int, int], drop_path: float = 0.0) -> LoadedEncoder:
         """The image tower with its weights; its own positions are interpolated when another size is seen."""
