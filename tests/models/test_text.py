@@ -284,13 +284,21 @@ def test_a_tokenizer_must_fit_its_tower(tmp_path: Path) -> None:
         build(name=str(folder))
 
 
-@pytest.mark.parametrize(("kind", "most"), [("bert", 40), ("roberta", 38), ("modernbert", 40)])
-def test_a_context_must_fit_the_positions(kind: str, most: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "most", "stretches"), [("bert", 40, True), ("roberta", 38, True), ("modernbert", 40, False)]
+)
+def test_a_context_must_fit_the_positions(kind: str, most: int, stretches: bool, tmp_path: Path) -> None:
     folder = write_encoder(tmp_path, kind=kind, **KINDS[kind])
-    with pytest.raises(ConfigError, match=f"context_length is 41, but .* has positions for {most} tokens.*interpolate"):
+    with pytest.raises(ConfigError, match=f"context_length is 41, but .* has positions for {most} tokens") as refused:
         build(name=str(folder), context_length=41)
+    assert ("interpolate_positions" in str(refused.value)) == stretches  # rotary positions have no table
     tower, tokenizer = build(name=str(folder), context_length=most)
     assert torch.isfinite(features(tower, tokenizer, [" ".join(CAPTIONS)])).all()
+
+
+def test_only_towers_of_clip_are_read_at_the_end_of_a_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\(a bert\) has no end of text .* use cls, mean or last_token"):
+        build(name=str(write_encoder(tmp_path)), pooling="eot")
 
 
 @pytest.mark.parametrize(

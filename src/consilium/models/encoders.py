@@ -21,7 +21,10 @@ from consilium.models.weights import load_tensors
 
 ENCODER, MASKED_LM = "AutoModel", "AutoModelForMaskedLM"  # without heads; with that which scores terms
 _TEXT = ModelFolder(
-    "", "text.name", "Without a network, set text.name to a local folder with its files, or to small (from scratch)."
+    "",
+    "task.text.name",
+    "Without a network, set task.text.name to a local folder with its files, or learn a tower from nothing: "
+    "task.text.name: small with task.text.pretrained: false.",
 )
 _BESIDE = {  # models that the library's AutoModel does not know
     "siglip_text_model": "SiglipTextModel",
@@ -90,32 +93,35 @@ class HubEncoder:
 
     def pretrained(self, kind: str = ENCODER) -> LoadedEncoder:
         """The model with the weights that lie under the name; ``kind`` is its class in transformers."""
-        import transformers
-
         licenses = file_licenses(self._place.descriptions("card"), source=self.name)
         # The library would else build a model in half precision where its file is.
-        config = self.config if kind in (ENCODER, MASKED_LM) else self.any_config
+        config = self._config_for(kind)
         options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
-        model, info = self.read("weights", getattr(transformers, kind).from_pretrained, options)
+        model, info = self.read("weights", _class_of(config, kind).from_pretrained, options)
         return LoadedEncoder(model, missing=frozenset(info["missing_keys"]), licenses=licenses)
 
     def with_weights_of(self, place: str, kind: str = ENCODER) -> LoadedEncoder:
         """The model with the weights of a file, or of the folder that holds one; a file may hold a whole training."""
-        file = weights_of(place, key="text.pretrained", names=_FILES)
+        file = weights_of(place, key=f"{self._place.key.removesuffix('.name')}.pretrained", names=_FILES)
         tensors = load_tensors(file)
+        config = self._config_for(kind)
         with torch.device("meta"):
-            empty = new_encoder(self.config, kind)
+            empty = new_encoder(config, kind)
         part = tower_part(tensors, empty.state_dict(), classifiers=())
         if part is None:
             raise WeightsError(
                 f"the weights in {file} do not fit {self.name}: the file holds {len(tensors)} tensors, "
-                f"{first_names(tensors)}; most of those of {type(empty).__name__} are not among them. Check text.name."
+                f"{first_names(tensors)}; most of those of {type(empty).__name__} are not among them. "
+                f"Check {self._place.key}."
             )
         origin = f"the weights in {file} do not fit {self.name}"
-        loaded = with_weights(self.config, part.state, origin=origin, kind=kind)
+        loaded = with_weights(config, part.state, origin=origin, kind=kind)
         note = part.said()
         said, licenses = f"{file.name}: {note}" if note else "", file_licenses(file, source=place)
         return replace(loaded, note=said, licenses=licenses)
+
+    def _config_for(self, kind: str) -> Any:
+        return self.config if kind in (ENCODER, MASKED_LM) else self.any_config
 
     def read(self, what: str, read: Any, options: Mapping[str, Any] | None = None) -> Any:
         """What ``read`` makes of the files, which are fetched from the hub first where they are not in a folder."""
@@ -131,9 +137,10 @@ def new_encoder(config: Any, kind: str = ENCODER) -> Any:
     """A model with random weights; a config of which there is no encoder is a ConfigError."""
     try:
         with quiet():
-            if config.model_type in _BESIDE:
-                return _class_of(config, kind)._from_config(config, dtype=torch.float32)
-            return _class_of(config, kind).from_config(config, trust_remote_code=False, dtype=torch.float32)
+            found = _class_of(config, kind)
+            if kind in (ENCODER, MASKED_LM) and config.model_type not in _BESIDE:  # a class that looks for the class
+                return found.from_config(config, trust_remote_code=False, dtype=torch.float32)
+            return found._from_config(config, dtype=torch.float32)
     except Exception as error:  # the library raises errors of many kinds
         raise ConfigError(f"transformers builds no encoder of type {config.model_type}: {short(error)}.") from error
 

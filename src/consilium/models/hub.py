@@ -64,6 +64,12 @@ class ModelFolder:
             folder = fetch(self.name, names=(*DESCRIPTIONS, *WEIGHTS_FILES, HEADS))
         except OSError as error:
             raise WeightsError(f"{self.key}: {error}.") from error
+        if folder.is_file():
+            raise WeightsError(
+                f"{self.key} is {self.name}, a file of weights, which does not say what they are of; give the folder "
+                f"or the name of the model as {self.key.removesuffix('.name')}.name, and the file as "
+                f"{self.key.removesuffix('.name')}.pretrained."
+            )
         if not _is_model(folder):
             raise WeightsError(
                 f"{self.key} is {self.name}, which is not a folder with a config.json; give the folder of a Hugging "

@@ -35,8 +35,8 @@ def lengthened(loaded: LoadedEncoder, *, tokens: int, name: str, kind: str = ENC
     model: Any = loaded.model
     if (found := position_table(model)) is None:
         raise ConfigError(
-            f"text.interpolate_positions is true, but {name} (a {model.config.model_type}) has no table of positions "
-            "that could be interpolated; leave it out."
+            f"task.text.interpolate_positions is true, but {name} (a {model.config.model_type}) has no table of "
+            "positions that could be interpolated; leave it out."
         )
     place, table, before = found
     if table.num_embeddings - before >= tokens:

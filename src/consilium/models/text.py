@@ -58,6 +58,8 @@ class TextTower(nn.Module):
         self.terms = split_terms(model) if pooling == "splade" else None
         self.weights_note = weights_note
         self.architecture = architecture_of(self.model.config)
+        if pooling == "eot" and self.architecture["model_type"] not in _WITHOUT_MASK:
+            raise self._odd("has no end of text as CLIP has, which pooling 'eot' reads; use cls, mean or last_token")
         self._masked = self.architecture["model_type"] not in _WITHOUT_MASK
         self.reads_padding = self.architecture["model_type"] in _TO_CONTEXT
         training = self.training
@@ -238,7 +240,9 @@ def _from_scratch(config: TextConfig, tokenizer: Tokenizer) -> Any:
 def _refuse_misfit(model: Any, tokenizer: Tokenizer, *, name: str) -> None:
     table = model.get_input_embeddings()
     if not isinstance(table, nn.Embedding):
-        raise ConfigError(f"text.name '{name}' is a model of type {model.config.model_type}, which takes no tokens.")
+        raise ConfigError(
+            f"task.text.name '{name}' is a model of type {model.config.model_type}, which takes no tokens."
+        )
     rows = table.num_embeddings
     if tokenizer.vocabulary_size > rows:
         raise ConfigError(
@@ -247,9 +251,11 @@ def _refuse_misfit(model: Any, tokenizer: Tokenizer, *, name: str) -> None:
         )
     positions = _positions(model)
     if positions is not None and tokenizer.context_length > positions:
+        learned = position_table(model) is not None
+        stretch = ", or let task.text.interpolate_positions: true stretch them" if learned else ""
         raise ConfigError(
-            f"text.context_length is {tokenizer.context_length}, but the text encoder {name} has positions for "
-            f"{positions} tokens; set at most that, or let text.interpolate_positions: true stretch them."
+            f"task.text.context_length is {tokenizer.context_length}, but the text encoder {name} has positions for "
+            f"{positions} tokens; set at most that{stretch}."
         )
 
 
@@ -267,13 +273,13 @@ def _refuse_missing(tower: TextTower, loaded: LoadedEncoder, *, name: str) -> No
     missing = sorted(loaded.missing if tower.terms is not None else loaded.missing & used)
     if missing and tower.terms is not None:
         raise WeightsError(
-            f"text.pooling is splade, but the weights of {name} lack layers that give each term its score: "
+            f"task.text.pooling is splade, but the weights of {name} lack layers that give each term its score: "
             f"{some(missing, _SHOWN)}. They are of an encoder without its head; name a SPLADE or another masked "
             "language model, or use cls or mean."
         )
     if missing and all(key.startswith("pooler.") for key in missing):
         raise WeightsError(
-            f"text.pooling is pooler, but the weights of {name} have none (it was never trained); use cls or mean."
+            f"task.text.pooling is pooler, but the weights of {name} have none (it was never trained); use cls or mean."
         )
     if missing:
         raise WeightsError(

@@ -61,7 +61,7 @@ def named_timm(config: VisionConfig, *, image_size: tuple[int, int], weights: bo
         model, note = _create_local(name, local, image_size=image_size, options=options), local.note
         licenses = file_licenses(local.file, source=name if config.pretrained is True else place)
     if config.drop_path and not any(isinstance(module, DropPath) for module in model.modules()):
-        raise ConfigError(f"vision.drop_path is {config.drop_path}, but {name} has no drop path; set it to 0.")
+        raise ConfigError(f"task.vision.drop_path is {config.drop_path}, but {name} has no drop path; set it to 0.")
     return LoadedEncoder(model, note, licenses=licenses)
 
 
@@ -154,11 +154,11 @@ def _known_name(name: str) -> str:
             timm.get_pretrained_cfg(timm_name)
         except RuntimeError as error:  # name.tag, where the tag chooses among several pretrained weights
             tags = [full.partition(".")[2] for full in timm.list_pretrained(timm_name.partition(".")[0])]
-            raise ConfigError(f"vision.name '{name}': {error} It has: {', '.join(tags) or 'none'}.") from None
+            raise ConfigError(f"task.vision.name '{name}': {error} It has: {', '.join(tags) or 'none'}.") from None
         return timm_name
     close = difflib.get_close_matches(name, [*SHORT_NAMES, *timm.list_models()], n=5, cutoff=0.6)
     hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them."
-    raise ConfigError(f"vision.name '{name}' is not a timm model; {hint}")
+    raise ConfigError(f"task.vision.name '{name}' is not a timm model; {hint}")
 
 
 def sized_timm(name: str, *, image_size: tuple[int, int], arguments: dict[str, Any]) -> tuple[nn.Module, bool]:
@@ -185,7 +185,7 @@ def _create(name: str, *, image_size: tuple[int, int], options: dict[str, Any]) 
     try:
         return _timm_model(name, image_size=image_size, arguments=options)
     except TypeError as error:
-        raise ConfigError(f"timm's {name} takes no vision.drop_path ({error}); set it to 0.") from error
+        raise ConfigError(f"timm's {name} takes no task.vision.drop_path ({error}); set it to 0.") from error
     except (RuntimeError, AssertionError, ValueError) as error:
         raise size_error(name, image_size, error) from error
 
@@ -199,7 +199,7 @@ def _create_pretrained(name: str, *, image_size: tuple[int, int], options: dict[
             why = f"{unreachable}; its cache on this machine does not hold them" if unreachable else _named(error)
             raise WeightsError(
                 f"the pretrained weights of {name} cannot be had from the hub ({why}). Without a network, set "
-                "vision.pretrained to a local weights file or folder, or to false (random weights). "
+                "task.vision.pretrained to a local weights file or folder, or to false (random weights). "
                 f"{how_to_carry(name)}"
             ) from error
 
@@ -224,7 +224,7 @@ def _local_weights(name: str, place: str, *, image_size: tuple[int, int], option
     try:
         path = fetch(place, names=(*LICENSE_FILES, *_FOLDER_FILES))
     except OSError as error:
-        raise WeightsError(f"vision.pretrained: {error}.") from error
+        raise WeightsError(f"task.vision.pretrained: {error}.") from error
     file, overlay = _local_files(name, path)
     known = overlay.get("classifier") or _cfg(name).classifier or ()
     classifiers = [known] if isinstance(known, str) else known
@@ -248,14 +248,14 @@ def _create_local(
         details = str(error).partition("\n")[2] or error  # after torch's headline
         raise WeightsError(
             f"the weights in {local.file} do not fit {name}: {_short(details)}. {local.held} "
-            f"Check that vision.name is the model that they were trained with."
+            f"Check that task.vision.name is the model that they were trained with."
         ) from error
 
 
 def _local_files(name: str, path: Path) -> tuple[Path, dict[str, Any]]:
     """The weights file at ``path``, and what its ``config.json`` says about the images."""
     if not path.exists():
-        raise WeightsError(f"vision.pretrained is {path}, which does not exist; give a weights file or folder.")
+        raise WeightsError(f"task.vision.pretrained is {path}, which does not exist; give a weights file or folder.")
     if path.is_file():
         return path, {}
     file = file_in(path, _FOLDER_FILES)
@@ -268,7 +268,9 @@ def _local_files(name: str, path: Path) -> tuple[Path, dict[str, Any]]:
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path / 'config.json'} is not the config of a timm model: {error}") from error
     if architecture is not None and architecture != name.partition(".")[0]:
-        raise WeightsError(f"the weights in {path} are of {architecture}, but vision.name is {name}; make them agree.")
+        raise WeightsError(
+            f"the weights in {path} are of {architecture}, but task.vision.name is {name}; make them agree."
+        )
     return file, known
 
 

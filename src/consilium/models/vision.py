@@ -113,7 +113,7 @@ class VisionTower(nn.Module, ABC):
 
     def _unknown_space(self, library: str, name: str) -> ConfigError:
         return ConfigError(
-            f"vision.pooling is '{self.pooling}', but {library} does not say which features of {name} stand for "
+            f"task.vision.pooling is '{self.pooling}', but {library} does not say which features of {name} stand for "
             f"which part of the image; use default."
         )
 
@@ -317,7 +317,9 @@ def build_vision(
         loaded = named_timm(config, image_size=image_size, weights=weights)
     else:
         if layout.library == "transformers" and config.drop_path:
-            raise ConfigError(f"vision.drop_path is {config.drop_path}, which transformers does not have; set it to 0.")
+            raise ConfigError(
+                f"task.vision.drop_path is {config.drop_path}, which transformers does not have; set it to 0."
+            )
         load = partial(new_image_model, layout) if source is None else source.load
         loaded = load(image_size=image_size, drop_path=config.drop_path)
     tower: VisionTower

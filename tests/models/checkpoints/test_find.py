@@ -19,9 +19,9 @@ from tokenizers import Tokenizer as Library
 
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.models.checkpoints.clip_tokenizer import canonical, clip_tokenizer
-from consilium.models.checkpoints.find import find_model, find_text
+from consilium.models.checkpoints.find import find_image, find_model, find_text
 from consilium.models.checkpoints.open_clip_text import bert_of
-from consilium.models.config import TextConfig
+from consilium.models.config import TextConfig, VisionConfig
 from consilium.models.tokenizer import Tokenizer
 from tests.models.checkpoints.writers import (
     biomed_open,
@@ -97,14 +97,47 @@ def test_weights_that_are_not_here_say_what_to_download(tmp_path: Path, monkeypa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     model = find_model("ViT-B-32/laion2b_s34b_b79k")
-    with pytest.raises(WeightsError, match=r"download laion/CLIP-ViT-B-32.* set task.model to \{name: ViT-B-32"):
+    with pytest.raises(
+        WeightsError, match=r"download laion/CLIP-ViT-B-32.* set task.model to \{name: ViT-B-32/laion2b"
+    ):
         model.joint()
+    with pytest.raises(WeightsError, match=r"and set task.vision.pretrained to FILE"):
+        find_image(VisionConfig(kind="open_clip", name="ViT-B-32/openai")).load(image_size=(32, 32))
     with pytest.raises(WeightsError, match=r"config of task.model 'org/name' cannot be had .*name a local folder"):
         find_model("hf-hub:org/name")
     with pytest.raises(WeightsError, match=r"nearest are ViT-B-32"):
         find_model("ViT-B-33/openai")
     with pytest.raises(ConfigError, match=r"open_clip has no weights 'mine' of ViT-B-32; it has openai"):
         find_model("ViT-B-32/mine").joint()
+
+
+def test_weights_of_a_file_are_read_as_those_of_their_tag(tmp_path: Path) -> None:
+    """What the message above says to set keeps the activation and the image statistics of the tag."""
+    there, here = (find_model("ViT-B-32/openai", weights=weights).layout for weights in (None, str(tmp_path / "file")))
+    assert here == there
+    assert "quickgelu" in here.image.name
+
+
+def test_weights_of_a_file_stand_for_those_of_a_folder_of_transformers(tmp_path: Path) -> None:
+    written = clip_hf(tmp_path / "model")
+    file = (written.folder / "model.safetensors").rename(tmp_path / "tuned.safetensors")
+    state = {name: tensor + 0.01 for name, tensor in load_file(file).items()}
+    torch.save({"state_dict": state}, tmp_path / "tuned.pt")
+    tokens_BT = torch.tensor([[2, 5, 6, 3]])
+    found = find_model(str(written.folder), weights=str(tmp_path / "tuned.pt"))
+    for name, tensor in found.text().model.state_dict().items():
+        torch.testing.assert_close(tensor, state[f"text_model.{name}"])
+    torch.testing.assert_close(found.joint().projections["text"]["0.weight"], state["text_projection.weight"])
+    same = find_model(str(written.folder), weights=str(file))
+    with torch.no_grad():
+        pooled = same.text().model(input_ids=tokens_BT).pooler_output
+        expected = written.texts(tokens_BT, torch.ones_like(tokens_BT))
+    projected = pooled @ same.joint().projections["text"]["0.weight"].T
+    torch.testing.assert_close(projected, expected, rtol=0, atol=1e-5)
+    with pytest.raises(
+        WeightsError, match=r"a file of weights, .* as task.model.name, and the file as task.model.pret"
+    ):
+        find_model(str(file)).layout  # noqa: B018  it reads the folder
 
 
 def test_the_package_open_clip_reads_the_same_words() -> None:
@@ -166,6 +199,28 @@ def test_siglip_may_bring_its_sentence_pieces_alone(tmp_path: Path) -> None:
     assert pad_id == 0
     for text in TEXTS:
         assert ours.encode(text).ids == theirs(text.lower())["input_ids"]
+
+
+def test_siglip2_pads_and_lowers_as_its_own_tokenizer_does(tmp_path: Path) -> None:
+    """Its config does not say what it pads with: 0 of Gemma's vocabulary, where the usual 1 ends a text."""
+    folder = siglip_hf(tmp_path / "model").folder
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["text_config"]["pad_token_id"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    described = {"tokenizer_class": "GemmaTokenizer", "pad_token": {"content": "[PAD]"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(described), encoding="utf-8")
+    definition, pad_id = find_model(str(folder)).tokenizer()
+    assert (pad_id, find_model(str(folder)).layout.text.options.get("pad_token_id", 1)) == (0, 1)
+    ours, theirs = Library.from_str(definition), Library.from_file(str(folder / "tokenizer.json"))
+    for text in TEXTS:
+        assert ours.encode(text).ids == theirs.encode(text.lower()).ids
+
+
+def test_the_text_tower_of_a_siglip_by_itself(tmp_path: Path) -> None:
+    config = transformers.SiglipTextConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"text tower of a SigLIP by itself .* name the folder of the whole model"):
+        find_text(TextConfig(name=str(tmp_path)))
 
 
 def test_sentence_pieces_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

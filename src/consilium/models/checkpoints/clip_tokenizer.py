@@ -82,14 +82,24 @@ def canonical(definition: str) -> str:
 
     So the reference code of SigLIP prepares a text (Zhai et al., 2023), outside of its tokenizer.
     """
-    described: dict[str, Any] = json.loads(definition)
     marks = "".join(rf"\{mark}" for mark in string.punctuation)
-    before = [
+    return _first(
+        definition,
         {"type": "Lowercase"},
         {"type": "Replace", "pattern": {"Regex": f"[{marks}]"}, "content": ""},
         {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
         {"type": "Strip", "strip_left": True, "strip_right": True},
-    ]
+    )
+
+
+def lowered(definition: str) -> str:
+    """A ``tokenizer.json`` that lowers letters before all else, as SigLIP2 was trained (Tschannen et al., 2025)."""
+    return _first(definition, {"type": "Lowercase"})
+
+
+def _first(definition: str, *before: dict[str, Any]) -> str:
+    """A ``tokenizer.json`` that does something to texts before its own normalizer."""
+    described: dict[str, Any] = json.loads(definition)
     own = described.get("normalizer")
     described["normalizer"] = {"type": "Sequence", "normalizers": [*before, *([own] if own else [])]}
     return json.dumps(described, ensure_ascii=False)

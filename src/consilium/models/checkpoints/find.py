@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consilium.core.errors import ConfigError, WeightsError
-from consilium.models.checkpoints.hugging_face import WHOLE, HubImages, HubModel
+from consilium.models.checkpoints.hugging_face import ALONE, WHOLE, HubImages, HubModel
 from consilium.models.checkpoints.layout import ImageLayout
 from consilium.models.checkpoints.open_clip import OpenClipModel, read_description
 from consilium.models.checkpoints.pretrained import ImageSource, TextSource, image_source, text_source
@@ -69,12 +69,7 @@ def find_model(name: str, *, weights: str | None = None, key: str = "task.model"
             )
         get = given or (lambda: file_in(place.weights()))
         return OpenClipModel(name, described, file=get, source=weights or name, place=place)
-    if weights is not None:
-        raise ConfigError(
-            f"{key}: {name} is a model of transformers, whose weights lie in its folder; put {weights} there as "
-            "model.safetensors."
-        )
-    return HubModel(place.name, place=place)
+    return HubModel(place.name, place=place, file=given)
 
 
 def open_clip_hub_name(name: str) -> str | None:
@@ -93,15 +88,14 @@ def find_image(config: VisionConfig) -> ImageSource:
     key = "task.vision.name"
     weights = config.pretrained if isinstance(config.pretrained, str) else None
     place = ModelFolder(config.name, key, _INSTEAD)
-    if config.kind == "hf":
+    if config.kind == "hf" and HubModel(config.name, place=place).kind not in WHOLE:
         if weights is not None:
             raise ConfigError(
-                f"task.vision.pretrained is {weights}, but weights of a model of transformers lie in its folder; name "
-                "that as task.vision.name."
+                f"task.vision.pretrained is {weights}, but the weights of a model of images alone lie in its folder; "
+                "name that as task.vision.name, and set task.vision.pretrained to true."
             )
-        if HubModel(config.name, place=place).kind not in WHOLE:
-            alone = HubImages(config.name, place=place, weights=bool(config.pretrained))
-            return ImageSource(alone.layout, alone.load)
+        alone = HubImages(config.name, place=place, weights=bool(config.pretrained))
+        return ImageSource(alone.layout, alone.load)
     found = find_model(config.name, weights=weights, key=key)
     if config.pretrained:
         return image_source(found)
@@ -122,6 +116,12 @@ def find_text(config: TextConfig) -> TextSource:
         if config.pretrained:
             return source
         return replace(source, load=lambda: LoadedEncoder(encoder_of(whole.layout.text.options)))
+
+    if (kind := encoder.any_config.model_type) in ALONE:
+        raise ConfigError(
+            f"task.text.name '{config.name}' is the text tower of a SigLIP by itself ({kind}), which does not say how "
+            "its texts are cleaned and padded; name the folder of the whole model, whose text tower is then taken."
+        )
 
     def load() -> LoadedEncoder:
         kind = text_class(config.pooling)
@@ -169,6 +169,13 @@ def _tags(name: str) -> str:
     return ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none: name a file as `pretrained`"
 
 
+def _from_file(key: str, name: str) -> str:
+    """What to set for weights of a file, in words; the tag stays in the name, for it says how they are read."""
+    if key == "task.model":
+        return f"set task.model to {{name: {name}, pretrained: FILE}}"
+    return f"set {key.removesuffix('.name')}.pretrained to FILE"
+
+
 def _download(name: str, tag: str, place: ModelFolder) -> Path:
     import open_clip
     from huggingface_hub import hf_hub_download
@@ -183,8 +190,8 @@ def _download(name: str, tag: str, place: ModelFolder) -> Path:
             why = f"{unreachable}; its cache on this machine does not hold them" if unreachable else short(error)
             raise WeightsError(
                 f"the weights of {place.key} '{name}/{tag}' cannot be had ({why}). Without a network, download "
-                f"{config.get('hf_hub') or config.get('url')} elsewhere, and set {place.key} to "
-                f"{{name: {name}, pretrained: FILE}}. {how_to_carry(f'{name}/{tag}')}"
+                f"{config.get('hf_hub') or config.get('url')} elsewhere, and {_from_file(place.key, f'{name}/{tag}')}. "
+                f"{how_to_carry(f'{name}/{tag}')}"
             ) from error
         if repository := config.get("hf_hub", "").rpartition("/")[0]:
             with contextlib.suppress(Exception):  # without its card the licence is unknown

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.reporter import some
-from consilium.models.checkpoints.clip_tokenizer import canonical, sentence_pieces
+from consilium.models.checkpoints.clip_tokenizer import canonical, lowered, sentence_pieces
 from consilium.models.checkpoints.layout import (
     CLIP,
     HALF,
@@ -31,6 +32,7 @@ _CLASSES = {
     "vision-text-dual-encoder": "VisionTextDualEncoderModel",
 }
 WHOLE = frozenset(_CLASSES)
+ALONE = frozenset({"siglip_text_model", "siglip2_text_model"})  # part of a whole model that is not at hand
 _POOLING: dict[str, Literal["eot", "pooler", "cls"]] = {
     "clip": "eot",
     "siglip": "pooler",
@@ -41,10 +43,10 @@ _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 class HubModel:
-    """A model of transformers that embeds images and texts."""
+    """A model of transformers that embeds images and texts; ``file`` stands for the weights of its folder."""
 
-    def __init__(self, name: str, *, place: ModelFolder) -> None:
-        self.name, self._place = name, place
+    def __init__(self, name: str, *, place: ModelFolder, file: Callable[[], Path] | None = None) -> None:
+        self.name, self._place, self._file = name, place, file
         self._hub = HubEncoder(name, place=place)
 
     @property
@@ -82,7 +84,7 @@ class HubModel:
         )
 
     def tokenizer(self) -> tuple[str, int]:
-        """The tokenizer of its folder; SigLIP's cleans its texts first."""
+        """The tokenizer of its folder; SigLIP's cleans its texts first, and what it pads with is read, too."""
         if self.kind != "siglip":
             return self._hub.tokenizer()
         folder = self._place.descriptions("tokenizer")
@@ -93,7 +95,13 @@ class HubModel:
                 "from where the weights are from."
             )
         definition = file.read_text(encoding="utf-8") if file.is_file() else sentence_pieces(pieces)
-        return canonical(definition), int(self._hub.any_config.text_config.pad_token_id)
+        described = _described(folder / "tokenizer_config.json")
+        # SigLIP2 has the vocabulary of Gemma, and its config does not say what it pads with.
+        second = str(described.get("tokenizer_class")).startswith(("Gemma", "Siglip2"))
+        pad_id = _id_of(described.get("pad_token"), definition)
+        if pad_id is None:
+            pad_id = int(self._hub.any_config.text_config.pad_token_id)
+        return lowered(definition) if second else canonical(definition), pad_id
 
     def image(self, *, image_size: tuple[int, int], drop_path: float = 0.0) -> LoadedEncoder:
         """The image tower with its weights; its own positions are interpolated when another size is seen."""
@@ -115,7 +123,10 @@ class HubModel:
 
     @cached_property
     def _whole(self) -> LoadedEncoder:
-        loaded = self._hub.pretrained(_CLASSES[self.kind])
+        kind = _CLASSES[self.kind]
+        loaded = (
+            self._hub.pretrained(kind) if self._file is None else self._hub.with_weights_of(str(self._file()), kind)
+        )
         if loaded.missing:
             raise WeightsError(
                 f"the weights of {self.name} lack {len(loaded.missing)} tensors of a {_CLASSES[self.kind]}: "
@@ -158,7 +169,7 @@ def image_input(folder: Path, vision: Any) -> PretrainedInput:
     """What ``preprocessor_config.json`` says of images; where it is silent, what such models usually take."""
     file = folder / "preprocessor_config.json"
     try:
-        shown: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        shown = _described(file)
         crops = bool(shown.get("do_center_crop", "clip" in vision.model_type and "siglip" not in vision.model_type))
         size = _size(shown.get("crop_size") if crops else shown.get("size")) or _size(
             getattr(vision, "image_size", None)
@@ -175,6 +186,26 @@ def image_input(folder: Path, vision: Any) -> PretrainedInput:
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{file} does not describe images ({type(error).__name__}: {error}).") from error
+
+
+def _described(file: Path) -> dict[str, Any]:
+    """What a JSON file beside the weights says; nothing where there is none."""
+    if not file.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file} cannot be read ({error}). Copy it again.") from error
+
+
+def _id_of(token: str | dict[str, Any] | None, definition: str) -> int | None:
+    """The id of a token, as ``tokenizer_config.json`` names it; None where the vocabulary does not have it."""
+    from tokenizers import Tokenizer
+
+    name = token.get("content") if isinstance(token, dict) else token
+    found: int | None = Tokenizer.from_str(definition).token_to_id(name) if name else None
+    return found
 
 
 def _size(given: Any) -> tuple[int, int] | None:
