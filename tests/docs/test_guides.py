@@ -35,7 +35,7 @@ _INLINE = re.compile(r"`([^`\n]+)`")
 _DOTTED = re.compile(r"(?P<key>[a-z_]+(?:\.[a-z0-9_]+)+)(?:[:=].*)?")
 _FILE_ENDINGS = (
     "md", "yaml", "html", "json", "jsonl", "csv", "txt", "tif", "jpg", "png", "webp", "bmp", "safetensors", "bin",
-    "zip", "py", "npy", "npz", "faiss",
+    "zip", "py", "npy", "npz", "faiss", "model",
 )  # fmt: skip
 _NO_KEYS = ("consilium.", "radiology.", "microscopy.", "resnet50.", "meta.source")  # modules, labels, weights, columns
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from consilium.core.errors import ConfigError
 from consilium.models.config import TextConfig, VisionConfig
 from consilium.models.tuning import tune
+from consilium.models.vision import build_vision
 from consilium.models.weights import adapters
+from tests.models.checkpoints.writers import clip_hf, siglip_hf
 from tests.models.test_lora import Whole, vision, whole
 
 
@@ -63,9 +65,25 @@ def test_a_share_of_the_patches_is_left_out_in_training_alone(
     assert not torch.equal(module(), module()), "each draw is another"
 
 
+@pytest.mark.parametrize(("form", "prefix"), [(clip_hf, 1), (siglip_hf, 0)])
+def test_patches_are_left_out_of_transformers_of_transformers(form: Any, prefix: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = VisionConfig(kind="hf", name=str(form(tmp_path / "model").folder), patch_dropout=0.5)
+    tower = build_vision(config, image_size=(64, 64)).eval()
+    images_BCHW, seen = torch.randn(2, 3, 64, 64), []
+    before = tower(images_BCHW)
+    tune(tower, config, key="task.vision")
+    torch.testing.assert_close(tower(images_BCHW), before)
+    layer = next(part for name, part in tower.named_modules() if name.endswith("layers.0"))
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    tower.train()
+    assert not torch.equal(tower(images_BCHW), tower(images_BCHW))
+    assert seen == [prefix + 8, prefix + 8]  # of 16 patches
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "swin_tiny_patch4_window7_224", "samvit_base_patch16"])
 def test_patches_are_left_out_of_plain_transformers_alone(name: str) -> None:
-    said = r"task\.vision\.patch_dropout is 0\.5, but this tower \(\w+\) does not read patches one by one"
+    said = r"task\.vision\.patch_dropout is 0\.5, but this tower \(\w+\) is not known to read patches one by one"
     with pytest.raises(ConfigError, match=said):
         tune(empty(name), VisionConfig(patch_dropout=0.5), key="task.vision")
 

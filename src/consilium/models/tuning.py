@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from consilium.core.errors import ConfigError
@@ -26,10 +28,22 @@ def tune(tower: BlockTower, config: VisionConfig | TextConfig, *, key: str) -> N
     tower.model.train(tower.model.training)  # what was put in comes in training mode
 
 
+_BEFORE_PATCHES = {  # tokens before the patches in vision transformers of transformers with learned positions
+    "clip_vision_model": 1, "chinese_clip_vision_model": 1, "siglip_vision_model": 0, "vit": 1, "dinov2": 1,
+}  # fmt: skip
+
+
+def _without_patches(drop: nn.Module, module: nn.Module, _: Any, tokens_BTF: Tensor) -> Tensor:
+    drop.train(module.training)
+    left_BTF: Tensor = drop(tokens_BTF)
+    return left_BTF
+
+
 def _drop_patches(model: Any, rate: float, *, key: str) -> None:
     """Let a vision transformer read each image without a share of its patches while it learns.
 
-    timm's transformers have a place for it, ``patch_drop``; those with rotary positions need to know what stays.
+    timm's transformers have a place for it, ``patch_drop``; those with rotary positions need to know what stays. Of
+    those of transformers the embeddings hand on fewer patches, whose positions are added by then.
     """
     from timm.layers.patch_dropout import PatchDropout, PatchDropoutWithIndices
 
@@ -37,10 +51,13 @@ def _drop_patches(model: Any, rate: float, *, key: str) -> None:
     if prefix is not None and hasattr(model, "patch_drop"):
         kind = PatchDropoutWithIndices if model.patch_drop is None else PatchDropout
         model.patch_drop = kind(rate, num_prefix_tokens=prefix)
+    elif (before := _BEFORE_PATCHES.get(getattr(getattr(model, "config", None), "model_type", ""))) is not None:
+        embeddings = next(part for name, part in model.named_modules() if name.rpartition(".")[2] == "embeddings")
+        embeddings.register_forward_hook(partial(_without_patches, PatchDropout(rate, num_prefix_tokens=before)))
     else:
         raise ConfigError(
-            f"{key} is {rate}, but this tower ({type(model).__name__}) does not read patches one by one, so that none "
-            "can be left out. Set it to 0, or take a plain vision transformer (vit_b_16)."
+            f"{key} is {rate}, but this tower ({type(model).__name__}) is not known to read patches one by one, so "
+            "that some can be left out. Set it to 0, or take a plain vision transformer (vit_b_16)."
         )
 
 

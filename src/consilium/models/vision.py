@@ -318,7 +318,7 @@ def build_vision(
     else:
         if layout.library == "transformers" and config.drop_path:
             raise ConfigError(
-                f"task.vision.drop_path is {config.drop_path}, which transformers does not have; set it to 0."
+                f"task.vision.drop_path is {config.drop_path}, but towers of transformers take none here; set it to 0."
             )
         load = partial(new_image_model, layout) if source is None else source.load
         loaded = load(image_size=image_size, drop_path=config.drop_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -103,8 +103,7 @@ def _read(path: Path, ignored: Collection[str] = ()) -> Any:
         if unsafe := [name for name in unsafe if name not in ignored]:
             raise WeightsError(
                 f"weights file {path} is refused: beside tensors it holds Python objects ({_some(unsafe)}), which "
-                "could run code when read. Save the state_dict alone, best as .safetensors; settings of a training are "
-                f"left out by `consilium models convert FILE --out FOLDER --ignore {unsafe[0]}`."
+                f"could run code when read. Save the state_dict alone, best as .safetensors{_left_out(unsafe)}."
             ) from error
         raise WeightsError(
             f"weights file {path} is damaged or not a weights file ({type(error).__name__}); expected .safetensors or "
@@ -151,6 +150,14 @@ def _unsafe_names(path: Path) -> list[str]:
             return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (ValueError, RuntimeError, OSError):  # not in torch's own container
         return []
+
+
+def _left_out(unsafe: Sequence[str]) -> str:
+    """How to do without the objects of a file, in words; a whole module is nothing without its own."""
+    if any(name.startswith("torch.nn.") for name in unsafe):
+        return ": it is a whole module, so do it in the program that saved it, torch.save(model.state_dict(), FILE)"
+    ignored = " ".join(f"--ignore {name}" for name in unsafe)
+    return f"; settings of a training are left out by `consilium models convert FILE --out FOLDER {ignored}`"
 
 
 def _describe(found: Any) -> str:
