@@ -82,7 +82,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "flipped byte": (lambda b: flip(b / "model.safetensors"), ["its checksum differs", "Copy the bundle again"]),
     "truncated weights": (lambda b: cut(b / "model.safetensors"), ["its checksum differs", "Copy the bundle again"]),
     "no weights": (lambda b: (b / "model.safetensors").unlink(), ["model.safetensors is missing", "Copy it again"]),
-    "other weights": (other_weights, ["cannot be loaded", "1 missing: head.1.bias"]),
+    "other weights": (other_weights, ["cannot be loaded", "missing                1  head.1.bias"]),
     "no manifest": (lambda b: (b / "bundle.json").unlink(), ["has no bundle.json, so it is not a finished run"]),
     "empty manifest": (write(""), ["bundle.json is damaged", "Copy the bundle again"]),
     "bad JSON": (write('{"name": "a", '), ["bundle.json is damaged: Expecting", "Copy the bundle again"]),
@@ -97,7 +97,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "labels": (knows(labels=["ct", "mri"]), ["cannot be loaded"]),
     "one label twice": (knows(labels=["ct", "ct", "xray"]), ["cannot be loaded"]),
-    "tower": (change(task={"vision": {"name": "resnet1"}}), ["cannot be loaded: vision.name 'resnet1' is not a timm"]),
+    "tower": (change(task={"vision": {"name": "resnet1"}}), ["cannot be loaded: task.vision.name 'resnet1' is not a timm"]),
 }
 
 

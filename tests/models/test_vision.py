@@ -177,7 +177,7 @@ def test_drop_path_drops_paths_in_training_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vgg11", "densenet121"])
 def test_drop_path_is_refused_where_there_is_none(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{name} takes no vision\.drop_path.*set it to 0"):
+    with pytest.raises(ConfigError, match=rf"{name} takes no task\.vision\.drop_path.*set it to 0"):
         tower(name, drop_path=0.1)
 
 
@@ -353,7 +353,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "m", whole_model(MOBILE), config={"architecture": "mobilenetv3_small_075"})
-    with pytest.raises(WeightsError, match=rf"are of mobilenetv3_small_075, but vision\.name is {MOBILE}"):
+    with pytest.raises(WeightsError, match=rf"are of mobilenetv3_small_075, but task\.vision\.name is {MOBILE}"):
         tower(MOBILE, pretrained=str(folder))
     with pytest.raises(WeightsError, match="do not fit resnet18"):
         tower("resnet18", pretrained=str(folder / "model.safetensors"))

@@ -126,7 +126,7 @@ def test_pretrained_true_takes_the_weights_of_the_hub(
     tiny: TrainTiny, tower_state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"cannot be had from the hub[\s\S]*set vision.pretrained to a local"):
+    with pytest.raises(WeightsError, match=r"cannot be had from the hub[\s\S]*set task.vision.pretrained to a local"):
         tiny(FROZEN, "task.vision.pretrained=true")
     assert not list((tmp_path / "runs").rglob("bundle.json"))
     repository = tmp_path / "models--timm--test_resnet.r160_in1k"  # downloaded before

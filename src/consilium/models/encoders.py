@@ -16,7 +16,7 @@ from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.licenses import License
 from consilium.models.hub import ModelFolder, short, weights_of
 from consilium.models.licenses import file_licenses
-from consilium.models.parts import first_names, further_layers, tower_part
+from consilium.models.parts import first_names, fit_table, further_layers, tower_part
 from consilium.models.weights import load_tensors
 
 ENCODER, MASKED_LM = "AutoModel", "AutoModelForMaskedLM"  # without heads; with that which scores terms
@@ -112,7 +112,7 @@ class HubEncoder:
             raise WeightsError(
                 f"the weights in {file} do not fit {self.name}: the file holds {len(tensors)} tensors, "
                 f"{first_names(tensors)}; most of those of {type(empty).__name__} are not among them. "
-                f"Check {self._place.key}."
+                f"Check {self._place.key}.{fit_table(tensors, empty.state_dict())}"
             )
         origin = f"the weights in {file} do not fit {self.name}"
         loaded = with_weights(config, part.state, origin=origin, kind=kind)
@@ -151,14 +151,14 @@ def with_weights(config: Any, state: Mapping[str, Tensor], *, origin: str, kind:
     What does not fit is a WeightsError that begins with ``origin``.
     """
     with torch.device("meta"):
-        found = type(new_encoder(config, kind))
+        empty = new_encoder(config, kind)
     try:
         with quiet():
-            model, info = found.from_pretrained(
+            model, info = type(empty).from_pretrained(
                 None, config=config, state_dict=dict(state), dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # the library raises errors of many kinds
-        raise WeightsError(f"{origin}: {short(error)}.") from error
+        raise WeightsError(f"{origin}: {short(error)}.{fit_table(state, empty.state_dict())}") from error
     if deeper := further_layers(info["unexpected_keys"], model.state_dict()):
         raise WeightsError(
             f"{origin}: they have {len(deeper)} tensors of layers that it does not have, such as {deeper[0]}; they are "

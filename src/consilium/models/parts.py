@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from torch import Tensor
 
-from consilium.core.reporter import some
+from consilium.core.reporter import format_table, some
 
 _AVERAGED = re.compile(r"(^|[._])(ema|teacher)([._]|$)")  # of a training's copies the one that is meant for use
 _NUMBER = re.compile(r"\.\d+\.")
@@ -64,6 +64,23 @@ def tower_part(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], *, clas
     used = {f"{prefix}{name}" for name in parts[prefix]}
     left_out = [name for name in tensors if name not in used and not name.startswith(tuple(others))]
     return Part(prefix, parts[prefix], left_out, others)
+
+
+def fit_table(held: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Which of a model's ``own`` tensors a file holds, by their names there, as the end of an error."""
+    there = [name for name in own if name in held]
+    kinds = {
+        "fits": [name for name in there if held[name].shape == own[name].shape],
+        "of another shape": [
+            f"{name} is {list(held[name].shape)}, the model's {list(own[name].shape)}"
+            for name in there
+            if held[name].shape != own[name].shape
+        ],
+        "missing": [name for name in own if name not in held],
+        "not of the model": [name for name in held if name not in own],
+    }
+    rows = [{"tensors": what, "number": len(names), "such as": some(names, 2)} for what, names in kinds.items()]
+    return f"\n{format_table(rows)}"
 
 
 def further_layers(names: Collection[str], own: Collection[str]) -> list[str]:

@@ -25,7 +25,7 @@ from consilium.models.config import VisionConfig
 from consilium.models.encoders import LoadedEncoder
 from consilium.models.hub import cached_if_unreachable, carried, file_in, how_to_carry
 from consilium.models.licenses import LICENSE_FILES, file_licenses, timm_license
-from consilium.models.parts import first_names, tower_part, without
+from consilium.models.parts import first_names, fit_table, tower_part, without
 from consilium.models.weights import load_state, load_tensors
 
 SHORT_NAMES = {
@@ -86,12 +86,13 @@ def load_timm(
     try:
         return _with_input(_overlaid(layout.name, {"state_dict": dict(state)}, image_size, options), layout)
     except Exception as error:
-        _create(layout.name, image_size=image_size, options=options)  # raises if the size is to blame
+        own = _create(layout.name, image_size=image_size, options=options).state_dict()  # raises if the size is wrong
         details: object = str(error).partition("\n")[2] or error  # after torch's headline
         blocks = {found[1] for name in state if (found := _BLOCK.search(name))}
         if blocks and len(blocks) != layout.options.get("depth", len(blocks)):
             details = f"they have {len(blocks)} blocks, and the model {layout.options['depth']}; it is another one"
-        raise WeightsError(f"{origin} do not fit {layout.name}: {_short(details)}.") from error
+        table = fit_table(state, own) if own.keys() & state.keys() else ""  # others are names that timm translates
+        raise WeightsError(f"{origin} do not fit {layout.name}: {_short(details)}.{table}") from error
 
 
 @cache  # a training asks more than once
@@ -248,7 +249,8 @@ def _create_local(
         details = str(error).partition("\n")[2] or error  # after torch's headline
         raise WeightsError(
             f"the weights in {local.file} do not fit {name}: {_short(details)}. {local.held} "
-            f"Check that task.vision.name is the model that they were trained with."
+            "Check that task.vision.name is the model that they were trained with."
+            f"{fit_table(local.state, _create(name, image_size=image_size, options=options).state_dict())}"
         ) from error
 
 

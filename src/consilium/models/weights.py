@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.models.config import FreezeConfig
+from consilium.models.parts import fit_table
 
 ADAPTER = ".lora_"  # in the names of the parameters of adapters, which are peft's
 _SHOWN = 5  # keys that an error message names
@@ -175,21 +176,10 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) 
     Nothing is changed when it fails.
     """
     own = module.state_dict()
-    wrong = [
-        f"{key} is {list(state[key].shape)}, the model's is {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    problems = [
-        ("missing", [key for key in own if key not in state]),
-        ("unexpected", [key for key in state if key not in own]),
-        ("of another shape", wrong),
-    ]
-    lines = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems if keys]
-    if lines:
+    if state.keys() != own.keys() or any(state[key].shape != tensor.shape for key, tensor in own.items()):
         raise WeightsError(
-            f"the weights in {origin} do not fit the model. Of its {len(own)} tensors, {'; '.join(lines)}. "
-            f"Check that name and options of the model are those that the weights were trained with."
+            f"the weights in {origin} do not fit the model. Check that name and options of the model are those that "
+            f"the weights were trained with.{fit_table(state, own)}"
         )
     module.load_state_dict(dict(state))
 
