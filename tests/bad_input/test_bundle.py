@@ -97,7 +97,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "labels": (knows(labels=["ct", "mri"]), ["cannot be loaded"]),
     "one label twice": (knows(labels=["ct", "ct", "xray"]), ["cannot be loaded"]),
-    "tower": (change(task={"vision": {"name": "resnet1"}}), ["cannot be loaded: task.vision.name 'resnet1' is not a timm"]),
+    "tower": (
+        change(task={"vision": {"name": "resnet1"}}),
+        ["cannot be loaded: task.vision.name 'resnet1' is not a timm"],
+    ),
 }
 
 

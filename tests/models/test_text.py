@@ -305,7 +305,7 @@ def test_only_towers_of_clip_are_read_at_the_end_of_a_text(tmp_path: Path) -> No
     ("kind", "options", "said"),
     [
         ("gpt2", {"n_embd": 32, "n_head": 4, "n_layer": 2}, "reads with pooling 'cls' only a part of the text"),
-        ("t5", {"d_model": 32, "num_layers": 2, "num_heads": 4}, "type t5, which is more than a text encoder"),
+        ("t5", {"d_model": 32, "num_layers": 2, "num_heads": 4}, "type t5, which is more than an encoder"),
         ("vit", {}, "type vit, which takes no tokens"),
     ],
 )

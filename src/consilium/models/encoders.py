@@ -71,8 +71,9 @@ class HubEncoder:
         config = self.any_config
         if config.is_encoder_decoder or getattr(config, "vision_config", None) is not None:
             raise ConfigError(
-                f"{self._place.key} '{self.name}' is a model of type {config.model_type}, which is more than a text "
-                "encoder; name an encoder such as a BERT, or give the whole model as task.model."
+                f"{self._place.key} '{self.name}' is a model of type {config.model_type}, which is more than an "
+                "encoder, and none of which a tower is taken; name one of texts such as a BERT, of images such as a "
+                "ViT, or a CLIP, SigLIP, Chinese-CLIP or vision-text dual encoder."
             )
         return config
 

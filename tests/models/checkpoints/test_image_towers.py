@@ -133,7 +133,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     model = write_model(tmp_path / "vit", transformers.ViTConfig(**TINY))
     with pytest.raises(ConfigError, match=r"drop_path is 0.1, but towers of transformers take none"):
         tower(tmp_path / "vit", drop_path=0.1)
-    with pytest.raises(ConfigError, match=r"pretrained is x.pt, but weights of a model of transformers lie in"):
+    with pytest.raises(ConfigError, match=r"pretrained is x.pt, but the weights of a model of images alone lie in"):
         tower(tmp_path / "vit", pretrained="x.pt")
     state = {name: tensor for name, tensor in model.state_dict().items() if ".1." not in name}
     save_file(state, tmp_path / "vit" / "model.safetensors")

@@ -92,7 +92,7 @@ class OpenClipModel:
     def tokenizer(self) -> tuple[str, int]:
         """The folder's own, else the one that the config names, else that of CLIP."""
         folder = self._place.local
-        if folder is not None and (folder / "tokenizer.json").is_file():
+        if folder is not None and any((folder / f"tokenizer{end}.json").is_file() for end in ("", "_config")):
             return self._cleaned(HubEncoder(str(folder), place=self._place).tokenizer())
         if (named := self._text.get("hf_tokenizer_name")) is not None:
             return self._cleaned(HubEncoder(named, place=self._place).tokenizer())
@@ -339,7 +339,10 @@ class OpenClipModel:
         name = self._text["hf_model_name"]
         if self._place.local is not None and not Path(name).expanduser().is_dir():
             return bert_of(self._below("text.transformer."), origin=f"the text tower of {self.name} ({name})")
-        return architecture_of(HubEncoder(name, place=self._place).config)
+        encoder = HubEncoder(name, place=self._place)
+        if encoder.any_config.is_encoder_decoder:
+            raise self._unread(f"a text tower of type {encoder.any_config.model_type} ({name})")
+        return architecture_of(encoder.config)
 
     def _text_projection(self) -> dict[str, Tensor]:
         if "hf_model_name" in self._text:

@@ -39,10 +39,19 @@ def refuse_missing_views(cases: Cases, section: AlignConfig) -> None:
 
 
 def missing_views(cases: Cases, section: AlignConfig) -> list[str]:
-    """How many cases of each split lack which view."""
+    """How many cases of each split lack which view, and how many have views of other names, which no task reads."""
     if not section.view_names:
         return []
+    owners, names = cases.table.view_column("name")
+    others = sorted({str(name) for name in names} - set(section.view_names))
+    with_others = {owner for owner, name in zip(owners.tolist(), names, strict=True) if str(name) in others}
     notes = []
+    for split in SPLITS if others else ():
+        if count := len(with_others.intersection(cases.rows[split].tolist())):
+            told = (
+                f"{split}: {count} of {counted(len(cases.rows[split]), 'case')} have further views, which are not read"
+            )
+            notes.append(f"{told} ({', '.join(others)}). task.views.names says which are.")
     for split, there_NV in _there(cases, section):
         counts = (~there_NV).sum(axis=0).tolist()
         if lacks := [f"{count} lack {name}" for name, count in zip(section.view_names, counts, strict=True) if count]:
