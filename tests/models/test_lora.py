@@ -251,6 +251,7 @@ def test_weights_of_a_plain_model_find_their_places(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_adapted_is_refused(name: str, options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """Trap 7: among them ``out_proj`` of open_clip's attention, whose weight is read and which is never called."""
     with pytest.raises(ConfigError, match=rf"task\.vision\.lora.*{said}"):
         adapted(name, tmp_path, **options)
 

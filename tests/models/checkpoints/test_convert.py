@@ -69,7 +69,7 @@ def image_of(folder: Path, size: int) -> nn.Module:
 
 @pytest.mark.parametrize("form", ["Chinese-CLIP", "RET-CLIP", "FLAIR of Xiao et al."])
 def test_image_towers_are_those_of_the_program(form: str, tmp_path: Path, tokenizer: str) -> None:
-    """QuickGELU or not: within 1e-5, since the other activation comes near."""
+    """Trap 1: QuickGELU or not, which no tensor tells: within 1e-5, since the other activation comes near."""
     parts = FORMS[form]()
     convert(save_flat(tmp_path / "a.pt", parts.state), out=tmp_path / "out", tokenizer=tokenizer)
     images = torch.randn(2, 3, SIZE, SIZE)

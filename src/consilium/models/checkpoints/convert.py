@@ -92,7 +92,7 @@ def _as_open_clip(form: Form, state: Mapping[str, Tensor], work: Path, tokenizer
         names = ", ".join(form.views)
         done.notes.append(f"with its heads it is task.model: FOLDER beside task.views: {{names: [{names}]}}.")
     done.notes.append(
-        f"use it as {both}: {form.towers_only}; its own are kept in {HEADS}."
+        f"use it as {both}: {form.towers_only}; its own heads are kept in {HEADS}."
         if form.towers_only
         else f"use it as task.model: FOLDER, or its towers as {both}."
     )

@@ -180,7 +180,8 @@ FORMS = (
         ),
         _fundus,
         _CLINICAL,
-        towers_only="FLAIR reads a text out of three layers at once",
+        towers_only="FLAIR reads a text out of three layers at once, padding included, and here its vector is the "
+        "mean of the last layer without padding",
     ),
     Form(
         "FLAIR of Xiao et al.",
