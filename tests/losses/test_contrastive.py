@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from pydantic import ValidationError
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from consilium.core.errors import ConfigError
 from consilium.losses import contrastive
@@ -156,6 +159,47 @@ def test_tiles_change_nothing(kind: str, tile: int, monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(loss.bias.grad.double(), bias.grad)
     for found, tensor in zip(learned.values(), whole, strict=True):
         torch.testing.assert_close(found.double(), tensor.grad, rtol=1e-4, atol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor had that any operation made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        found = (tensor.numel() for tensor in tree_leaves(made) if isinstance(tensor, Tensor))
+        self.numbers = max(self.numbers, *found, 0)
+        return made
+
+
+def largest(loss: Callable[[Tensor, Tensor], Tensor], count: int) -> int:
+    """The numbers of the largest tensor of a value and its gradients."""
+    images, texts = (part.requires_grad_() for part in pairs(count))
+    with Largest() as seen:
+        loss(images, texts).backward()
+    assert images.grad is not None
+    return seen.numbers
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_memory_grows_with_the_batch_and_not_with_its_square(kind: str, several: bool) -> None:
+    """Of a batch twice as large the largest tensor is twice as large, forward and backward; of a whole square four
+    times."""
+    whole = build_contrastive(LOSSES[kind])
+
+    def tiled(images: Tensor, texts: Tensor) -> Tensor:
+        same_B = torch.arange(len(images)) // 2
+        own_BK = torch.stack((same_B, same_B + 1), dim=1) if several else None
+        return whole(images, texts, same_B=same_B, own_BK=own_BK)
+
+    def square(images: Tensor, texts: Tensor) -> Tensor:
+        return functional.cross_entropy(images @ texts.T, torch.arange(len(images)))
+
+    count = 2 * contrastive.TILE
+    assert largest(square, 2 * count) == 4 * largest(square, count) == 4 * count**2
+    assert largest(tiled, 2 * count) == 2 * largest(tiled, count) == 2 * contrastive.TILE * count
 
 
 def test_gradients_can_be_had_once() -> None:
