@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,28 @@ def test_the_same_call_again_trains_nothing_and_more_runs_add_some(
     assert [run.folder for run in two.runs[:2]] == [run.folder for run in one.runs]
     assert weights(two) == weights(whole)
     assert comparable(two) == comparable(whole)
+
+
+def test_three_configs_are_compared_to_the_end(tiny_images: Path, tmp_path: Path) -> None:
+    """Each against the first, with a row in the plot and a column in the tables."""
+    experiments = pair(tiny_images, tmp_path / "runs")
+    experiments["still"] = tiny_experiment(tiny_images, tmp_path / "runs", "optimizer.learning_rate=1e-9")
+    found = compare(experiments, runs=1, quiet=True)
+    assert [(run.name, run.seed) for run in found.runs] == [("slow", 0), ("fast", 0), ("still", 0)]
+    values = {run.name: run.test.metrics["macro_f1"] or 0 for run in found.runs}
+    assert {name: own["macro_f1"].seeds for name, own in found.differences.items()} == {
+        name: [values[name] - values["slow"]] for name in ("fast", "still")
+    }
+    tree = written(found)
+    assert tree["changes"] == [{"key": "optimizer.learning_rate", "slow": "0.001", "fast": "0.01", "still": "1e-09"}]
+    with (found.folder / "compare.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["config"] for row in rows if row["figure"] == "macro_f1"] == ["slow", "fast", "still"]
+    page = (found.folder / "compare.html").read_text(encoding="utf-8")
+    assert "<h1>fast and still against slow</h1>" in page
+    plot = page.partition("<svg")[2].partition("</svg>")[0]
+    assert [name for name in experiments if f"<title>{name}</title>" in plot] == ["fast", "still"]
+    assert page.partition("<thead>")[2].partition("</thead>")[0].count("&#8722; slow") == 2
 
 
 class StopIn(Recorder):
