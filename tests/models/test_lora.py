@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import peft
 import pytest
@@ -27,6 +28,7 @@ from consilium.models.lora import (
 from consilium.models.text import build_text, build_tokenizer
 from consilium.models.vision import build_vision
 from consilium.models.weights import adapters, freeze_tower
+from tests.models.checkpoints.writers import clip_hf, clip_open, siglip_hf
 from tests.models.test_text import KINDS
 from tests.models.texts import CAPTIONS, write_encoder
 
@@ -79,7 +81,21 @@ def text(folder: Path, kind: str) -> Whole:
     return Whole(build_text(config, tokenizer=tokenizer), padded.tokens_BT, padded.attention_BT).eval()
 
 
+# Towers of other libraries, as a task builds them: the kind in a config, and who writes the folder.
+FOLDERS: dict[str, tuple[Literal["hf", "open_clip"], Callable[[Path], Any]]] = {
+    "clip of transformers": ("hf", clip_hf),
+    "siglip of transformers": ("hf", siglip_hf),
+    "clip of open_clip": ("open_clip", clip_open),
+}
+
+
 def whole(name: str, folder: Path) -> Whole:
+    if name in FOLDERS:
+        (kind, write), place = FOLDERS[name], folder / "model"
+        if not place.exists():  # written twice it would be another model
+            write(place)
+        tower = build_vision(VisionConfig(kind=kind, name=str(place)), image_size=(32, 32))
+        return Whole(tower, torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))).eval()
     if name == "open_clip":
         torch.manual_seed(0)
         return Whole(OpenClip(), torch.randn(2, 3, 32, 32)).eval()
@@ -110,7 +126,12 @@ OWN = {
     "roberta": ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"],
     "distilbert": ["attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin"],
     "modernbert": ["attn.Wqkv", "attn.Wo"],
-}
+    "clip of transformers": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"],
+    "siglip of transformers": [
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "head.attention"
+    ],
+    "clip of open_clip": ["attn.qkv", "attn.proj"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -201,6 +222,18 @@ def test_dropout_is_of_adapters_and_in_training_alone(tmp_path: Path) -> None:
     module = adapted("test_vit", tmp_path, dropout=0.5)
     learn(module)
     assert torch.equal(module(), module())
+    module.train()
+    assert not torch.equal(module(), module())
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_towers_of_other_libraries_may_have_dropout(name: str, tmp_path: Path) -> None:
+    """The pooling of SigLIP makes query, key and value with one weight, cannot have it, and is left out."""
+    module = adapted(name, tmp_path, dropout=0.1)
+    assert not any("head" in layer for layer in module.layers())
+    assert len(module.layers()) == (4 if name == "clip of open_clip" else 8), "all others of both layers"
+    learn(module)
+    refuse_unmoved_adapters(module)
     module.train()
     assert not torch.equal(module(), module())
 

@@ -54,7 +54,7 @@ class LoraConfig(Config):
     targets: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = Field(
         default=None,
         description="Linear layers, by the ends of their names ([qkv, fc1]) or a regular expression over whole names; "
-        "null: those of the attention.",
+        "null: those of the attention; with dropout, those of them that can have it.",
     )
     last_blocks: int | None = Field(default=None, ge=1, description="Only in so many last blocks; null: in all.")
 

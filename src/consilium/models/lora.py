@@ -72,6 +72,9 @@ def _chosen(tower: BlockTower, config: LoraConfig, *, key: str) -> dict[str, nn.
         found = {name: layer for name, layer in layers.items() if re.fullmatch(config.targets, name)}
     else:
         found = {name: layer for name, layer in layers.items() if _ATTENTION.search(name)}
+        if config.dropout:  # as in SigLIP, whose attention that pools cannot have it and the others can
+            separate = {name: layer for name, layer in found.items() if not isinstance(layer, nn.MultiheadAttention)}
+            found = separate or found
     if not found:
         what = "no attention in this tower" if config.targets is None else f"no layer that fits '{config.targets}'"
         raise ConfigError(f"{key}: there is {what}. Name layers in {key}.targets; linear are {_listed(layers)}.")
