@@ -29,10 +29,10 @@ from consilium.models.checkpoints.layout import (
     TextLayout,
 )
 from consilium.models.checkpoints.names import OPEN_CLIP
-from consilium.models.checkpoints.open_clip_text import bert_of
+from consilium.models.checkpoints.open_clip_text import bert_of, encoder_named
 from consilium.models.checkpoints.pretrained import Joint, scalar
 from consilium.models.config import TextPooling
-from consilium.models.encoders import HubEncoder, LoadedEncoder, architecture_of, config_of, with_weights
+from consilium.models.encoders import HubEncoder, LoadedEncoder, config_of, with_weights
 from consilium.models.hub import ModelFolder
 from consilium.models.licenses import file_licenses
 from consilium.models.timm_models import load_timm, timm_width
@@ -78,6 +78,8 @@ class OpenClipModel:
     @cached_property
     def layout(self) -> ModelLayout:
         """What the model is made of."""
+        if self._model.get("multimodal_cfg"):
+            raise self._unread("a decoder of texts (multimodal_cfg), as CoCa has")
         image, image_projection = self._image_layout()
         text, text_projection = self._text_layout()
         return ModelLayout(
@@ -339,10 +341,7 @@ class OpenClipModel:
         name = self._text["hf_model_name"]
         if self._place.local is not None and not Path(name).expanduser().is_dir():
             return bert_of(self._below("text.transformer."), origin=f"the text tower of {self.name} ({name})")
-        encoder = HubEncoder(name, place=self._place)
-        if encoder.any_config.is_encoder_decoder:
-            raise self._unread(f"a text tower of type {encoder.any_config.model_type} ({name})")
-        return architecture_of(encoder.config)
+        return encoder_named(name, place=self._place)
 
     def _text_projection(self) -> dict[str, Tensor]:
         if "hf_model_name" in self._text:

@@ -1,4 +1,4 @@
-"""The architecture of a text tower of open_clip by the shapes of its tensors."""
+"""The architecture of a text tower of open_clip by the name of its encoder, or by the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from typing import Any
 from torch import Tensor
 
 from consilium.core.errors import ConfigError
+from consilium.models.encoders import HubEncoder, architecture_of
+from consilium.models.hub import ModelFolder
+
+
+def encoder_named(name: str, *, place: ModelFolder) -> dict[str, Any]:
+    """The architecture of the encoder with this name on the hub, or in this folder.
+
+    ``place`` is that of the whole model. An encoder that has a decoder beside it is a ConfigError.
+    """
+    encoder = HubEncoder(name, place=place)
+    if encoder.any_config.is_encoder_decoder:
+        raise ConfigError(
+            f"{place.key} '{place.name}' has the reading half of a model that writes texts ({name}, of type "
+            f"{encoder.any_config.model_type}); Consilium does not read this architecture."
+        )
+    return architecture_of(encoder.config)
 
 
 def bert_of(tensors: Mapping[str, Tensor], *, origin: str) -> dict[str, Any]:
