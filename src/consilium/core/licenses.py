@@ -64,6 +64,13 @@ def license_warnings(licenses: Iterable[License]) -> list[str]:
     return list(dict.fromkeys(filter(None, (license.warning() for license in licenses))))
 
 
+def license_lines(licenses: Iterable[License]) -> list[str]:
+    """Each licence in a line, and then what must be looked at first."""
+    own = list(licenses)
+    named = [f"licence of {license.source}: {license.name or 'unknown'}" for license in own]
+    return [*named, *(f"warning: {warning}" for warning in license_warnings(own))]
+
+
 def recorded(licenses: Sequence[License] | None, *, source: str) -> list[License]:
     """The licences that a bundle inherited; None, of a version that kept none, makes one that is unknown."""
     if licenses is not None:

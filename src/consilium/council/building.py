@@ -17,7 +17,7 @@ from consilium.core.errors import BundleError, ConfigError, SearchError
 from consilium.core.explain import nearest
 from consilium.core.files import atomic_folder, folder_name, sha256_of, write_json
 from consilium.core.labels import LabelTree
-from consilium.core.licenses import License, license_warnings, recorded
+from consilium.core.licenses import License, license_lines, recorded
 from consilium.core.places import is_remote
 from consilium.core.reporter import Reporter, counted, format_table, some
 from consilium.council.combining import common_tree
@@ -262,7 +262,4 @@ def _lines(manifest: CouncilManifest, seats: Mapping[str, Seat], routing: Routin
         mixed = common_tree([seats[name].labelled, seats[GENERALIST].labelled], routing.tree) is not None
         how = "mixed" if mixed else "listed side by side, since their labels are not in one tree"
         yield f"the answers of {name} and the {GENERALIST} are {how}"
-    for license in manifest.licenses or ():
-        yield f"licence of {license.source}: {license.name or 'unknown'}"
-    for warning in license_warnings(manifest.licenses or ()):
-        yield f"warning: {warning}"
+    yield from license_lines(manifest.licenses or ())

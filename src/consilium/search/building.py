@@ -13,6 +13,7 @@ import numpy as np
 
 from consilium.core.errors import ConfigError, DataError, SearchError
 from consilium.core.files import fingerprint, locked
+from consilium.core.licenses import License, license_lines, recorded
 from consilium.core.places import absolute
 from consilium.core.reporter import Reporter, counted, some
 from consilium.data.batches.rows import Query
@@ -71,6 +72,11 @@ def checksum(bundle: BundleManifest | None) -> dict[str, str]:
     return {"name": bundle.name, "checksum": fingerprint([bundle.files, bundle.members])}
 
 
+def licenses_of(bundle: BundleManifest | None) -> list[License]:
+    """The licences of the weights that a bundle was trained from, which an index of it inherits."""
+    return [] if bundle is None else recorded(bundle.licenses, source=bundle.name)
+
+
 def width_of(predictor: Predictor) -> int:
     """The length of the embeddings; a bundle whose task gives none is a SearchError."""
     width = predictor.task.vectors().get("image_embedding")
@@ -119,7 +125,7 @@ def default_folder(predictor: Predictor, place: str, *, root: Path) -> Path:
 def _build(
     predictor: Predictor, places: Sequence[str], *, out: Path, faiss: str | None, width: int, reporter: Reporter
 ) -> Built:
-    bundle = checksum(predictor.manifest)
+    bundle, licenses = checksum(predictor.manifest), licenses_of(predictor.manifest)
     earlier, content = None, None
     if (out / MANIFEST).is_file():
         earlier = read_manifest(out)
@@ -144,10 +150,17 @@ def _build(
     errors = _embed(predictor, collection.entries, known, names=names, parts=parts, reporter=reporter)
     found = _content(collection.entries, known, errors, width=width, sparse=bool(names))
     embedded = Counter(key.partition(":")[0] for key in list(known)[before:])
-    if content is None or earlier is None or not _same(content, found) or earlier.faiss != faiss:
+    if (
+        content is None
+        or earlier is None
+        or not _same(content, found)
+        or (earlier.faiss, earlier.licenses) != (faiss, licenses)
+    ):
         where = [absolute(place) for place in places]
-        earlier = write_index(out, found, bundle=bundle, places=where, faiss=faiss)
+        earlier = write_index(out, found, bundle=bundle, licenses=licenses, places=where, faiss=faiss)
     shutil.rmtree(out / PARTS, ignore_errors=True)
+    for line in license_lines(licenses):
+        reporter.line(line)
     return Built(
         out,
         earlier,

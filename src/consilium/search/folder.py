@@ -1,7 +1,8 @@
 """The files of an index, format 1, and what a build that was interrupted left there.
 
 ================  ====================================================================================================
-``index.json``    format, version of Consilium, bundle (name, checksum), places, counts, checksums of the other files
+``index.json``    format, version of Consilium, bundle (name, checksum), licences of the weights that the bundle was
+                  trained from, places, counts, checksums of the other files
 ``cases.jsonl``   a case a line, as ``Entry``; ``texts`` are lines of ``texts.jsonl``, from 0; ``error``: why its image
                   has no embedding
 ``images.npy``    float32 [N, D]: for each case the embedding of its image, of length 1; zeros where it has none
@@ -27,9 +28,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from consilium.core.errors import SearchError
 from consilium.core.files import atomic_file, atomic_folder, sha256_of, write_json
+from consilium.core.licenses import License
 from consilium.search.collection import Entry
 from consilium.search.terms import NO_TERMS, TermVectors
 
@@ -40,7 +43,10 @@ TERMS, FAISS, PARTS = "terms.npz", "images.faiss", "parts"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an index says about itself; ``bundle`` has the ``name`` and the ``checksum`` of the bundle it is of."""
+    """What an index says about itself; ``bundle`` has the ``name`` and the ``checksum`` of the bundle it is of.
+
+    ``licenses`` are those that the bundle inherited; None in an index of a version that did not keep them.
+    """
 
     format_version: int
     consilium_version: str
@@ -53,6 +59,7 @@ class Manifest:
     width: int
     faiss: str | None = None
     files: dict[str, str] = field(default_factory=dict)
+    licenses: list[License] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,9 @@ def read_manifest(folder: Path) -> Manifest:
                 f"the index {folder} has format {found}, written by Consilium {tree.get('consilium_version')}; this "
                 f"version reads up to {FORMAT_VERSION}. Update Consilium."
             )
-        manifest = Manifest(**{item.name: tree[item.name] for item in fields(Manifest)})
+        licenses = TypeAdapter(list[License] | None).validate_python(tree.get("licenses"))
+        named = [item.name for item in fields(Manifest) if item.name != "licenses"]
+        manifest = Manifest(**{name: tree[name] for name in named}, licenses=licenses)
         if not {"name", "checksum"} <= set(manifest.bundle):
             raise KeyError("bundle")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -132,7 +141,13 @@ def read_content(folder: Path, manifest: Manifest) -> Content:
 
 
 def write_index(
-    folder: Path, content: Content, *, bundle: dict[str, str], places: list[str], faiss: str | None
+    folder: Path,
+    content: Content,
+    *,
+    bundle: dict[str, str],
+    licenses: list[License],
+    places: list[str],
+    faiss: str | None,
 ) -> Manifest:
     """Write an index into a folder, in the place of what was there; a reader never sees half of one."""
     number = {text: row for row, text in enumerate(content.texts)}
@@ -163,8 +178,10 @@ def write_index(
             width=content.images_ND.shape[1],
             faiss=faiss,
             files={path.name: sha256_of(path) for path in sorted(temporary.iterdir())},
+            licenses=licenses,
         )
-        write_json(temporary / MANIFEST, asdict(manifest))
+        tree = {**asdict(manifest), "licenses": [own.model_dump(mode="json") for own in licenses]}
+        write_json(temporary / MANIFEST, tree)
     return manifest
 
 

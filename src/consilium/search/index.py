@@ -12,12 +12,13 @@ import numpy as np
 
 from consilium.console import reporting
 from consilium.core.errors import ConfigError, ImageError, SearchError
+from consilium.core.licenses import License
 from consilium.core.reporter import Reporter, counted, some
 from consilium.data.batches.rows import Query
 from consilium.data.images.in_memory import View
 from consilium.evaluation.retrieval.ranks import nearest
 from consilium.predictor import Predictor
-from consilium.search.building import MISSING_VIEW, build_index, check_bundle, width_of
+from consilium.search.building import MISSING_VIEW, build_index, check_bundle, licenses_of, width_of
 from consilium.search.collection import Views
 from consilium.search.faiss_index import FaissImages
 from consilium.search.folder import FAISS, Content, Manifest, read_content, read_manifest
@@ -186,6 +187,12 @@ class Index:
             )
             for rank, place in enumerate(order[products[order] > 0], start=1)
         ]
+
+    @property
+    def licenses(self) -> list[License]:
+        """The licences of the weights that its expert was trained from, which it inherits."""
+        kept = self.manifest.licenses
+        return licenses_of(self._model.manifest) if kept is None else kept
 
     def cuts(self, text: str) -> bool:
         """Whether a text is longer than the model reads, so that a search for it leaves the end out."""

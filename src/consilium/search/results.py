@@ -58,12 +58,14 @@ class Results:
         """What the page says of where the results are from."""
         manifest = self.index.manifest
         search = "exact" if manifest.faiss is None or self.among != "images" or self.filters else manifest.faiss
+        named = "; ".join(f"{own.source}: {own.name or 'unknown'}" for own in self.index.licenses)
         return {
             "Index": str(self.index.folder),
             "Made of": ", ".join(manifest.places),
             "Index of": manifest.created,
             "Cases": f"{manifest.cases:,}",
             "Bundle": f"{manifest.bundle['name']} ({manifest.bundle['checksum']})",
+            **({"Licences of its starting weights": named} if named else {}),
             "Search": search,
         }
 
