@@ -89,8 +89,8 @@ def differences(form: Form, image: ImageConfig, *, looks: AveragingConfig) -> li
     if library is not None:
         if image.fit == "crop":
             found.append(
-                f"{library} resizes an image before it cuts, Consilium cuts first: at the border of the cut pixels "
-                "differ by a few levels of 255."
+                f"{library} resizes an image before it cuts, and rounds its sides then; Consilium cuts first. Pixels "
+                "differ by a few levels of 255, most at the border of the cut."
             )
             if image.size[0] != image.size[1] and form == "hf":
                 found.append("transformers cuts another part of an image where `size` is no square.")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.layers.drop import DropPath
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import PretrainedCfg
@@ -99,7 +100,8 @@ def load_timm(
 def timm_width(name: str, pool: str) -> int:
     """The features of a model with this pooling; "" is its own."""
     options: dict[str, Any] = {"global_pool": pool} if pool else {}
-    model: Any = timm.create_model(name, num_classes=0, **options)
+    with torch.device("meta"):  # a large one would take minutes to draw its weights
+        model: Any = timm.create_model(name, num_classes=0, **options)
     return int(model.num_features)
 
 
