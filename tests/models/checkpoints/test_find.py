@@ -216,6 +216,14 @@ def test_siglip2_pads_and_lowers_as_its_own_tokenizer_does(tmp_path: Path) -> No
         assert ours.encode(text).ids == theirs.encode(text.lower()).ids
 
 
+def test_a_damaged_description_of_a_tokenizer(tmp_path: Path) -> None:
+    folder = siglip_hf(tmp_path / "model").folder
+    for text in ("{", "[1]"):
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        with pytest.raises(WeightsError, match=r"tokenizer_config\.json cannot be read .*Copy it again"):
+            find_model(str(folder)).tokenizer()
+
+
 def test_the_text_tower_of_a_siglip_by_itself(tmp_path: Path) -> None:
     config = transformers.SiglipTextConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
     config.save_pretrained(tmp_path)
