@@ -91,7 +91,7 @@ def ours(case: Case, folder: Path) -> Round:
     transform = DeviceTransform(IMAGE, augmentation=AUGMENTATION, seed=0)
     read = our_reader(case, folder) if case.files else None
     parts = Parts()
-    parts.watch(task, optimizer, accelerator)
+    parts.watch(task, optimizer)
 
     def run(steps: int) -> Steps:
         clock = Clock()
@@ -111,6 +111,8 @@ def ours(case: Case, folder: Path) -> Round:
         clock.mark()
         with contextlib.suppress(EnoughError):
             fit(training, progress=Progress())
+        if not parts.seconds["backward"]:
+            raise SystemExit("the loop no longer calls Tensor.backward, so that the parts of a step are not known.")
         return clock.steps(parts.seconds)
 
     return run
@@ -126,7 +128,7 @@ class Parts:
 
     def clear(self) -> None:
         """Begin anew."""
-        self.seconds.update(dict.fromkeys(("forward and backward", "optimizer", "reading"), 0.0))
+        self.seconds.update(dict.fromkeys(("forward", "backward", "optimizer", "reading"), 0.0))
 
     def begin(self, *given: Any) -> None:
         """A part begins; what a hook is given does not matter."""
@@ -136,18 +138,18 @@ class Parts:
         """It ends."""
         self.seconds[name] += time.process_time() - self._since
 
-    def watch(self, task: Align, optimizer: torch.optim.Optimizer, accelerator: Any) -> None:
-        """Count forward and backward, and the optimizer, from now on."""
-        backward = accelerator.backward
+    def watch(self, task: Align, optimizer: torch.optim.Optimizer) -> None:
+        """Count forward, backward and the optimizer from now on, in this process."""
+        backward = torch.Tensor.backward
 
-        def timed_backward(loss: Tensor, **named: Any) -> None:
+        def timed_backward(loss: Tensor, *given: Any, **named: Any) -> None:
             self.begin()
-            backward(loss, **named)
-            self.end("forward and backward")
+            backward(loss, *given, **named)
+            self.end("backward")
 
-        accelerator.backward = timed_backward
+        torch.Tensor.backward = timed_backward  # type: ignore[assignment]
         task.register_forward_pre_hook(self.begin)
-        task.register_forward_hook(lambda *given: self.end("forward and backward"))
+        task.register_forward_hook(lambda *given: self.end("forward"))
         optimizer.register_step_pre_hook(self.begin)
         optimizer.register_step_post_hook(lambda *given: self.end("optimizer"))
 
