@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,6 @@ def their_parts(case: Case, folder: Path) -> tuple[Any, Any, Any]:
 
 def theirs(case: Case, folder: Path) -> Round:
     """Steps of their trainer."""
-    from open_clip import create_loss
-    from open_clip_train.train import train_one_epoch
-
     torch.manual_seed(0)
     arguments, model, data = their_parts(case, folder)
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -49,27 +46,47 @@ def theirs(case: Case, folder: Path) -> Round:
     others = [parameter for _, parameter in named if parameter.ndim < 2]
     groups = [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": DECAY}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), eps=1e-6)
-    loss = create_loss(arguments)
+    epoch = their_epoch(model, optimizer, arguments)
     vocabulary = case.text["vocab_size"]
 
     def run(steps: int) -> Steps:
         clock = Clock()
         own = data or {"train": Given(list(tensors(case, steps=steps, vocabulary=vocabulary)), case.batch)}
-        train_one_epoch(model, own, loss, 0, optimizer, None, lambda step: clock.mark(), None, arguments)
+        epoch(own, lambda step: clock.mark())
         clock.mark()
         return clock.steps()
 
     return run
 
 
+def their_epoch(model: Any, optimizer: Any, arguments: Any) -> Callable[[Any, Callable[[int], None]], None]:
+    """What takes data and a schedule and trains an epoch; version 4 has all else in one state."""
+    import open_clip
+    from open_clip_train import train
+
+    if hasattr(train, "TrainState"):
+        task = open_clip.create_task(arguments, model=model)
+        return lambda data, schedule: train.train_one_epoch(
+            train.TrainState(task, optimizer=optimizer, scheduler=schedule), data, arguments
+        )
+    loss = open_clip.create_loss(arguments)
+    return lambda data, schedule: train.train_one_epoch(
+        model, data, loss, 0, optimizer, None, schedule, None, arguments
+    )
+
+
 class Given:
-    """Batches that are there, as their trainer asks for them."""
+    """Batches that are there, as their trainer asks for them: from version 4 on by name."""
 
     def __init__(self, batches: Sequence[tuple[Tensor, Tensor]], batch: int) -> None:
         self.batches, self.dataloader = batches, self
         self.num_batches, self.num_samples = len(batches), len(batches) * batch
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
+        from open_clip_train import train
+
+        if hasattr(train, "TrainState"):
+            return iter([{"image": images_BCHW, "text": tokens_BT} for images_BCHW, tokens_BT in self.batches])
         return iter(self.batches)
 
     def set_epoch(self, epoch: int) -> None:

@@ -175,6 +175,7 @@ def test_a_bad_image_and_a_missing_mask_are_bad_rows(bucket: str, tiny_images: P
     assert "2 rows are bad" in str(error.value)
 
 
+@pytest.mark.slow
 def test_training_straight_from_the_bucket_is_training_on_the_same_files(
     bucket: str, tiny: TrainTiny, tiny_images: Path, tiny_run: Run, tmp_path: Path, cli: Cli
 ) -> None:
@@ -301,6 +302,7 @@ def test_archives_in_the_bucket(bucket: str, tiny_images: Path, tiny_run: Run, t
     assert consilium.load(f"{bucket}/bundle.zip").task.labels.leaves == ("ct", "mri", "xray")
 
 
+@pytest.mark.slow
 def test_a_cascade_in_the_bucket_brings_its_networks(bucket: str, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", labels=("ct/chest", "ct/head", "xray/hand"))
     own = ["task.tree.head=cascade", "data.sources.0.label_levels=2", f"output.copy_to={bucket}/done"]

@@ -156,9 +156,9 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 
 
 def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], *, names: Sequence[str] = ()) -> None:
-    """Equal within what another order of additions may change."""
+    """Equal within what another order of additions may change, on any processor."""
     assert actual.keys() == expected.keys()
     for name in names or expected:
         torch.testing.assert_close(
-            actual[name], expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            actual[name], expected[name], rtol=1e-4, atol=5e-6, msg=lambda m, n=name: f"{n}: {m}"
         )

@@ -233,6 +233,7 @@ def start(script: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written(cli: Cli, recipe: Path, whole: Path) -> None:
     marker = recipe.parent / "writing"
     process = start(SLOW_SAVE, "train", recipe, *LONG, marker)

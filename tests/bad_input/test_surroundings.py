@@ -114,6 +114,7 @@ print(sum(1 for _ in loader.load(evaluation_requests(range(8), config=config))))
 """
 
 
+@pytest.mark.slow
 def test_workers_do_not_run_the_script_again(tiny_images: Path, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
     command = [sys.executable, str(tmp_path / "script.py"), str(next(tiny_images.rglob("*.jpg")))]
@@ -126,6 +127,7 @@ def test_workers_do_not_run_the_script_again(tiny_images: Path, tmp_path: Path) 
 UNDER_NOHUP = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {CLI}"
 
 
+@pytest.mark.slow
 def test_a_signal_that_nohup_ignores_and_the_warning_of_a_scheduler(recipe: Path) -> None:
     long = ["trainer.max_epochs=400", "trainer.max_steps=1200", "data.loader.workers=1"]
     process = start(UNDER_NOHUP, "train", recipe, *long)
@@ -155,6 +157,7 @@ def test_signals_end_a_command_as_ctrl_c_does(
 # -- Readers that go away -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_outlives_the_reader_of_its_output(recipe: Path) -> None:
     process = start(CLI, "train", recipe)
     assert process.stdout is not None

@@ -22,6 +22,7 @@ def run_of(folder: Path, *overrides: str, resume: bool = False) -> Run:
     return train_pairs(folder, *OWN, *overrides, resume=resume)
 
 
+@pytest.mark.slow
 def test_computing_twice_changes_nothing_that_is_learned(tmp_path: Path) -> None:
     """What dropout of texts and patches leaves out is the same the second time; a resumed run is the unbroken one."""
     once, twice = run_of(tmp_path / "once"), run_of(tmp_path / "twice", *TWICE)
