@@ -14,7 +14,7 @@ from torch import Tensor
 
 from consilium.core.errors import ConfigError, WeightsError
 from consilium.core.licenses import License
-from consilium.models.hub import ModelFolder, short, weights_of
+from consilium.models.hub import ModelFolder, pretrained_key, short, weights_of
 from consilium.models.licenses import file_licenses
 from consilium.models.parts import first_names, fit_table, further_layers, tower_part
 from consilium.models.weights import load_tensors
@@ -103,7 +103,7 @@ class HubEncoder:
 
     def with_weights_of(self, place: str, kind: str = ENCODER) -> LoadedEncoder:
         """The model with the weights of a file, or of the folder that holds one; a file may hold a whole training."""
-        file = weights_of(place, key=f"{self._place.key.removesuffix('.name')}.pretrained", names=_FILES)
+        file = weights_of(place, key=pretrained_key(self._place.key), names=_FILES)
         tensors = load_tensors(file)
         config = self._config_for(kind)
         with torch.device("meta"):

@@ -68,7 +68,7 @@ class ModelFolder:
             raise WeightsError(
                 f"{self.key} is {self.name}, a file of weights, which does not say what they are of; give the folder "
                 f"or the name of the model as {self.key.removesuffix('.name')}.name, and the file as "
-                f"{self.key.removesuffix('.name')}.pretrained."
+                f"{pretrained_key(self.key)}."
             )
         if not _is_model(folder):
             raise WeightsError(
@@ -144,6 +144,11 @@ def _is_model(folder: Path) -> bool:
 def is_a_path(name: str) -> bool:
     """Whether a name means a place on this machine or in a bucket, and not one on the hub."""
     return is_remote(name) or name.startswith(("/", "./", "../", "~")) or Path(name).exists()
+
+
+def pretrained_key(key: str) -> str:
+    """The config key of the file of weights beside the key of a model's name."""
+    return f"{key.removesuffix('.name')}.pretrained"
 
 
 def weights_of(place: str, *, key: str, names: Sequence[str] = WEIGHTS_FILES) -> Path:

@@ -25,6 +25,7 @@ from consilium.models.hub import (
     file_in,
     how_to_carry,
     is_a_path,
+    pretrained_key,
     short,
     weights_of,
 )
@@ -46,7 +47,7 @@ def find_model(name: str, *, weights: str | None = None, key: str = "task.model"
     cannot be had is a WeightsError, what is no such model a
     ConfigError.
     """
-    given: Callable[[], Path] | None = partial(weights_of, weights, key=f"{key}.pretrained") if weights else None
+    given: Callable[[], Path] | None = partial(weights_of, weights, key=pretrained_key(key)) if weights else None
     named, _, tag = name.partition("/")
     if weights is None and (repository := open_clip_hub_name(name)) is not None and carried(repository) is not None:
         return find_model(f"{HUB}{repository}", key=key)
@@ -173,7 +174,7 @@ def _from_file(key: str, name: str) -> str:
     """What to set for weights of a file, in words; the tag stays in the name, for it says how they are read."""
     if key == "task.model":
         return f"set task.model to {{name: {name}, pretrained: FILE}}"
-    return f"set {key.removesuffix('.name')}.pretrained to FILE"
+    return f"set {pretrained_key(key)} to FILE"
 
 
 def _download(name: str, tag: str, place: ModelFolder) -> Path:
